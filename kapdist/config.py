@@ -1,0 +1,293 @@
+"""Every knob, once: frozen models, one section per owner, one line of doc per field.
+
+defaults < YAML file < ``section.key=value``. Nothing mutates a config; whatever follows from it lives in plan.py.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+
+class Section(BaseModel):
+    """A part of the config that has one owner: frozen, and a key that nobody reads is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+
+
+def fraction(value: Any) -> Any:
+    """Read "4/255" as the number it means and leave everything else to pydantic."""
+    if isinstance(value, str) and re.fullmatch(r"\s*[\d.]+\s*/\s*[\d.]+\s*", value):
+        numerator, denominator = value.split("/")
+        if Fraction(denominator.strip()) == 0:
+            raise ValueError("a fraction that is not over zero")
+        return float(Fraction(numerator.strip()) / Fraction(denominator.strip()))
+    return value
+
+
+Epsilon = Annotated[float, BeforeValidator(fraction), Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Natural = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")]
+
+
+class DataConfig(Section):
+    """Owner: data/."""
+
+    train: Path
+    """The beton to train on (kapdist data write)."""
+    validation: Path
+    """The beton to evaluate on; attacks take their images from it too."""
+    resolution: Annotated[int, Field(ge=8, le=2048)] = 32
+    """Side of the square images that the model sees, pixels."""
+    crop: Literal["none", "random-resized"] = "none"
+    """Training crop: none needs images of exactly `resolution`; random-resized takes images of any size."""
+    crop_ratio: Annotated[float, Field(gt=0, le=1)] = 224 / 256
+    """Evaluation with random-resized training: the share of the shorter side that the centre crop keeps."""
+    flip: bool = False
+    """Mirror training images left to right with probability 1/2."""
+    translate: Annotated[int, Field(ge=0, le=64)] = 0
+    """Shift training images by up to this many pixels in both directions, black outside."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Decoding threads per rank; 0 divides the CPUs that this process may use among the ranks of the node."""
+    batches_ahead: Natural = 3
+    """Batches that are decoded ahead of the step that uses them."""
+    timeout_seconds: Positive = 300.0
+    """Longest wait for one batch before the loader gives up (the first one includes compilation)."""
+
+
+class ModelConfig(Section):
+    """Owner: models/."""
+
+    name: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet18"
+    """Architecture."""
+    num_classes: Annotated[int, Field(ge=2)] = 1000
+    """Number of logits."""
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    """imagenet: 7x7 stride 2 and a max pool; cifar: 3x3 stride 1."""
+    width: Positive = 1.0
+    """Multiplier of every layer's channels."""
+    blurpool: bool = False
+    """Low-pass filter before strided convolutions (Zhang 2019)."""
+    zero_init_residual: bool = True
+    """Start the last norm of every block at zero (Goyal et al. 2017)."""
+    dropout: Probability = 0.0
+    """Dropout inside the blocks: the pseudo-ensemble baseline."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Per-channel mean of images in [0, 1]; the model normalises inside."""
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    """Per-channel standard deviation of images in [0, 1]."""
+    weights: Path | None = None
+    """Initial weights, safetensors or a plain state_dict; torchvision's names."""
+
+
+class KapConfig(Section):
+    """Owner: kap/."""
+
+    pool_size: Natural = 1
+    """K, the kernels that are averaged (odd); on a sheet the window is K x K. 1 is no average."""
+    layout: Literal["line", "sheet"] = "line"
+    """How kernels neighbour each other."""
+    noise_std: NonNegative = 0.0
+    """Standard deviation of the activation noise, added before the average, in training."""
+
+    @field_validator("pool_size")
+    @classmethod
+    def odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError("an odd number")
+        return value
+
+
+class OptimConfig(Section):
+    """Owner: train/optim.py."""
+
+    lr: Positive = 0.5
+    """Peak learning rate, for the global batch size as it stands."""
+    momentum: Probability = 0.9
+    """Nesterov momentum of SGD."""
+    weight_decay: NonNegative = 5e-5
+    """On weights of convolutions and linear layers only, never on norms and biases."""
+    warmup_epochs: NonNegative = 2.0
+    """Epochs from zero to the peak, linear by step."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    """The way from the peak back to zero."""
+    label_smoothing: Probability = 0.1
+    """Label smoothing of the training loss."""
+    clip_grad_norm: NonNegative = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
+    ema_decay: Probability = 0.0
+    """Decay of the moving average of weights that is evaluated and exported; 0 keeps none."""
+
+
+class TrainConfig(Section):
+    """Owner: train/loop.py."""
+
+    epochs: Natural = 16
+    """Passes over the training set."""
+    batch_size: Natural = 1024
+    """Global batch size: images per optimizer step over all ranks."""
+    accumulation_steps: Natural = 1
+    """Parts that a rank splits its share of a batch into."""
+    input_noise_std: NonNegative = 0.0
+    """Standard deviation of Gaussian noise on training images in [0, 1]."""
+    evaluate_every_epochs: Natural = 1
+    """Evaluate after every so many epochs, and at the end."""
+    eval_batch_size: Natural = 500
+    """Images per rank and evaluation batch."""
+    checkpoint_every_steps: Annotated[int, Field(ge=0)] = 0
+    """Checkpoint after every so many steps; 0 leaves it to the clock."""
+    checkpoint_every_minutes: NonNegative = 10.0
+    """Checkpoint after so many minutes; 0 leaves it to the steps."""
+    keep_checkpoints: Natural = 2
+    """Newest checkpoints kept."""
+    log_every_steps: Natural = 20
+    """Steps between two lines of metrics."""
+    wandb_project: str | None = None
+    """Weights & Biases project to log to as well (needs the extra `wandb`)."""
+
+
+class EngineConfig(Section):
+    """Owner: engine/."""
+
+    name: Literal["ddp"] = "ddp"
+    """Engine that runs the step."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where; auto takes a GPU if there is one."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast precision; weights stay fp32."""
+    channels_last: bool = True
+    """Keep activations and weights in channels-last order."""
+    compile: bool = False
+    """torch.compile the model."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads per rank; 0 divides the CPUs that this process may use among the ranks of the node."""
+    timeout_minutes: Positive = 10.0
+    """Longest wait of one rank for the others."""
+
+
+class Config(Section):
+    """A training run."""
+
+    name: Name
+    """Name of the run and of its directory; by default the name of the config file."""
+    runs_dir: Path = Path("runs")
+    """Where run directories are."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Everything random follows from it."""
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    kap: KapConfig = KapConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    engine: EngineConfig = EngineConfig()
+
+    @model_validator(mode="after")
+    def has_a_clock_for_checkpoints(self) -> Config:
+        if not self.train.checkpoint_every_steps and not self.train.checkpoint_every_minutes:
+            raise ValueError("train.checkpoint_every_steps or train.checkpoint_every_minutes above 0")
+        return self
+
+
+# What may differ when a run is continued: it decides how fast the run goes and what it says, not what it learns.
+MAY_CHANGE = (
+    "runs_dir",
+    "data.workers",
+    "data.batches_ahead",
+    "data.timeout_seconds",
+    "engine.threads",
+    "engine.timeout_minutes",
+    "train.evaluate_every_epochs",
+    "train.eval_batch_size",
+    "train.checkpoint_every_steps",
+    "train.checkpoint_every_minutes",
+    "train.keep_checkpoints",
+    "train.log_every_steps",
+    "train.wandb_project",
+)
+
+
+class AttackedModelConfig(Section):
+    """Owner: attack/model.py. The model of a run directory, or any other one."""
+
+    factory: str | None = None
+    """`package.module:function` or `file.py:function` that returns the classifier; default: the run's own model."""
+    weights: Path | None = None
+    """Weights for the factory's model, safetensors or a plain state_dict."""
+
+
+class AttackConfig(Section):
+    """An attack on a trained model."""
+
+    name: Name
+    """Name of the attack and of its directory; by default the name of the config file."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Attack starts and the choice of images follow from it."""
+    model: AttackedModelConfig = AttackedModelConfig()
+    data: Path | None = None
+    """Beton with the images; default: the run's validation beton."""
+    num_classes: Annotated[int, Field(ge=2)] | None = None
+    """Classes of a factory's model; default: the run's, or the data's."""
+    num_images: Annotated[int, Field(ge=0)] = 5000
+    """Images to attack, chosen by seed; 0 takes all."""
+    norm: Literal["Linf", "L2", "L1"] = "Linf"
+    """Norm that bounds the perturbation."""
+    eps: Epsilon = 4 / 255
+    """Size of the perturbation; a fraction such as 4/255 may be written."""
+    version: Literal["standard", "plus", "rand", "custom"] = "standard"
+    """AutoAttack's list of attacks; custom takes `attacks`."""
+    attacks: tuple[Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"], ...] = ()
+    """The list of attacks of version custom, in order."""
+    noise: Literal["off", "fixed", "fresh"] = "off"
+    """Mode of the model's activation noise under attack."""
+    chunk_size: Natural = 64
+    """Images per chunk: the unit of work, of seeding and of resume."""
+    num_shards: Natural = 1
+    """Local processes of `attack run`; more shards never change the verdict."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads per shard, part of the plan; 0 divides this machine's among the shards."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where; auto takes a GPU if there is one."""
+    keep_adversarial: bool = False
+    """Keep the adversarial images."""
+    timeout_minutes: Positive = 24 * 60.0
+    """Longest time that `attack run` waits for its shards."""
+
+    @model_validator(mode="after")
+    def attacks_go_with_custom(self) -> AttackConfig:
+        if (self.version == "custom") != bool(self.attacks):
+            raise ValueError("attacks with version custom, and only then")
+        if len(set(self.attacks)) != len(self.attacks):
+            raise ValueError("each attack once in attacks")
+        return self
+
+
+AnyConfig = TypeVar("AnyConfig", Config, AttackConfig)
+
+
+def flatten(section: Section, prefix: str = "") -> dict[str, Any]:
+    """Return {dotted key: value} of a config, JSON values, sections opened."""
+    flat: dict[str, Any] = {}
+    for key in type(section).model_fields:
+        value = getattr(section, key)
+        if isinstance(value, Section):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = section.model_dump(mode="json", include={key})[key]
+    return flat
+
+
+def dotted_keys(model: type[Section], prefix: str = "") -> list[str]:
+    """Return every dotted key of a config class, sections included."""
+    keys = []
+    for key, field in model.model_fields.items():
+        keys.append(prefix + key)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            keys += dotted_keys(field.annotation, f"{prefix}{key}.")
+    return keys

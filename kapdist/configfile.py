@@ -1,0 +1,109 @@
+"""From a YAML file and ``section.key=value`` words to a config, with errors in the user's own words."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from kapdist.config import AnyConfig, Section, dotted_keys
+from kapdist.errors import InputError
+
+
+def load_config(model: type[AnyConfig], path: Path, overrides: Sequence[str] = ()) -> AnyConfig:
+    """Read a config: defaults, then the file, then the overrides.
+
+    Raises:
+        InputError: for an unreadable file, a duplicate or unknown key (names the nearest), a bad value (names
+            the bound).
+    """
+    values = OmegaConf.merge(read_yaml(path), *(parse_override(word, model) for word in unique(overrides)))
+    try:
+        container = OmegaConf.to_container(values, resolve=True)
+    except OmegaConfBaseException as error:
+        raise InputError(path, "interpolations that resolve", first_line(error)) from None
+    assert isinstance(container, dict)
+    container.setdefault("name", path.parent.name if path.name == "config.yaml" else path.stem)
+    try:
+        return model.model_validate(container)
+    except ValidationError as error:
+        raise InputError(*describe(error, model, path, overrides)) from None
+
+
+def dump_config(config: Section) -> str:
+    """Return the resolved config as YAML; loading it gives an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def read_yaml(path: Path) -> Any:
+    try:
+        values = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise InputError(path, "a config file", "nothing") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(path, "a readable config file", first_line(error)) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}, line {mark.line + 1}" if mark else path
+        raise InputError(place, "YAML", getattr(error, "problem", None) or first_line(error)) from None
+    if not OmegaConf.is_dict(values):
+        raise InputError(path, "a mapping of keys to values", "a list or a single value")
+    return values
+
+
+def unique(overrides: Sequence[str]) -> Sequence[str]:
+    keys = [word.partition("=")[0] for word in overrides]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise InputError(f"override {key}", "one value", f"{keys.count(key)} values")
+    return overrides
+
+
+def parse_override(word: str, model: type[Section]) -> Any:
+    key, equals, _ = word.partition("=")
+    if not equals or not key:
+        raise InputError(f"override {word!r}", "section.key=value", "no '='")
+    if key not in dotted_keys(model):
+        raise InputError(f"override {word!r}", f"a known key{nearest(key, model)}", repr(key))
+    try:
+        return OmegaConf.from_dotlist([word])
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise InputError(f"override {word!r}", "a YAML value", first_line(error)) from None
+
+
+def describe(
+    error: ValidationError, model: type[Section], path: Path, overrides: Sequence[str]
+) -> tuple[str, str, str]:
+    """Say the first of pydantic's findings as (place, expected, found), and how many more there are."""
+    first, *others = error.errors()
+    key = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and not part.startswith("function-"))
+    override = next((word for word in overrides if word.partition("=")[0] == key), None)
+    place = f"override {override!r}" if override else f"{path}: {key}" if key else str(path)
+    more = f" (and {len(others)} more)" if others else ""
+    if first["type"] == "extra_forbidden":
+        return place, f"a known key{nearest(key, model)}", repr(key) + more
+    if first["type"] == "missing":
+        return place, "a value", "nothing" + more
+    expected = first["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("should be ")
+    found = "the contrary" if first["type"] == "value_error" and not key else repr(first["input"])
+    return place, expected, found + more
+
+
+def nearest(key: str, model: type[Section]) -> str:
+    """Name the key that the user may have meant: by the whole name, else by its last word anywhere."""
+    keys = dotted_keys(model)
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.7)
+    last = key.rpartition(".")[2]
+    close = close or [name for name in keys if name.rpartition(".")[2] == last]
+    close = close or difflib.get_close_matches(key, keys, n=1, cutoff=0.4)
+    return f" (nearest: {close[0]})" if close else ""
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,57 @@
+"""What a run ran on: git commit and diff, packages, host, Slurm. Written to environment.json."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("kapdist", "torch", "ffcv", "numpy", "pyautoattack", "polars", "pydantic", "omegaconf")
+VARIABLES = ("SLURM_", "NCCL_", "OMP_", "MKL_", "CUDA_VISIBLE_DEVICES")
+
+
+def environment() -> dict[str, Any]:
+    """Return JSON values that describe this process's environment."""
+    return {
+        "command": sys.argv,
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "packages": package_versions(),
+        "git": git_state(),
+        "variables": {key: value for key, value in sorted(os.environ.items()) if key.startswith(VARIABLES)},
+    }
+
+
+def package_versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
+    """Return the installed version of each package, None where it is absent."""
+    return {name: package_version(name) for name in names}
+
+
+def package_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def git_state() -> dict[str, str] | None:
+    """Return commit and diff of the checkout that kapdist runs from, None outside of one."""
+    commit = git("rev-parse", "HEAD")
+    return None if commit is None else {"commit": commit.strip(), "diff": git("diff", "HEAD") or ""}
+
+
+def git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

@@ -1,0 +1,97 @@
+"""Config + number of ranks + number of images -> steps, batches, learning rate. Pure: no torch, no files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+from kapdist.config import Config, OptimConfig
+from kapdist.errors import InputError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from a config; `step` counts finished optimizer steps and is the only clock.
+
+    The images of an epoch are cut into `steps_per_epoch` batches that differ by at most one image, so every
+    image is seen exactly once per epoch and there is no short last batch. Ranks and accumulation cut a batch
+    in the same way.
+    """
+
+    num_images: int
+    world_size: int
+    batch_size: int
+    accumulation_steps: int
+    epochs: int
+    steps_per_epoch: int
+    warmup_steps: int
+    peak_lr: float
+    schedule: str
+
+    @property
+    def total_steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    def epoch(self, step: int) -> int:
+        """Epoch, from 0, that the step after `step` finished ones belongs to."""
+        return step // self.steps_per_epoch
+
+    def batch(self, step: int) -> range:
+        """Positions in the epoch's order that the step takes, over all ranks."""
+        return part(range(self.num_images), step % self.steps_per_epoch, self.steps_per_epoch)
+
+    def rank_batch(self, step: int, rank: int) -> range:
+        """Positions in the epoch's order that one rank takes of the step's batch."""
+        return part(self.batch(step), rank, self.world_size)
+
+    def lr(self, step: int) -> float:
+        """Learning rate of the step after `step` finished ones: linear to the peak, then down to zero."""
+        if step < self.warmup_steps:
+            return self.peak_lr * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        if self.schedule == "cosine":
+            return self.peak_lr * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.peak_lr * (1 - progress)
+
+    def describe(self) -> dict[str, int | float | str]:
+        """Return the plan as JSON values (plan.json)."""
+        return asdict(self) | {"total_steps": self.total_steps}
+
+
+def part(positions: range, index: int, count: int) -> range:
+    """Cut a range into `count` runs that differ by at most one in length; return the one at `index`."""
+    size = len(positions)
+    return positions[index * size // count : (index + 1) * size // count]
+
+
+def make_plan(config: Config, num_images: int, world_size: int) -> Plan:
+    """Derive the plan of a training run.
+
+    Raises:
+        InputError: when the images do not fill one batch, or a rank would get no image in some part of a step.
+    """
+    train, optim = config.train, config.optim
+    if num_images < train.batch_size:
+        raise InputError("train.batch_size", f"at most the {num_images} images of the data", str(train.batch_size))
+    steps_per_epoch = math.ceil(num_images / train.batch_size)
+    smallest = num_images // steps_per_epoch // world_size // train.accumulation_steps
+    if smallest < 1:
+        parts = world_size * train.accumulation_steps
+        raise InputError("train.batch_size", f"at least {parts} (ranks x accumulation)", str(train.batch_size))
+    return Plan(
+        num_images=num_images,
+        world_size=world_size,
+        batch_size=train.batch_size,
+        accumulation_steps=train.accumulation_steps,
+        epochs=train.epochs,
+        steps_per_epoch=steps_per_epoch,
+        warmup_steps=warmup_steps(optim, train.epochs, steps_per_epoch),
+        peak_lr=optim.lr,
+        schedule=optim.schedule,
+    )
+
+
+def warmup_steps(optim: OptimConfig, epochs: int, steps_per_epoch: int) -> int:
+    if optim.warmup_epochs > epochs:
+        raise InputError("optim.warmup_epochs", f"at most train.epochs = {epochs}", str(optim.warmup_epochs))
+    return round(optim.warmup_epochs * steps_per_epoch)
