@@ -1,0 +1,85 @@
+"""KAP models as plain convolutions: what to deploy, and what to attack with the noise off."""
+
+import copy
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from kapdist.kap.conv import KAPConv2d
+from kapdist.kap.kapify import conv_arguments, replace_modules
+
+
+def fold(model: nn.Module, *, norms: bool = False) -> nn.Module:
+    """A copy in which each KAPConv2d is a plain nn.Conv2d with averaged weights: same logits, noise off.
+
+    A grouped KAPConv2d with a pool becomes a dense convolution, because the average mixes the groups: exact,
+    but dearer. With `norms` each nn.BatchNorm2d that alone follows a convolution is folded into it as well,
+    with its running statistics, and an nn.Identity stands in its place; the copy is then in eval mode. Norms
+    that do not follow a convolution directly, are shared or keep no statistics stay.
+
+    Raises: ValueError when `norms` is asked for and torch.fx cannot follow the model's forward.
+    """
+    copied = copy.deepcopy(model)
+    convs = [module for module in copied.modules() if isinstance(module, KAPConv2d)]
+    folded = replace_modules(copied, {conv: plain_conv(conv) for conv in convs})
+    return _fold_norms(folded.eval()) if norms else folded
+
+
+@torch.no_grad()
+def plain_conv(kap: KAPConv2d) -> nn.Conv2d:
+    """The nn.Conv2d that computes what a KAPConv2d computes without noise."""
+    mixes_groups = kap.groups > 1 and (kap.pool_size > 1 or kap.pool_stride > 1)
+    weight = _dense_weight(kap) if mixes_groups else kap.weight
+    arguments = conv_arguments(kap) | {"out_channels": kap.pooled_channels}
+    arguments["groups"] = 1 if mixes_groups else kap.groups
+    conv = nn.Conv2d(**arguments, bias=kap.bias is not None, device="meta")
+    conv.weight = _parameter(kap.average(weight, dim=0), kap.weight)
+    if kap.bias is not None:
+        conv.bias = _parameter(kap.average(kap.bias, dim=0), kap.bias)
+    return conv.train(kap.training)
+
+
+def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.detach().clone(), requires_grad=like.requires_grad)
+
+
+def _dense_weight(conv: nn.Conv2d) -> Tensor:
+    """The weight of the same convolution without groups: (out, in / groups, h, w) to (out, in, h, w)."""
+    groups, per_group = conv.groups, conv.in_channels // conv.groups
+    dense = conv.weight.new_zeros(conv.out_channels, groups, per_group, *conv.kernel_size)
+    rows = torch.arange(conv.out_channels, device=dense.device)
+    dense[rows, rows // (conv.out_channels // groups)] = conv.weight
+    return dense.flatten(1, 2)
+
+
+def _fold_norms(model: nn.Module) -> nn.Module:
+    modules = dict(model.named_modules())
+    for conv_name, norm_name in _conv_norm_pairs(model):
+        fused = fuse_conv_bn_eval(modules[conv_name], modules[norm_name])
+        replace_modules(model, {modules[conv_name]: fused, modules[norm_name]: nn.Identity()})
+    return model
+
+
+def _conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
+    """Names of convolutions and the norms that nothing but they feed, each called exactly once."""
+    try:
+        graph = fx.Tracer().trace(model)
+    except Exception as error:  # fx raises whatever the model's code raises at a proxy
+        raise ValueError(
+            f"cannot fold the norms: torch.fx cannot follow {type(model).__name__}: {error}"
+        ) from error
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    modules = {node: model.get_submodule(str(node.target)) for node in calls}
+    count = {module: list(modules.values()).count(module) for module in modules.values()}
+    pairs = []
+    for norm in calls:
+        conv = norm.args[0] if norm.args else None
+        if type(modules[norm]) is not nn.BatchNorm2d or not isinstance(conv, fx.Node):
+            continue
+        if conv not in modules or type(modules[conv]) is not nn.Conv2d:
+            continue
+        alone = len(conv.users) == 1 and count[modules[conv]] == count[modules[norm]] == 1
+        if alone and modules[norm].running_mean is not None:
+            pairs.append((str(conv.target), str(norm.target)))
+    return pairs

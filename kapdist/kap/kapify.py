@@ -1,0 +1,111 @@
+"""Kernel Average Pooling for any CNN."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from kapdist.kap.average import check_window
+from kapdist.kap.conv import KAPConv2d
+from kapdist.kap.noise import share_noise_source
+
+Where = Callable[[str, nn.Module], bool]
+
+
+def kapify(
+    model: nn.Module,
+    *,
+    pool_size: int = 3,
+    layout: str = "line",
+    noise_std: float = 0.0,
+    where: Where | None = None,
+) -> nn.Module:
+    """Replaces the model's convolutions by KAPConv2d, in place, and returns the model.
+
+    The parameters are the very same objects: an optimizer made before stays valid, the state_dict keeps its
+    keys. `where(name, convolution)` picks; by default every nn.Conv2d is replaced, first layer and shortcuts
+    included. Subclasses of nn.Conv2d compute something of their own and are left as they are, with a warning
+    that names them; so are KAPConv2d of an earlier call, unless `where` picks them (ValueError: fold first).
+    A model that is itself an nn.Conv2d cannot be changed in place: the KAPConv2d is returned. Hooks on a
+    replaced convolution are not carried over. All noisy layers of the model share one noise source.
+
+    Raises: ValueError that names each convolution whose channels the window does not fit, before anything
+    is changed; for an unknown layout, an even pool_size and a negative noise_std.
+    """
+    picked = _pick(model, where)
+    _check(picked, pool_size, layout)
+    new = {
+        conv: kap_conv(conv, pool_size=pool_size, layout=layout, noise_std=noise_std) for conv in picked.values()
+    }
+    model = replace_modules(model, new)
+    share_noise_source(model)
+    return model
+
+
+def kap_conv(conv: nn.Conv2d, *, pool_size: int, layout: str, noise_std: float) -> KAPConv2d:
+    """A KAPConv2d with the parameters (not copies) of `conv`."""
+    kap = KAPConv2d(
+        **conv_arguments(conv),
+        bias=conv.bias is not None,
+        device="meta",  # its own parameters are never filled, and no global random number is drawn
+        pool_size=pool_size,
+        layout=layout,
+        noise_std=noise_std,
+    )
+    kap.weight, kap.bias = conv.weight, conv.bias
+    return kap.train(conv.training)
+
+
+def conv_arguments(conv: nn.Conv2d) -> dict[str, Any]:
+    """The constructor arguments of a convolution, bias, device and dtype apart."""
+    names = (
+        "in_channels",
+        "out_channels",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "padding_mode",
+    )
+    return {name: conv.__dict__[name] for name in names}
+
+
+def replace_modules(model: nn.Module, new: Mapping[Any, nn.Module]) -> nn.Module:
+    """Puts new[module] wherever a module of `new` stands, under each of its names."""
+    if model in new:
+        return new[model]
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):  # named_children() would skip a second name of a child
+            if child in new:
+                parent._modules[name] = new[child]
+    return model
+
+
+def _pick(model: nn.Module, where: Where | None) -> dict[str, nn.Conv2d]:
+    picked, left = {}, []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Conv2d) or (where is not None and not where(name, module)):
+            continue
+        if type(module) is nn.Conv2d:
+            picked[name] = module
+        elif not isinstance(module, KAPConv2d):
+            left.append(f"{name} ({type(module).__name__})")
+        elif where is not None:
+            raise ValueError(f"{name} is a KAPConv2d already: fold the model first, or leave it out with `where`")
+    if left:
+        warnings.warn(f"kapify leaves subclasses of nn.Conv2d as they are: {', '.join(left)}", stacklevel=3)
+    return picked
+
+
+def _check(picked: dict[str, nn.Conv2d], pool_size: int, layout: str) -> None:
+    check_window(10**6, pool_size, 1, layout)  # what is wrong whatever the channels: said without any names
+    refused = []
+    for name, conv in picked.items():
+        try:
+            check_window(conv.out_channels, pool_size, 1, layout)
+        except ValueError as error:
+            refused.append(f"{name or 'the model itself'}: {error}")
+    if refused:
+        raise ValueError("leave these convolutions out with `where`: " + "; ".join(refused))
