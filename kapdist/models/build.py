@@ -1,0 +1,38 @@
+"""From the config's sections to a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from kapdist.errors import InputError
+
+if TYPE_CHECKING:  # the models run where there is no pydantic
+    from kapdist.config import KapConfig, ModelConfig
+
+
+def build_model(model: ModelConfig, kap: KapConfig) -> nn.Module:
+    """Build the network that the two sections describe, with its initial weights.
+
+    `model.weights` is left to the caller: training starts from it, an attack never reads it.
+
+    Raises:
+        InputError: the sections ask for what the architecture cannot be (more kernels averaged than there are).
+    """
+    from kapdist.kap import kapify
+    from kapdist.models import MODELS
+
+    fields = model.model_dump(exclude={"name", "weights"})
+    try:
+        network: nn.Module = MODELS[model.name](**fields)
+    except ValueError as error:
+        raise InputError("model", f"fields that {model.name} can be built from", str(error)) from None
+    if kap.pool_size == 1 and kap.noise_std == 0:
+        return network
+    try:
+        return kapify(network, pool_size=kap.pool_size, layout=kap.layout, noise_std=kap.noise_std)
+    except ValueError as error:
+        raise InputError(
+            "kap", f"an average that {model.name} of width {model.width:g} allows", str(error)
+        ) from None
