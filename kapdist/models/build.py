@@ -33,6 +33,6 @@ def build_model(model: ModelConfig, kap: KapConfig) -> nn.Module:
     try:
         return kapify(network, pool_size=kap.pool_size, layout=kap.layout, noise_std=kap.noise_std)
     except ValueError as error:
-        raise InputError(
-            "kap", f"an average that {model.name} of width {model.width:g} allows", str(error)
-        ) from None
+        first = str(error).partition(";")[0]  # it names every convolution in turn
+        expected = f"an average that {model.name} of width {model.width:g} allows"
+        raise InputError("kap", expected, first) from None
