@@ -1,0 +1,107 @@
+"""The images under attack, from a beton: the only place of the attack that knows kapdist.data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kapdist.attack.plan import AttackPlan, PlannedData
+from kapdist.config import Config, DataConfig
+from kapdist.errors import InputError
+
+if TYPE_CHECKING:  # FFCV takes seconds to import; whoever brings images of their own does without
+    from kapdist.data import BetonInfo
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """What an attack plan needs to know about a beton."""
+
+    data: PlannedData
+    num_images: int
+    num_classes: int
+
+
+def describe_images(path: Path | None, config: Config | None) -> ImageSet:
+    """Read what a beton holds; the run's config, if there is one, says how its images are brought to size.
+
+    Raises:
+        InputError: no beton is named, it is damaged, or nothing says its images' size.
+    """
+    from kapdist.data import open_beton
+
+    if config is None and path is None:
+        raise InputError("data", "a beton with the images (data=FILE.beton), as this is no run of kapdist", "none")
+    if path is None:
+        assert config is not None
+        path = config.data.validation
+    info = open_beton(path)
+    if config is not None:
+        section = config.data
+        shape = {"resolution": section.resolution, "crop": section.crop, "crop_ratio": section.crop_ratio}
+    else:
+        shape = {"resolution": side_of(info, path), "crop": "none", "crop_ratio": 1.0}
+    data = PlannedData.model_validate({"path": path.resolve(), "fingerprint": info.fingerprint, **shape})
+    return ImageSet(data, info.num_images, len(info.class_names))
+
+
+def side_of(info: BetonInfo, path: Path) -> int:
+    """Return the side of square images of one size."""
+    if info.height is None or info.height != info.width:
+        found = "images of many sizes" if info.height is None else f"{info.height} x {info.width}"
+        raise InputError(path, "square images of one size, as no run's config says how to crop", found)
+    return info.height
+
+
+def read_chunks(plan: AttackPlan, chunks: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the images of each chunk, (batch, 3, height, width), float32 in [0, 1], and their labels, int64.
+
+    Raises:
+        InputError: the beton is not the one that was planned with, or a label is beyond the model's classes.
+    """
+    for images, labels in beton_batches(plan, [list(plan.chunk_images(chunk)) for chunk in chunks]):
+        check_images(plan, images, labels)
+        yield images, labels
+
+
+def beton_batches(plan: AttackPlan, batches: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    from kapdist.data import Loader, open_beton
+
+    info = open_beton(plan.data.path)
+    if info.fingerprint != plan.data.fingerprint:
+        expected = f"the beton that was planned with (fingerprint {plan.data.fingerprint[:12]})"
+        raise InputError(plan.data.path, expected, f"fingerprint {info.fingerprint[:12]}")
+    config = DataConfig(
+        train=plan.data.path,
+        validation=plan.data.path,
+        **plan.data.model_dump(include={"resolution", "crop", "crop_ratio"}),
+    )
+    loader = Loader(
+        info,
+        config,
+        training=False,
+        seed=0,
+        max_batch_size=plan.chunk_size,
+        device=torch.device("cpu"),
+        num_workers=1,
+        channels_last=False,  # the library calls .view on images
+    )
+    asked = [np.asarray(ids, dtype=np.int64) for ids in batches]
+    for batch, ids in zip(loader.batches(asked), asked, strict=True):
+        assert np.array_equal(batch.indices, ids), "the loader gave other images than it was asked for"
+        yield batch.images, batch.labels
+
+
+def check_images(plan: AttackPlan, images: Tensor, labels: Tensor) -> None:
+    if not images.isfinite().all() or images.min() < 0 or images.max() > 1:
+        found = f"values from {images.min().item():g} to {images.max().item():g}"
+        raise InputError(plan.data.path, "images in [0, 1]", found)
+    if labels.min() < 0 or labels.max() >= plan.model.num_classes:
+        found = f"labels from {labels.min().item()} to {labels.max().item()}"
+        raise InputError(plan.data.path, f"labels of the model's {plan.model.num_classes} classes", found)

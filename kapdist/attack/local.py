@@ -1,0 +1,157 @@
+"""`attack run`: plan, all shards in processes of this machine, merge."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import polars as pl
+
+from kapdist.attack.merge import merge_chunks
+from kapdist.attack.plan import AttackPlan
+from kapdist.attack.planning import write_new_plan
+from kapdist.attack.progress import Progress
+from kapdist.attack.summary import Summary
+from kapdist.config import AttackConfig
+from kapdist.errors import InputError
+from kapdist.rundir import AttackDir, RunDir, locked
+
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 10.0
+LOG_LINES = 15
+
+
+def run_attack(run: Path, config: AttackConfig) -> Summary:
+    """Attack a run's model, or with model.factory any other one; what was done before is not done again.
+
+    Args:
+        run: a run directory; with model.factory any directory, made if need be.
+
+    Raises:
+        InputError: as plan_attack, run_shard and merge.
+        RuntimeError: a shard failed; its last lines are in the message.
+        TimeoutError: config.timeout_minutes went by. What is done is kept.
+    """
+    attack = RunDir(run).attack(config.name)
+    with locked(attack.lock), ended_by_sigterm():
+        plan = write_new_plan(run, config, attack)
+        for note in plan.notes:
+            print(f"note: {note}", flush=True)
+        run_shards(attack, plan, config)
+        return merge_chunks(attack, plan)
+
+
+def run_shards(attack: AttackDir, plan: AttackPlan, config: AttackConfig) -> None:
+    """Run all shards and wait for them; whatever ends this ends them."""
+    num_shards = min(config.num_shards, plan.num_chunks)
+    deadline = time.monotonic() + config.timeout_minutes * 60
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        for shard in range(num_shards):
+            children.append(start_shard(attack, shard, num_shards, plan.threads))
+        with Progress(f"{plan.run}/{plan.name}", plan.num_chunks) as progress:
+            watch(attack, children, progress, deadline)
+    finally:
+        end(children)
+
+
+def shard_command(attack: AttackDir, shard: int, num_shards: int) -> list[str]:
+    return [sys.executable, "-m", "kapdist.attack.shard", str(attack.root), str(shard), str(num_shards)]
+
+
+def start_shard(attack: AttackDir, shard: int, num_shards: int, threads: int) -> subprocess.Popen[bytes]:
+    attack.logs.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    with attack.shard_log(shard).open("wb") as log:
+        command = shard_command(attack, shard, num_shards)
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+
+
+def watch(attack: AttackDir, children: list[subprocess.Popen[bytes]], progress: Progress, deadline: float) -> None:
+    """Wait for the children; raise as soon as one fails or the time is up."""
+    tally = Tally(attack)
+    while True:
+        codes = [child.poll() for child in children]  # before the count, so that the last one is complete
+        progress.show(*tally.count())
+        for shard, code in enumerate(codes):
+            if code:
+                fail(attack, shard, code)
+        if all(code == 0 for code in codes):
+            return
+        if time.monotonic() > deadline:
+            done = f"{tally.count()[0]} chunks are done and kept: run it again to go on"
+            raise TimeoutError(f"{attack.root}: timeout_minutes are over; {done}")
+        time.sleep(POLL_SECONDS)
+
+
+class Tally:
+    """Chunks done and images robust so far; every file is read once."""
+
+    def __init__(self, attack: AttackDir) -> None:
+        self.attack = attack
+        self.seen: set[str] = set()
+        self.images = self.robust = 0
+
+    def count(self) -> tuple[int, str]:
+        for file in sorted(self.attack.chunks.glob("chunk-*.parquet")):
+            if file.name not in self.seen:
+                self.add(file)
+        return len(self.seen), f"{self.robust}/{self.images} robust so far"
+
+    def add(self, file: Path) -> None:
+        try:
+            table = pl.read_parquet(file, columns=["label", "clean_prediction", "broken_by"])
+        except Exception:  # a damaged one from before: its shard does it again
+            return
+        self.seen.add(file.name)
+        self.images += len(table)
+        left = pl.col("broken_by").is_null() & (pl.col("label") == pl.col("clean_prediction"))
+        self.robust += table.filter(left).height
+
+
+def fail(attack: AttackDir, shard: int, code: int) -> NoReturn:
+    log = attack.shard_log(shard)
+    lines = log.read_text(errors="replace").rstrip().splitlines()
+    if code == 2 and lines:
+        raise InputError(log, "a shard that can run", lines[-1])
+    last = "\n".join(f"  {line}" for line in lines[-LOG_LINES:])
+    raise RuntimeError(f"shard {shard} ended with exit code {code}; the last lines of {log}:\n{last}")
+
+
+def end(children: list[subprocess.Popen[bytes]]) -> None:
+    """End what still runs, gently first."""
+    for child in children:
+        if child.poll() is None:
+            child.terminate()
+    for child in children:
+        try:
+            child.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that the shards and the lock go too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def leave(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)

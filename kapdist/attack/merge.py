@@ -1,0 +1,96 @@
+"""From the chunks of an attack to its records and its summary; gaps, duplicates and foreign chunks are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import polars as pl
+
+from kapdist.attack.plan import AttackPlan, read_plan
+from kapdist.attack.records import write_table
+from kapdist.attack.summary import Summary, summarise
+from kapdist.errors import InputError
+from kapdist.rundir import AttackDir, locked, write_atomic, write_json
+
+
+def merge(attack_dir: Path) -> Summary:
+    """Add up the chunks of an attack; writes records.parquet, summary.json and summary.csv.
+
+    Raises:
+        InputError: a chunk is missing, duplicated, damaged or of another plan (all of a kind in one line), or
+            somebody else is at work in the directory.
+    """
+    attack = AttackDir(attack_dir)
+    plan = read_plan(attack)
+    with locked(attack.lock):
+        return merge_chunks(attack, plan)
+
+
+def merge_chunks(attack: AttackDir, plan: AttackPlan) -> Summary:
+    """Merge without taking the lock, for a caller that holds it."""
+    files = sorted(attack.chunks.glob("*.parquet"))
+    check_chunks(read_index(files), plan, attack)
+    records = pl.read_parquet(files).sort("image")
+    summary = summarise(records, plan)
+    write_table(records, attack.records)
+    write_atomic(attack.root / "summary.csv", pl.DataFrame(summary.rows()).write_csv())
+    write_json(attack.summary, summary.describe())
+    return summary
+
+
+def read_index(files: list[Path]) -> pl.DataFrame:
+    """Return which image of which chunk and plan is in which file."""
+    columns = ["plan", "chunk", "image"]
+    schema = {"plan": pl.String, "chunk": pl.Int32, "image": pl.Int64, "file": pl.String}
+    if not files:
+        return pl.DataFrame(schema=schema)
+    try:
+        tables = [pl.scan_parquet(file).select(*columns, file=pl.lit(file.name)) for file in files]
+        return pl.concat(pl.collect_all(tables))
+    except Exception:  # whatever damaged bytes lead polars to
+        damaged = [file.name for file in files if not is_readable(file, columns)]
+        expected = "whole chunks (remove these and run the shards again)"
+        raise InputError(files[0].parent, expected, f"damaged {listed(damaged)}") from None
+
+
+def is_readable(file: Path, columns: list[str]) -> bool:
+    try:
+        pl.read_parquet(file, columns=columns)
+    except Exception:
+        return False
+    return True
+
+
+def check_chunks(index: pl.DataFrame, plan: AttackPlan, attack: AttackDir) -> None:
+    """Raise InputError unless the files hold each chunk of the plan once and nothing else."""
+    planned = pl.DataFrame(
+        {
+            "image": pl.Series(plan.images, dtype=pl.Int64),
+            "expected": [i // plan.chunk_size for i in range(len(plan.images))],
+        }
+    )
+    foreign = index.filter(pl.col("plan") != plan.fingerprint)["file"].unique().to_list()
+    refuse(attack, f"chunks of this plan ({plan.fingerprint[:12]})", "chunks of another plan in", foreign)
+    files = index.unique(["chunk", "file"]).group_by("chunk").agg("file").filter(pl.col("file").list.len() > 1)
+    refuse(attack, "one file per chunk", "more than one for chunk", files["chunk"].to_list())
+    missing = set(range(plan.num_chunks)) - set(index["chunk"].unique().to_list())
+    refuse(attack, f"all {plan.num_chunks} chunks (run the shards again)", "none of chunk", missing)
+    twice = index.filter(pl.col("image").is_duplicated())["image"].unique().to_list()
+    refuse(attack, "each image once", "duplicates of image", twice)
+    strange = index.join(planned, on="image", how="anti")["image"].to_list()
+    refuse(attack, "images of the plan", "image", strange)
+    absent = planned.join(index, on="image", how="anti")["image"].to_list()
+    refuse(attack, "all images of the plan", "no row of image", absent)
+
+
+def refuse(attack: AttackDir, expected: str, found: str, items: Iterable[int | str]) -> None:
+    names = sorted(items)
+    if names:
+        raise InputError(attack.root, expected, f"{found} {listed(names)}")
+
+
+def listed(items: list[int] | list[str] | list[int | str]) -> str:
+    """Name the first few."""
+    more = f" and {len(items) - 8} more" if len(items) > 8 else ""
+    return ", ".join(map(str, items[:8])) + more

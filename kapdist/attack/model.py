@@ -1,0 +1,241 @@
+"""The classifier under attack: a run's own model or any other, checked before anything runs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kapdist.attack.plan import PlannedModel
+from kapdist.config import KapConfig, ModelConfig
+from kapdist.errors import InputError
+from kapdist.models.build import build_model
+from kapdist.models.weights import load_weights
+from kapdist.rundir import RunDir, file_sha256
+
+
+def load_model(source: PlannedModel, run: Path) -> nn.Module:
+    """Build the classifier, on the CPU, in eval mode, frozen.
+
+    Frozen because FAB calls `.backward()`, which would fill (and pay for) the gradients of all parameters.
+
+    Raises:
+        InputError: it cannot be built, or its weights are not those of `source.weights_sha256`.
+    """
+    if source.factory is None:
+        assert source.architecture is not None
+        sections = source.architecture
+        model = build_model(ModelConfig(**sections["model"]), KapConfig(**sections["kap"]))
+    else:
+        model = call_factory(source.factory)
+    weights = weights_path(source.factory, source.weights, run)
+    if weights is not None:
+        check_sha256(weights, file_sha256_of(weights), source.weights_sha256)
+        load_weights(model, weights)
+    else:
+        check_sha256(f"model.factory={source.factory}", state_sha256(model), source.weights_sha256)
+    return model.eval().requires_grad_(False)
+
+
+def weights_path(factory: str | None, weights: Path | None, run: Path) -> Path | None:
+    """Return the file with the weights; None where a factory brings its own."""
+    return RunDir(run).weights if factory is None and weights is None else weights
+
+
+def file_sha256_of(path: Path) -> str:
+    if not path.is_file():
+        raise InputError(path, "weights (a finished run has model.safetensors)", "no such file")
+    return file_sha256(path)
+
+
+def check_sha256(place: object, found: str, planned: str) -> None:
+    if planned not in ("", found):  # empty while the plan is being made
+        hint = "the weights that were planned" if isinstance(place, Path) else "the same weights at every call"
+        raise InputError(place, f"{hint} (sha256 {planned[:12]})", f"sha256 {found[:12]}")
+
+
+def state_sha256(model: nn.Module) -> str:
+    """Return the sha256 of a state_dict: names, shapes, types and bytes, in order."""
+    digest = hashlib.sha256()
+    for key, value in model.state_dict().items():
+        digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def call_factory(factory: str) -> nn.Module:
+    """Return what `package.module:function` or `file.py:function` returns.
+
+    Raises:
+        InputError: it cannot be imported, called without arguments, or returns no nn.Module.
+    """
+    place = f"model.factory={factory}"
+    function = find_factory(factory)
+    try:
+        model = function()
+    except Exception as error:
+        raise InputError(
+            place, "a function that returns the model when called without arguments", said(error)
+        ) from (error)
+    if not isinstance(model, nn.Module):
+        raise InputError(place, "an nn.Module to be returned", f"a {type(model).__name__}")
+    return model
+
+
+def find_factory(factory: str) -> Callable[[], Any]:
+    place = f"model.factory={factory}"
+    module_name, _, name = factory.rpartition(":")
+    if not module_name or not name:
+        raise InputError(place, "package.module:function or file.py:function", "no colon between the two")
+    function = getattr(import_module(module_name, place), name, None)
+    if not callable(function):
+        found = "no such name" if function is None else f"a {type(function).__name__}"
+        raise InputError(place, f"a function {name} in {module_name}", found)
+    return function
+
+
+def import_module(name: str, place: str) -> ModuleType:
+    """Import a module by name or by file, its own folder (or the current one) on the path as python would."""
+    is_file = name.endswith(".py")
+    if is_file and not Path(name).is_file():
+        raise InputError(place, f"the file {name}", "no such file")
+    with first_on_path(Path(name).resolve().parent if is_file else Path.cwd()):
+        try:
+            return import_file(Path(name)) if is_file else importlib.import_module(name)
+        except Exception as error:
+            raise InputError(place, "a module that can be imported", said(error)) from error
+
+
+def import_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"kapdist_factory_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def first_on_path(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
+
+
+def factory_sha256(factory: str) -> str | None:
+    """Return the sha256 of the file that a factory's function is written in; None where there is no file."""
+    module = sys.modules.get(find_factory(factory).__module__)
+    file = getattr(module, "__file__", None)
+    return file_sha256(Path(file)) if file else None
+
+
+def check_classifier(model: nn.Module, place: object, num_classes: int, resolution: int, gradients: bool) -> None:
+    """Show the model a few images, (6, 3, resolution, resolution) in [0, 1], and refuse what cannot be attacked.
+
+    Raises:
+        InputError: it fails, or its output is not (batch, num_classes) finite logits, is a probability, or does
+            not depend differentiably on the images although an attack follows gradients.
+    """
+    device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+    images = torch.rand(6, 3, resolution, resolution, generator=torch.Generator().manual_seed(0))
+    images[4], images[5] = 0, 1
+    try:
+        with torch.random.fork_rng(devices=[]):
+            logits = model(images.to(device).requires_grad_(gradients))
+    except Exception as error:
+        raise InputError(place, f"logits of images {tuple(images.shape)} in [0, 1]", said(error)) from error
+    check_logits(logits, place, (len(images), num_classes))
+    if gradients and not logits.requires_grad:
+        found = "logits without a gradient (a detached branch? custom attacks=[square] needs none)"
+        raise InputError(place, "logits that depend differentiably on the images", found)
+
+
+def check_logits(logits: Any, place: object, shape: tuple[int, int]) -> None:
+    if not isinstance(logits, Tensor):
+        raise InputError(place, "a tensor of logits", f"a {type(logits).__name__}")
+    if tuple(logits.shape) != shape:
+        found = f"{tuple(logits.shape)} (num_classes= says how many there are)"
+        raise InputError(place, f"logits (batch, classes) = {shape}", found)
+    if not logits.isfinite().all():
+        raise InputError(place, "finite logits", "NaN or infinity")
+    sums_to_one = (logits.sum(1) - 1).abs().max() < 1e-4
+    if sums_to_one and logits.min() >= 0 and logits.max() <= 1:
+        found = "probabilities (rows in [0, 1] that sum to 1): AutoAttack's losses would mean nothing"
+        raise InputError(place, "logits", found)
+
+
+def said(error: Exception) -> str:
+    """Return an error as one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+class CountedModel(nn.Module):
+    """The model as an attack sees it: images that pass forward and backward are counted, its randomness is its own.
+
+    The library resets torch's global seed at every attack. A model that draws from the global generator would
+    start over with it, so its forwards draw from a stream apart.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, seed: int) -> None:
+        super().__init__()
+        self.model = model
+        self.stream = RandomStream(device, seed)
+        self.forwards = 0
+        self.backwards = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.forwards += len(images)
+        with self.stream:
+            logits: Tensor = self.model(images)
+        if logits.requires_grad:
+            logits.register_hook(self.count_backward)
+        return logits
+
+    def count_backward(self, gradient: Tensor) -> None:
+        self.backwards += len(gradient)
+
+
+class RandomStream:
+    """A place in torch's global random streams that is left and taken up again."""
+
+    def __init__(self, device: torch.device, seed: int) -> None:
+        self.device = device
+        self.state = [torch.Generator(kind).manual_seed(seed).get_state() for kind in self.kinds()]
+        self.outside: list[Tensor] = []
+
+    def kinds(self) -> list[torch.device]:
+        cpu = torch.device("cpu")
+        return [cpu] if self.device.type == "cpu" else [cpu, self.device]
+
+    def get(self) -> list[Tensor]:
+        state = [torch.get_rng_state()]
+        return state if self.device.type == "cpu" else [*state, torch.cuda.get_rng_state(self.device)]
+
+    def put(self, state: list[Tensor]) -> None:
+        torch.set_rng_state(state[0])
+        if self.device.type != "cpu":
+            torch.cuda.set_rng_state(state[1], self.device)
+
+    def __enter__(self) -> None:
+        self.outside = self.get()
+        self.put(self.state)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.state = self.get()
+        self.put(self.outside)

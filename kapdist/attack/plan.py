@@ -1,0 +1,165 @@
+"""What an attack is, fixed before it starts: attacks/<name>/plan.json.
+
+Everything that decides a verdict is in the plan and in its fingerprint; where files lie is in the plan alone, so
+that a run directory may be moved between two shards.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kapdist.errors import InputError
+from kapdist.rundir import AttackDir, fingerprint, write_json
+
+AttackName = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
+Norm = Literal["Linf", "L2", "L1"]
+PACKAGES = ("kapdist", "torch", "numpy", "pyautoattack")
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PlannedModel(Frozen):
+    """The classifier: a run's own (architecture) or a factory's, and the weights that it must have."""
+
+    factory: str | None
+    """As the user wrote it; a file is looked up from the directory that a shard starts in."""
+    factory_sha256: str | None
+    """Of the file with the factory."""
+    architecture: dict[str, dict[str, Any]] | None
+    """Sections model and kap of the run's config."""
+    weights: Path | None
+    """None: the run's model.safetensors, or with a factory the weights that it comes with."""
+    weights_sha256: str
+    """Of the file, or of the state_dict where the factory brings its own weights."""
+    num_classes: int
+
+
+class PlannedData(Frozen):
+    """The images and how they are brought to the model's resolution."""
+
+    path: Path
+    fingerprint: str
+    resolution: int
+    crop: str
+    crop_ratio: float
+
+
+class Settings(Frozen):
+    """The library's own settings for its version, as it sets them; targets are fewer with fewer than 10 classes."""
+
+    iterations: int
+    eot: int
+    apgd_restarts: int
+    apgd_targets: int
+    apgd_shrinking_eps: bool
+    fab_restarts: int
+    fab_targets: int
+    square_queries: int
+
+
+class AttackPlan(Frozen):
+    """One attack on one model, to the last detail that decides a verdict."""
+
+    format: Literal[1] = 1
+    name: str
+    run: str
+    model: PlannedModel
+    data: PlannedData
+    norm: Norm
+    eps: float
+    version: Literal["standard", "plus", "rand", "custom"]
+    attacks: tuple[AttackName, ...]
+    settings: Settings
+    noise: Literal["off", "fixed", "fresh"]
+    seed: int
+    chunk_size: int
+    threads: int
+    """CPU threads per shard: the order of sums, and so the last bits, depend on it."""
+    device: str
+    """cpu, or the name of the GPU: another kind may round otherwise."""
+    keep_adversarial: bool
+    packages: dict[str, str | None]
+    num_images: int
+    images_sha256: str
+    notes: tuple[str, ...]
+    """What a reader of the result should know about this plan."""
+    images: tuple[int, ...]
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the verdicts, JSON values: no names, no places."""
+        values = self.model_dump(mode="json", exclude={"name", "run", "notes", "images"})
+        del values["model"]["weights"], values["data"]["path"]
+        return values
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.identity())
+
+    @property
+    def num_chunks(self) -> int:
+        return -(-len(self.images) // self.chunk_size)
+
+    def chunk_images(self, chunk: int) -> tuple[int, ...]:
+        """Return the ids of the images of a chunk, ascending."""
+        return self.images[chunk * self.chunk_size : (chunk + 1) * self.chunk_size]
+
+    @property
+    def passes_gradients(self) -> bool:
+        return any(name != "square" for name in self.attacks)
+
+
+def run_of(attack: AttackDir) -> Path:
+    """Return the run directory that an attack directory lies in: RUN/attacks/NAME."""
+    return attack.root.resolve().parent.parent
+
+
+def read_plan(attack: AttackDir) -> AttackPlan:
+    """Read the plan of an attack directory.
+
+    Raises:
+        InputError: there is none, or it is not one.
+    """
+    if not attack.plan.is_file():
+        raise InputError(attack.root, "an attack directory (kapdist attack plan RUN CONFIG)", "no plan.json")
+    try:
+        plan = AttackPlan.model_validate_json(attack.plan.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(attack.plan, "a plan of this version", f"{place}: {first['msg']}") from None
+    if fingerprint(list(plan.images)) != plan.images_sha256:
+        raise InputError(attack.plan, f"images with sha256 {plan.images_sha256[:12]}", "another list")
+    return plan
+
+
+def write_plan(attack: AttackDir, plan: AttackPlan) -> None:
+    """Write the plan, or find it there already; chunks that were made under it are kept.
+
+    Raises:
+        InputError: the directory has a plan that differs in what decides a verdict.
+    """
+    if attack.plan.exists():
+        difference = first_difference(read_plan(attack).identity(), plan.identity())
+        if difference:
+            key, before, now = difference
+            expected = f"{key} = {before} as this attack was planned (or another name=)"
+            raise InputError(attack.root, expected, now)
+    write_json(attack.plan, json.loads(plan.model_dump_json()))
+
+
+def first_difference(before: Any, now: Any, key: str = "") -> tuple[str, str, str] | None:
+    """Return (dotted key, value before, value now) of the first field that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in [*before, *(name for name in now if name not in before)]:
+            found = first_difference(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+            if found:
+                return found
+        return None
+    return None if before == now else (key, repr(before), repr(now))

@@ -1,0 +1,157 @@
+"""From a run and a config to an attack plan; the model is built and checked once, before anything is queued."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from kapdist.attack import images as images_of
+from kapdist.attack.images import ImageSet
+from kapdist.attack.model import (
+    check_classifier,
+    factory_sha256,
+    file_sha256_of,
+    load_model,
+    state_sha256,
+    weights_path,
+)
+from kapdist.attack.plan import PACKAGES, AttackPlan, PlannedModel, read_plan, write_plan
+from kapdist.attack.stock import resolve
+from kapdist.config import AttackConfig, Config
+from kapdist.environment import package_versions
+from kapdist.errors import InputError
+from kapdist.rng import permutation
+from kapdist.rundir import AttackDir, RunDir, fingerprint, locked
+
+
+def plan_attack(run: Path, config: AttackConfig) -> AttackPlan:
+    """Plan an attack and write RUN/attacks/<name>/plan.json; an equal plan that is there already is kept.
+
+    Raises:
+        InputError: the model cannot be attacked, there are too few images, another plan is there, or somebody
+            else is at work in the directory.
+    """
+    attack = RunDir(run).attack(config.name)
+    with locked(attack.lock):
+        return write_new_plan(run, config, attack)
+
+
+def write_new_plan(run: Path, config: AttackConfig, attack: AttackDir) -> AttackPlan:
+    """Plan without taking the lock, for a caller that holds it."""
+    plan = make_plan(run, config, attack)
+    write_plan(attack, plan)
+    return plan
+
+
+def make_plan(run: Path, config: AttackConfig, attack: AttackDir) -> AttackPlan:
+    run_config = config_of(run, config)
+    image_set = images_of.describe_images(config.data, run_config)
+    model = plan_model(run, config, run_config, image_set)
+    attacks, settings, notes = resolve(config.version, config.attacks, config.norm, config.eps, model.num_classes)
+    images = choose_images(config, image_set)
+    plan = AttackPlan(
+        name=config.name,
+        run=RunDir(run).name,
+        model=model,
+        data=image_set.data,
+        norm=config.norm,
+        eps=config.eps,
+        version=config.version,
+        attacks=attacks,
+        settings=settings,
+        noise=config.noise,
+        seed=config.seed,
+        chunk_size=config.chunk_size,
+        threads=resolve_threads(config, attack),
+        device=device_kind(config.device),
+        keep_adversarial=config.keep_adversarial,
+        packages=package_versions(PACKAGES),
+        num_images=len(images),
+        images_sha256=fingerprint(list(images)),
+        notes=(*notes, *notes_on_noise(config)),
+        images=images,
+    )
+    return checked(plan, run)
+
+
+def checked(plan: AttackPlan, run: Path) -> AttackPlan:
+    """Build the model as a shard will, show it a few images, and return the plan."""
+    network = load_model(plan.model, run)
+    place = place_of(plan.model, run)
+    check_classifier(network, place, plan.model.num_classes, plan.data.resolution, plan.passes_gradients)
+    return plan
+
+
+def place_of(model: PlannedModel, run: Path) -> str:
+    return f"model.factory={model.factory}" if model.factory else str(run)
+
+
+def config_of(run: Path, config: AttackConfig) -> Config | None:
+    """Return the run's config; with a factory the run need not be one."""
+    if config.model.factory is not None and not RunDir(run).config.exists():
+        return None
+    return RunDir(run).load_config()
+
+
+def plan_model(run: Path, config: AttackConfig, run_config: Config | None, image_set: ImageSet) -> PlannedModel:
+    factory = config.model.factory
+    weights = config.model.weights.resolve() if config.model.weights else None
+    num_classes = config.num_classes or (run_config.model.num_classes if run_config else image_set.num_classes)
+    architecture = None
+    if factory is None:
+        assert run_config is not None
+        architecture = {
+            "model": run_config.model.model_dump(mode="json", exclude={"weights"}),
+            "kap": run_config.kap.model_dump(mode="json"),
+        }
+    planned = PlannedModel(
+        factory=factory,
+        factory_sha256=factory_sha256(factory) if factory else None,
+        architecture=architecture,
+        weights=weights,
+        weights_sha256="",
+        num_classes=num_classes,
+    )
+    return planned.model_copy(update={"weights_sha256": sha256_of_weights(planned, run)})
+
+
+def sha256_of_weights(planned: PlannedModel, run: Path) -> str:
+    path = weights_path(planned.factory, planned.weights, run)
+    return state_sha256(load_model(planned, run)) if path is None else file_sha256_of(path)
+
+
+def choose_images(config: AttackConfig, image_set: ImageSet) -> tuple[int, ...]:
+    """Return the ids of the images to attack: the first of a permutation by seed, ascending."""
+    if config.num_images > image_set.num_images:
+        found = f"{image_set.num_images} in {image_set.data.path}"
+        raise InputError("num_images", f"at least {config.num_images} images", found)
+    chosen = permutation(image_set.num_images, config.seed, "attack images")
+    return tuple(sorted(chosen[: config.num_images or None].tolist()))
+
+
+def resolve_threads(config: AttackConfig, attack: AttackDir) -> int:
+    """Return the threads of a shard; 0 keeps those of the plan that is there, so that shards may be re-dealt."""
+    if config.threads == 0 and attack.plan.exists():
+        return read_plan(attack).threads
+    return config.threads or max(1, len(os.sched_getaffinity(0)) // config.num_shards)
+
+
+def device_kind(device: str) -> str:
+    """Return "cpu", or the name of this machine's GPU.
+
+    Raises:
+        InputError: a GPU is asked for and there is none.
+    """
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise InputError("device=cuda", "a CUDA device", "none")
+    return torch.cuda.get_device_name()
+
+
+def notes_on_noise(config: AttackConfig) -> list[str]:
+    if config.noise != "fresh":
+        return []
+    return ["noise is fresh: one noisy draw decides each success, so harmless noise lowers the accuracy too"]

@@ -1,0 +1,52 @@
+"""How far a long piece of work is: a bar on a terminal, a plain line every so often elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """Counts chunks done; `show` says how many and what else there is to say."""
+
+    def __init__(self, title: str, total: int, every_seconds: float = 10.0) -> None:
+        self.title, self.total, self.every_seconds = title, total, every_seconds
+        self.started, self.spoke, self.first = time.monotonic(), -every_seconds, -1
+        words = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+        times = TimeElapsedColumn(), TimeRemainingColumn()
+        self.bar = Bar(words[0], BarColumn(), MofNCompleteColumn(), *times, words[1], console=Console(stderr=True))
+        self.task = self.bar.add_task(title, total=total, note="")
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def show(self, done: int, note: str = "") -> None:
+        if self.first < 0:
+            self.first = done  # what was done before we began says nothing about the rate
+        if sys.stderr.isatty():
+            self.bar.update(self.task, completed=done, note=note)
+            return
+        now = time.monotonic() - self.started
+        if now - self.spoke >= self.every_seconds or done == self.total:
+            self.spoke = now
+            print(self.line(done, now, note), flush=True)
+
+    def line(self, done: int, seconds: float, note: str) -> str:
+        """Return e.g. "attack: 3/8 chunks, 0.50/s, 10 s left, 12 robust so far"."""
+        made = done - self.first
+        rate = (
+            f"{made / seconds:.2f}/s, {(self.total - done) * seconds / made:.0f} s left" if made else "no rate yet"
+        )
+        return f"{self.title}: {done}/{self.total} chunks, {rate}" + (f", {note}" if note else "")

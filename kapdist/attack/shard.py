@@ -1,0 +1,120 @@
+"""One shard of an attack: the chunks c with c % num_shards == shard, each written once and never done again.
+
+Chunks are dealt out in turn and not in stretches: neighbouring images are often of one class and so equally
+hard, and a stretch of robust ones would keep one shard busy long after the others.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor, nn
+
+from kapdist.attack import images as images_of
+from kapdist.attack.model import load_model
+from kapdist.attack.plan import PACKAGES, AttackPlan, read_plan, run_of
+from kapdist.attack.planning import device_kind
+from kapdist.attack.progress import Progress
+from kapdist.attack.records import chunk_table, is_done, write_table
+from kapdist.attack.stock import attack_chunk
+from kapdist.environment import package_versions
+from kapdist.errors import InputError
+from kapdist.rundir import AttackDir, written_aside
+
+
+def run_shard(attack_dir: Path, shard: int, num_shards: int) -> None:
+    """Attack this shard's chunks that are not done yet; may be ended and started again at any time.
+
+    Raises:
+        InputError: no such shard, no plan, or something here is not what was planned with (weights, images,
+            packages, device).
+        RuntimeError: an attack returned an image that breaks its own rules.
+    """
+    if not 0 <= shard < num_shards:
+        raise InputError("shard", f"a number from 0 to {num_shards - 1}", str(shard))
+    attack = AttackDir(attack_dir)
+    plan = read_plan(attack)
+    mine = range(shard, plan.num_chunks, num_shards)
+    todo = [chunk for chunk in mine if not is_done_with_images(attack, plan, chunk)]
+    print(f"shard {shard} of {num_shards}: {len(mine)} chunks, {len(mine) - len(todo)} done already", flush=True)
+    if todo:
+        device = settle(plan)
+        model = load_model(plan.model, run_of(attack)).to(device)
+        work(attack, plan, model, todo, device)
+
+
+def settle(plan: AttackPlan) -> torch.device:
+    """Make this process compute as the plan says.
+
+    Raises:
+        InputError: another package version or device than the plan's.
+    """
+    versions = package_versions(PACKAGES)
+    for name, planned in plan.packages.items():
+        if versions.get(name) != planned:
+            raise InputError("environment", f"{name} {planned} as planned", str(versions.get(name)))
+    device = "cpu" if plan.device == "cpu" else "cuda"
+    if device_kind(device) != plan.device:
+        raise InputError("device", f"{plan.device} as planned", device_kind(device))
+    torch.set_num_threads(plan.threads)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return torch.device(device)
+
+
+def work(attack: AttackDir, plan: AttackPlan, model: nn.Module, chunks: list[int], device: torch.device) -> None:
+    robust = seen = 0
+    with Progress("chunks", len(chunks)) as progress:
+        progress.show(0)
+        for done, (chunk, (images, labels)) in enumerate(
+            zip(chunks, images_of.read_chunks(plan, chunks), strict=True), start=1
+        ):
+            outcome = attack_chunk(model, images.to(device), labels.to(device), plan, chunk)
+            table = chunk_table(plan, chunk, labels, outcome)
+            if plan.keep_adversarial:
+                write_images(attack.adversarial_images(chunk), outcome.adversarial)
+            write_table(table, attack.chunk(chunk))
+            robust, seen = robust + count_robust(table), seen + len(table)
+            progress.show(done, f"{robust}/{seen} robust")
+
+
+def count_robust(table: pl.DataFrame) -> int:
+    return table.filter(pl.col("broken_by").is_null() & (pl.col("label") == pl.col("clean_prediction"))).height
+
+
+def is_done_with_images(attack: AttackDir, plan: AttackPlan, chunk: int) -> bool:
+    kept = not plan.keep_adversarial or attack.adversarial_images(chunk).exists()
+    return is_done(attack.chunk(chunk), plan, chunk) and kept
+
+
+def write_images(path: Path, images: Tensor) -> None:
+    """Write (batch, 3, height, width) as float32, bit by bit what broke the model, so that its norm still holds."""
+    with written_aside(path) as aside, aside.open("wb") as file:
+        np.save(file, images.cpu().numpy())
+
+
+def end_with_parent() -> None:
+    """Ask the kernel to end this process when the one that started it is gone, even by kill -9 (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def main(words: list[str]) -> int:
+    """Run `ATTACK_DIR SHARD NUM_SHARDS` as a child of `attack run`; exit codes as everywhere."""
+    end_with_parent()
+    try:
+        run_shard(Path(words[0]), int(words[1]), int(words[2]))
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
