@@ -1,0 +1,205 @@
+"""From stored bytes to the pixels that the model sees: an FFCV decoder whose draws depend on the image alone."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import llvmlite.binding  # type: ignore[import-untyped]
+import numpy as np
+from numba import njit
+from numba import types as numba_types
+from numba.core.typing import signature
+
+from kapdist.data.augment import centre_window, flipped, random_window, shift
+from kapdist.data.beton import Layout
+from kapdist.data.checksum import xxh64
+from kapdist.data.guard import AllocationQuery, SimpleRGBImageDecoder, State, lib
+from kapdist.data.jit import compiled
+from kapdist.data.workers import Workers
+
+types: Any = numba_types  # numba's own annotations do not know that a type can be called
+
+JPEG, RAW = 0, 1
+NO_CROP, CENTRE_CROP, RANDOM_CROP = 0, 1, 2
+
+# By name instead of by address, as FFCV calls them, so that compiled code may be cached on disk.
+for name in ("resize", "imdecode"):
+    address = ctypes.cast(getattr(lib, name), ctypes.c_void_p).value
+    llvmlite.binding.add_symbol(f"kapdist_ffcv_{name}", address)
+resize = types.ExternalFunction("kapdist_ffcv_resize", signature(types.void, *[types.int64] * 11))
+imdecode = types.ExternalFunction(
+    "kapdist_ffcv_imdecode",
+    signature(types.int32, types.int64, types.uint64, types.uint32, types.uint32, types.int64, *[types.uint32] * 8),
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to every image of a loader."""
+
+    resolution: int
+    crop: int = NO_CROP
+    centre_ratio: float = 1.0
+    pad: int = 0
+    flip: bool = False
+
+
+@njit(nogil=True)
+def place(plain: np.ndarray, out: np.ndarray, down: int, right: int, mirror: bool) -> None:
+    """Copy plain into out, both (side, side, 3), moved and then mirrored; black where nothing lands."""
+    side = out.shape[0]
+    for y in range(side):
+        for x in range(side):
+            from_y = y - down
+            from_x = (side - 1 - x if mirror else x) - right
+            inside = 0 <= from_y < side and 0 <= from_x < side
+            for channel in range(3):
+                out[y, x, channel] = plain[from_y, from_x, channel] if inside else 0
+
+
+def decode_part(  # type: ignore[no-untyped-def]
+    indices,
+    out,
+    data,
+    offsets,
+    sizes,
+    heights,
+    widths,
+    modes,
+    sums,
+    verified,
+    pixels,
+    plain,
+    key,
+    crop,
+    centre_ratio,
+    pad,
+    flip,
+):
+    """Decode images into out (batch, resolution, resolution, 3); return the first bad position, -1 if none is."""
+    side = out.shape[1]
+    for position in range(len(indices)):
+        image = indices[position]
+        start, height, width = offsets[image], heights[image], widths[image]
+        if not verified[image]:
+            if xxh64(data, start, sizes[image]) != sums[image]:
+                return position
+            verified[image] = 1
+        source = data.ctypes.data + start
+        if modes[image] == JPEG:
+            status = imdecode(
+                source, sizes[image], height, width, pixels.ctypes.data, height, width, 0, 0, 1, 1, 0, 0
+            )
+            if status != 0:
+                return position
+            source = pixels.ctypes.data
+        if crop == NO_CROP:
+            top, left, h, w = 0, 0, height, width
+        elif crop == CENTRE_CROP:
+            top, left, h, w = centre_window(height, width, centre_ratio)
+        else:
+            top, left, h, w = random_window(key, image, height, width)
+        if pad == 0 and not flip:
+            resize(0, source, height, width, top, top + h, left, left + w, out[position].ctypes.data, side, side)
+            continue
+        resize(0, source, height, width, top, top + h, left, left + w, plain.ctypes.data, side, side)
+        down, right = shift(key, image, pad) if pad else (0, 0)
+        place(plain, out[position], down, right, flip and flipped(key, image))
+    return -1
+
+
+def array_type(dtype: Any, ndim: int, *, readonly: bool = False) -> types.Array:
+    return types.Array(dtype, ndim, "C", readonly=readonly)
+
+
+NUMBERS = array_type(types.int64, 1)
+SIGNATURE = types.int64(
+    NUMBERS,
+    array_type(types.uint8, 4),
+    array_type(types.uint8, 1, readonly=True),
+    *[NUMBERS] * 5,
+    array_type(types.uint64, 1),
+    array_type(types.uint8, 1),
+    array_type(types.uint8, 1),
+    array_type(types.uint8, 3),
+    types.int64,
+    types.int64,
+    types.float64,
+    types.int64,
+    types.boolean,
+)
+
+
+@functools.cache
+def compiled_decode() -> Callable[..., int]:
+    """Return decode_part in machine code, compiled at the first call in a process and cached on disk."""
+    return compiled(decode_part, SIGNATURE)
+
+
+class Decoder(SimpleRGBImageDecoder):
+    """FFCV's operation for the image field: decode, crop, resize, translate and flip in one pass.
+
+    One function instead of one per step, because every jitted function costs each process its compilation.
+    FFCV's `storage_state` brings the file's bytes and the epoch's key: a key kept in the operation would be
+    shared by two epochs that are open at once.
+    """
+
+    def __init__(self, recipe: Recipe, layout: Layout, checksums: np.ndarray, workers: Workers) -> None:
+        super().__init__()
+        self.recipe, self.layout, self.workers = recipe, layout, workers
+        self.checksums, self.verified = checksums, np.zeros(len(checksums), np.uint8)
+        side = recipe.resolution
+        self.scratch = [
+            (np.empty(layout.largest_bytes, np.uint8), np.empty((side, side, 3), np.uint8))
+            for _ in range(workers.num_workers)
+        ]
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
+        shape, dtype = (self.recipe.resolution, self.recipe.resolution, 3), np.dtype("u1")
+        return replace(previous_state, jit_mode=True, shape=shape, dtype=dtype), AllocationQuery(shape, dtype)
+
+    def generate_code(self) -> Callable[..., np.ndarray]:
+        return self.decode
+
+    def decode(self, batch_indices: np.ndarray, out: np.ndarray, metadata: Any, storage_state: Any) -> np.ndarray:
+        """Fill out (batch, resolution, resolution, 3) uint8 with the images named by batch_indices."""
+        data, key = storage_state
+        layout, recipe = self.layout, self.recipe
+        function = compiled_decode()
+
+        def part(worker: int, where: slice) -> None:
+            bad = function(
+                batch_indices[where],
+                out[where],
+                data,
+                layout.offsets,
+                layout.sizes,
+                layout.heights,
+                layout.widths,
+                layout.modes,
+                self.checksums,
+                self.verified,
+                *self.scratch[worker],
+                key,
+                recipe.crop,
+                recipe.centre_ratio,
+                recipe.pad,
+                recipe.flip,
+            )
+            if bad >= 0:
+                raise DamagedImageError(int(batch_indices[where][bad]))
+
+        self.workers.run(part, len(batch_indices))
+        return out
+
+
+class DamagedImageError(Exception):
+    """The stored bytes of an image are not what was written."""
+
+    def __init__(self, image: int) -> None:
+        super().__init__(f"image {image}")
+        self.image = image

@@ -1,0 +1,113 @@
+"""The one door to FFCV: imports it without what its import does to the rest of the process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numba.typed
+import torch
+
+
+@contextlib.contextmanager
+def torch_threads_kept() -> Iterator[None]:
+    """Give torch its number of threads back: every FFCV set_num_threads sets torch's too."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def plain_dict() -> Iterator[None]:
+    """Let FFCV keep its two image modes in a dict: numba's takes 3 s to compile, and no jitted code reads it."""
+    typed = numba.typed.Dict
+    numba.typed.Dict = dict
+    try:
+        yield
+    finally:
+        numba.typed.Dict = typed
+
+
+with torch_threads_kept(), plain_dict():
+    import ffcv.loader.loader
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+    from ffcv.libffcv import lib
+    from ffcv.loader import Loader as FFCVLoader
+    from ffcv.loader import OrderOption
+    from ffcv.loader.epoch_iterator import EpochIterator
+    from ffcv.memory_allocator import MemoryAllocator
+    from ffcv.memory_managers.os_cache import OSCacheContext, OSCacheManager
+    from ffcv.pipeline.allocation_query import AllocationQuery
+    from ffcv.pipeline.compiler import Compiler
+    from ffcv.pipeline.state import State
+    from ffcv.reader import Reader
+    from ffcv.types import (
+        ALLOC_TABLE_TYPE,
+        CURRENT_VERSION,
+        TYPE_ID_HANDLER,
+        FieldDescType,
+        HeaderType,
+        get_metadata_type,
+    )
+    from ffcv.utils import chunks
+    from ffcv.writer import DatasetWriter, worker_job_indexed_dataset
+
+
+class FileCache(OSCacheManager):
+    """FFCV's memory map of the file, without the tables and the reader that our decoder does not use.
+
+    For ImageNet the tables take seconds and half a gigabyte per process. The reader's type is worse: it marks
+    numba's one and only uint8[::1] as read-only for everybody in the process.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.ptrs = self.sizes = None
+        self.context = OSCacheContext(self)
+
+    def compile_reader(self) -> None:
+        return None
+
+
+@contextlib.contextmanager
+def nothing_compiled() -> Iterator[None]:
+    """Build an FFCV loader around a decoder that is compiled already: no reader, no wrapping."""
+    enabled, cache = Compiler.is_enabled, ffcv.loader.loader.OSCacheManager
+    Compiler.set_enabled(False)
+    ffcv.loader.loader.OSCacheManager = FileCache
+    try:
+        yield
+    finally:
+        Compiler.set_enabled(enabled)
+        ffcv.loader.loader.OSCacheManager = cache
+
+
+__all__ = [
+    "ALLOC_TABLE_TYPE",
+    "CURRENT_VERSION",
+    "TYPE_ID_HANDLER",
+    "AllocationQuery",
+    "Compiler",
+    "DatasetWriter",
+    "EpochIterator",
+    "FFCVLoader",
+    "FieldDescType",
+    "HeaderType",
+    "IntField",
+    "MemoryAllocator",
+    "OrderOption",
+    "RGBImageField",
+    "Reader",
+    "SimpleRGBImageDecoder",
+    "State",
+    "chunks",
+    "get_metadata_type",
+    "lib",
+    "nothing_compiled",
+    "torch_threads_kept",
+    "worker_job_indexed_dataset",
+]

@@ -1,0 +1,57 @@
+"""Compilation that is paid once per machine, not once per rank, shard and test."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding  # type: ignore[import-untyped]
+import numba
+from numba.core import config
+
+JITTED_FILES = ("augment.py", "checksum.py", "decode.py", "jit.py")
+
+
+def compiled(function: Callable[..., Any], signature: Any) -> Callable[..., Any]:
+    """Compile a function without the GIL for one signature, from the disk cache where that is possible."""
+    directory = cache_directory()
+    if directory is None:
+        return numba.njit(signature, nogil=True)(function)
+    usual = config.CACHE_DIR
+    config.CACHE_DIR = str(directory)
+    try:
+        return numba.njit(signature, nogil=True, cache=True)(function)
+    finally:
+        config.CACHE_DIR = usual
+
+
+def cache_directory() -> Path | None:
+    """Return this user's cache for this very code on this very CPU, None where there cannot be one.
+
+    numba does not look at what a cached function calls, and two processes that cache different code under one
+    name may mix it up. With all of it in the name of the directory, whoever writes there writes the same.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kapdist" / "numba"
+    directory = root / identity()[:16]
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:
+        return None
+    mine = directory.stat().st_uid == os.getuid() and os.access(directory, os.W_OK)
+    return directory if mine else None
+
+
+def identity() -> str:
+    """Return the sha256 of everything that compiled code depends on."""
+    digest = hashlib.sha256()
+    for package in ("numba", "llvmlite", "ffcv", "numpy"):
+        digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
+    digest.update(llvmlite.binding.get_host_cpu_name().encode())
+    digest.update(llvmlite.binding.get_host_cpu_features().flatten().encode())
+    for name in JITTED_FILES:
+        digest.update((Path(__file__).parent / name).read_bytes())
+    return digest.hexdigest()
