@@ -1,0 +1,155 @@
+"""The command line: thin, and quick to say --help, so everything heavy is imported where it is used."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kapdist.errors import InputError
+
+app = typer.Typer(
+    help="Train Kernel Average Pooling ResNets over many nodes, attack them in shards, believe the number.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="Write and check betons, the files that training and attacks read.", no_args_is_help=True)
+attack = typer.Typer(help="Attack a model with AutoAttack in shards.", no_args_is_help=True)
+app.add_typer(data, name="data")
+app.add_typer(attack, name="attack")
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as wanted.")]
+Run = Annotated[Path, typer.Argument(help="Run directory; with model.factory=, any directory for the results.")]
+AttackDirectory = Annotated[Path, typer.Argument(help="Directory of a planned attack: RUN/attacks/NAME.")]
+
+
+@data.command("write")
+def data_write(
+    source: Annotated[str, typer.Argument(help="A folder of class folders, or fashion-mnist.")],
+    out: Annotated[Path, typer.Argument(help="The beton to write.")],
+    split: Annotated[str, typer.Option(help="train or test, of a named data set.")] = "train",
+    max_side: Annotated[int | None, typer.Option(help="Shrink images whose longer side exceeds this.")] = None,
+    jpeg_quality: Annotated[int | None, typer.Option(help="Store JPEG at this quality; else raw pixels.")] = None,
+    skip_unreadable: Annotated[bool, typer.Option(help="Leave unreadable files out and record them.")] = False,
+    num_workers: Annotated[int, typer.Option(help="Writing processes; 0 takes the usable CPUs.")] = 0,
+) -> None:
+    """Write a beton and its manifest."""
+    from kapdist.data import write
+
+    say(
+        write(
+            source,
+            out,
+            split=split,
+            max_side=max_side,
+            jpeg_quality=jpeg_quality,
+            skip_unreadable=skip_unreadable,
+            num_workers=num_workers,
+        )
+    )
+
+
+@data.command("check")
+def data_check(path: Annotated[Path, typer.Argument(help="The beton to check.")]) -> None:
+    """Verify manifest and checksums, decode every image; print JSON."""
+    from kapdist.data import check
+
+    say(check(path))
+
+
+@app.command()
+def train(config: Annotated[Path, typer.Argument(help="YAML file.")], overrides: Overrides = None) -> None:
+    """Train, or continue: one process, or one rank under torchrun or srun."""
+    from kapdist.config import Config
+    from kapdist.configfile import load_config
+
+    resolved = load_config(Config, config, overrides or [])
+    from kapdist.train.loop import train
+
+    train(resolved)
+
+
+@attack.command("run")
+def attack_run(
+    run: Run, config: Annotated[Path, typer.Argument(help="YAML file.")], overrides: Overrides = None
+) -> None:
+    """Plan, attack all shards in local processes, merge."""
+    resolved = attack_config(config, overrides)
+    from kapdist.attack import run_attack
+
+    say(run_attack(run, resolved).describe())
+
+
+@attack.command("plan")
+def attack_plan(
+    run: Run, config: Annotated[Path, typer.Argument(help="YAML file.")], overrides: Overrides = None
+) -> None:
+    """Fix what is attacked and how; prints the directory's plan."""
+    resolved = attack_config(config, overrides)
+    from kapdist.attack import plan_attack
+
+    say(plan_attack(run, resolved).describe())
+
+
+@attack.command("shard")
+def attack_shard(
+    directory: AttackDirectory,
+    shard: Annotated[int, typer.Option(help="Number of this shard, from 0.")] = 0,
+    num_shards: Annotated[int, typer.Option(help="How many shards share the work.")] = 1,
+) -> None:
+    """Attack one shard's chunks; chunks that are done are skipped."""
+    from kapdist.attack import run_shard
+
+    run_shard(directory, shard, num_shards)
+
+
+@attack.command("merge")
+def attack_merge(directory: AttackDirectory) -> None:
+    """Check that every chunk is there once, add them up, write the summary."""
+    from kapdist.attack import merge
+
+    say(merge(directory).describe())
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    out: Annotated[Path, typer.Option(help="Directory of the page.")] = Path("report"),
+) -> None:
+    """Write tables, plots and one HTML page that compares runs."""
+    from kapdist.report import comparison, write_report
+
+    page = write_report(runs, out)
+    comparison(runs).print()
+    print(page.resolve())
+
+
+def attack_config(path: Path, overrides: list[str] | None) -> Any:
+    from kapdist.config import AttackConfig
+    from kapdist.configfile import load_config
+
+    return load_config(AttackConfig, path, overrides or [])
+
+
+def say(value: Any) -> None:
+    """Print a JSON value on standard output."""
+    print(json.dumps(value, indent=2))
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done; 2 the user's input is wrong, in one line; 1 anything else."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        app()
+    except InputError as error:
+        print(f"kapdist: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The reference engine: DistributedDataParallel with autocast; the same code for one process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from kapdist.config import EngineConfig
+from kapdist.engine.protocol import StepResult
+from kapdist.engine.ranks import Ranks
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class DDPEngine:
+    """See `protocol.Engine`. Weights stay in fp32; bf16 and fp16 are autocast, fp16 with loss scaling.
+
+    Norm statistics are those of rank 0: DDP hands them out before every forward.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: EngineConfig,
+        ranks: Ranks,
+        clip_grad_norm: float = 0.0,
+    ) -> None:
+        self.module = module
+        self.optimizer = optimizer
+        self.ranks = ranks
+        self.precision = PRECISIONS[config.precision]
+        self.clip_grad_norm = clip_grad_norm
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "fp16")
+        # One static graph per batch size: an epoch's batches differ by at most one image.
+        network = torch.compile(module, dynamic=False) if config.compile else module
+        self.network = network if ranks.world_size == 1 else wrap(network, ranks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        with self.autocast():
+            return self.network(images)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.ranks.device.type, self.precision)
+
+    @contextlib.contextmanager
+    def accumulating(self, more: bool) -> Iterator[None]:
+        with self.network.no_sync() if more and self.ranks.world_size > 1 else nullcontext():
+            yield
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def step(self, lr: float, measure: bool) -> StepResult:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = self.clip() if measure or self.clip_grad_norm else None
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(grad_norm, skipped=self.scaler.get_scale() < scale)
+
+    def clip(self) -> Tensor:
+        """Return the norm of the gradient; scale it down to `clip_grad_norm` where that is set."""
+        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.clip_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, norm)
+        return norm
+
+    def sync_buffers(self) -> None:
+        broadcast(self.module.buffers(), self.ranks)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def wrap(network: nn.Module | Any, ranks: Ranks) -> DistributedDataParallel:
+    device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True)
+
+
+def broadcast(tensors: Iterable[Tensor], ranks: Ranks) -> None:
+    """Give every rank the tensors of rank 0."""
+    if ranks.world_size > 1:
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor, src=0)

@@ -1,0 +1,1 @@
+"""Training: loop.py tells the story, the rest of the files each hold one detail of it."""

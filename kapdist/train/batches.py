@@ -1,0 +1,49 @@
+"""The training images of this rank, from any step on, one part of a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from kapdist.data import Batch, Loader, epoch_order
+from kapdist.plan import Plan, part
+from kapdist.rng import derive_seed
+
+
+def training_batches(loader: Loader, plan: Plan, seed: int, rank: int, step: int) -> Iterator[Batch]:
+    """Yield this rank's batches after `step` finished steps, `accumulation_steps` of them for each step.
+
+    The order of an epoch is one permutation of all images; nothing is decoded for the steps that are skipped.
+    """
+    while step < plan.total_steps:
+        epoch = plan.epoch(step)
+        order = epoch_order(plan.num_images, seed, epoch)
+        end = (epoch + 1) * plan.steps_per_epoch
+        parts = [
+            part(plan.rank_batch(t, rank), index, plan.accumulation_steps)
+            for t in range(step, end)
+            for index in range(plan.accumulation_steps)
+        ]
+        yield from loader.batches([order[p.start : p.stop] for p in parts], epoch=epoch)
+        step = end
+
+
+class InputNoise:
+    """Gaussian noise on images, a function of (seed, epoch, image) like every augmentation."""
+
+    def __init__(self, std: float, seed: int, device: torch.device) -> None:
+        self.std = std
+        self.seed = seed
+        self.generator = torch.Generator(device)
+
+    def __call__(self, batch: Batch, epoch: int) -> Tensor:
+        """Return the images with noise; they may leave [0, 1], as in Gaussian data augmentation."""
+        if not self.std:
+            return batch.images
+        noise = torch.empty_like(batch.images)
+        for image, index in zip(noise, batch.indices.tolist(), strict=True):
+            self.generator.manual_seed(derive_seed(self.seed, "input noise", epoch, index))
+            image.normal_(0, self.std, generator=self.generator)
+        return batch.images + noise

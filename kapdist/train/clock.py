@@ -1,0 +1,52 @@
+"""When the loop logs, evaluates and saves, and how fast it goes."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from kapdist.config import TrainConfig
+from kapdist.engine import Ranks
+from kapdist.plan import Plan
+
+
+class Clock:
+    """Decides by step; by rank 0's time for checkpoints every so many minutes, so that all ranks agree."""
+
+    def __init__(self, config: TrainConfig, plan: Plan, step: int) -> None:
+        self.config = config
+        self.plan = plan
+        self.started = self.saved = self.logged = time.monotonic()
+        self.logged_step = step
+
+    def logs(self, step: int) -> bool:
+        return step % self.config.log_every_steps == 0 or step == self.plan.total_steps
+
+    def evaluates(self, step: int) -> bool:
+        steps = self.config.evaluate_every_epochs * self.plan.steps_per_epoch
+        return step % steps == 0 or step == self.plan.total_steps
+
+    def saves(self, step: int, ranks: Ranks) -> bool:
+        """True at steps that end with a checkpoint; the last step ends with the weights instead."""
+        if step == self.plan.total_steps:
+            return False
+        by_step = self.config.checkpoint_every_steps
+        due = bool(by_step) and step % by_step == 0
+        if not due and self.config.checkpoint_every_minutes and step % self.config.log_every_steps == 0:
+            late = time.monotonic() - self.saved > 60 * self.config.checkpoint_every_minutes
+            due = bool(ranks.sum(torch.tensor(float(late and ranks.first))))
+        if due:
+            self.saved = time.monotonic()
+        return due
+
+    def rate(self, step: int) -> float:
+        """Return images per second over all ranks since the last call."""
+        images = sum(len(self.plan.batch(s)) for s in range(self.logged_step, step))
+        now = time.monotonic()
+        seconds, self.logged, self.logged_step = now - self.logged, now, step
+        return images / seconds
+
+    def elapsed(self) -> float:
+        """Return the seconds since this attempt's first step."""
+        return time.monotonic() - self.started

@@ -1,0 +1,186 @@
+"""Everything that the loop works on: made once, saved, resumed, exported."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from kapdist import kap
+from kapdist.config import Config
+from kapdist.data import BetonInfo, Loader, check_labels, open_beton
+from kapdist.engine import ENGINES, Engine, Ranks
+from kapdist.engine.ddp import broadcast
+from kapdist.errors import InputError
+from kapdist.models.build import build_model
+from kapdist.models.weights import load_weights
+from kapdist.plan import Plan, make_plan
+from kapdist.rng import derive_seed
+from kapdist.rundir import RunDir, write_json, written_aside
+from kapdist.train import checkpoint
+from kapdist.train.batches import InputNoise
+from kapdist.train.evaluate import Evaluation, evaluate
+from kapdist.train.metrics import LossMeter
+from kapdist.train.optim import make_ema, make_optimizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """The parts of a training run on one rank."""
+
+    config: Config
+    ranks: Ranks
+    run: RunDir
+    plan: Plan
+    engine: Engine
+    ema: AveragedModel | None
+    data: BetonInfo
+    validation: BetonInfo
+    train_loader: Loader
+    eval_loader: Loader
+    input_noise: InputNoise
+    meter: LossMeter
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is evaluated and exported: the average of weights where one is kept."""
+        return self.engine.module if self.ema is None else self.ema.module
+
+
+def prepare(config: Config, ranks: Ranks, run: RunDir) -> Job:
+    """Open the data, make the plan, build model and engine; what is wrong with the input is found here."""
+    data, validation = ranks.together(lambda: open_data(config))
+    plan = ranks.together(lambda: make_plan(config, data.num_images, ranks.world_size))
+    if ranks.first:
+        write_json(run.plan, plan.describe() | {"data": data.fingerprint})
+    model = ranks.together(lambda: initial_model(config, ranks))
+    optimizer = make_optimizer(model, config.optim)
+    engine = ENGINES[config.engine.name](model, optimizer, config.engine, ranks, config.optim.clip_grad_norm)
+    return Job(
+        config=config,
+        ranks=ranks,
+        run=run,
+        plan=plan,
+        engine=engine,
+        ema=make_ema(model, config.optim),
+        data=data,
+        validation=validation,
+        train_loader=ranks.together(lambda: make_loader(config, data, ranks, training=True)),
+        eval_loader=ranks.together(lambda: make_loader(config, validation, ranks, training=False)),
+        input_noise=InputNoise(config.train.input_noise_std, config.seed, ranks.device),
+        meter=LossMeter(ranks),
+    )
+
+
+def open_data(config: Config) -> tuple[BetonInfo, BetonInfo]:
+    opened = open_beton(config.data.train), open_beton(config.data.validation)
+    for info in opened:
+        check_labels(info, config.model.num_classes)
+    return opened
+
+
+def initial_model(config: Config, ranks: Ranks) -> nn.Module:
+    """Return the model before its first step: the same weights on every rank, noise of each rank's own."""
+    torch.manual_seed(derive_seed(config.seed, "weights"))
+    model = build_model(config.model, config.kap)
+    if config.model.weights:
+        load_weights(model, config.model.weights)
+    kap.seed_noise(model, derive_seed(config.seed, "activation noise", ranks.rank))
+    torch.manual_seed(derive_seed(config.seed, "dropout", ranks.rank))
+    memory_format = torch.channels_last if config.engine.channels_last else torch.contiguous_format
+    return model.to(ranks.device, memory_format=memory_format).train()
+
+
+def make_loader(config: Config, info: BetonInfo, ranks: Ranks, *, training: bool) -> Loader:
+    train = config.train
+    return Loader(
+        info,
+        config.data,
+        training=training,
+        seed=config.seed,
+        max_batch_size=-(-train.batch_size // ranks.world_size) if training else train.eval_batch_size,
+        device=ranks.device,
+        num_workers=config.data.workers or ranks.cpus,
+        channels_last=config.engine.channels_last,
+    )
+
+
+def save(job: Job, step: int) -> None:
+    """Write the checkpoint of a step: everything that decides the future."""
+    shared = job.engine.state() | {
+        "ema": job.ema.state_dict() if job.ema else None,
+        "data": job.data.fingerprint,
+    }
+    own = {
+        "activation_noise": kap.noise_state(job.engine.module),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(job.ranks.device) if job.ranks.device.type == "cuda" else None,
+        "meter": job.meter.state(),
+    }
+    checkpoint.save(job.run, step, shared, own, job.ranks, job.config.train.keep_checkpoints)
+
+
+def resume(job: Job) -> int:
+    """Take over the newest whole checkpoint and return its step; 0 when there is none.
+
+    Raises:
+        InputError: every checkpoint is damaged, or the newest one was trained on other images.
+    """
+    path = job.ranks.from_first(lambda: checkpoint.newest(job.run))
+    if path is None:
+        return 0
+    shared, own = checkpoint.load(path, job.ranks)
+    if shared["data"] != job.data.fingerprint:
+        found = f"a checkpoint of other images ({shared['data'][:12]})"
+        raise InputError(path, f"a checkpoint of {job.data.path} ({job.data.fingerprint[:12]})", found)
+    job.engine.load_state(shared)
+    if job.ema:
+        job.ema.load_state_dict(shared["ema"])
+    step = int(shared["step"])
+    if own is None:
+        seed_anew(job, step)
+    else:
+        restore_own(job, own)
+    log.info("continuing from %s", path)
+    return step
+
+
+def restore_own(job: Job, own: checkpoint.State) -> None:
+    """Continue this rank's generators where they stood."""
+    kap.load_noise_state(job.engine.module, own["activation_noise"])
+    torch.set_rng_state(own["torch"])
+    if own["cuda"] is not None and job.ranks.device.type == "cuda":
+        torch.cuda.set_rng_state(own["cuda"], job.ranks.device)
+    job.meter.load_state(own["meter"])
+
+
+def seed_anew(job: Job, step: int) -> None:
+    """The number of ranks changed: no rank has a generator to continue, so all start new ones at this step."""
+    log.info("the checkpoint is of another number of ranks: noise and dropout start new streams")
+    seed, rank = job.config.seed, job.ranks.rank
+    kap.seed_noise(job.engine.module, derive_seed(seed, "activation noise", rank, step))
+    torch.manual_seed(derive_seed(seed, "dropout", rank, step))
+
+
+def validate(job: Job) -> Evaluation:
+    """Evaluate the exported model over all ranks."""
+    broadcast(job.evaluated.buffers(), job.ranks)
+    batch_size = job.config.train.eval_batch_size
+    return evaluate(job.evaluated, job.eval_loader, job.validation.num_images, batch_size, job.ranks)
+
+
+def export_weights(job: Job) -> None:
+    """Write model.safetensors: unaveraged weights under torchvision's names."""
+    broadcast(job.evaluated.buffers(), job.ranks)
+    if job.ranks.first:
+        weights: dict[str, Tensor] = {
+            name: tensor.contiguous().cpu() for name, tensor in job.evaluated.state_dict().items()
+        }
+        with written_aside(job.run.weights) as aside:
+            save_file(weights, aside, metadata={"format": "pt"})

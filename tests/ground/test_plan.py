@@ -1,0 +1,78 @@
+from math import isclose
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from kapdist.config import Config, DataConfig, OptimConfig, TrainConfig
+from kapdist.errors import InputError
+from kapdist.plan import Plan, make_plan, part
+
+
+def config(batch_size: int = 32, epochs: int = 3, accumulation_steps: int = 1, **optim: object) -> Config:
+    return Config(
+        name="test",
+        data=DataConfig(train=Path("a"), validation=Path("b")),
+        train=TrainConfig(batch_size=batch_size, epochs=epochs, accumulation_steps=accumulation_steps),
+        optim=OptimConfig(**optim),
+    )
+
+
+@given(st.integers(0, 500), st.integers(1, 40))
+def test_parts_cut_a_range_without_gap_or_overlap(size: int, count: int) -> None:
+    parts = [part(range(7, 7 + size), index, count) for index in range(count)]
+    assert [position for p in parts for position in p] == list(range(7, 7 + size))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@given(st.integers(1, 3000), st.integers(1, 400), st.integers(1, 8))
+def test_an_epoch_takes_every_image_once(num_images: int, batch_size: int, world_size: int) -> None:
+    assume(world_size <= batch_size // 2 and batch_size <= num_images)
+    plan = make_plan(config(batch_size), num_images, world_size)
+    taken = [
+        position
+        for step in range(plan.steps_per_epoch, 2 * plan.steps_per_epoch)
+        for rank in range(world_size)
+        for position in plan.rank_batch(step, rank)
+    ]
+    assert taken == list(range(num_images))
+    assert all(len(plan.batch(step)) <= batch_size for step in range(plan.steps_per_epoch))
+
+
+@given(st.integers(64, 3000), st.integers(0, 50))
+def test_the_batch_of_a_step_does_not_depend_on_ranks(num_images: int, step: int) -> None:
+    plans = [make_plan(config(64), num_images, world_size) for world_size in (1, 2, 7)]
+    assert len({plan.batch(step) for plan in plans}) == 1
+    assert len({plan.lr(step) for plan in plans}) == 1
+
+
+def plan_of(schedule: str) -> Plan:
+    return make_plan(config(10, 10, lr=2.0, warmup_epochs=2, schedule=schedule), 100, 1)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_warm_up_and_decay(schedule: str) -> None:
+    plan = plan_of(schedule)
+    assert (plan.total_steps, plan.warmup_steps) == (100, 20)
+    assert isclose(plan.lr(0), 0.1)
+    assert isclose(plan.lr(19), 2.0)
+    assert isclose(plan.lr(20), 2.0)
+    assert isclose(plan.lr(60), 1.0)
+    assert 0 < plan.lr(99) < 0.05
+    assert all(plan.lr(step) >= plan.lr(step + 1) for step in range(20, 99))
+
+
+def test_no_warm_up() -> None:
+    assert make_plan(config(warmup_epochs=0, lr=0.5), 64, 1).lr(0) == 0.5
+
+
+def test_refusals() -> None:
+    with pytest.raises(
+        InputError, match=r"train\.batch_size: expected at most the 20 images of the data, found 32"
+    ):
+        make_plan(config(32), 20, 1)
+    with pytest.raises(InputError, match=r"expected at least 64 \(ranks x accumulation\), found 32"):
+        make_plan(config(32, accumulation_steps=4), 1000, 16)
+    with pytest.raises(InputError, match=r"optim\.warmup_epochs: expected at most train\.epochs = 1, found 2"):
+        make_plan(config(epochs=1, warmup_epochs=2), 1000, 1)

@@ -1,0 +1,96 @@
+"""The import directions of docs/design.md, read off the code."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GROUND = {"config", "configfile", "environment", "errors", "plan", "rng", "rundir"}
+MAY_IMPORT = {
+    "kap": set(),
+    "models": {"kap"},
+    "data": set(),
+    "engine": set(),
+    "train": {"engine", "data", "models", "kap"},
+    "attack": {"engine", "data", "models", "kap"},
+    "report": set(),
+    "cli": {"report", "attack", "train", "data"},
+}
+ONLY_IN = {"ffcv": "data", "pyautoattack": "attack", "deepspeed": "engine", "submitit": "launch"}
+NEVER = {"torchvision", "timm", "launch", "tools"}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports at run time; imports for annotations alone do not count."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def files() -> list[Path]:
+    return sorted((ROOT / "kapdist").rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT / "kapdist").parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    rooms = {p.name.removesuffix(".py") for p in (ROOT / "kapdist").iterdir()}
+    here = room(path)
+    for name in imports(path):
+        top, *rest = name.split(".")
+        assert top not in NEVER, f"{path}: imports {name}"
+        assert ONLY_IN.get(top, here) == here, f"{path}: {top} belongs to {ONLY_IN.get(top)}/"
+        if here in GROUND:
+            assert top not in {"torch", "ffcv", "deepspeed"}, f"{path}: a login node should not need {top}"
+        if top == "kapdist" and rest and rest[0] in rooms and rest[0] != here:
+            allowed = GROUND | (MAY_IMPORT[here] if here not in GROUND else set())
+            assert rest[0] in allowed, f"{path}: {here} may not import {rest[0]}"
+
+
+def modules_after(statement: str) -> set[str]:
+    program = f"import sys; {statement}; print(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    return {name.split(".")[0] for name in done.stdout.split()}
+
+
+def test_the_ground_needs_no_torch() -> None:
+    loaded = modules_after("import " + ", ".join(f"kapdist.{name}" for name in sorted(GROUND)))
+    assert not {"torch", "ffcv", "polars", "matplotlib"} & loaded
+
+
+def test_kap_and_models_run_with_torch_and_numpy_alone() -> None:
+    loaded = modules_after("import kapdist.kap, kapdist.models")
+    assert not {"pydantic", "omegaconf", "ffcv", "safetensors", "polars", "rich", "typer"} & loaded
+
+
+def test_help_loads_nothing_heavy() -> None:
+    assert not {"torch", "pydantic", "polars", "matplotlib", "ffcv"} & modules_after("import kapdist.cli")
+
+
+def test_files_and_functions_stay_small() -> None:
+    for path in [*files(), *sorted((ROOT / "tools").rglob("*.py"))]:
+        text = path.read_text()
+        assert text.count("\n") <= 400, f"{path}: more than 400 lines"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 60, f"{path}: {node.name} is too long"
