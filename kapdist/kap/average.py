@@ -71,7 +71,8 @@ class _KernelAverage(torch.autograd.Function):
     """Shifted sums divided by the counts; the transpose divides first and is the same filter.
 
     A Function of its own because autograd would replay each shifted in-place sum as several copies: measured
-    on all of ResNet-50's weights, its backward takes 2 to 8 times as long.
+    on all of ResNet-50's weights, its backward takes 2 to 8 times as long. Without a jvp, because torch.compile
+    refuses a Function that has one: forward-mode differentiation is not supported.
     """
 
     generate_vmap_rule = True
@@ -99,11 +100,6 @@ class _KernelAverage(torch.autograd.Function):
         for axis in range(dim, dim + axes):
             sheet = _window_sums(_divide_by_counts(sheet.clone(), ctx.kernel_size, axis), ctx.kernel_size, axis)
         return sheet.flatten(dim, dim + axes - 1), None, None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-        average: Tensor = _KernelAverage.apply(tangent, ctx.kernel_size, ctx.stride, ctx.grid, ctx.dim)
-        return average
 
 
 def _window_sums(z: Tensor, kernel_size: int, axis: int) -> Tensor:

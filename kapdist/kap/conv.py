@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kapdist.kap.average import check_window, kernel_average, pooled_channels
-from kapdist.kap.noise import NoiseSource, NoisyLayer
+from kapdist.kap.noise import NoiseSource, NoisyLayer, draw_noise
 
 
 class KAPConv2d(NoisyLayer, nn.Conv2d):
@@ -91,13 +91,9 @@ class KAPConv2d(NoisyLayer, nn.Conv2d):
     def _is_noisy(self) -> bool:
         return self.noise_std > 0 and self.noise_source.mode != "off"
 
-    @torch.compiler.disable
     def _noise_like(self, z: Tensor) -> Tensor:
-        """Noise n of z's batch, height and width with out_channels channels.
-
-        Never traced: torch.compile cannot follow a generator, and a frozen draw would be silently wrong.
-        """
-        return self.noise_source.draw(z.detach(), self.out_channels, self.noise_layer).mul_(self.noise_std)
+        """Noise n of z's batch, height and width with out_channels channels."""
+        return draw_noise(self.noise_source, z, self.out_channels, self.noise_layer) * self.noise_std
 
     def extra_repr(self) -> str:
         pool = f"pool_size={self.pool_size}, pool_stride={self.pool_stride}, layout={self.layout}"

@@ -8,11 +8,14 @@ The layers of one model share one NoiseSource, a generator apart from torch's gl
     off    none
 
 Unseeded, the stream is that of seed 0. Ranks of one job must be given seeds of their own (`seed_noise`), or
-they draw the same noise. Saved states hold one stream for each device type.
+they draw the same noise. Saved states hold one stream for each device type. Activation checkpointing would
+draw other noise when it recomputes a layer: it does not go together with fresh noise.
 """
 
 import hashlib
-from collections.abc import Iterator
+import itertools
+import weakref
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,13 +24,21 @@ from torch import Tensor, nn
 
 MODES = ("fresh", "fixed", "off")
 
+_handles = itertools.count()
+_live_sources: "weakref.WeakValueDictionary[int, NoiseSource]" = weakref.WeakValueDictionary()
+
 
 class NoiseSource:
     """Standard normal draws for the layers of one model; copies and pickles continue the same stream."""
 
     def __init__(self, seed: int = 0) -> None:
+        self._register()
         self.mode = "fresh"
         self.seed_all(seed)
+
+    def _register(self) -> None:
+        self.handle = next(_handles)
+        _live_sources[self.handle] = self
 
     def seed_all(self, seed: int) -> None:
         """Starts the streams of every device and the fixed images anew."""
@@ -36,11 +47,20 @@ class NoiseSource:
         self._saved_states: dict[str, Tensor] = {}  # of streams whose device has not been used yet
         self._fixed: dict[int, Tensor] = {}
 
-    def draw(self, like: Tensor, channels: int, layer: int) -> Tensor:
-        """Noise for (batch, ?, height, width) as (batch, channels, height, width), or batch 1 when fixed."""
-        if self.mode == "fixed":
-            return self._fixed_image((channels, *like.shape[2:]), layer).to(like, copy=True)
-        return self._fresh(like, channels)
+    def fresh(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """New noise of this shape, of like's dtype and device."""
+        normal = torch.empty(shape, dtype=like.dtype, device=like.device)
+        return normal.normal_(generator=self._generator(like.device))
+
+    def fixed(self, shape: tuple[int, ...], layer: int, like: Tensor) -> Tensor:
+        """The layer's own noise of this shape, of like's dtype and device."""
+        image = self._fixed.get(layer)
+        if image is None or image.shape != shape:
+            # float32 on the CPU, so that every device and precision sees the same noise.
+            generator = torch.Generator().manual_seed(_mix(self.seed, layer))
+            image = torch.empty(shape, dtype=torch.float32).normal_(generator=generator)
+        self._fixed[layer] = image.to(like.device)
+        return self._fixed[layer].to(like.dtype, copy=True)
 
     def states(self) -> dict[str, Tensor]:
         """The state of each device type's stream."""
@@ -56,24 +76,9 @@ class NoiseSource:
         return {"mode": self.mode, "seed": self.seed, "states": self.states()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self._register()
         self.mode = state["mode"]
         self.load_states(state["seed"], state["states"])
-
-    def _fresh(self, like: Tensor, channels: int) -> Tensor:
-        batch, _, height, width = like.shape
-        channels_last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
-        shape = (batch, height, width, channels) if channels_last else (batch, channels, height, width)
-        # Drawn in memory order: torch fills a tensor that is not contiguous one by one, 5 times as slowly.
-        normal = torch.empty(shape, dtype=like.dtype, device=like.device)
-        normal.normal_(generator=self._generator(like.device))
-        return normal.permute(0, 3, 1, 2) if channels_last else normal
-
-    def _fixed_image(self, shape: tuple[int, ...], layer: int) -> Tensor:
-        if layer not in self._fixed or self._fixed[layer].shape[1:] != shape:
-            # float32 on the CPU, so that every device and precision sees the same image.
-            generator = torch.Generator().manual_seed(_mix(self.seed, layer))
-            self._fixed[layer] = torch.empty(1, *shape, dtype=torch.float32).normal_(generator=generator)
-        return self._fixed[layer]
 
     def _generator(self, device: torch.device) -> torch.Generator:
         generator = self._generators.get(device.type)
@@ -85,6 +90,51 @@ class NoiseSource:
                 generator.set_state(self._saved_states.pop(device.type))
             self._generators[device.type] = generator
         return generator
+
+
+def draw_noise(source: NoiseSource, z: Tensor, channels: int, layer: int) -> Tensor:
+    """Standard normal noise for z, without a gradient, in z's memory format.
+
+    Shapes: z (batch, any, height, width) to (batch, channels, height, width), or batch 1 in mode "fixed".
+    """
+    batch, _, height, width = z.shape
+    z = z.detach()
+    if source.mode == "fixed":
+        fixed: Tensor = torch.ops.kapdist.fixed_noise(z, (1, channels, height, width), source.handle, layer)
+        return fixed
+    # Drawn in memory order: torch fills a tensor that is not contiguous one by one, 5 times as slowly.
+    if z.is_contiguous(memory_format=torch.channels_last) and not z.is_contiguous():
+        shape = (batch, height, width, channels)
+        last: Tensor = torch.ops.kapdist.fresh_noise(z, shape, source.handle)
+        return last.permute(0, 3, 1, 2)
+    fresh: Tensor = torch.ops.kapdist.fresh_noise(z, (batch, channels, height, width), source.handle)
+    return fresh
+
+
+# torch.compile cannot follow a generator, and breaking the graph at each layer would leave it nothing to
+# compile. As operators the draws stay opaque to it; the tag keeps it from merging or repeating them.
+# Operators take no Python objects, so the source travels as its handle.
+_SEEDED = (torch.Tag.nondeterministic_seeded,)
+torch.library.define("kapdist::fresh_noise", "(Tensor like, SymInt[] shape, int source) -> Tensor", tags=_SEEDED)
+torch.library.define(
+    "kapdist::fixed_noise", "(Tensor like, SymInt[] shape, int source, int layer) -> Tensor", tags=_SEEDED
+)
+
+
+@torch.library.impl("kapdist::fresh_noise", "default")
+def _fresh_noise(like: Tensor, shape: Sequence[int], source: int) -> Tensor:
+    return _live_sources[source].fresh(tuple(shape), like)
+
+
+@torch.library.impl("kapdist::fixed_noise", "default")
+def _fixed_noise(like: Tensor, shape: Sequence[int], source: int, layer: int) -> Tensor:
+    return _live_sources[source].fixed(tuple(shape), layer, like)
+
+
+@torch.library.register_fake("kapdist::fresh_noise")
+@torch.library.register_fake("kapdist::fixed_noise")
+def _noise_meta(like: Tensor, shape: Sequence[int], source: int, layer: int = 0) -> Tensor:
+    return like.new_empty(shape)
 
 
 class NoisyLayer(nn.Module):
