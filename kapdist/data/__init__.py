@@ -1,12 +1,14 @@
 """Images: sources, betons, order, augmentation, loader. The only place that knows FFCV."""
 
 from kapdist.data.beton import BetonInfo, check_labels, open_beton
+from kapdist.data.check import check, check_beton
+from kapdist.data.errors import WriterError
+from kapdist.data.folder import class_folder
 from kapdist.data.loader import Batch, Loader
 from kapdist.data.order import epoch_order
 from kapdist.data.sources import SOURCES, Source, fashion_mnist, make_source
 from kapdist.data.workers import usable_cpus
-from kapdist.data.write import check, check_beton, write, write_beton
-from kapdist.data.writer import WriterError
+from kapdist.data.write import write, write_beton
 
 __all__ = [
     "SOURCES",
@@ -18,6 +20,7 @@ __all__ = [
     "check",
     "check_beton",
     "check_labels",
+    "class_folder",
     "epoch_order",
     "fashion_mnist",
     "make_source",

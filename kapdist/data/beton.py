@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -183,11 +182,3 @@ def check_labels(info: BetonInfo, num_classes: int) -> None:
 def stored_bytes(path: Path) -> np.ndarray:
     """Return the file as a read-only memory map, (bytes,) uint8."""
     return np.asarray(np.memmap(path, np.uint8, mode="r"))
-
-
-def check_beton(path: Path) -> dict[str, Any]:
-    """Verify a beton in full: tables, the file's sha256, every image's checksum, and that every image decodes.
-
-    Returns the manifest's summary. Raises InputError that names the first damaged images.
-    """
-    raise NotImplementedError

@@ -17,6 +17,7 @@ from numba.core.typing import signature
 from kapdist.data.augment import centre_window, flipped, random_window, shift
 from kapdist.data.beton import Layout
 from kapdist.data.checksum import xxh64
+from kapdist.data.errors import DamagedImageError
 from kapdist.data.guard import AllocationQuery, SimpleRGBImageDecoder, State, lib
 from kapdist.data.jit import compiled
 from kapdist.data.workers import Workers
@@ -52,13 +53,25 @@ class Recipe:
 def place(plain: np.ndarray, out: np.ndarray, down: int, right: int, mirror: bool) -> None:
     """Copy plain into out, both (side, side, 3), moved and then mirrored; black where nothing lands."""
     side = out.shape[0]
+    # Columns of out that something lands on: the inner loop has no test, for it decides the speed.
+    first, last = max(0, right), min(side, side + right)
+    if mirror:
+        first, last = side - last, side - first
     for y in range(side):
-        for x in range(side):
-            from_y = y - down
-            from_x = (side - 1 - x if mirror else x) - right
-            inside = 0 <= from_y < side and 0 <= from_x < side
-            for channel in range(3):
-                out[y, x, channel] = plain[from_y, from_x, channel] if inside else 0
+        row = y - down
+        if not 0 <= row < side:
+            out[y] = 0
+            continue
+        out[y, :first] = 0
+        out[y, last:] = 0
+        if mirror:
+            for x in range(first, last):
+                for channel in range(3):
+                    out[y, x, channel] = plain[row, side - 1 - x - right, channel]
+        else:
+            for x in range(first, last):
+                for channel in range(3):
+                    out[y, x, channel] = plain[row, x - right, channel]
 
 
 def decode_part(  # type: ignore[no-untyped-def]
@@ -151,6 +164,7 @@ class Decoder(SimpleRGBImageDecoder):
     def __init__(self, recipe: Recipe, layout: Layout, checksums: np.ndarray, workers: Workers) -> None:
         super().__init__()
         self.recipe, self.layout, self.workers = recipe, layout, workers
+        self.end = int((layout.offsets + layout.sizes).max())
         self.checksums, self.verified = checksums, np.zeros(len(checksums), np.uint8)
         side = recipe.resolution
         self.scratch = [
@@ -168,6 +182,8 @@ class Decoder(SimpleRGBImageDecoder):
     def decode(self, batch_indices: np.ndarray, out: np.ndarray, metadata: Any, storage_state: Any) -> np.ndarray:
         """Fill out (batch, resolution, resolution, 3) uint8 with the images named by batch_indices."""
         data, key = storage_state
+        if len(data) < self.end:  # jitted code would read past the map, and the process would die of it
+            raise DamagedImageError(int((self.layout.offsets + self.layout.sizes).argmax()))
         layout, recipe = self.layout, self.recipe
         function = compiled_decode()
 
@@ -195,11 +211,3 @@ class Decoder(SimpleRGBImageDecoder):
 
         self.workers.run(part, len(batch_indices))
         return out
-
-
-class DamagedImageError(Exception):
-    """The stored bytes of an image are not what was written."""
-
-    def __init__(self, image: int) -> None:
-        super().__init__(f"image {image}")
-        self.image = image

@@ -11,6 +11,8 @@ import numpy as np
 
 from kapdist.data.guard import EpochIterator, FFCVLoader
 
+CLOSE_SECONDS = 30.0  # far more than a batch takes; a thread that hangs is a daemon and left to itself
+
 
 class Epoch(EpochIterator):
     """Decodes ahead into a ring of buffers; a buffer is used again only after it was given back.
@@ -98,5 +100,5 @@ class Epoch(EpochIterator):
         self.terminate_event.set()
         self.free.put(None)
         if threading.current_thread() is not self:
-            self.join()
+            self.join(CLOSE_SECONDS)
         self.memory_context.__exit__(None, None, None)

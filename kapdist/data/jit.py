@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -11,7 +12,9 @@ from typing import Any
 
 import llvmlite.binding  # type: ignore[import-untyped]
 import numba
-from numba.core import config
+from numba.core import config as numba_config
+
+config: Any = numba_config  # its settings are made at run time
 
 JITTED_FILES = ("augment.py", "checksum.py", "decode.py", "jit.py")
 
@@ -19,8 +22,14 @@ JITTED_FILES = ("augment.py", "checksum.py", "decode.py", "jit.py")
 def compiled(function: Callable[..., Any], signature: Any) -> Callable[..., Any]:
     """Compile a function without the GIL for one signature, from the disk cache where that is possible."""
     directory = cache_directory()
-    if directory is None:
-        return numba.njit(signature, nogil=True)(function)
+    if directory is not None:
+        # A cache that is damaged, full or on a strange file system must not stop anybody.
+        with contextlib.suppress(Exception):
+            return cached(function, signature, directory)
+    return numba.njit(signature, nogil=True)(function)
+
+
+def cached(function: Callable[..., Any], signature: Any, directory: Path) -> Callable[..., Any]:
     usual = config.CACHE_DIR
     config.CACHE_DIR = str(directory)
     try:

@@ -17,12 +17,12 @@ from kapdist.data.decode import (
     CENTRE_CROP,
     NO_CROP,
     RANDOM_CROP,
-    DamagedImageError,
     Decoder,
     Recipe,
     compiled_decode,
 )
 from kapdist.data.epoch import Epoch
+from kapdist.data.errors import DamagedImageError
 from kapdist.data.guard import FFCVLoader, OrderOption, nothing_compiled, torch_threads_kept
 from kapdist.data.workers import Workers, usable_cpus
 from kapdist.errors import InputError

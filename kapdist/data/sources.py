@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import gzip
 import hashlib
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from kapdist.data.folder import class_folder
 from kapdist.errors import InputError
+from kapdist.rundir import write_atomic
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 MIRROR = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -35,7 +39,7 @@ FASHION_MD5 = {
     "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
     "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
 }
-FASHION_SPLITS = {"train": "train", "test": "t10k"}
+SPLITS = {"train": "train", "test": "t10k"}
 
 
 class Source(Protocol):
@@ -53,10 +57,6 @@ class Source(Protocol):
 
     def image_name(self, index: int) -> str:
         """Return what a message calls the image."""
-
-
-class UnreadableImageError(Exception):
-    """An image cannot be decoded; the message says why."""
 
 
 class FashionMnist:
@@ -86,9 +86,9 @@ def fashion_mnist(split: str = "train") -> FashionMnist:
     Raises:
         InputError: an unknown split; no Debian package and no download.
     """
-    if split not in FASHION_SPLITS:
-        raise InputError("split", " or ".join(FASHION_SPLITS), split)
-    prefix = FASHION_SPLITS[split]
+    if split not in SPLITS:
+        raise InputError("split", " or ".join(SPLITS), split)
+    prefix = SPLITS[split]
     images = read_idx(fashion_file(f"{prefix}-images-idx3-ubyte.gz"))
     labels = read_idx(fashion_file(f"{prefix}-labels-idx1-ubyte.gz"))
     return FashionMnist(images, labels, split)
@@ -129,8 +129,6 @@ def md5(content: bytes) -> str:
 
 
 def download(name: str, path: Path) -> None:
-    from kapdist.rundir import write_atomic
-
     expected = f"Debian's package dataset-fashion-mnist or a download of {MIRROR}{name}"
     try:
         with urllib.request.urlopen(MIRROR + name, timeout=60) as answer:
@@ -142,9 +140,21 @@ def download(name: str, path: Path) -> None:
     write_atomic(path, content)
 
 
+SOURCES: dict[str, Callable[[str], Source]] = {"fashion-mnist": fashion_mnist}
+
+
 def make_source(source: str, split: str = "train") -> Source:
-    """Return the source of that name."""
-    return SOURCES[source](split)
+    """Return a source by its name in SOURCES, with that split, or a folder of class folders.
 
-
-SOURCES = {"fashion-mnist": fashion_mnist}
+    Raises:
+        InputError: neither a name nor a folder; a split of a folder.
+    """
+    if source in SOURCES:
+        return SOURCES[source](split)
+    if not Path(source).exists():
+        near = difflib.get_close_matches(source, SOURCES, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise InputError("source", f"{', '.join(SOURCES)} or a folder of class folders", f"{source}{hint}")
+    if split != "train":
+        raise InputError("split", "no split of a folder: give the folder of the split itself", split)
+    return class_folder(Path(source))

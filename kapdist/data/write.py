@@ -1,4 +1,4 @@
-"""`kapdist data write` and `kapdist data check`: a source becomes a beton with its manifest, and is verified."""
+"""`kapdist data write`: a source becomes a beton and the manifest beside it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kapdist.data.beton import open_with_manifest, read_layout, stored_bytes
+from kapdist.data.beton import read_layout, stored_bytes
 from kapdist.data.checksum import checksums
 from kapdist.data.manifest import Manifest, content_fingerprint, write_manifest
 from kapdist.data.sources import Source, make_source
@@ -124,21 +124,3 @@ def describe(
         packages=package_versions(PACKAGES),
         checksums=sums,
     )
-
-
-def check(path: Path) -> dict[str, Any]:
-    """Verify a beton in full; return its manifest's summary as JSON values."""
-    return check_beton(path)
-
-
-def check_beton(path: Path) -> dict[str, Any]:
-    """Verify the tables, the file's sha256 and every image's checksum, and decode every image.
-
-    Returns:
-        The manifest's summary.
-
-    Raises:
-        InputError: names the file and the first damaged images.
-    """
-    _, manifest = open_with_manifest(Path(path))
-    return manifest.summary()

@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from kapdist.data.errors import UnreadableImageError, WriterError
 from kapdist.data.guard import (
     DatasetWriter,
     IntField,
@@ -23,19 +24,16 @@ from kapdist.data.guard import (
     chunks,
     worker_job_indexed_dataset,
 )
-from kapdist.data.sources import Source, UnreadableImageError
+from kapdist.data.sources import Source
 
 SMALLEST_PAGE, LARGEST_PAGE = 1 << 21, 1 << 25  # bytes; no stored image can be larger than its page
 MAX_SIDE = 65535  # the file format's, and JPEG's
 POLL_SECONDS = 0.05
+NOTE_CHARACTERS = 500  # short enough for a pipe to take a note whole, even from a worker that is killed
 
 Progress = Callable[[int, int], None]
 # FFCV's workers share queues, counters and memory by being forked.
 fork = multiprocessing.get_context("fork")
-
-
-class WriterError(RuntimeError):
-    """A worker ended, or stopped, before its work was done; the message names the image it was at."""
 
 
 class Samples:
@@ -55,7 +53,7 @@ class Samples:
             return image, label
         except UnreadableImageError as error:
             # Not the end of the worker: all unreadable images are reported together.
-            self.notes.put(("unreadable", int(index), str(error)))
+            self.notes.put(("unreadable", int(index), str(error)[:NOTE_CHARACTERS]))
             return np.zeros((1, 1, 3), np.uint8), 0
 
     def name_at(self, slot: int) -> str:
@@ -76,7 +74,9 @@ def work(slot: int, samples: Samples, arguments: tuple[Any, ...]) -> None:
     try:
         worker_job_indexed_dataset(*arguments, samples)
     except BaseException:
-        samples.notes.put(("error", slot, traceback.format_exc(limit=-1).strip().splitlines()[-1]))
+        samples.notes.put(
+            ("error", slot, traceback.format_exc(limit=-1).strip().splitlines()[-1][:NOTE_CHARACTERS])
+        )
         raise SystemExit(1) from None
 
 

@@ -1,0 +1,71 @@
+"""`kapdist data check`: everything that can be verified of a beton."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kapdist.data.beton import BetonInfo, open_with_manifest, stored_bytes
+from kapdist.data.decode import CENTRE_CROP, Decoder, Recipe
+from kapdist.data.errors import DamagedImageError
+from kapdist.data.workers import Workers, usable_cpus
+from kapdist.data.writer import Progress
+from kapdist.errors import InputError
+from kapdist.rundir import file_sha256
+
+BATCH, SIDE = 256, 8
+NAMED = 20  # how many damaged images a message names
+
+
+def check(path: Path) -> dict[str, Any]:
+    """Verify a beton in full; return its manifest's summary as JSON values."""
+    return check_beton(path)
+
+
+def check_beton(path: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Verify the tables, every image's checksum, that every image decodes, and the file's sha256.
+
+    Returns:
+        The manifest's summary.
+
+    Raises:
+        InputError: names the file and the first damaged images.
+    """
+    info, manifest = open_with_manifest(Path(path))
+    bad = damaged_images(info, progress)
+    if bad:
+        names = ", ".join(map(str, bad[:NAMED])) + (", ..." if len(bad) > NAMED else "")
+        raise InputError(info.path, "images as they were written", f"{len(bad)} damaged: image {names}")
+    sha256 = file_sha256(info.path)
+    if sha256 != manifest.sha256:
+        raise InputError(info.path, f"sha256 {manifest.sha256} (its manifest)", f"{sha256} (images are whole)")
+    return manifest.summary()
+
+
+def damaged_images(info: BetonInfo, progress: Progress | None) -> list[int]:
+    """Return the ids of images whose bytes changed or which do not decode."""
+    workers = Workers(usable_cpus())
+    # The loader's own decoder, so that what passes here decodes there; it compares the checksums first.
+    decoder = Decoder(Recipe(SIDE, CENTRE_CROP), info.layout, info.checksums, workers)
+    data, bad = stored_bytes(info.path), []
+    try:
+        for start in range(0, info.num_images, BATCH):
+            images = np.arange(start, min(start + BATCH, info.num_images))
+            if not decodes(decoder, images, data):
+                bad += [int(one[0]) for one in np.split(images, len(images)) if not decodes(decoder, one, data)]
+            if progress:
+                progress(int(images[-1]) + 1, info.num_images)
+    finally:
+        workers.close()
+    return bad
+
+
+def decodes(decoder: Decoder, images: np.ndarray, data: np.ndarray) -> bool:
+    out = np.empty((len(images), SIDE, SIDE, 3), np.uint8)
+    try:
+        decoder.decode(images, out, None, (data, 0))
+    except DamagedImageError:
+        return False
+    return True
