@@ -1,0 +1,295 @@
+"""What may and may not be concluded from a block of the comparison, computed from its numbers.
+
+In a pilot nearly all of the robustness came from the noise. So KAP is only ever compared with a model that has
+the same noise and K = 1, and where that model is missing the report says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import polars
+
+from kapdist.config import MAY_CHANGE, Config, flatten
+from kapdist.report.reading import Accuracy, Attack, Run
+from kapdist.report.table import Block, Row, percent, plural
+
+NOISE_OFF = (
+    "Activation noise was switched off during this attack, so these numbers say nothing about the noise itself "
+    "at test time."
+)
+NO_NOISE = "None of these models was trained with activation noise, so there was none to switch off in this attack."
+ONE_TRAINING = (
+    "The intervals are 95% intervals over images. They do not cover how much a result changes when a model is "
+    "trained again with another seed."
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence beside a block; one that `warns` is about a number that should not be read as it stands."""
+
+    text: str
+    warns: bool = False
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A model with KAP beside the one with the same noise and K = 1: what KAP adds, at most."""
+
+    kap: Row
+    reference: Row
+
+    @property
+    def robust(self) -> float:
+        """Difference of the robust accuracies, a share of images."""
+        kap, reference = attack_of(self.kap).summary, attack_of(self.reference).summary
+        return kap.robust_accuracy.value - reference.robust_accuracy.value
+
+    @property
+    def clean(self) -> float:
+        """Difference of the clean accuracies, a share of images."""
+        kap, reference = attack_of(self.kap).summary, attack_of(self.reference).summary
+        return kap.clean_accuracy.value - reference.clean_accuracy.value
+
+    @property
+    def overlap(self) -> bool:
+        """Whether the two intervals of the robust accuracy have a point in common."""
+        kap, reference = (attack_of(row).summary.robust_accuracy for row in (self.kap, self.reference))
+        return kap.low <= reference.high and reference.low <= kap.high
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """What else differs between the two trainings, as config keys."""
+        return differences(config_of(self.kap), config_of(self.reference))
+
+
+def claims(block: Block, runs: Sequence[Run]) -> tuple[Claim, ...]:
+    """Return the remarks that belong to a block of a comparison of `runs`, in reading order."""
+    if block.setting is None:
+        text = "Clean accuracy is that of the last evaluation in training; no robustness is known."
+        return (Claim(text),)
+    return (
+        *noise_claims(block),
+        *gap_claims(block),
+        Claim(ONE_TRAINING),
+        *image_claims(block),
+        *(claim for row in block.rows for claim in row_claims(row)),
+        *note_claims(block),
+        *absence_claims(block, runs),
+    )
+
+
+def noise_claims(block: Block) -> Iterator[Claim]:
+    assert block.setting is not None
+    if block.setting.noise != "off":
+        yield Claim(f"Activation noise was on during this attack, mode {block.setting.noise}.")
+    elif all(row.noise_std == 0 for row in block.rows):
+        yield Claim(NO_NOISE)
+    else:
+        yield Claim(NOISE_OFF)
+
+
+def gap_claims(block: Block) -> Iterator[Claim]:
+    pairs = gaps(block)
+    yield from (Claim(gap_text(pair)) for pair in pairs)
+    # Two models with KAP may stand beside the same one without: what its noise does is said once.
+    references = {pair.reference.name: pair.reference for pair in pairs if has_noise(pair.reference)}
+    for reference in references.values():
+        if plain := least_different(reference, [row for row in block.rows if is_plain(row)]):
+            yield noise_alone_claim(reference, plain)
+    paired = [pair.kap for pair in pairs]
+    for row in block.rows:
+        if has_kap(row) and has_noise(row) and row not in paired:
+            text = (
+                f"{row.name} has both KAP and {noise_text(row)}, but no model with the same noise and K = 1 is in "
+                f"this comparison: what KAP does and what the noise does cannot be told apart."
+            )
+            yield Claim(text, warns=True)
+
+
+def gaps(block: Block) -> tuple[Gap, ...]:
+    """Pair every model with KAP with the most similar one that has the same noise and K = 1."""
+    found = []
+    for row in block.rows:
+        if has_kap(row):
+            others = [other for other in block.rows if is_reference(other, row)]
+            if reference := least_different(row, others):
+                found.append(Gap(row, reference))
+    return tuple(found)
+
+
+def gap_text(gap: Gap) -> str:
+    kap, reference = (attack_of(row).summary.robust_accuracy for row in (gap.kap, gap.reference))
+    other = "noise alone" if has_noise(gap.reference) else "plain"
+    sentences = [
+        f"KAP minus {other} ({gap.kap.name} minus {gap.reference.name}, {noise_text(gap.reference)}): "
+        f"{points(gap.robust)} of robust accuracy ({between(kap)} against {between(reference)}), "
+        f"{points(gap.clean)} of clean accuracy.",
+        verdict(gap),
+        paired_text(gap),
+        other_differences(gap),
+    ]
+    return " ".join(filter(None, sentences))
+
+
+def verdict(gap: Gap) -> str:
+    if gap.overlap:
+        return "The 95% intervals overlap, so this comparison does not show that KAP changes robust accuracy."
+    side = "above" if gap.robust > 0 else "below"
+    return f"The 95% intervals do not overlap: the model with KAP is {side} the one without it here."
+
+
+def paired_text(gap: Gap) -> str:
+    """Count the images on which the two models differ, where both were given the same ones."""
+    kap, reference = (robust_images(attack_of(row)) for row in (gap.kap, gap.reference))
+    same = attack_of(gap.kap).images == attack_of(gap.reference).images
+    if kap is None or reference is None or not same:
+        return ""
+    both = kap.join(reference, on="image", suffix="_reference")
+    only_kap = both.filter(polars.col("robust") & ~polars.col("robust_reference")).height
+    only_reference = both.filter(~polars.col("robust") & polars.col("robust_reference")).height
+    return (
+        f"Image by image, {only_kap} withstood the attack only on {gap.kap.name} and {only_reference} only on "
+        f"{gap.reference.name}."
+    )
+
+
+def other_differences(gap: Gap) -> str:
+    if not gap.differences:
+        return ""
+    return f"The two runs also differ in {', '.join(gap.differences)}, so the gap is not KAP's alone."
+
+
+def noise_alone_claim(reference: Row, plain: Row) -> Claim:
+    noisy, bare = (attack_of(row).summary.robust_accuracy.value for row in (reference, plain))
+    pair = f"{reference.name} minus {plain.name}"
+    return Claim(f"Noise alone minus plain ({pair}): {points(noisy - bare)} of robust accuracy.")
+
+
+def image_claims(block: Block) -> Iterator[Claim]:
+    """Warn where two models of a block were given different images."""
+    for first, second in combinations(block.rows, 2):
+        ours, theirs = (attack_of(row).images for row in (first, second))
+        if ours is not None and theirs is not None and ours != theirs:
+            text = f"{first.name} and {second.name} were attacked on different images."
+            yield Claim(text, warns=True)
+
+
+def row_claims(row: Row) -> Iterator[Claim]:
+    """Warn where the files of one attack contradict each other."""
+    attack = attack_of(row)
+    summary, robust = attack.summary, robust_images(attack)
+    if robust is not None and (robust.height, robust["robust"].sum()) != (summary.num_images, summary.num_robust):
+        text = (
+            f"{row.name}: records.parquet has {robust['robust'].sum()} robust of {robust.height} images, "
+            f"summary.json {summary.num_robust} of {summary.num_images}."
+        )
+        yield Claim(text, warns=True)
+    # The attacks project in float32, which may leave a perturbation a rounding error outside of the ball.
+    if summary.max_norm is not None and summary.max_norm > summary.eps * (1 + 1e-4) + 1e-6:
+        text = f"{row.name}: the largest perturbation, {summary.max_norm:.6g}, is beyond eps, {summary.eps:.6g}."
+        yield Claim(text, warns=True)
+    if row.own and row.run.weights_sha256 not in (None, summary.weights_sha256):
+        text = f"{row.name}: the attacked weights are not the ones that are in the run's model.safetensors now."
+        yield Claim(text, warns=True)
+
+
+def note_claims(block: Block) -> Iterator[Claim]:
+    """Hand on what the attack side wrote beside its numbers, each note once with the rows that it is about."""
+    notes: dict[str, list[str]] = {}
+    for row in block.rows:
+        for note in attack_of(row).summary.notes:
+            notes.setdefault(note, []).append(row.name)
+    for note, names in notes.items():
+        yield Claim(f"{enumeration(names)}: {note.rstrip('.')}.", warns=True)
+
+
+def absence_claims(block: Block, runs: Sequence[Run]) -> Iterator[Claim]:
+    present = [row.run for row in block.rows]
+    absent = [run.label for run in runs if run not in present]
+    if absent:
+        yield Claim(f"Not attacked in this setting: {', '.join(absent)}.")
+
+
+def robust_images(attack: Attack) -> polars.DataFrame | None:
+    """Return (image, robust): correct without the attack and not broken by it."""
+    if attack.records is None:
+        return None
+    correct = polars.col("clean_prediction") == polars.col("label")
+    return attack.records.select("image", robust=correct & polars.col("broken_by").is_null())
+
+
+def has_kap(row: Row) -> bool:
+    return row.own and config_of(row).kap.pool_size > 1
+
+
+def has_noise(row: Row) -> bool:
+    return bool(row.noise_std or row.input_noise_std)
+
+
+def is_plain(row: Row) -> bool:
+    return row.own and not has_kap(row) and not has_noise(row)
+
+
+def is_reference(row: Row, kap: Row) -> bool:
+    """Whether a row is the model that shows what the noise does without KAP."""
+    noises = (row.noise_std, row.input_noise_std)
+    return row.own and not has_kap(row) and noises == (kap.noise_std, kap.input_noise_std)
+
+
+def least_different(row: Row, others: Sequence[Row]) -> Row | None:
+    return min(others, key=lambda other: len(differences(config_of(row), config_of(other))), default=None)
+
+
+def differences(config: Config, other: Config) -> tuple[str, ...]:
+    ours, theirs = flatten(config), flatten(other)
+    aside = ("name", "kap.pool_size", "kap.layout", *MAY_CHANGE)
+    return tuple(key for key in ours if ours[key] != theirs[key] and key not in aside)
+
+
+def attack_of(row: Row) -> Attack:
+    assert row.attack is not None, "a row of a block with a setting has an attack"
+    return row.attack
+
+
+def config_of(row: Row) -> Config:
+    assert row.run.config is not None, "asked only of a run's own model"
+    return row.run.config
+
+
+def noise_text(row: Row) -> str:
+    parts = (("activation noise", row.noise_std), ("input noise", row.input_noise_std))
+    return " and ".join(f"{name} σ = {std:g}" for name, std in parts if std) or "no noise"
+
+
+def points(share: float) -> str:
+    # Rounded first: -0.04 points would be shown as "-0.0".
+    rounded = round(100 * share, 1) + 0.0
+    return f"{rounded:+.1f} points".replace("-", "−")
+
+
+def between(found: Accuracy) -> str:
+    return f"{percent(found.value)}% [{percent(found.low)}, {percent(found.high)}]"
+
+
+def lead(runs: Sequence[Run], blocks: Sequence[Block]) -> str:
+    """Say in one sentence what was compared and under which attack."""
+    settings = [block.setting for block in blocks if block.setting]
+    names = enumeration([run.label for run in runs])
+    if not settings:
+        return f"{names}: {'not' if len(runs) == 1 else 'none of them'} attacked yet."
+    if len(settings) > 1:
+        return f"{names}, attacked in {len(settings)} settings; each has its own table, and they do not mix."
+    one = settings[0]
+    images = plural(one.num_images, "image")
+    return (
+        f"{names}, attacked with {one.version_text} in {one.norm} with eps = {one.eps_text} on {images} each, "
+        f"activation noise {one.noise}."
+    )
+
+
+def enumeration(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

@@ -1,0 +1,77 @@
+"""What a reader needs to check a run: (name, value) pairs, "not recorded" where a file is missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kapdist.report.reading import Attack, Run
+from kapdist.report.table import plural
+
+MISSING = "not recorded"
+Facts = list[tuple[str, str]]
+
+
+def run_facts(run: Run) -> Facts:
+    """Return what is known of a training run."""
+    environment, plan, end = run.environment or {}, run.plan or {}, run.metrics.end or {}
+    facts = [
+        ("Directory", run.dir.root.as_posix()),
+        ("State", run.status),
+        ("Git commit", git_text(environment.get("git"))),
+        ("Packages", packages_text({"python": environment.get("python"), **(environment.get("packages") or {})})),
+        ("Ranks", said(plan.get("world_size"))),
+        ("Steps", said(plan.get("total_steps"))),
+        ("Training time, last attempt", duration(end.get("seconds"))),
+        ("Peak memory per rank", memory_text(end.get("peak_memory_bytes"))),
+        ("Weights sha256", said(run.weights_sha256)),
+    ]
+    if run.unmerged:
+        facts.append(("Attacks without a summary", ", ".join(run.unmerged)))
+    if run.metrics.num_unreadable:
+        facts.append(("Metrics", f"{plural(run.metrics.num_unreadable, 'line')} could not be read"))
+    return facts
+
+
+def attack_facts(attack: Attack) -> Facts:
+    """Return what is known of one attack."""
+    summary = attack.summary
+    return [
+        ("Plan fingerprint", summary.plan_fingerprint),
+        ("Attacked weights sha256", said(summary.weights_sha256)),
+        ("Device", said(summary.device)),
+        ("Packages", packages_text(summary.packages)),
+        ("Passes", f"{summary.forwards:,} forward, {summary.backwards:,} backward"),
+        ("Time", duration(summary.seconds)),
+        ("Largest perturbation", said(None if summary.max_norm is None else f"{summary.max_norm:.6g}")),
+    ]
+
+
+def said(value: object) -> str:
+    return MISSING if value is None or value == "" else str(value)
+
+
+def git_text(git: Any) -> str:
+    if not isinstance(git, dict) or not git.get("commit"):
+        return MISSING
+    changed = len([line for line in git.get("diff", "").splitlines() if line.startswith("diff ")])
+    return f"{git['commit']}, with uncommitted changes in {plural(changed, 'file')}" if changed else git["commit"]
+
+
+def packages_text(packages: dict[str, str | None]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in packages.items() if version) or MISSING
+
+
+def memory_text(peaks: Any) -> str:
+    if not isinstance(peaks, list) or not peaks:
+        return MISSING
+    return ", ".join(f"{peak / 2**20:,.0f} MiB" for peak in peaks)
+
+
+def duration(seconds: float | None) -> str:
+    """Say a time in the two largest units that it has: 3725 s is 1 h 2 min."""
+    if seconds is None:
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,110 @@
+"""The page: everything of the comparison in one HTML file that opens from disk, and the same as plain files."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from kapdist.configfile import dump_config
+from kapdist.environment import package_version
+from kapdist.report import plots
+from kapdist.report.claims import Claim, enumeration, lead
+from kapdist.report.comparison import Comparison, comparison
+from kapdist.report.examples import Example, Pixels, encode_png, examples
+from kapdist.report.facts import attack_facts, run_facts
+from kapdist.report.plots import Plot
+from kapdist.report.render import COLUMNS, NUMBERS, SHORT_COLUMNS, cells
+from kapdist.report.table import Block, Row
+from kapdist.rundir import write_atomic
+
+PAGE = "index.html"
+
+
+@dataclass(frozen=True)
+class View:
+    """A block as the page shows it."""
+
+    block: Block
+    claims: tuple[Claim, ...]
+    plots: tuple[Plot, ...]
+    examples: tuple[tuple[Row, list[Example]], ...]
+
+
+def write_report(runs: Sequence[Path], out: Path) -> Path:
+    """Compare runs on one HTML page, with table.md, table.csv and the plots as PNG files beside it.
+
+    `out` is made where it is missing. Returns the path of the page.
+
+    Raises:
+        InputError: no directory at all, one that is no run, or a file in it that is not what its name says.
+    """
+    compared = comparison(runs)
+    looks = {run.label: plots.look(index) for index, run in enumerate(compared.runs)}
+    views = view_blocks(compared, looks)
+    training = [plots.loss_plot(compared.runs, looks), plots.evaluation_plot(compared.runs, looks)]
+    curves = [plot for plot in training if plot is not None]
+    for plot in [*curves, *(plot for view in views for plot in view.plots)]:
+        write_atomic(out / f"{plot.name}.png", plot.png)
+    write_atomic(out / "table.md", compared.markdown())
+    write_atomic(out / "table.csv", compared.csv())
+    write_atomic(out / PAGE, render(compared, views, curves))
+    return out / PAGE
+
+
+def view_blocks(compared: Comparison, looks: dict[str, dict[str, Any]]) -> list[View]:
+    several = sum(block.setting is not None for block in compared.blocks) > 1
+    views = []
+    for block in compared.blocks:
+        drawn: tuple[Plot, ...] = ()
+        kept: list[list[Example]] = []
+        if block.setting is not None:
+            suffix = f"-{block.setting.slug}" if several else ""
+            drawn = (plots.accuracy_plot(block, looks, suffix), plots.stages_plot(block, looks, suffix))
+            kept = examples([row.attack for row in block.rows if row.attack])
+        views.append(View(block, compared.claims(block), drawn, tuple(zip(block.rows, kept, strict=False))))
+    return views
+
+
+def render(compared: Comparison, views: Sequence[View], curves: Sequence[Plot]) -> str:
+    loader = jinja2.PackageLoader("kapdist.report", package_path="")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"png_uri": png_uri, "svg_uri": svg_uri}
+    return environment.get_template("page.html.j2").render(
+        names=enumeration([run.label for run in compared.runs]),
+        lead=lead(compared.runs, compared.blocks),
+        views=views,
+        curves=curves,
+        without_metrics=[run.label for run in compared.runs if not run.metrics.train and not run.metrics.evaluate],
+        runs=[(run, run_facts(run), [(it.name, attack_facts(it)) for it in run.attacks]) for run in compared.runs],
+        columns=COLUMNS,
+        short_columns=SHORT_COLUMNS,
+        numbers=NUMBERS,
+        cells=cells,
+        caption=caption,
+        config_text=lambda run: dump_config(run.config) if run.config else "",
+        version=package_version("kapdist"),
+    )
+
+
+def caption(name: str, what: str) -> Markup:
+    return Markup("<strong>{}</strong> {}").format(name, what)
+
+
+def svg_uri(plot: Plot) -> str:
+    return data_uri("image/svg+xml", plot.svg)
+
+
+def png_uri(image: Pixels) -> str:
+    return data_uri("image/png", encode_png(image))
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,251 @@
+"""The plots of the page: matplotlib's object-oriented interface, one figure per function, no global state."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
+
+from kapdist.report.reading import Accuracy, Run
+from kapdist.report.table import Block, Row, percent
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow that white swallows;
+# a marker and a dash of its own tell each line apart without any colour.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00", "#444444", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":")
+INK, FAINT, CARD = "#222222", "#d9d9d6", "#fbfbfa"
+STYLE: dict[Any, Any] = {
+    "axes.edgecolor": "#888888",
+    "axes.facecolor": CARD,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "figure.facecolor": CARD,
+    "font.family": "DejaVu Sans",
+    "font.size": 10.5,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "svg.hashsalt": "kapdist",
+    "text.parse_math": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+LONGEST_NAME = 28
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawn figure: `name` is its file's, `alt` says what it shows to somebody who cannot see it."""
+
+    name: str
+    title: str
+    alt: str
+    svg: bytes
+    png: bytes
+
+
+def look(index: int) -> dict[str, Any]:
+    """Return colour, marker and dash of the run at `index`, the same in every plot."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[(index + index // len(COLOURS)) % len(MARKERS)],
+        "linestyle": DASHES[(index // len(COLOURS)) % len(DASHES)],
+    }
+
+
+def accuracy_plot(block: Block, looks: dict[str, dict[str, Any]], suffix: str = "") -> Plot:
+    """Draw clean against robust accuracy with 95% intervals, one labelled point per row."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = canvas("Clean accuracy, %", "Robust accuracy, %")
+        for row in block.rows:
+            point(axes, row, looks[row.run.label])
+        axes.margins(0.18, 0.12)
+        if min(found(row.robust).value for row in block.rows) < 0.2:
+            axes.set_ylim(bottom=min(-2.0, axes.get_ylim()[0]))  # a point at zero stands clear of the axis
+        label_points(figure, axes, block.rows, looks)
+        alt = "Clean against robust accuracy. " + "; ".join(map(said, block.rows)) + "."
+        return drawn(figure, "clean-against-robust" + suffix, "Clean against robust accuracy", alt)
+
+
+def point(axes: Axes, row: Row, style: dict[str, Any]) -> None:
+    (x, y), clean, robust = position(row), found(row.clean), found(row.robust)
+    looks = style | {"linestyle": "none", "markersize": 7, "elinewidth": 1.3, "capsize": 3}
+    axes.errorbar([x], [y], xerr=whiskers(clean), yerr=whiskers(robust), **looks)
+
+
+def stages_plot(block: Block, looks: dict[str, dict[str, Any]], suffix: str = "") -> Plot:
+    """Draw the accuracy that each attack of the list leaves, one line per row."""
+    longest = max((names(row) for row in block.rows), key=len)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = canvas("", "Accuracy left, %")
+        for row in block.rows:
+            values = [100 * value for value in stages(row)]
+            axes.plot(range(len(values)), values, **looks[row.run.label], label=shortened(row.name), clip_on=False)
+        axes.set_xticks(range(len(longest)), longest, rotation=20 if len(longest) > 5 else 0)
+        axes.set_ylim(0, 100)
+        legend(figure, axes)
+        told = (f"{row.name}: " + ", ".join(percent(value) for value in stages(row)) for row in block.rows)
+        alt = f"Accuracy in percent after {', '.join(longest)}. " + "; ".join(told) + "."
+        return drawn(figure, "accuracy-by-attack" + suffix, "Accuracy left after each attack", alt)
+
+
+def loss_plot(runs: Sequence[Run], looks: dict[str, dict[str, Any]]) -> Plot | None:
+    """Draw the training loss by epoch; None where no run has one."""
+    lines = {run.label: [(line["epoch"], line["loss"]) for line in run.metrics.train] for run in runs}
+    return curves(lines, looks, "training-loss", "Training loss", "Training loss")
+
+
+def evaluation_plot(runs: Sequence[Run], looks: dict[str, dict[str, Any]]) -> Plot | None:
+    """Draw the clean accuracy of the evaluations by epoch; None where no run has one."""
+    lines = {run.label: [(line["epoch"], 100 * line["top1"]) for line in run.metrics.shown] for run in runs}
+    return curves(lines, looks, "evaluation-accuracy", "Clean accuracy during training", "Clean accuracy, %")
+
+
+def curves(
+    lines: dict[str, list[tuple[float, float]]], looks: dict[str, dict[str, Any]], name: str, title: str, y: str
+) -> Plot | None:
+    lines = {label: line for label, line in lines.items() if line}
+    if not lines:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure, axes = canvas("Epoch", y)
+        for label, line in lines.items():
+            x, values = np.asarray(line, dtype=float).T
+            style = looks[label] | {"markersize": 5, "markevery": max(1, len(line) // 12)}
+            axes.plot(x, values, **style, linewidth=1.5, label=shortened(label))
+        whole = max(line[-1][0] for line in lines.values()) >= 2
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=whole))
+        legend(figure, axes)
+        last = "; ".join(f"{label} ends at {line[-1][1]:.4g}" for label, line in lines.items())
+        return drawn(figure, name, title, f"{y} by epoch: {last}.")
+
+
+def canvas(x: str, y: str) -> tuple[Figure, Axes]:
+    # Narrow on purpose: on a phone the picture shrinks to about 340 px and its words must stay readable.
+    figure = Figure(figsize=(5.1, 3.9), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    return figure, axes
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    columns = min(3, len(axes.get_lines()))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize=9.5)
+
+
+def drawn(figure: Figure, name: str, title: str, alt: str) -> Plot:
+    svg, png = io.BytesIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    figure.savefig(png, format="png", dpi=160)
+    return Plot(name, title, alt, svg.getvalue(), png.getvalue())
+
+
+def label_points(figure: Figure, axes: Axes, rows: Sequence[Row], looks: dict[str, dict[str, Any]]) -> None:
+    """Write each point's name beside it, or where there is room with a line to the point."""
+    figure.draw_without_rendering()
+    frame = axes.get_window_extent()
+    taken = [obstacle for row in rows for obstacle in obstacles(axes, row)]
+    for row in rows:
+        trial = label(axes, row, PLACES[0])
+        boxes = [placed(trial, place) for place in PLACES]
+        trial.remove()
+        best = min(range(len(PLACES)), key=lambda index: cost(boxes[index], taken, frame) + index / 16)
+        taken.append((boxes[best], 4))
+        leader = {"arrowstyle": "-", "color": looks[row.run.label]["color"], "linewidth": 0.8, "shrinkB": 4}
+        far = max(map(abs, PLACES[best])) > NEAR
+        placed(label(axes, row, PLACES[best], arrowprops=leader if far else None), PLACES[best])
+
+
+def label(axes: Axes, row: Row, place: tuple[float, float], **options: Any) -> Annotation:
+    text = axes.annotate(
+        shortened(row.name), position(row), place, textcoords="offset points", fontsize=10, color=INK, **options
+    )
+    text.set_path_effects([withStroke(linewidth=2.5, foreground=CARD)])
+    return text
+
+
+def placed(text: Annotation, place: tuple[float, float]) -> Bbox:
+    """Move a label to an offset from its point, growing away from it; return the box that it fills."""
+    x, y = place
+    text.set(position=place, ha="left" if x > 0 else "right", va="bottom" if y > 0 else "top")
+    return text.get_window_extent().padded(1)
+
+
+# Offsets in points: near ones first, beside the whiskers, then farther and farther away.
+NEAR = 7
+PLACES = tuple(
+    (side * reach, height * (5 + step))
+    for step in (0, 14, 28, 42, 56, 70)
+    for reach in (NEAR, 24)
+    for height in (1, -1)
+    for side in (1, -1)
+)
+
+
+def obstacles(axes: Axes, row: Row) -> list[tuple[Bbox, float]]:
+    """Return what a label should not cover, in pixels, with how bad that is: the marker, then the whiskers."""
+    (x, y), clean, robust = position(row), found(row.clean), found(row.robust)
+    marker = axes.transData.transform([(x, y), (x, y)])
+    across = axes.transData.transform([(100 * clean.low, y), (100 * clean.high, y)])
+    upright = axes.transData.transform([(x, 100 * robust.low), (x, 100 * robust.high)])
+    return [(Bbox(marker).padded(6), 4), (Bbox(across).padded(1), 1), (Bbox(upright).padded(1), 1)]
+
+
+def cost(box: Bbox, taken: Sequence[tuple[Bbox, float]], frame: Bbox) -> float:
+    """Add up what a label would cover; leaving the frame is worst."""
+    outside = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
+    return 100 * outside + sum(weight for other, weight in taken if box.overlaps(other))
+
+
+def names(row: Row) -> list[str]:
+    assert row.attack is not None
+    return ["clean", *(stage.name for stage in row.attack.summary.attacks)]
+
+
+def stages(row: Row) -> list[float]:
+    assert row.attack is not None
+    summary = row.attack.summary
+    return [summary.clean_accuracy.value, *(stage.robust_accuracy_after for stage in summary.attacks)]
+
+
+def position(row: Row) -> tuple[float, float]:
+    return 100 * found(row.clean).value, 100 * found(row.robust).value
+
+
+def found(accuracy: Accuracy | None) -> Accuracy:
+    assert accuracy is not None, "a row of a block with a setting has both accuracies"
+    return accuracy
+
+
+def whiskers(accuracy: Accuracy) -> list[list[float]]:
+    below, above = accuracy.value - accuracy.low, accuracy.high - accuracy.value
+    return [[100 * max(0.0, below)], [100 * max(0.0, above)]]
+
+
+def said(row: Row) -> str:
+    return f"{row.name}: clean {percent(found(row.clean).value)}, robust {percent(found(row.robust).value)} percent"
+
+
+def shortened(name: str) -> str:
+    """Keep a long name's two ends, which tell siblings apart."""
+    if len(name) <= LONGEST_NAME:
+        return name
+    half = (LONGEST_NAME - 1) // 2
+    return f"{name[:half]}…{name[-half:]}"

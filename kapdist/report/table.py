@@ -1,0 +1,173 @@
+"""Runs -> blocks of rows, one block per attack setting, so that no column mixes two of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+
+from kapdist.report.reading import Accuracy, Attack, Run
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What must be equal for two robust accuracies to stand in one column."""
+
+    norm: str
+    eps: float
+    version: str
+    attacks: tuple[str, ...]
+    noise: str
+    num_images: int
+
+    @property
+    def eps_text(self) -> str:
+        return f"{self.eps:.4g} ({as_255ths(self.eps)})"
+
+    @property
+    def version_text(self) -> str:
+        names = f" ({', '.join(self.attacks)})" if self.version == "custom" else ""
+        return f"AutoAttack {self.version}{names}"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.version_text}, {self.norm}, eps {self.eps_text}, "
+            f"{plural(self.num_images, 'image')}, noise {self.noise}"
+        )
+
+    @property
+    def slug(self) -> str:
+        """The setting as a part of a file name."""
+        eps = as_255ths(self.eps).replace("/", "_")
+        words = "+".join(self.attacks) if self.version == "custom" else self.version
+        return f"{self.norm}-{eps}-{words}-{self.noise}-{self.num_images}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in one block; `attack` is None where the model has not been attacked."""
+
+    name: str
+    run: Run
+    attack: Attack | None
+
+    @property
+    def own(self) -> bool:
+        """Whether the attacked model is the one that this run's config describes."""
+        return self.run.config is not None and (self.attack is None or self.attack.factory is None)
+
+    @property
+    def model(self) -> str:
+        if self.attack is not None and self.attack.factory is not None:
+            return self.attack.factory
+        if self.run.config is None:
+            return "from outside"
+        model = self.run.config.model
+        return model.name if model.width == 1 else f"{model.name}, width {model.width:g}"
+
+    @property
+    def pool(self) -> str:
+        if not self.own or self.run.config is None:
+            return "–"
+        kap = self.run.config.kap
+        size = f"{kap.pool_size}×{kap.pool_size}" if kap.layout == "sheet" else f"{kap.pool_size}"
+        return "1" if kap.pool_size == 1 else f"{size} {kap.layout}"
+
+    @property
+    def noise_std(self) -> float | None:
+        return self.run.config.kap.noise_std if self.own and self.run.config else None
+
+    @property
+    def input_noise_std(self) -> float | None:
+        return self.run.config.train.input_noise_std if self.own and self.run.config else None
+
+    @property
+    def epochs(self) -> int | None:
+        return self.run.config.train.epochs if self.own and self.run.config else None
+
+    @cached_property
+    def clean(self) -> Accuracy | None:
+        """Clean accuracy on the attacked images; without an attack, that of the last evaluation."""
+        if self.attack is not None:
+            return self.attack.summary.clean_accuracy
+        last = self.run.metrics.shown[-1] if self.run.metrics.shown else None
+        return None if last is None else wilson(float(last["top1"]), int(last["num_images"]))
+
+    @property
+    def robust(self) -> Accuracy | None:
+        return self.attack.summary.robust_accuracy if self.attack else None
+
+    @property
+    def num_images(self) -> int | None:
+        if self.attack is not None:
+            return self.attack.summary.num_images
+        return int(self.run.metrics.shown[-1]["num_images"]) if self.run.metrics.shown else None
+
+    @property
+    def passes(self) -> tuple[int, int] | None:
+        """Forward and backward passes of the attack, each of one image."""
+        return (self.attack.summary.forwards, self.attack.summary.backwards) if self.attack else None
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows that may be compared with each other; `setting` is None for models without an attack."""
+
+    setting: Setting | None
+    rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        return str(self.setting) if self.setting else "Not attacked yet"
+
+
+def blocks(runs: Sequence[Run]) -> tuple[Block, ...]:
+    """Put the attacked models in one block per setting, and those without an attack in a last one."""
+    found: dict[Setting, list[tuple[Run, Attack]]] = {}
+    for run in runs:
+        for attack in run.attacks:
+            found.setdefault(setting(attack), []).append((run, attack))
+    idle = tuple(Row(run.label, run, None) for run in runs if not run.attacks)
+    attacked = [Block(key, named_rows(pairs)) for key, pairs in found.items()]
+    return (*attacked, Block(None, idle)) if idle else tuple(attacked)
+
+
+def setting(attack: Attack) -> Setting:
+    summary = attack.summary
+    # A named version fixes its list; a list cut short because nothing was left to break is the same setting.
+    names = tuple(stage.name for stage in summary.attacks) if summary.version == "custom" else ()
+    return Setting(summary.norm, summary.eps, summary.version, names, summary.noise, summary.num_images)
+
+
+def named_rows(pairs: Sequence[tuple[Run, Attack]]) -> tuple[Row, ...]:
+    """Name rows by their run, and by the attack too where a run has several of one setting."""
+    labels = [run.label for run, _ in pairs]
+    return tuple(
+        Row(run.label if labels.count(run.label) == 1 else f"{run.label} ({attack.name})", run, attack)
+        for run, attack in pairs
+    )
+
+
+def wilson(share: float, num_images: int) -> Accuracy:
+    """Return a share with its 95% interval (Wilson 1927, without continuity correction)."""
+    z, n = 1.959964, max(1, num_images)
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Accuracy(value=share, low=max(0.0, centre - half), high=min(1.0, centre + half))
+
+
+def as_255ths(eps: float) -> str:
+    """Say a size in steps of an 8-bit image: 0.03137 is 8/255."""
+    steps = Fraction(eps * 255).limit_denominator(4)
+    number = f"{eps * 255:.3g}" if abs(float(steps) - eps * 255) > 1e-4 else f"{float(steps):g}"
+    return f"{number}/255"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"

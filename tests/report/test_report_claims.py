@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kapdist.report import comparison
+from kapdist.report.claims import NO_NOISE, NOISE_OFF, gaps, lead, points
+
+MakeRun = Callable[..., Any]
+
+
+def said(roots: list[Path], block: int = 0) -> list[str]:
+    compared = comparison(roots)
+    return [claim.text for claim in compared.claims(compared.blocks[block])]
+
+
+def warned(roots: list[Path]) -> list[str]:
+    compared = comparison(roots)
+    return [claim.text for claim in compared.claims(compared.blocks[0]) if claim.warns]
+
+
+def attacked(make_run: MakeRun, name: str, pool_size: int, noise_std: float, robust: int, **options: Any) -> Path:
+    """A run that is right on 90 of 100 images, of which `robust` withstand."""
+    run = make_run(name, pool_size, noise_std=noise_std, **options)
+    return run.attacked(90, {"apgd-ce": 90 - robust}, num_images=100).dir.root
+
+
+def test_noise_off_is_said(three: list[Path]) -> None:
+    assert said(three)[0] == NOISE_OFF
+    assert said(three)[0].startswith("Activation noise was switched off during this attack, so these numbers say")
+
+
+def test_noise_off_without_any_noise_and_noise_on(make_run: MakeRun) -> None:
+    run = make_run("plain").attacked(18, {"apgd-ce": 1}).attacked(18, {"apgd-ce": 1}, name="on", noise="fresh")
+    assert said([run.dir.root])[0] == NO_NOISE
+    assert "mode fresh" in said([run.dir.root], 1)[0]
+
+
+def test_an_overlapping_gap_is_not_credited_to_kap(three: list[Path]) -> None:
+    (gap,) = gaps(comparison(three).blocks[0])
+    assert (gap.kap.name, gap.reference.name) == ("kap", "noise")
+    assert gap.robust == pytest.approx(1 / 20)
+    assert gap.overlap
+    text = said(three)[1]
+    assert text.startswith(
+        "KAP minus noise alone (kap minus noise, activation noise σ = 0.3): +5.0 points of robust"
+    )
+    assert "+0.0 points of clean accuracy" in text
+    assert "The 95% intervals overlap, so this comparison does not show that KAP changes robust accuracy." in text
+    # The first 7 of 17 images are broken for kap, the first 8 for noise.
+    assert "1 withstood the attack only on kap and 0 only on noise" in text
+    assert said(three)[2] == "Noise alone minus plain (noise minus plain): +45.0 points of robust accuracy."
+    assert warned(three) == []
+
+
+@pytest.mark.parametrize(("robust", "side", "difference"), [(80, "above", "+40.0"), (5, "below", "−35.0")])
+def test_intervals_that_do_not_overlap(make_run: MakeRun, robust: int, side: str, difference: str) -> None:
+    roots = [attacked(make_run, "noise", 1, 0.3, 40), attacked(make_run, "kap", 3, 0.3, robust)]
+    (text,) = (text for text in said(roots) if text.startswith("KAP minus"))
+    assert f"{difference} points of robust accuracy" in text
+    assert f"do not overlap: the model with KAP is {side} the one without it here" in text
+
+
+def test_kap_with_noise_without_noise_alone_is_warned_of(make_run: MakeRun) -> None:
+    roots = [attacked(make_run, "plain", 1, 0.0, 0), attacked(make_run, "kap", 3, 0.3, 50)]
+    (warning,) = warned(roots)
+    assert warning.startswith("kap has both KAP and activation noise σ = 0.3, but no model with the same noise")
+    assert not any(text.startswith("KAP minus") for text in said(roots))
+
+
+def test_other_noise_is_not_the_same_noise(make_run: MakeRun) -> None:
+    roots = [attacked(make_run, "noise", 1, 0.2, 45), attacked(make_run, "kap", 3, 0.3, 50)]
+    assert len(warned(roots)) == 1
+    inputs = [
+        attacked(make_run, "input", 1, 0.3, 45, input_noise_std=0.1),
+        attacked(make_run, "kap2", 3, 0.3, 50, input_noise_std=0.2),
+    ]
+    assert "activation noise σ = 0.3 and input noise σ = 0.2" in warned(inputs)[0]
+
+
+def test_noise_alone_in_another_setting_does_not_help(make_run: MakeRun) -> None:
+    noise = make_run("noise", noise_std=0.3).attacked(90, {"apgd-ce": 1}, num_images=100, eps=4 / 255).dir.root
+    assert len(warned([attacked(make_run, "kap", 3, 0.3, 50), noise])) == 1
+
+
+def test_kap_without_noise_stands_beside_plain(make_run: MakeRun) -> None:
+    roots = [attacked(make_run, "plain", 1, 0.0, 0), attacked(make_run, "kap", 3, 0.0, 2)]
+    assert said(roots)[1].startswith("KAP minus plain (kap minus plain, no noise): +2.0 points")
+    assert warned(roots) == []
+
+
+def test_the_reference_is_the_most_similar_run_and_differences_are_named(make_run: MakeRun) -> None:
+    far = attacked(make_run, "far", 1, 0.3, 45, seed=1)
+    kap = attacked(make_run, "kap", 3, 0.3, 50)
+    (text,) = (text for text in said([far, kap]) if text.startswith("KAP minus"))
+    assert "The two runs also differ in seed, so the gap is not KAP's alone." in text
+    near = attacked(make_run, "near", 1, 0.3, 45)
+    (gap,) = gaps(comparison([far, kap, near]).blocks[0])
+    assert gap.reference.name == "near"
+    assert gap.differences == ()
+
+
+def test_different_images_are_warned_of(make_run: MakeRun) -> None:
+    one = make_run("one").attacked(18, {"apgd-ce": 1}).dir.root
+    two = make_run("two").attacked(18, {"apgd-ce": 1}, first_image=5).dir.root
+    assert warned([one, two]) == ["one and two were attacked on different images."]
+
+
+def test_the_same_ids_in_other_data_are_other_images(make_run: MakeRun) -> None:
+    noise = make_run("noise", noise_std=0.3).attacked(18, {"apgd-ce": 1}).dir.root
+    kap = make_run("kap", 3, noise_std=0.3).attacked(18, {"apgd-ce": 1}, data="e" * 64).dir.root
+    assert warned([noise, kap]) == ["noise and kap were attacked on different images."]
+    assert not any("Image by image" in text for text in said([noise, kap]))
+
+
+def test_notes_of_the_attack_are_handed_on_once(make_run: MakeRun) -> None:
+    notes = ["square broke what gradients had left"]
+    roots = [make_run(name).attacked(18, {"apgd-ce": 1}, notes=notes).dir.root for name in ("one", "two")]
+    assert warned(roots) == ["one and two: square broke what gradients had left."]
+
+
+def test_files_that_contradict_each_other_are_warned_of(make_run: MakeRun) -> None:
+    run = make_run("run").trained().attacked(18, {"apgd-ce": 1}, max_norm=0.05, weights_sha256="1" * 64)
+    other = make_run("other").attacked(18, {"apgd-ce": 2})
+    other.dir.attack("linf").records.replace(run.dir.attack("linf").records)
+    records, norm, weights = warned([run.dir.root])
+    assert "records.parquet has 16 robust of 20 images, summary.json 17 of 20" in records
+    assert "the largest perturbation, 0.05, is beyond eps" in norm
+    assert "the attacked weights are not the ones" in weights
+
+
+def test_a_rounding_error_is_not_beyond_eps(make_run: MakeRun) -> None:
+    root = make_run("run").trained().attacked(18, {"apgd-ce": 1}, max_norm=8 / 255 + 1e-7).dir.root
+    assert warned([root]) == []
+
+
+def test_runs_that_a_setting_lacks_are_named(three: list[Path], make_run: MakeRun) -> None:
+    idle = make_run("idle").trained().dir.root
+    assert said([*three, idle])[-1] == "Not attacked in this setting: idle."
+
+
+def test_the_lead_says_what_was_compared(three: list[Path], make_run: MakeRun) -> None:
+    one = comparison(three)
+    assert lead(one.runs, one.blocks) == (
+        "plain, noise and kap, attacked with AutoAttack standard in Linf with eps = 0.03137 (8/255) on 20 images "
+        "each, activation noise off."
+    )
+    other = make_run("other").attacked(18, {"apgd-ce": 1}, norm="L2", eps=0.5).dir.root
+    two = comparison([*three, other])
+    assert "attacked in 2 settings" in lead(two.runs, two.blocks)
+    idle = comparison([make_run("idle").dir.root])
+    assert lead(idle.runs, idle.blocks) == "idle: not attacked yet."
+
+
+def test_points_have_one_zero() -> None:
+    assert [points(share) for share in (-0.0004, 0.0004, -0.012)] == ["+0.0 points", "+0.0 points", "−1.2 points"]

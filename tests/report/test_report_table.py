@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from kapdist.report import comparison
+from kapdist.report.render import cells, short
+from kapdist.report.table import as_255ths, wilson
+
+ONE_ATTACK = {"apgd-ce": 8}
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_the_cells_of_a_row(three: list[Path]) -> None:
+    (block,) = comparison(three).blocks
+    plain, noise, kap = (cells(row) for row in block.rows)
+    # 18 and 0 of 20 images; the limits are the ones of the summary.
+    middle = ("resnet18, width 0.25", "1", "0", "0", "3")
+    assert plain == ("plain", *middle, "90.0 [76.6, 100.0]", "0.0 [0.0, 10.0]", "20", "4k + 2k")
+    assert noise[:5] == ("noise", "resnet18, width 0.25", "1", "0.3", "0")
+    assert kap[2] == "3 line"
+    assert [row[7].split()[0] for row in (plain, noise, kap)] == ["0.0", "45.0", "50.0"]
+
+
+def test_a_sheet_is_said_with_both_sides(make_run: Callable[..., Any]) -> None:
+    run = make_run("run", 5, "sheet").attacked(18, ONE_ATTACK)
+    assert cells(comparison([run.dir.root]).blocks[0].rows[0])[2] == "5×5 sheet"
+
+
+def test_markdown(three: list[Path]) -> None:
+    lines = comparison(three).markdown().splitlines()
+    assert lines[0] == "## AutoAttack standard, Linf, eps 0.03137 (8/255), 20 images, noise off"
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 5
+    assert len({line.count("|") for line in table}) == 1
+    assert table[2].startswith("| plain | resnet18, width 0.25 | 1 | 0 | 0 | 3 | 90.0 [")
+
+
+def test_csv(three: list[Path]) -> None:
+    rows = rows_of(comparison(three).csv())
+    assert [row["run"] for row in rows] == ["plain", "noise", "kap"]
+    assert [float(row["robust"]) for row in rows] == [0.0, 9 / 20, 10 / 20]
+    assert [float(row["clean"]) for row in rows] == [18 / 20, 17 / 20, 17 / 20]
+    assert {row["attacks"] for row in rows} == {"apgd-ce apgd-t fab-t square"}
+    assert rows[2]["noise_std"] == "0.3"
+    assert (rows[2]["pool_size"], rows[2]["layout"]) == ("3", "line")
+    assert len(rows[0]["plan_fingerprint"]) == 64
+
+
+def test_terminal(three: list[Path]) -> None:
+    console = Console(file=io.StringIO(), width=80)
+    comparison(three).print(console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "90.0 [76.6, 100.0]" in text
+    assert "switched off during this attack" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    "other", [{"eps": 4 / 255}, {"norm": "L2"}, {"version": "plus"}, {"noise": "fresh"}, {"num_images": 40}]
+)
+def test_settings_never_share_a_block(make_run: Callable[..., Any], other: dict[str, Any]) -> None:
+    run = make_run("run").attacked(18, ONE_ATTACK, name="a").attacked(18, ONE_ATTACK, name="b", **other)
+    blocks = comparison([run.dir.root]).blocks
+    assert [len(block.rows) for block in blocks] == [1, 1]
+    assert blocks[0].title != blocks[1].title
+
+
+def test_custom_lists_are_settings_and_a_named_version_is_one(make_run: Callable[..., Any]) -> None:
+    run = make_run("run")
+    run.attacked(18, {"apgd-ce": 8}, name="a", version="custom")
+    run.attacked(18, {"square": 8}, name="b", version="custom")
+    run.attacked(18, {"apgd-ce": 18}, name="c").attacked(18, {"apgd-ce": 8, "square": 0}, name="d")
+    blocks = comparison([run.dir.root]).blocks
+    assert [[row.name for row in block.rows] for block in blocks] == [["run"], ["run"], ["run (c)", "run (d)"]]
+    assert "custom (apgd-ce)" in blocks[0].title
+
+
+def test_a_run_without_an_attack_has_a_block_of_its_own(three: list[Path], make_run: Callable[..., Any]) -> None:
+    idle = make_run("idle").trained(0.8).dir.root
+    bare = make_run("bare").dir.root
+    compared = comparison([*three, idle, bare])
+    assert [block.title for block in compared.blocks][1] == "Not attacked yet"
+    first, second = (cells(row) for row in compared.blocks[1].rows)
+    assert first[6:] == ("80.0 [79.2, 80.8]", "–", "10000", "–")
+    assert second[6:] == ("–", "–", "–", "–")
+    assert rows_of(compared.csv())[3]["robust"] == ""
+
+
+def test_a_model_from_outside(make_run: Callable[..., Any]) -> None:
+    run = make_run("outside").attacked(18, ONE_ATTACK)
+    run.dir.config.unlink()
+    row = comparison([run.dir.root]).blocks[0].rows[0]
+    assert cells(row)[1:6] == ("from outside", "–", "–", "–", "–")
+
+
+def test_a_factory_in_the_plan_is_not_the_run_s_own_model(make_run: Callable[..., Any]) -> None:
+    run = make_run("run", 3, noise_std=0.3).attacked(18, ONE_ATTACK)
+    run.dir.attack("linf").plan.write_text('{"model": {"factory": "robust.py:resnet"}}')
+    row = comparison([run.dir.root]).blocks[0].rows[0]
+    assert cells(row)[1:6] == ("robust.py:resnet", "–", "–", "–", "–")
+
+
+def test_eps_in_steps_of_an_8_bit_image() -> None:
+    texts = [as_255ths(eps) for eps in (8 / 255, 4 / 255, 0.5 / 255, 0.5, 3.0, 0.03)]
+    assert texts == ["8/255", "4/255", "0.5/255", "127.5/255", "765/255", "7.65/255"]
+
+
+def test_counts_in_three_digits() -> None:
+    assert [short(count) for count in (0, 999, 1000, 12_345, 999_960, 1_910_000)] == [
+        *("0", "999", "1k", "12.3k", "1M", "1.91M")
+    ]
+
+
+def test_wilson_against_known_values() -> None:
+    # Wilson's interval for 8 of 10 and 0 of 10, from R's prop.test(..., correct = FALSE).
+    eight, none = wilson(0.8, 10), wilson(0.0, 10)
+    assert (eight.low, eight.high) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
+    assert (none.low, none.high) == pytest.approx((0.0, 0.2775328), abs=1e-6)
