@@ -39,7 +39,7 @@ class DDPEngine:
         self.clip_grad_norm = clip_grad_norm
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "fp16")
         # One static graph per batch size: an epoch's batches differ by at most one image.
-        network = torch.compile(module, dynamic=False) if config.compile else module
+        network: Any = torch.compile(module, dynamic=False) if config.compile else module
         self.network = network if ranks.world_size == 1 else wrap(network, ranks)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class DDPEngine:
         self.scaler.load_state_dict(state["scaler"])
 
 
-def wrap(network: nn.Module | Any, ranks: Ranks) -> DistributedDataParallel:
+def wrap(network: nn.Module, ranks: Ranks) -> DistributedDataParallel:
     device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
     return DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True)
 

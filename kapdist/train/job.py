@@ -93,8 +93,9 @@ def initial_model(config: Config, ranks: Ranks) -> nn.Module:
         load_weights(model, config.model.weights)
     kap.seed_noise(model, derive_seed(config.seed, "activation noise", ranks.rank))
     torch.manual_seed(derive_seed(config.seed, "dropout", ranks.rank))
-    memory_format = torch.channels_last if config.engine.channels_last else torch.contiguous_format
-    return model.to(ranks.device, memory_format=memory_format).train()
+    if config.engine.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    return model.to(ranks.device).train()
 
 
 def make_loader(config: Config, info: BetonInfo, ranks: Ranks, *, training: bool) -> Loader:

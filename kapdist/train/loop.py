@@ -90,6 +90,9 @@ def describe(job: Job, result: StepResult, step: int) -> dict[str, float]:
 
 def evaluation(job: Job, step: int) -> dict[str, float | int | str]:
     """Return the numbers of an evaluation."""
-    weights = "model" if job.ema is None else "ema"
-    labels = {"epoch": step / job.plan.steps_per_epoch, "noise": "off", "weights": weights}
-    return labels | validate(job).describe()
+    return {
+        "epoch": step / job.plan.steps_per_epoch,
+        "noise": "off",
+        "weights": "model" if job.ema is None else "ema",
+        **validate(job).describe(),
+    }

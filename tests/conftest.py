@@ -1,0 +1,71 @@
+"""What all tests share: ranks, the command line, and small betons of real images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from processes import Finished, end_ranks, start_ranks
+
+
+@pytest.fixture
+def run_ranks(tmp_path: Path) -> Callable[..., list[Finished]]:
+    """Run `python WORDS` on some ranks, in tmp_path, within a time limit in seconds."""
+
+    def run(
+        words: Sequence[str], world_size: int = 1, timeout: float = 90, cwd: Path | None = None
+    ) -> list[Finished]:
+        return end_ranks(start_ranks(words, world_size, tmp_path), timeout)
+
+    return run
+
+
+@pytest.fixture
+def kapdist(run_ranks: Callable[..., list[Finished]]) -> Callable[..., Finished]:
+    """Run the command line in one process within a time limit."""
+
+    def kapdist(*words: object, timeout: float = 90) -> Finished:
+        command = ["-m", "kapdist.cli", *map(str, words)]
+        return run_ranks(command, timeout=timeout)[0]
+
+    return kapdist
+
+
+@pytest.fixture(scope="session")
+def small_betons(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The first 130 and 70 images of Fashion-MNIST as betons: (train, validation)."""
+    from kapdist.data import fashion_mnist, write_beton
+
+    class First:
+        """The first images of a source."""
+
+        def __init__(self, source, length: int) -> None:
+            self.source, self.length = source, length
+            self.name, self.class_names, self.largest_bytes = source.name, source.class_names, source.largest_bytes
+            self.item, self.image_name = source.item, source.image_name
+
+        def __len__(self) -> int:
+            return self.length
+
+    folder = tmp_path_factory.mktemp("betons")
+    write_beton(First(fashion_mnist("train"), 130), folder / "train.beton")
+    write_beton(First(fashion_mnist("test"), 70), folder / "test.beton")
+    return folder / "train.beton", folder / "test.beton"
+
+
+TINY = """
+data: {{train: {train}, validation: {test}, flip: true, translate: 2}}
+model: {{num_classes: 10, width: 0.125}}
+kap: {{pool_size: 3, noise_std: 0.2}}
+optim: {{lr: 0.1, warmup_epochs: 0.5, ema_decay: 0.9}}
+train: {{epochs: 2, batch_size: 20, accumulation_steps: 2, input_noise_std: 0.05, log_every_steps: 3}}
+"""
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path, small_betons: tuple[Path, Path]) -> Path:
+    """A config that trains a narrow ResNet-18 for 14 steps with everything on; runs go to tmp_path/runs."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.format(train=small_betons[0], test=small_betons[1]))
+    return path

@@ -1,0 +1,119 @@
+"""A run that is killed and continued ends with the same bits as one that was not."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from processes import end_ranks, kill_ranks, start_ranks
+from safetensors.torch import load_file
+
+from kapdist.engine import Ranks
+from kapdist.errors import InputError
+from kapdist.rundir import RunDir
+from kapdist.train import checkpoint
+
+WORDS = ["-m", "kapdist.cli", "train", "tiny.yaml", "train.checkpoint_every_steps=2"]
+
+
+def numbers(run: RunDir) -> list[dict]:
+    """The metrics that a run computes, without those that time decides."""
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    timed = {"time", "seconds", "images_per_second", "peak_memory_bytes"}
+    return [{key: value for key, value in line.items() if key not in timed} for line in lines]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_killed_and_continued_is_bitwise_equal(tiny_config: Path, run_ranks, world_size: int) -> None:
+    folder = tiny_config.parent
+    assert all(end.code == 0 for end in run_ranks([*WORDS, "name=whole"], world_size))
+    whole, killed = RunDir(folder / "runs" / "whole"), RunDir(folder / "runs" / "killed")
+
+    processes = start_ranks([*WORDS, "name=killed"], world_size, folder)
+    deadline = time.monotonic() + 60
+    while not killed.latest.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.5))
+    kill_ranks(processes)
+    assert killed.latest.exists()
+    assert not killed.done.exists()
+
+    ends = end_ranks(start_ranks([*WORDS, "name=killed"], world_size, folder), 90)
+    assert all(end.code == 0 for end in ends), ends
+    assert "continuing from" in ends[0].output
+    first, second = load_file(whole.weights), load_file(killed.weights)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert numbers(whole) == numbers(killed)
+
+
+def save_three(run: RunDir) -> None:
+    for step in (1, 2, 3):
+        checkpoint.save(run, step, {"weights": torch.full((100,), float(step))}, {"own": 1}, Ranks(), keep=3)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "cut": cut,
+    "flipped": flip_a_bit,
+    "emptied": lambda path: path.write_bytes(b""),
+    "missing": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["shared.pt", "rank-0.pt", "manifest.json"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog, damage: str, name: str) -> None:
+    run = RunDir(tmp_path)
+    save_three(run)
+    DAMAGES[damage](run.checkpoint(3) / name)
+    if (damage, name) == ("flipped", "manifest.json"):
+        (run.checkpoint(3) / name).write_text("{")  # a flipped bit in white space would harm nobody
+    assert checkpoint.newest(run) == run.checkpoint(2)
+    assert f"{run.checkpoint(3)}: {name}" in caplog.text
+    shared, own = checkpoint.load(run.checkpoint(2), Ranks())
+    assert shared["weights"].tolist() == [2.0] * 100
+    assert own == {"own": 1}
+
+
+def test_all_damaged_is_wrong_input_and_nothing_is_deleted(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    save_three(run)
+    for step in (1, 2, 3):
+        cut(run.checkpoint(step) / "shared.pt")
+    before = sorted(run.root.rglob("*"))
+    with pytest.raises(InputError, match="expected one whole checkpoint, found 3 damaged"):
+        checkpoint.newest(run)
+    assert sorted(run.root.rglob("*")) == before
+
+
+def test_no_checkpoint_is_a_fresh_start(tmp_path: Path) -> None:
+    assert checkpoint.newest(RunDir(tmp_path)) is None
+
+
+def test_an_unfinished_checkpoint_is_not_one(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    save_three(run)
+    run.checkpoint(3).rename(run.checkpoints / ".step-000000003.tmp")
+    assert checkpoint.newest(run) == run.checkpoint(2)
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    for step in range(1, 6):
+        checkpoint.save(run, step, {}, {}, Ranks(), keep=2)
+    assert checkpoint.sealed(run) == [run.checkpoint(5), run.checkpoint(4)]
+    assert run.latest.read_text().strip() == run.checkpoint(5).name

@@ -1,0 +1,107 @@
+"""Whole runs: real betons, real ranks, the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kapdist.models import MODELS
+from kapdist.rundir import RunDir
+
+
+def metrics(run: RunDir) -> list[dict]:
+    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_run_leaves_everything_that_a_reader_needs(tiny_config: Path, run_ranks, world_size: int) -> None:
+    ends = run_ranks(["-m", "kapdist.cli", "train", str(tiny_config)], world_size)
+    assert [end.code for end in ends] == [0] * world_size, ends
+    run = RunDir(tiny_config.parent / "runs" / "tiny")
+    for path in (run.config, run.plan, run.environment, run.weights, run.done, run.tensorboard):
+        assert path.exists(), path
+    assert not run.failed.exists()
+    assert not run.lock.exists()
+    assert all(run.rank_log(1, rank).exists() for rank in range(world_size))
+    assert "peak memory per rank" in ends[0].output
+
+    lines = metrics(run)
+    trained = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in trained] == [3, 6, 9, 12, 14]
+    assert trained[-1]["loss"] < trained[0]["loss"]
+    evaluated = [line for line in lines if line["kind"] == "evaluate"]
+    assert [(line["step"], line["num_images"], line["weights"]) for line in evaluated] == [
+        (7, 70, "ema"),
+        (14, 70, "ema"),
+    ]
+    assert len(lines[-1]["peak_memory_bytes"]) == world_size
+
+    weights = load_file(run.weights)
+    plain = MODELS["resnet18"](num_classes=10, width=0.125)
+    plain.load_state_dict(weights)  # unaveraged weights under torchvision's names
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_a_finished_run_is_left_alone(tiny_config: Path, kapdist) -> None:
+    assert kapdist("train", tiny_config, "train.epochs=1").code == 0
+    run = RunDir(tiny_config.parent / "runs" / "tiny")
+    before = run.weights.read_bytes()
+    again = kapdist("train", tiny_config, "train.epochs=1")
+    assert again.code == 0
+    assert "is done" in again.output
+    assert run.weights.read_bytes() == before
+
+
+def test_the_resolved_config_reproduces_the_run(tiny_config: Path, kapdist) -> None:
+    assert kapdist("train", tiny_config, "train.epochs=1", "seed=3").code == 0
+    runs = tiny_config.parent / "runs"
+    assert kapdist("train", runs / "tiny" / "config.yaml", "name=again").code == 0
+    first, second = (load_file(runs / name / "model.safetensors") for name in ("tiny", "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_loss_that_is_not_finite_fails_the_run(tiny_config: Path, kapdist) -> None:
+    end = kapdist("train", tiny_config, "optim.lr=1e30", "optim.warmup_epochs=0")
+    assert end.code == 1
+    assert "FloatingPointError: the loss is nan at step" in end.output
+    run = RunDir(tiny_config.parent / "runs" / "tiny")
+    assert "FloatingPointError" in run.failed.read_text()
+    assert not run.done.exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["optim.lrr=1"], "nearest: optim.lr"),
+        (["model.num_classes=9"], "num_classes"),
+        (["data.resolution=64"], "data.resolution"),
+        (["data.train=absent.beton"], "absent.beton"),
+        (["train.batch_size=1000"], "train.batch_size: expected at most the 130 images"),
+        (["kap.pool_size=99"], "kap"),
+        (["model.weights=absent.safetensors"], "absent.safetensors"),
+        (["data.workers=1000"], "workers"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(tiny_config: Path, kapdist, overrides, words: str) -> None:
+    end = kapdist("train", tiny_config, *overrides)
+    assert end.code == 2, end.output
+    assert words in end.output
+    assert end.output.count("\n") == 1
+    assert end.output.startswith("kapdist: ")
+
+
+def test_wrong_input_is_said_once_by_two_ranks(tiny_config: Path, run_ranks) -> None:
+    ends = run_ranks(["-m", "kapdist.cli", "train", str(tiny_config), "data.train=absent.beton"], 2)
+    assert [end.code for end in ends] == [2, 2]
+    assert "".join(end.output for end in ends).count("absent.beton") == 1
+
+
+def test_another_config_does_not_continue_a_run(tiny_config: Path, kapdist) -> None:
+    assert kapdist("train", tiny_config, "train.epochs=1").code == 0
+    end = kapdist("train", tiny_config, "train.epochs=2")
+    assert end.code == 2
+    assert "train.epochs = 1 as this run began" in end.output
