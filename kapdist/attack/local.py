@@ -65,7 +65,7 @@ def run_shards(attack: AttackDir, plan: AttackPlan, config: AttackConfig) -> Non
 
 
 def shard_command(attack: AttackDir, shard: int, num_shards: int) -> list[str]:
-    return [sys.executable, "-m", "kapdist.attack.shard", str(attack.root), str(shard), str(num_shards)]
+    return [sys.executable, "-m", "kapdist.attack", str(attack.root), str(shard), str(num_shards)]
 
 
 def start_shard(attack: AttackDir, shard: int, num_shards: int, threads: int) -> subprocess.Popen[bytes]:

@@ -36,6 +36,7 @@ def load_model(source: PlannedModel, run: Path) -> nn.Module:
         sections = source.architecture
         model = build_model(ModelConfig(**sections["model"]), KapConfig(**sections["kap"]))
     else:
+        check_factory(source)
         model = call_factory(source.factory)
     weights = weights_path(source.factory, source.weights, run)
     if weights is not None:
@@ -140,6 +141,12 @@ def factory_sha256(factory: str) -> str | None:
     module = sys.modules.get(find_factory(factory).__module__)
     file = getattr(module, "__file__", None)
     return file_sha256(Path(file)) if file else None
+
+
+def check_factory(source: PlannedModel) -> None:
+    assert source.factory is not None
+    if factory_sha256(source.factory) != source.factory_sha256:
+        raise InputError(f"model.factory={source.factory}", "the factory's file as planned", "another sha256")
 
 
 def check_classifier(model: nn.Module, place: object, num_classes: int, resolution: int, gradients: bool) -> None:

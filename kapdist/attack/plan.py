@@ -98,6 +98,11 @@ class AttackPlan(Frozen):
         del values["model"]["weights"], values["data"]["path"]
         return values
 
+    def describe(self) -> dict[str, Any]:
+        """Return the plan as JSON values, without the list of images."""
+        derived = {"fingerprint": self.fingerprint, "num_chunks": self.num_chunks}
+        return self.model_dump(mode="json", exclude={"images"}) | derived
+
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint(self.identity())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from kapdist.attack import images as images_of
+import kapdist.attack.images as images_of
 from kapdist.attack.images import ImageSet
 from kapdist.attack.model import (
     check_classifier,

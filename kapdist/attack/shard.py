@@ -6,9 +6,6 @@ hard, and a stretch of robust ones would keep one shard busy long after the othe
 
 from __future__ import annotations
 
-import ctypes
-import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from kapdist.attack import images as images_of
+import kapdist.attack.images as images_of
 from kapdist.attack.model import load_model
 from kapdist.attack.plan import PACKAGES, AttackPlan, read_plan, run_of
 from kapdist.attack.planning import device_kind
@@ -97,24 +94,3 @@ def write_images(path: Path, images: Tensor) -> None:
     """Write (batch, 3, height, width) as float32, bit by bit what broke the model, so that its norm still holds."""
     with written_aside(path) as aside, aside.open("wb") as file:
         np.save(file, images.cpu().numpy())
-
-
-def end_with_parent() -> None:
-    """Ask the kernel to end this process when the one that started it is gone, even by kill -9 (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def main(words: list[str]) -> int:
-    """Run `ATTACK_DIR SHARD NUM_SHARDS` as a child of `attack run`; exit codes as everywhere."""
-    end_with_parent()
-    try:
-        run_shard(Path(words[0]), int(words[1]), int(words[2]))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

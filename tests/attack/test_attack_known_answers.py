@@ -1,0 +1,112 @@
+"""Verdicts, norms and passes against answers that are known without an attack."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kapdist.attack.plan import AttackPlan
+from kapdist.attack.stock import attack_chunk, check_adversarial, drop_rounding, largest_norm, perturbation_norm
+
+MakePlan = Callable[..., AttackPlan]
+
+
+def linear_problem(num_images: int = 12) -> tuple[nn.Module, Tensor, Tensor]:
+    """A linear model, and images so far from 0 and 1 that the box is never in the way."""
+    generator = torch.Generator().manual_seed(5)
+    linear = nn.Linear(192, 4)
+    linear.weight.data = torch.randn(4, 192, generator=generator) / 4  # margins that cross entropy still sees
+    linear.bias.data = torch.zeros(4)
+    images = 0.45 + 0.1 * torch.rand(num_images, 3, 8, 8, generator=generator)
+    model = nn.Sequential(nn.Flatten(), linear).eval().requires_grad_(False)
+    labels = model(images).argmax(1)
+    labels[0] = (labels[0] + 1) % 4
+    return model, images, labels
+
+
+def exact_radius(model: nn.Module, images: Tensor, labels: Tensor, dual: float) -> Tensor:
+    """Distance to the decision boundary: min over classes of margin / dual norm of the weights' difference."""
+    weight, logits = model[1].weight.double(), model.double()(images.double())
+    model.float()
+    margin = logits.gather(1, labels[:, None]) - logits
+    slope = torch.linalg.vector_norm(weight[labels][:, None] - weight[None], dual, dim=2)
+    return (margin / slope.clamp(min=1e-12)).scatter(1, labels[:, None], torch.inf).min(1).values
+
+
+@pytest.mark.parametrize(("norm", "dual"), [("Linf", 1.0), ("L2", 2.0), ("L1", torch.inf)])
+def test_verdicts_on_a_linear_model_are_the_exact_ones(make_plan: MakePlan, norm: str, dual: float) -> None:
+    model, images, labels = linear_problem()
+    radius = exact_radius(model, images, labels, dual)
+    correct = model(images).argmax(1) == labels
+    assert correct.sum() == len(labels) - 1
+    inside = radius[correct].sort().values
+    for position in (1, 5, 8):  # between two images' radii
+        eps = float(inside[position : position + 2].mean())
+        assert ((radius - eps).abs() > 0.01 * eps).all()
+        assert eps < 0.45
+        plan = make_plan(norm, eps, ("fab-t", "apgd-ce"), num_classes=4)
+        outcome = attack_chunk(model, images, labels, plan, 0)
+        broken = outcome.attacks[0].broke | outcome.attacks[1].broke
+        assert torch.equal(broken, correct & (radius < eps))
+        assert (perturbation_norm(outcome.adversarial, images, norm) <= eps * (1 + 1e-6) + 1e-6).all()
+
+
+CLOSED_FORM = {  # passes of one image that is never fooled: forward (the verdict's own included), backward
+    "apgd-ce": (1 + 5 * 101 + 1, 5 * 101),
+    "apgd-t": (1 + 9 * 102 + 1, 9 * 101),
+    "fab-t": (1 + 9 * (1 + 1 + 2 * 100 + 1) + 1, 9 * 100),
+    "square": (1 + 1 + 5000 + 1 + 1, 0),
+}
+
+
+class Saturated(nn.Module):
+    """Always says class 0 and is never fooled, with gradients all the same."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        sums = images.flatten(1).mean(1, keepdim=True) * torch.arange(10.0)
+        return sums + 100 * nn.functional.one_hot(torch.zeros(len(images), dtype=torch.long), 10)
+
+
+@pytest.mark.parametrize("name", CLOSED_FORM)
+def test_passes_of_images_that_are_never_fooled_have_a_closed_form(make_plan: MakePlan, name: str) -> None:
+    images, labels = torch.rand(3, 3, 8, 8), torch.tensor([0, 0, 1])
+    outcome = attack_chunk(Saturated(), images, labels, make_plan("Linf", 0.01, (name,)), 0)
+    attack = outcome.attacks[0]
+    assert attack.attacked.tolist() == [True, True, False]
+    assert not attack.broke.any()
+    forwards, backwards = CLOSED_FORM[name]
+    assert (attack.forwards, attack.backwards) == (2 * forwards, 2 * backwards)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_an_image_beyond_eps_is_an_error_and_never_a_success(make_plan: MakePlan, norm: str) -> None:
+    plan, clean = make_plan(norm, 0.1, ("apgd-ce",)), torch.full((1, 3, 8, 8), 0.5)
+    step = torch.zeros_like(clean)
+    step[0, 0, 0, 0] = 0.1
+    check_adversarial("x", plan, clean, clean + step)
+    with pytest.raises(RuntimeError, match="beyond eps"):
+        check_adversarial("x", plan, clean, clean + 1.0001 * step)
+    with pytest.raises(RuntimeError, match="not finite"):
+        check_adversarial("x", plan, clean, clean + float("nan") * step)
+    with pytest.raises(RuntimeError, match=r"outside \[0, 1\]"):
+        check_adversarial("x", plan, clean, clean + 6 * step)
+
+
+def test_the_norms_are_those_of_the_textbook() -> None:
+    clean, found = torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2)
+    found[0, 0, 0] = torch.tensor([0.3, -0.4])
+    values = {norm: perturbation_norm(found, clean, norm).item() for norm in ("Linf", "L2", "L1")}
+    assert values == pytest.approx({"Linf": 0.4, "L2": 0.5, "L1": 0.7}, rel=1e-7)
+
+
+def test_the_tolerance_covers_one_float32_rounding_and_no_more() -> None:
+    clean = torch.linspace(0, 0.98, 5000)
+    rounded = ((clean + 4 / 255).double() - clean.double()).max().item()
+    assert rounded > 4 / 255 * (1 + 1e-6)  # a relative 1e-6 alone would refuse what every APGD image does
+    assert rounded <= largest_norm("Linf", 4 / 255, 3072) < 4 / 255 + 1e-7
+
+
+def test_only_a_rounding_outside_the_range_is_brought_back() -> None:
+    values = torch.tensor([-1e-8, 1 + 2.0**-23, 0.5, 1.00001, -0.01])
+    assert drop_rounding(values).tolist() == [0.0, 1.0, 0.5, values[3].item(), values[4].item()]
