@@ -63,8 +63,10 @@ def _fold_norms(model: nn.Module) -> nn.Module:
 
 def _conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
     """Names of convolutions and the norms that nothing but they feed, each called exactly once."""
+    tracer = fx.Tracer()
+    tracer.proxy_buffer_attributes = True  # else a buffer's methods meet proxies and fail
     try:
-        graph = fx.Tracer().trace(model)
+        graph = tracer.trace(model)
     except Exception as error:  # fx raises whatever the model's code raises at a proxy
         raise ValueError(
             f"cannot fold the norms: torch.fx cannot follow {type(model).__name__}: {error}"

@@ -1,0 +1,41 @@
+import shutil
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kapdist.kap import kapify, noise
+
+
+def outputs_and_gradients(model: nn.Module, run: nn.Module, x: Tensor) -> list[Tensor]:
+    """Of two calls in a row: the second draws where the first stopped."""
+    results = []
+    for _ in range(2):
+        out = run(x)
+        results += [out, *torch.autograd.grad(out.square().sum(), list(model.parameters()))]
+    return results
+
+
+def assert_compiled_is_eager(mode: str, backend: str, memory_format: torch.memory_format) -> None:
+    torch.compiler.reset()
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 1, groups=4, bias=False)]
+    model = kapify(nn.Sequential(*layers).double(), noise_std=0.3).to(memory_format=memory_format)
+    x = torch.rand(2, 3, 6, 6, dtype=torch.double).to(memory_format=memory_format)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    with noise(model, mode, seed=5):
+        eager = outputs_and_gradients(model, model, x)
+    with noise(model, mode, seed=5):
+        fast = outputs_and_gradients(model, compiled, x)
+    torch.testing.assert_close(fast, eager, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("mode", ["fresh", "fixed", "off"])
+def test_one_graph_with_the_same_draws(mode: str, memory_format: torch.memory_format) -> None:
+    assert_compiled_is_eager(mode, "aot_eager", memory_format)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on the CPU")
+def test_generated_code_draws_the_same() -> None:
+    assert_compiled_is_eager("fresh", "inductor", torch.channels_last)

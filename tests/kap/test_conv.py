@@ -1,0 +1,96 @@
+import re
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kapdist.kap import KAPConv2d, KernelAveragePool, noise
+
+Dense = Callable[[int, int, int, str], Tensor]
+CONVOLUTIONS: dict[str, dict[str, Any]] = {
+    "1x1": {"kernel_size": 1, "bias": False},
+    "3x3": {"kernel_size": 3, "padding": 1, "bias": False},
+    "strided": {"kernel_size": 3, "stride": 2, "padding": 1, "bias": False},
+    "dilated": {"kernel_size": 3, "dilation": 2, "bias": False},
+    "biased": {"kernel_size": (3, 1), "padding": "same", "bias": True},
+    "reflecting": {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+    "grouped": {"kernel_size": 3, "groups": 4},
+}
+WINDOWS = [(12, k, s, "line") for k, s in product((1, 3, 5, 7), (1, 2))]
+WINDOWS += [(56, k, s, "sheet") for k, s in product((1, 3, 5, 7), (1, 2))]
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize(("channels", "pool_size", "pool_stride", "layout"), WINDOWS)
+def test_both_forms_equal_the_dense_average_of_the_convolution(
+    dense_average: Dense, name: str, channels: int, pool_size: int, pool_stride: int, layout: str
+) -> None:
+    arguments = CONVOLUTIONS[name] | {"in_channels": 4, "out_channels": channels, "dtype": torch.double}
+    conv = nn.Conv2d(**arguments)
+    kap = KAPConv2d(**arguments, pool_size=pool_size, pool_stride=pool_stride, layout=layout)
+    kap.load_state_dict(conv.state_dict())
+    pool = KernelAveragePool(pool_size, stride=pool_stride, layout=layout)
+    x = torch.randn(2, 4, 8, 8, dtype=torch.double)
+
+    z = conv(x)
+    expected = torch.einsum("kc,bchw->bkhw", dense_average(channels, pool_size, pool_stride, layout), z)
+    torch.testing.assert_close(kap(x), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(pool(z), expected, rtol=0, atol=1e-12)
+    assert kap(x).shape[1] == kap.pooled_channels
+
+    expected.square().sum().backward()
+    kap(x).square().sum().backward()
+    torch.testing.assert_close(kap.weight.grad, conv.weight.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_state_is_that_of_the_convolution() -> None:
+    kap, conv = KAPConv2d(4, 12, 3, noise_std=0.5), nn.Conv2d(4, 12, 3)
+    shapes = {key: value.shape for key, value in kap.state_dict().items()}
+    assert shapes == {key: value.shape for key, value in conv.state_dict().items()}
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_without_pool_and_noise_it_is_bitwise_the_convolution(groups: int) -> None:
+    conv = nn.Conv2d(4, 12, 3, groups=groups)
+    kap = KAPConv2d(4, 12, 3, groups=groups, pool_size=1)
+    kap.load_state_dict(conv.state_dict())
+    x = torch.randn(2, 4, 8, 8)
+    assert torch.equal(kap(x), conv(x))
+
+
+def test_weights_form_keeps_channels_last() -> None:
+    kap = KAPConv2d(4, 12, 3, noise_std=0.1).to(memory_format=torch.channels_last)
+    assert kap.averaged_parameters()[0].is_contiguous(memory_format=torch.channels_last)
+    x = torch.randn(2, 4, 8, 8).to(memory_format=torch.channels_last)
+    assert kap(x).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_autocast_computes_in_bfloat16() -> None:
+    kap = KAPConv2d(4, 12, 3, noise_std=0.1)
+    x = torch.randn(2, 4, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16), noise(kap, "fixed"):
+        low = kap(x)
+    with noise(kap, "fixed"):
+        high = kap(x)
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), high, rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pool_size": 4}, "odd number of kernels"),
+        ({"pool_size": 13}, "13 does not fit 12 channels"),
+        ({"pool_size": 5, "layout": "sheet"}, "5 does not fit 12 channels on a 3 x 4 sheet"),
+        ({"pool_stride": 13}, "stride 13 leaves no channel"),
+        ({"layout": "torus"}, "layout must be one of line, sheet"),
+        ({"noise_std": -0.1}, "noise_std must be a standard deviation of at least 0, found -0.1"),
+        ({"noise_std": float("nan")}, "found nan"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        KAPConv2d(4, 12, 3, **arguments)

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kapdist.kap import KAPConv2d, fold, kapify, noise
+from kapdist.models import MODELS
+
+
+class Tangle(nn.Module):
+    """Norms of every kind: one that folds, one behind an activation, one fed twice, one without statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12)
+        self.conv2, self.norm2 = nn.Conv2d(12, 12, 1, groups=4), nn.BatchNorm2d(12)
+        self.conv3, self.norm3 = nn.Conv2d(12, 12, 1), nn.BatchNorm2d(12)
+        self.norm4 = nn.BatchNorm2d(12, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm2(torch.relu(self.conv2(self.norm1(self.conv1(x)))))
+        x = self.conv3(x)
+        return self.norm4(x + self.norm3(x))
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """In eval mode and float64, with statistics and affine parameters away from their initial values."""
+    for module in model.double().modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for value in (module.weight, module.bias, module.running_mean, module.running_var):
+                if value is not None:
+                    value.data.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+@pytest.mark.parametrize("layout", ["line", "sheet"])
+@pytest.mark.parametrize("norms", [False, True])
+def test_folded_resnet_has_the_same_logits(layout: str, norms: bool) -> None:
+    model = with_statistics(MODELS["resnet18"](10, width=0.25, blurpool=True))
+    kapify(model, layout=layout, noise_std=0.3)
+    folded = fold(model, norms=norms)
+    x = torch.rand(2, 3, 32, 32, dtype=torch.double)
+    with noise(model, "off"):
+        torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
+    kinds = [type(module) for module in folded.modules()]
+    assert KAPConv2d not in kinds
+    assert kinds.count(nn.Conv2d) == 20
+    assert kinds.count(nn.BatchNorm2d) == (0 if norms else 20)
+    assert sum(isinstance(module, KAPConv2d) for module in model.modules()) == 20
+
+
+def test_folded_bottlenecks_have_the_same_logits() -> None:
+    model = kapify(with_statistics(MODELS["resnet50"](10, width=0.125, stem="cifar")))
+    x = torch.rand(2, 3, 16, 16, dtype=torch.double)
+    torch.testing.assert_close(fold(model, norms=True)(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("groups", "stride"), [(1, 2), (4, 1), (4, 2), (12, 1)])
+def test_folded_convolution_is_plain_and_equal(groups: int, stride: int) -> None:
+    kap = KAPConv2d(12, 24, 3, 2, 1, groups=groups, pool_stride=stride, layout="sheet", dtype=torch.double)
+    conv = fold(kap)
+    assert type(conv) is nn.Conv2d
+    x = torch.rand(2, 12, 9, 9, dtype=torch.double)
+    torch.testing.assert_close(conv(x), kap(x), rtol=0, atol=1e-12)
+
+
+def test_groups_stay_where_nothing_is_averaged() -> None:
+    assert fold(KAPConv2d(12, 24, 3, groups=4, pool_size=1, noise_std=1.0)).groups == 4
+
+
+def test_only_norms_that_alone_follow_a_convolution_are_folded() -> None:
+    model = kapify(with_statistics(Tangle()))
+    folded = fold(model, norms=True)
+    kinds = [type(norm).__name__ for norm in (folded.norm1, folded.norm2, folded.norm3, folded.norm4)]
+    assert kinds == ["Identity", "BatchNorm2d", "BatchNorm2d", "BatchNorm2d"]
+    x = torch.rand(4, 3, 8, 8, dtype=torch.double)
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+def test_a_forward_that_cannot_be_traced_is_refused() -> None:
+    class Branching(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if x.sum() > 0 else x
+
+    model = kapify(Branching(nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12)))
+    assert type(fold(model)[0]) is nn.Conv2d
+    with pytest.raises(ValueError, match=r"cannot fold the norms: torch\.fx cannot follow Branching"):
+        fold(model, norms=True)

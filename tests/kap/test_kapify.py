@@ -1,0 +1,125 @@
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kapdist.kap import KAPConv2d, kapify, kernel_average, noise
+
+
+class Separable(nn.Module):
+    """An arbitrary CNN: a depthwise and a grouped convolution, a shared one, and a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3, padding=1)
+        self.depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False)
+        self.grouped = nn.Conv2d(12, 24, 1, groups=4)
+        self.shared = nn.Conv2d(24, 24, 1)
+        self.again = self.shared
+        self.head = nn.Conv2d(24, 10, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = self.grouped(torch.relu(x + self.depthwise(x)))
+        return self.head(self.again(torch.relu(self.shared(x)))).mean((2, 3))
+
+
+class WithPools(Separable):
+    """The same, the averages written out as activations."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(kernel_average(self.stem(x), 3))
+        x = kernel_average(self.grouped(torch.relu(x + kernel_average(self.depthwise(x), 3))), 3)
+        x = kernel_average(self.again(torch.relu(kernel_average(self.shared(x), 3))), 3)
+        return kernel_average(self.head(x), 3).mean((2, 3))
+
+
+def test_kapify_puts_an_average_after_every_convolution() -> None:
+    written_out = WithPools().double()
+    model = Separable().double()
+    model.load_state_dict(written_out.state_dict())
+    keys = list(model.state_dict())
+    parameters = list(model.parameters())
+    assert kapify(model) is model
+    assert list(model.state_dict()) == keys
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    assert isinstance(model.again, KAPConv2d)
+    assert model.again is model.shared
+    x = torch.rand(2, 3, 8, 8, dtype=torch.double)
+    torch.testing.assert_close(model(x), written_out(x), rtol=0, atol=1e-12)
+
+
+def test_all_layers_share_one_source_and_differ_in_number() -> None:
+    model = kapify(Separable(), noise_std=0.1, where=lambda name, _: name == "stem")
+    kapify(model, noise_std=0.1, pool_size=1, where=lambda name, _: name != "stem")
+    layers = [module for module in model.modules() if isinstance(module, KAPConv2d)]
+    assert len({id(layer.noise_source) for layer in layers}) == 1
+    assert [layer.noise_layer for layer in layers] == list(range(5))
+    assert [layer.pool_size for layer in layers] == [3, 1, 1, 1, 1]
+
+
+def test_channels_too_few_are_refused_by_name_before_anything_changes() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1), nn.Conv2d(2, 1, 1))
+    with pytest.raises(
+        ValueError, match=r"leave these convolutions out with `where`: 1: .*2 channels.*; 2: .*1 chan"
+    ):
+        kapify(model)
+    assert not any(isinstance(module, KAPConv2d) for module in model)
+    kapify(model, where=lambda _, conv: conv.out_channels >= 3)
+    assert [type(module) for module in model] == [KAPConv2d, nn.Conv2d, nn.Conv2d]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pool_size": 2}, "odd number"),
+        ({"layout": "ring"}, "found 'ring'"),
+        ({"noise_std": -1.0}, "at least 0, found -1.0"),
+        ({"pool_size": 3, "layout": "sheet"}, "0: .*8 channels on a 2 x 4 sheet"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kapify(nn.Sequential(nn.Conv2d(3, 8, 3)), **options)
+
+
+def test_subclasses_are_left_with_a_warning() -> None:
+    class Standardised(nn.Conv2d):
+        pass
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Standardised(8, 8, 3))
+    with pytest.warns(UserWarning, match=r"leaves subclasses of nn.Conv2d as they are: 1 \(Standardised\)"):
+        kapify(model)
+    assert type(model[0]) is KAPConv2d
+    assert type(model[1]) is Standardised
+
+
+def test_a_layer_is_not_kapified_twice() -> None:
+    model = kapify(nn.Sequential(nn.Conv2d(3, 8, 3)))
+    layer = model[0]
+    assert kapify(model)[0] is layer
+    with pytest.raises(ValueError, match="0 is a KAPConv2d already"):
+        kapify(model, where=lambda *_: True)
+
+
+def test_a_lone_convolution_is_returned_as_its_replacement() -> None:
+    conv = nn.Conv2d(3, 8, 3).eval().to(memory_format=torch.channels_last)
+    kap = kapify(conv, layout="line")
+    assert isinstance(kap, KAPConv2d)
+    assert kap.weight is conv.weight
+    assert not kap.training
+
+
+def test_copies_are_independent() -> None:
+    model = kapify(Separable(), noise_std=0.2)
+    other = copy.deepcopy(model)
+    with noise(other, "off"):
+        assert model.stem.noise_source.mode == "fresh"
+        assert other.head.noise_source.mode == "off"
+
+
+def test_torchvision_or_timm_networks() -> None:
+    torchvision = pytest.importorskip("torchvision", reason="torchvision is optional and not installed")
+    model = kapify(torchvision.models.mobilenet_v3_small(), noise_std=0.1)
+    assert model(torch.rand(2, 3, 64, 64)).shape == (2, 1000)

@@ -1,0 +1,221 @@
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kapdist.kap import KAPConv2d, kapify, load_noise_state, noise, noise_state, seed_noise
+
+Dense = Callable[[int, int, int, str], Tensor]
+
+
+def small_cnn(noise_std: float = 0.5) -> nn.Module:
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU(), nn.Conv2d(12, 12, 3, groups=3)]
+    return kapify(nn.Sequential(*layers), noise_std=noise_std)
+
+
+@pytest.fixture(name="x")
+def images() -> Tensor:
+    return torch.rand(4, 3, 10, 10)
+
+
+def silent_conv(layout: str, stride: int, groups: int, noise_std: float) -> KAPConv2d:
+    """Puts out nothing but its noise."""
+    conv = KAPConv2d(4, 12, 1, groups=groups, layout=layout, pool_stride=stride, noise_std=noise_std)
+    nn.init.zeros_(conv.weight)
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("layout", "stride", "groups"),
+    [("line", 1, 1), ("sheet", 1, 1), ("line", 2, 1), ("sheet", 2, 1), ("line", 1, 4)],
+)
+def test_pooled_noise_has_covariance_of_the_average(
+    dense_average: Dense, layout: str, stride: int, groups: int, memory_format: torch.memory_format
+) -> None:
+    conv = silent_conv(layout, stride, groups, noise_std=0.7)
+    samples = conv(torch.zeros(48, 4, 64, 64).to(memory_format=memory_format)).detach().double()
+    samples = samples.movedim(1, -1).flatten(0, 2)
+    count = len(samples)
+    matrix = dense_average(12, 3, stride, layout)
+    expected = 0.7**2 * matrix @ matrix.T
+
+    # A sample covariance has variance (s_ii s_jj + s_ij^2) / n, a sample mean s_ii / n: 5 standard errors.
+    variances = expected.diag()
+    covariance_error = ((variances[:, None] * variances[None] + expected**2) / count).sqrt()
+    assert ((samples.T.cov() - expected).abs() < 5 * covariance_error).all()
+    assert (samples.mean(0).abs() < 5 * (variances / count).sqrt()).all()
+
+
+def test_noise_of_neighbouring_pixels_and_images_is_independent() -> None:
+    image = silent_conv("line", 1, 1, noise_std=1.0)(torch.zeros(2, 4, 128, 128)).detach().double()
+    for one, other in ((image[0], image[1]), (image[..., 1:], image[..., :-1])):
+        # The product of two independent numbers of variance s^2 (at most 1/2) averages to 0 +- s^2 / sqrt(n).
+        products = (one * other).movedim(-3, 0).flatten(1)
+        assert (products.mean(1).abs() < 5 * 0.5 / products.shape[1] ** 0.5).all()
+
+
+def test_fresh_noise_is_new_at_every_call_in_training_and_evaluation(x: Tensor) -> None:
+    model = small_cnn()
+    for mode in (True, False):
+        model.train(mode)
+        assert not torch.equal(model(x), model(x))
+
+
+def test_noise_off_is_the_model_without_noise(x: Tensor) -> None:
+    model = small_cnn()
+    quiet = small_cnn(noise_std=0.0)
+    quiet.load_state_dict(model.state_dict())
+    with noise(model, "off"):
+        assert torch.equal(model(x), quiet(x))
+
+
+def test_fixed_noise_depends_neither_on_batch_nor_position_nor_memory_format(x: Tensor) -> None:
+    model = small_cnn().double()
+    x = x.double()
+    with noise(model, "fixed"):
+        logits = model(x)
+        torch.testing.assert_close(model(x), logits, rtol=0, atol=0)
+        torch.testing.assert_close(model(x.flip(0)), logits.flip(0), rtol=0, atol=1e-12)
+        torch.testing.assert_close(model(x[2:3]), logits[2:3], rtol=0, atol=1e-12)
+        channels_last = x.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(model(channels_last), logits, rtol=0, atol=1e-12)
+        model(torch.rand(1, 3, 16, 16).double())  # another resolution in between changes nothing
+        torch.testing.assert_close(model(x), logits, rtol=0, atol=0)
+    with noise(model, "off"):
+        assert not torch.allclose(model(x), logits)
+
+
+def test_fixed_noise_is_a_function_of_seed_and_layer() -> None:
+    first, second = silent_conv("line", 1, 1, 1.0), silent_conv("line", 1, 1, 1.0)
+    pair = nn.Sequential(first, kapify(nn.Conv2d(12, 12, 1, bias=False), noise_std=1.0))
+    x = torch.zeros(1, 4, 3, 3)
+    with noise(first, "fixed", seed=1):
+        one = first(x)
+    with noise(second, "fixed", seed=1):
+        assert torch.equal(second(x), one)
+    with noise(second, "fixed", seed=2):
+        assert not torch.equal(second(x), one)
+    nn.init.zeros_(pair[1].weight)
+    with noise(pair, "fixed", seed=1):
+        assert not torch.equal(pair(x), pair[0](x))
+
+
+def test_previous_mode_and_stream_come_back(x: Tensor) -> None:
+    model = small_cnn()
+    undisturbed = copy.deepcopy(model)
+
+    def fail() -> None:
+        with noise(model, "off"), noise(model, "fixed", seed=7):
+            model(x)
+            raise RuntimeError("within")
+
+    with pytest.raises(RuntimeError, match="within"):
+        fail()
+    assert torch.equal(model(x), undisturbed(x))
+    with noise(model, "fresh", seed=7):
+        seeded = model(x)
+    assert torch.equal(model(x), undisturbed(x))
+    seed_noise(model, 7)
+    assert torch.equal(model(x), seeded)
+
+
+def test_global_generator_is_left_alone(x: Tensor) -> None:
+    before = torch.get_rng_state()
+    model = kapify(nn.Sequential(nn.Conv2d(3, 8, 3, device="meta")).to_empty(device="cpu"), noise_std=1.0)
+    for mode in ("fresh", "fixed", "off"):
+        with noise(model, mode, seed=3):
+            model(x)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(5)
+    one = silent_conv("line", 1, 1, 1.0)(torch.zeros(1, 4, 3, 3))
+    torch.manual_seed(6)
+    assert torch.equal(silent_conv("line", 1, 1, 1.0)(torch.zeros(1, 4, 3, 3)), one)
+
+
+def test_saved_state_continues_the_stream(x: Tensor, tmp_path: Path) -> None:
+    model = small_cnn()
+    seed_noise(model, 11)
+    model(x)
+    torch.save(noise_state(model), tmp_path / "noise.pt")
+    expected = [model(x), model(x)]
+
+    other = small_cnn()
+    other.load_state_dict(model.state_dict())
+    load_noise_state(other, torch.load(tmp_path / "noise.pt", weights_only=True))
+    assert all(torch.equal(other(x), logits) for logits in expected)
+    with noise(model, "fixed"), noise(other, "fixed"):  # the seed of the fixed noise is part of the state
+        assert torch.equal(other(x), model(x))
+
+
+def test_saved_state_before_the_first_call(x: Tensor) -> None:
+    model, other = small_cnn(), small_cnn()
+    other.load_state_dict(model.state_dict())
+    seed_noise(model, 11)
+    load_noise_state(other, noise_state(model))
+    assert torch.equal(other(x), model(x))
+
+
+def test_state_of_another_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="the noise state is of 1 sources, the model has 0"):
+        load_noise_state(nn.ReLU(), noise_state(small_cnn()))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_continue_the_same_stream_apart(x: Tensor, duplicate: Callable[[nn.Module], nn.Module]) -> None:
+    model = small_cnn()
+    model(x)
+    other = duplicate(model)
+    expected = [other(x), other(x)]
+    assert all(torch.equal(model(x), logits) for logits in expected)
+    with noise(other, "off"):
+        assert not torch.equal(model(x), model(x))
+
+
+def test_average_of_weights_keeps_its_own_noise(x: Tensor) -> None:
+    model = small_cnn()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    average.update_parameters(model)
+    assert torch.equal(average(x), model(x))
+    assert noise_state(average).keys() == noise_state(model).keys()
+
+
+def test_ensemble_members_draw_apart(x: Tensor) -> None:
+    member = small_cnn()
+    ensemble = nn.ModuleList([member, kapify(nn.Sequential(copy.deepcopy(member)))])
+    seed_noise(ensemble, 3)
+    assert not torch.equal(ensemble[0](x), ensemble[1](x))
+    assert sorted(noise_state(ensemble)) == ["0.cpu", "0.seed", "1.cpu", "1.seed"]
+
+
+def test_noise_has_no_gradient_of_its_own() -> None:
+    conv = KAPConv2d(4, 12, 3, noise_std=0.5)
+    x = torch.rand(2, 4, 6, 6)
+    upstream = torch.rand(2, 12, 4, 4)
+    noisy = torch.autograd.grad(conv(x), conv.weight, upstream)[0]
+    with noise(conv, "off"):
+        torch.testing.assert_close(torch.autograd.grad(conv(x), conv.weight, upstream)[0], noisy)
+
+
+def test_unknown_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be one of fresh, fixed, off, found 'frozen'"):
+        noise(small_cnn(), "frozen").__enter__()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_noise_moves_with_the_model(x: Tensor) -> None:
+    model = small_cnn()
+    with noise(model, "fixed"):
+        cpu = model(x)
+        torch.testing.assert_close(model.cuda()(x.cuda()).cpu(), cpu, rtol=1e-3, atol=1e-3)
+    state = noise_state(model)
+    fresh = model(x.cuda())
+    load_noise_state(model, state)
+    assert torch.equal(model(x.cuda()), fresh)
+    assert torch.equal(copy.deepcopy(model)(x.cuda()), model(x.cuda()))
