@@ -35,6 +35,7 @@ class Workers:
         if not 1 <= num_workers <= usable_cpus():
             raise InputError("data.workers", f"1 to {usable_cpus()} (CPUs of this process)", str(num_workers))
         self.num_workers = num_workers
+        self.lock, self.closed = threading.Lock(), False
         self.tasks: SimpleQueue[tuple[Part, slice, SimpleQueue[BaseException | None]] | None] = SimpleQueue()
         self.threads = [
             threading.Thread(target=work, args=(self.tasks, index), daemon=True, name=f"kapdist-decode-{index}")
@@ -47,8 +48,11 @@ class Workers:
         """Call part(worker, slice) for slices that make up range(length); raise the first error of any."""
         pieces = max(1, min(PIECES_PER_WORKER * self.num_workers, length // SMALLEST_PIECE))
         done: SimpleQueue[BaseException | None] = SimpleQueue()
-        for index in range(pieces):
-            self.tasks.put((part, slice(index * length // pieces, (index + 1) * length // pieces), done))
+        with self.lock:  # what is queued before the threads are told to end is still done
+            if self.closed:
+                raise RuntimeError("the loader of this pass is gone")
+            for index in range(pieces):
+                self.tasks.put((part, slice(index * length // pieces, (index + 1) * length // pieces), done))
         errors = [done.get() for _ in range(pieces)]
         for error in errors:
             if error is not None:
@@ -56,8 +60,10 @@ class Workers:
 
     def close(self) -> None:
         """Let the threads end after what they are doing."""
-        for _ in self.threads:
-            self.tasks.put(None)
+        with self.lock:
+            self.closed = True
+            for _ in self.threads:
+                self.tasks.put(None)
 
 
 def work(tasks: SimpleQueue[tuple[Part, slice, SimpleQueue[BaseException | None]] | None], index: int) -> None:

@@ -52,6 +52,7 @@ def write_beton(
     jpeg_quality: int | None = None,
     skip_unreadable: bool = False,
     num_workers: int = 0,
+    timeout_seconds: float = 600.0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write every image of a source to `out` (FFCV) and `out`.json (the manifest), in the source's order.
@@ -61,6 +62,7 @@ def write_beton(
         jpeg_quality: 1 to 100 stores JPEG, encoded afresh by OpenCV; None stores raw pixels.
         skip_unreadable: leave unreadable images out and list them in the manifest, instead of refusing.
         num_workers: processes; 0 takes the CPUs that this process may use.
+        timeout_seconds: longest time in which no worker begins another image.
         progress: called with (images done, images in all).
 
     Returns:
@@ -68,12 +70,12 @@ def write_beton(
 
     Raises:
         InputError: unreadable images (all of them are reported together), or nothing to write.
-        WriterError: a worker process died; names the image.
+        WriterError: a worker process died or stopped; names the image.
     """
     check_options(max_side, jpeg_quality)
     out = Path(out)
     options: dict[str, Any] = {"max_side": max_side, "jpeg_quality": jpeg_quality, "progress": progress}
-    options["num_workers"] = num_workers or usable_cpus()
+    options |= {"num_workers": num_workers or usable_cpus(), "timeout_seconds": timeout_seconds}
     with written_aside(out) as aside:
         indices = range(len(source))
         bad = write_images(source, aside, indices, **options)

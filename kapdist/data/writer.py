@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import os
+import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -28,6 +31,7 @@ from kapdist.data.sources import Source
 
 SMALLEST_PAGE, LARGEST_PAGE = 1 << 21, 1 << 25  # bytes; no stored image can be larger than its page
 MAX_SIDE = 65535  # the file format's, and JPEG's
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 POLL_SECONDS = 0.05
 NOTE_CHARACTERS = 500  # short enough for a pipe to take a note whole, even from a worker that is killed
 
@@ -70,6 +74,7 @@ def refuse_too_large(image: np.ndarray, max_side: int | None) -> None:
 
 def work(slot: int, samples: Samples, arguments: tuple[Any, ...]) -> None:
     samples.slot = slot
+    die_with_parent()
     cv2.setNumThreads(1)  # a process per CPU is enough, and OpenCV's threads do not survive a fork
     try:
         worker_job_indexed_dataset(*arguments, samples)
@@ -78,6 +83,14 @@ def work(slot: int, samples: Samples, arguments: tuple[Any, ...]) -> None:
             ("error", slot, traceback.format_exc(limit=-1).strip().splitlines()[-1][:NOTE_CHARACTERS])
         )
         raise SystemExit(1) from None
+
+
+def die_with_parent() -> None:
+    """Let the kernel end this process when its parent is killed; it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent.pid:
+        raise SystemExit(1)  # the parent was faster
 
 
 class WatchedWriter(DatasetWriter):
@@ -185,6 +198,7 @@ def write_images(
     max_side: int | None,
     jpeg_quality: int | None,
     num_workers: int,
+    timeout_seconds: float,
     progress: Progress | None,
 ) -> dict[int, str]:
     """Write the images of `indices` to an FFCV file; return {index: reason} of those that could not be read."""
@@ -197,4 +211,4 @@ def write_images(
         page_size=page_size(source, max_side),
         num_workers=num_workers,
     )
-    return writer.write(Samples(source, num_workers, max_side), indices, progress)
+    return writer.write(Samples(source, num_workers, max_side), indices, progress, timeout_seconds)
