@@ -18,12 +18,12 @@ import polars as pl
 
 from kapdist.attack.merge import merge_chunks
 from kapdist.attack.plan import AttackPlan
-from kapdist.attack.planning import write_new_plan
+from kapdist.attack.planning import attack_dir_of, write_new_plan
 from kapdist.attack.progress import Progress
 from kapdist.attack.summary import Summary
 from kapdist.config import AttackConfig
 from kapdist.errors import InputError
-from kapdist.rundir import AttackDir, RunDir, locked
+from kapdist.rundir import AttackDir, locked
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0
@@ -41,7 +41,7 @@ def run_attack(run: Path, config: AttackConfig) -> Summary:
         RuntimeError: a shard failed; its last lines are in the message.
         TimeoutError: config.timeout_minutes went by. What is done is kept.
     """
-    attack = RunDir(run).attack(config.name)
+    attack = attack_dir_of(run, config)
     with locked(attack.lock), ended_by_sigterm():
         plan = write_new_plan(run, config, attack)
         for note in plan.notes:

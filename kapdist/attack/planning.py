@@ -33,9 +33,15 @@ def plan_attack(run: Path, config: AttackConfig) -> AttackPlan:
         InputError: the model cannot be attacked, there are too few images, another plan is there, or somebody
             else is at work in the directory.
     """
-    attack = RunDir(run).attack(config.name)
+    attack = attack_dir_of(run, config)
     with locked(attack.lock):
         return write_new_plan(run, config, attack)
+
+
+def attack_dir_of(run: Path, config: AttackConfig) -> AttackDir:
+    """Return where the attack belongs; a mistyped run is refused before a lock makes its directory."""
+    config_of(run, config)
+    return RunDir(run).attack(config.name)
 
 
 def write_new_plan(run: Path, config: AttackConfig, attack: AttackDir) -> AttackPlan:

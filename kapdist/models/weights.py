@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def read_torch(path: Path, start: bytes) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about old pickles; our own line says it better
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(path, FORMATS, "a pickle that holds more than tensors and could run code") from None
     except Exception as error:  # torch raises whatever the damaged bytes lead it to

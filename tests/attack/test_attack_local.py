@@ -1,0 +1,141 @@
+"""`attack run`: shards in processes, one failing, one too slow, one ended; and the example from outside."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+
+import kapdist.attack.local as local
+from kapdist.attack import plan_attack, run_attack, run_shard
+from kapdist.attack.model import call_factory, check_classifier
+from kapdist.errors import InputError
+from kapdist.rundir import AttackDir
+
+World = Any
+
+
+@pytest.fixture
+def children(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A world whose shards see the images in processes of their own, too."""
+    monkeypatch.setattr(local, "shard_command", lambda attack, *words: world.child_command(attack.root, *words))
+    return world
+
+
+def test_two_processes_give_the_records_of_one_shard(children: World, capfd: pytest.CaptureFixture) -> None:
+    summary = run_attack(children.run, children.config(num_shards=2, num_images=12))
+    attack = AttackDir(children.run / "attacks" / "aa")
+    assert summary.num_images == 12
+    assert "3/3 chunks" in capfd.readouterr().out
+    assert all("shard" in attack.shard_log(shard).read_text() for shard in (0, 1))
+    assert not attack.lock.exists()
+    config = children.config(name="alone", num_images=12)
+    plan = plan_attack(children.run, config)
+    alone = AttackDir(children.run / "attacks" / "alone")
+    run_shard(alone.root, 0, 1)
+    local.merge_chunks(alone, plan)
+    tables = [pl.read_parquet(one.records) for one in (attack, alone)]
+    first, second = (table.drop(pl.selectors.contains("seconds")) for table in tables)
+    assert first.equals(second)
+
+
+def test_a_shard_that_finds_wrong_input_ends_the_attack_with_its_line(children: World) -> None:
+    labels = children.labels.clone()
+    labels[3] = 5
+    torch.save((children.images, labels), children.folder / "images.pt")
+    with pytest.raises(InputError, match=r"shard-0.log: .* expected labels of the model's 5 classes") as caught:
+        run_attack(children.run, children.config())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_shard_that_fails_shows_its_last_lines_and_ends_the_others(
+    children: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen] = []
+    scripts = ["import sys; print('a'); sys.exit('boom on the way')", "import time; time.sleep(60)"]
+    monkeypatch.setattr(local, "shard_command", lambda attack, shard, n: [sys.executable, "-c", scripts[shard]])
+    real = subprocess.Popen
+    monkeypatch.setattr(local.subprocess, "Popen", lambda *a, **k: started.append(real(*a, **k)) or started[-1])
+    with pytest.raises(RuntimeError, match=r"(?s)shard 0 ended with exit code 1; .*shard-0.log.*boom on the way"):
+        run_attack(children.run, children.config(num_shards=2))
+    assert [child.poll() for child in started] == [1, -signal.SIGTERM]
+
+
+def test_an_attack_that_takes_too_long_is_ended_and_says_what_is_kept(
+    children: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    monkeypatch.setattr(local, "shard_command", lambda attack, shard, n: command)
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match="timeout_minutes are over; 0 chunks are done and kept"):
+        run_attack(children.run, children.config(timeout_minutes=0.01))
+    assert time.monotonic() - began < 30
+
+
+PARENT = """
+import sys
+from pathlib import Path
+import kapdist.attack.local as local
+from kapdist.attack.plan import read_plan
+from kapdist.config import AttackConfig
+from kapdist.rundir import AttackDir, locked
+
+child = "import sys, time; from kapdist.attack.__main__ import end_with_parent; end_with_parent();"
+child += "open(sys.argv[1], 'w').write('up'); time.sleep(60)"
+local.shard_command = lambda attack, shard, n: [sys.executable, "-c", child, f"up-{shard}"]
+attack = AttackDir(Path(sys.argv[1]))
+plan = read_plan(attack)
+config = AttackConfig(name="aa", num_shards=2)
+with locked(attack.lock), local.ended_by_sigterm():
+    local.run_shards(attack, plan, config)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_ending_the_attack_ends_its_shards(world: World, number: signal.Signals) -> None:
+    plan_attack(world.run, world.config())
+    attack = AttackDir(world.run / "attacks" / "aa")
+    (world.folder / "parent.py").write_text(PARENT)
+    parent = subprocess.Popen([sys.executable, "parent.py", str(attack.root)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list(world.folder.glob("up-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    children = children_of(parent.pid)
+    assert len(children) == 2
+    parent.send_signal(number)
+    assert parent.wait(30) != 0
+    while any(is_alive(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(is_alive(child) for child in children)
+    assert attack.lock.exists() == (number == signal.SIGKILL)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_the_module_gives_exit_code_2_and_one_line_for_wrong_input(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "kapdist.attack", str(tmp_path), "0", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=os.environ)
+    assert done.returncode == 2
+    assert re.fullmatch(r".*: expected an attack directory \(.*\), found no plan.json\n", done.stderr)
+
+
+def test_the_example_is_a_classifier_that_can_be_attacked() -> None:
+    example = Path(__file__).parents[2] / "examples" / "external_model.py"
+    model = call_factory(f"{example}:build").eval()
+    check_classifier(model, "the example", 10, 32, gradients=True)
