@@ -41,25 +41,29 @@ def merge_chunks(attack: AttackDir, plan: AttackPlan) -> Summary:
 
 def read_index(files: list[Path]) -> pl.DataFrame:
     """Return which image of which chunk and plan is in which file."""
-    columns = ["plan", "chunk", "image"]
     schema = {"plan": pl.String, "chunk": pl.Int32, "image": pl.Int64, "file": pl.String}
     if not files:
         return pl.DataFrame(schema=schema)
     try:
-        tables = [pl.scan_parquet(file).select(*columns, file=pl.lit(file.name)) for file in files]
-        return pl.concat(pl.collect_all(tables))
-    except Exception:  # whatever damaged bytes lead polars to
-        damaged = [file.name for file in files if not is_readable(file, columns)]
+        table = pl.scan_parquet(files, include_file_paths="file").select(*schema).collect()
+    except Exception:  # whatever damaged bytes, or the columns of another plan, lead polars to
+        return read_index_one_by_one(files)
+    return table.with_columns(pl.col("file").str.split("/").list.last())
+
+
+def read_index_one_by_one(files: list[Path]) -> pl.DataFrame:
+    """The slow way, which finds the file that is damaged and reads those of plans with other attacks."""
+    tables, damaged = [], []
+    for file in files:
+        try:
+            table = pl.read_parquet(file, columns=["plan", "chunk", "image"])
+            tables.append(table.select("plan", "chunk", "image", file=pl.lit(file.name)))
+        except Exception:
+            damaged.append(file.name)
+    if damaged:
         expected = "whole chunks (remove these and run the shards again)"
-        raise InputError(files[0].parent, expected, f"damaged {listed(damaged)}") from None
-
-
-def is_readable(file: Path, columns: list[str]) -> bool:
-    try:
-        pl.read_parquet(file, columns=columns)
-    except Exception:
-        return False
-    return True
+        raise InputError(files[0].parent, expected, f"damaged {listed(damaged)}")
+    return pl.concat(tables)
 
 
 def check_chunks(index: pl.DataFrame, plan: AttackPlan, attack: AttackDir) -> None:

@@ -17,6 +17,7 @@ class Progress:
     def __init__(self, title: str, total: int, every_seconds: float = 10.0) -> None:
         self.title, self.total, self.every_seconds = title, total, every_seconds
         self.started, self.spoke, self.first = time.monotonic(), -every_seconds, -1
+        self.done = -1
         words = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
         times = TimeElapsedColumn(), TimeRemainingColumn()
         self.bar = Bar(words[0], BarColumn(), MofNCompleteColumn(), *times, words[1], console=Console(stderr=True))
@@ -30,7 +31,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bar.stop()
+        if self.bar.live.is_started:
+            self.bar.stop()
 
     def show(self, done: int, note: str = "") -> None:
         if self.first < 0:
@@ -39,7 +41,9 @@ class Progress:
             self.bar.update(self.task, completed=done, note=note)
             return
         now = time.monotonic() - self.started
-        if now - self.spoke >= self.every_seconds or done == self.total:
+        finished = done == self.total and self.done != done
+        self.done = done
+        if now - self.spoke >= self.every_seconds or finished:
             self.spoke = now
             print(self.line(done, now, note), flush=True)
 

@@ -173,6 +173,11 @@ def copy_with(column: str, value: object) -> Callable[[AttackDir], None]:
     return change
 
 
+def other_columns(attack: AttackDir) -> None:
+    table = pl.read_parquet(attack.chunk(1)).rename({"apgd-ce_broke": "fab_broke"})
+    table.with_columns(plan=pl.lit("f" * 64)).write_parquet(attack.chunk(1))
+
+
 def double_chunk(attack: AttackDir) -> None:
     (attack.chunks / "chunk-1.parquet").write_bytes(attack.chunk(1).read_bytes())
 
@@ -201,6 +206,7 @@ def truncated(attack: AttackDir) -> None:
     [
         (lambda attack: (attack.chunk(1).unlink(), attack.chunk(4).unlink()), "none of chunk 1, 4"),
         (copy_with("plan", "f" * 64), "chunks of another plan in chunk-000001.parquet"),
+        (other_columns, "chunks of another plan in chunk-000001.parquet"),
         (double_chunk, "expected one file per chunk, found more than one for chunk 1"),
         (copy_with("chunk", 0), "expected one file per chunk, found more than one for chunk 0"),
         (double_image, "expected each image once, found duplicates of image 12"),
