@@ -33,24 +33,28 @@ def train(config: Config) -> None:
         step = resume(job)
         clock = Clock(config.train, job.plan, step)
         batches = training_batches(job.train_loader, job.plan, config.seed, ranks.rank, step)
-
         with MetricsLog(run, step, job.plan.total_steps, config.train.wandb_project, ranks.first) as metrics:
-            while step < job.plan.total_steps:
-                result = train_step(job, batches, step, measure=clock.logs(step + 1))
-                step += 1
-                if clock.logs(step):
-                    metrics.write("train", step, **describe(job, result, step), images_per_second=clock.rate(step))
-                if clock.evaluates(step):
-                    metrics.write("evaluate", step, **evaluation(job, step))
-                if clock.saves(step, ranks):
-                    save(job, step)
+            take_steps(job, batches, step, clock, metrics)
             export_weights(job)
             peak = peak_memory_bytes(ranks)
-            metrics.write("end", step, seconds=clock.elapsed(), peak_memory_bytes=peak)
+            metrics.write("end", job.plan.total_steps, seconds=clock.elapsed(), peak_memory_bytes=peak)
 
         if ranks.first:
             log.info("peak memory per rank: %s", ", ".join(f"{size / 2**20:.0f} MiB" for size in peak))
-            write_atomic(run.done, json.dumps({"step": step}) + "\n")
+            write_atomic(run.done, json.dumps({"step": job.plan.total_steps}) + "\n")
+
+
+def take_steps(job: Job, batches: Iterator[Batch], step: int, clock: Clock, metrics: MetricsLog) -> None:
+    """Step, log, evaluate, save, until the plan's last step."""
+    while step < job.plan.total_steps:
+        result = train_step(job, batches, step, measure=clock.logs(step + 1))
+        step += 1
+        if clock.logs(step):
+            metrics.write("train", step, **describe(job, result, step), images_per_second=clock.rate(step))
+        if clock.evaluates(step):
+            metrics.write("evaluate", step, **evaluation(job, step))
+        if clock.saves(step, job.ranks):
+            save(job, step)
 
 
 def train_step(job: Job, batches: Iterator[Batch], step: int, measure: bool) -> StepResult:

@@ -1,0 +1,23 @@
+# Everything that a newcomer types. `quickstart` and `test` set up what they need first.
+.PHONY: setup quickstart test lint bench
+
+PYTHON := .venv/bin/python
+
+setup:
+	tools/setup.sh
+
+quickstart: setup
+	tools/quickstart.sh
+
+test:
+	tools/setup.sh --test
+	$(MAKE) --no-print-directory lint
+	$(PYTHON) -m pytest -q
+
+lint:
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+bench: setup
+	$(PYTHON) tools/bench.py
