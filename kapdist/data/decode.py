@@ -101,7 +101,7 @@ def decode_part(  # type: ignore[no-untyped-def]
         if not verified[image]:
             if xxh64(data, start, sizes[image]) != sums[image]:
                 return position
-            verified[image] = 1
+            verified[image] = True
         source = data.ctypes.data + start
         if modes[image] == JPEG:
             status = imdecode(
@@ -129,6 +129,8 @@ def array_type(dtype: Any, ndim: int, *, readonly: bool = False) -> types.Array:
     return types.Array(dtype, ndim, "C", readonly=readonly)
 
 
+# No plain uint8[::1] among them: a stock FFCV loader in the same process marks numba's one and only type of that
+# name as read-only, and what was compiled for it is not found again.
 NUMBERS = array_type(types.int64, 1)
 SIGNATURE = types.int64(
     NUMBERS,
@@ -136,8 +138,8 @@ SIGNATURE = types.int64(
     array_type(types.uint8, 1, readonly=True),
     *[NUMBERS] * 5,
     array_type(types.uint64, 1),
-    array_type(types.uint8, 1),
-    array_type(types.uint8, 1),
+    array_type(types.boolean, 1),
+    array_type(types.uint8, 2),
     array_type(types.uint8, 3),
     types.int64,
     types.int64,
@@ -165,10 +167,10 @@ class Decoder(SimpleRGBImageDecoder):
         super().__init__()
         self.recipe, self.layout, self.workers = recipe, layout, workers
         self.end = int((layout.offsets + layout.sizes).max())
-        self.checksums, self.verified = checksums, np.zeros(len(checksums), np.uint8)
+        self.checksums, self.verified = checksums, np.zeros(len(checksums), np.bool_)
         side = recipe.resolution
         self.scratch = [
-            (np.empty(layout.largest_bytes, np.uint8), np.empty((side, side, 3), np.uint8))
+            (np.empty((1, layout.largest_bytes), np.uint8), np.empty((side, side, 3), np.uint8))
             for _ in range(workers.num_workers)
         ]
 

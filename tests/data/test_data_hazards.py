@@ -280,12 +280,18 @@ info = open_beton(Path({path!r}))
 config = DataConfig(train=info.path, validation=info.path)
 loader = Loader(info, config, training=True, seed=0, max_batch_size=8, device="cpu", num_workers=1)
 next(loader.batches([range(8)]))
+mine = torch.get_num_threads(), numba.uint8[::1].mutable
+from kapdist.data.guard import FFCVLoader
+FFCVLoader(str(info.path), batch_size=8, num_workers=1, pipelines={{"image": None, "label": None}})
+again = Loader(info, config, training=True, seed=0, max_batch_size=8, device="cpu", num_workers=1)
+next(again.batches([range(8)]))
+next(loader.batches([range(8)]))
 assert numba.typed.Dict is typed
-print(torch.get_num_threads(), numba.uint8[::1].mutable)
+print(*mine)
 """
 
 
-def test_ffcv_changes_neither_torchs_threads_nor_numbas_types(fashion) -> None:
+def test_ffcv_changes_no_threads_and_no_types_and_a_stock_loader_does_no_harm(fashion) -> None:
     assert python(THREADS.format(path=str(fashion.path))) == "3 True"
 
 
