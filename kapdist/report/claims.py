@@ -284,9 +284,9 @@ def lead(runs: Sequence[Run], blocks: Sequence[Block]) -> str:
     if len(settings) > 1:
         return f"{names}, attacked in {len(settings)} settings; each has its own table, and they do not mix."
     one = settings[0]
-    images = plural(one.num_images, "image")
+    images = plural(one.num_images, "image") + (" each" if len(runs) > 1 else "")
     return (
-        f"{names}, attacked with {one.version_text} in {one.norm} with eps = {one.eps_text} on {images} each, "
+        f"{names}, attacked with {one.version_text} in {one.norm} with eps = {one.eps_text} on {images}, "
         f"activation noise {one.noise}."
     )
 

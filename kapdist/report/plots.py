@@ -129,6 +129,7 @@ def curves(
             style = looks[label] | {"markersize": 5, "markevery": max(1, len(line) // 12)}
             axes.plot(x, values, **style, linewidth=1.5, label=shortened(label))
         whole = max(line[-1][0] for line in lines.values()) >= 2
+        axes.set_xlim(left=0)  # one evaluation after one epoch is a point at the end, not a point in the middle
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=whole))
         legend(figure, axes)
         last = "; ".join(f"{label} ends at {line[-1][1]:.4g}" for label, line in lines.items())
