@@ -36,8 +36,8 @@ def load_model(source: PlannedModel, run: Path) -> nn.Module:
         sections = source.architecture
         model = build_model(ModelConfig(**sections["model"]), KapConfig(**sections["kap"]))
     else:
-        check_factory(source)
         model = call_factory(source.factory)
+        check_factory(source)
     weights = weights_path(source.factory, source.weights, run)
     if weights is not None:
         check_sha256(weights, file_sha256_of(weights), source.weights_sha256)
@@ -137,10 +137,10 @@ def first_on_path(folder: Path) -> Iterator[None]:
 
 
 def factory_sha256(factory: str) -> str | None:
-    """Return the sha256 of the file that a factory's function is written in; None where there is no file."""
-    module = sys.modules.get(find_factory(factory).__module__)
-    file = getattr(module, "__file__", None)
-    return file_sha256(Path(file)) if file else None
+    """Return the sha256 of the file that a factory names; None where the module has none."""
+    name = factory.rpartition(":")[0]
+    file = name if name.endswith(".py") else import_module(name, f"model.factory={factory}").__file__
+    return file_sha256(Path(file)) if file and Path(file).is_file() else None
 
 
 def check_factory(source: PlannedModel) -> None:

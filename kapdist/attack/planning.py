@@ -13,6 +13,7 @@ from kapdist.attack.model import (
     check_classifier,
     factory_sha256,
     file_sha256_of,
+    find_factory,
     load_model,
     state_sha256,
     weights_path,
@@ -103,6 +104,8 @@ def config_of(run: Path, config: AttackConfig) -> Config | None:
 
 def plan_model(run: Path, config: AttackConfig, run_config: Config | None, image_set: ImageSet) -> PlannedModel:
     factory = config.model.factory
+    if factory is not None:
+        find_factory(factory)  # what is wrong with it is said before anything is hashed
     weights = config.model.weights.resolve() if config.model.weights else None
     num_classes = config.num_classes or (run_config.model.num_classes if run_config else image_set.num_classes)
     architecture = None

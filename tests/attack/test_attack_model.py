@@ -60,6 +60,9 @@ def wants(argument):
     return good()
 
 number = 3
+
+import functools
+partial = functools.partial(Model, lambda z: z)
 """
 
 
@@ -113,7 +116,7 @@ def test_a_factory_that_cannot_be_imported_is_refused(bad: World, factory: str, 
     assert line in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["good", "log_softmax"])
+@pytest.mark.parametrize("name", ["good", "log_softmax", "partial"])
 def test_logits_and_log_probabilities_are_accepted_in_eval_mode_and_frozen(bad: World, name: str) -> None:
     plan = plan_attack(bad.run, bad.config(model={"factory": f"bad.py:{name}"}))
     model = load_model(plan.model, bad.run)
