@@ -246,6 +246,9 @@ class AttackConfig(Section):
     """The list of attacks of version custom, in order."""
     noise: Literal["off", "fixed", "fresh"] = "off"
     """Mode of the model's activation noise under attack."""
+    fold: bool = True
+    """Attack a run's model, if its noise is off, with averages and norms folded into its convolutions: the same
+    function to rounding, in half the time. Factories' models are attacked as they are."""
     chunk_size: Natural = 64
     """Images per chunk: the unit of work, of seeding and of resume."""
     num_shards: Natural = 1

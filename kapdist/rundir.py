@@ -95,6 +95,9 @@ class AttackDir:
     def adversarial_images(self, index: int) -> Path:
         return self.adversarial / f"chunk-{index:06d}.npy"
 
+    def clean_images(self, index: int) -> Path:
+        return self.adversarial / f"clean-{index:06d}.npy"
+
     def shard_log(self, shard: int) -> Path:
         return self.logs / f"shard-{shard}.log"
 

@@ -109,7 +109,7 @@ class Tally:
 
     def add(self, file: Path) -> None:
         try:
-            table = pl.read_parquet(file, columns=["label", "clean_prediction", "broken_by"])
+            table = pl.read_parquet(file, glob=False, columns=["label", "clean_prediction", "broken_by"])
         except Exception:  # a damaged one from before: its shard does it again
             return
         self.seen.add(file.name)

@@ -31,7 +31,7 @@ def merge_chunks(attack: AttackDir, plan: AttackPlan) -> Summary:
     """Merge without taking the lock, for a caller that holds it."""
     files = sorted(attack.chunks.glob("*.parquet"))
     check_chunks(read_index(files), plan, attack)
-    records = pl.read_parquet(files).sort("image")
+    records = pl.read_parquet(files, glob=False).sort("image")
     summary = summarise(records, plan)
     write_table(records, attack.records)
     write_atomic(attack.root / "summary.csv", pl.DataFrame(summary.rows()).write_csv())
@@ -45,7 +45,7 @@ def read_index(files: list[Path]) -> pl.DataFrame:
     if not files:
         return pl.DataFrame(schema=schema)
     try:
-        table = pl.scan_parquet(files, include_file_paths="file").select(*schema).collect()
+        table = pl.scan_parquet(files, glob=False, include_file_paths="file").select(*schema).collect()
     except Exception:  # whatever damaged bytes, or the columns of another plan, lead polars to
         return read_index_one_by_one(files)
     return table.with_columns(pl.col("file").str.split("/").list.last())
@@ -56,7 +56,7 @@ def read_index_one_by_one(files: list[Path]) -> pl.DataFrame:
     tables, damaged = [], []
     for file in files:
         try:
-            table = pl.read_parquet(file, columns=["plan", "chunk", "image"])
+            table = pl.read_parquet(file, glob=False, columns=["plan", "chunk", "image"])
             tables.append(table.select("plan", "chunk", "image", file=pl.lit(file.name)))
         except Exception:
             damaged.append(file.name)

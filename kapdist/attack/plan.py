@@ -39,6 +39,8 @@ class PlannedModel(Frozen):
     weights_sha256: str
     """Of the file, or of the state_dict where the factory brings its own weights."""
     num_classes: int
+    folded: bool
+    """Averages and norms are folded into the convolutions; the noise is then off for good."""
 
 
 class PlannedData(Frozen):

@@ -122,6 +122,7 @@ def plan_model(run: Path, config: AttackConfig, run_config: Config | None, image
         weights=weights,
         weights_sha256="",
         num_classes=num_classes,
+        folded=factory is None and config.fold and config.noise == "off",
     )
     return planned.model_copy(update={"weights_sha256": sha256_of_weights(planned, run)})
 

@@ -97,7 +97,7 @@ def is_done(path: Path, plan: AttackPlan, chunk: int) -> bool:
     if not path.exists():
         return False
     try:
-        table = pl.read_parquet(path, columns=["plan", "chunk", "image"])
+        table = pl.read_parquet(path, glob=False, columns=["plan", "chunk", "image"])
     except Exception:  # whatever the damaged bytes lead polars to
         return False
     if table["plan"].unique().to_list() != [plan.fingerprint]:

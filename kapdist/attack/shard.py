@@ -75,6 +75,7 @@ def work(attack: AttackDir, plan: AttackPlan, model: nn.Module, chunks: list[int
             outcome = attack_chunk(model, images.to(device), labels.to(device), plan, chunk)
             table = chunk_table(plan, chunk, labels, outcome)
             if plan.keep_adversarial:
+                write_images(attack.clean_images(chunk), images)
                 write_images(attack.adversarial_images(chunk), outcome.adversarial)
             write_table(table, attack.chunk(chunk))
             robust, seen = robust + count_robust(table), seen + len(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -137,6 +138,9 @@ def join(config: EngineConfig) -> Iterator[Ranks]:
     try:
         yield ranks
     finally:
+        # Who still refers to the group (a DDP reducer in a cycle) would destroy it while the interpreter exits,
+        # and its threads would then abort the process after all work was done.
+        gc.collect()
         dist.destroy_process_group()
 
 

@@ -91,7 +91,7 @@ def candidates(attack: Attack) -> list[Candidate]:
 def example(attack: Attack, candidate: Candidate, names: Sequence[str]) -> Example:
     row = candidate.row
     adversarial = attack.dir.adversarial_images(candidate.chunk)
-    clean = attack.dir.adversarial / f"clean-{candidate.chunk:06d}.npy"
+    clean = attack.dir.clean_images(candidate.chunk)
     return Example(
         image=row["image"],
         label=named(row["label"], names),

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from kapdist.config import Config
 from kapdist.data import Batch
-from kapdist.engine import StepResult, join
-from kapdist.rundir import write_atomic
+from kapdist.engine import Ranks, StepResult, join
+from kapdist.rundir import RunDir, write_atomic
 from kapdist.train.attempt import attempt
 from kapdist.train.batches import training_batches
 from kapdist.train.clock import Clock
@@ -28,20 +28,24 @@ def train(config: Config) -> None:
     with join(config.engine) as ranks, attempt(config, ranks) as run:
         if run.done.exists():
             log.info("%s is done: %s", run.root, run.done.read_text().strip())
-            return
-        job = prepare(config, ranks, run)
-        step = resume(job)
-        clock = Clock(config.train, job.plan, step)
-        batches = training_batches(job.train_loader, job.plan, config.seed, ranks.rank, step)
-        with MetricsLog(run, step, job.plan.total_steps, config.train.wandb_project, ranks.first) as metrics:
-            take_steps(job, batches, step, clock, metrics)
-            export_weights(job)
-            peak = peak_memory_bytes(ranks)
-            metrics.write("end", job.plan.total_steps, seconds=clock.elapsed(), peak_memory_bytes=peak)
+        else:
+            train_run(config, ranks, run)
 
-        if ranks.first:
-            log.info("peak memory per rank: %s", ", ".join(f"{size / 2**20:.0f} MiB" for size in peak))
-            write_atomic(run.done, json.dumps({"step": job.plan.total_steps}) + "\n")
+
+def train_run(config: Config, ranks: Ranks, run: RunDir) -> None:
+    """Prepare, resume, take the steps, write the weights and DONE."""
+    job = prepare(config, ranks, run)
+    step = resume(job)
+    clock = Clock(config.train, job.plan, step)
+    batches = training_batches(job.train_loader, job.plan, config.seed, ranks.rank, step)
+    with MetricsLog(run, step, job.plan.total_steps, config.train.wandb_project, ranks.first) as metrics:
+        take_steps(job, batches, step, clock, metrics)
+        export_weights(job)
+        peak = peak_memory_bytes(ranks)
+        metrics.write("end", job.plan.total_steps, seconds=clock.elapsed(), peak_memory_bytes=peak)
+    if ranks.first:
+        log.info("peak memory per rank: %s", ", ".join(f"{size / 2**20:.0f} MiB" for size in peak))
+        write_atomic(run.done, json.dumps({"step": job.plan.total_steps}) + "\n")
 
 
 def take_steps(job: Job, batches: Iterator[Batch], step: int, clock: Clock, metrics: MetricsLog) -> None:

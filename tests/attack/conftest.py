@@ -120,6 +120,7 @@ def make_plan() -> Callable[..., AttackPlan]:
             "weights": None,
             "weights_sha256": "w",
             "num_classes": num_classes,
+            "folded": False,
         }
         assert PlannedModel(**model)
         values = {

@@ -11,10 +11,11 @@ from torch import nn
 
 from kapdist.attack import plan_attack, run_shard
 from kapdist.attack.model import call_factory, load_model
-from kapdist.attack.plan import run_of
+from kapdist.attack.plan import PlannedModel, run_of
 from kapdist.config import AttackConfig, Config, KapConfig, ModelConfig
 from kapdist.configfile import load_config
 from kapdist.errors import InputError
+from kapdist.kap import KAPConv2d, noise
 from kapdist.models.build import build_model
 from kapdist.rundir import AttackDir, RunDir
 
@@ -215,3 +216,29 @@ def test_an_average_that_the_network_cannot_have_is_refused_in_one_line() -> Non
         build_model(ModelConfig(width=0.05), KapConfig(pool_size=33))
     assert re.match(r"kap: expected an average that resnet18 of width 0.05 allows, found .*33", str(caught.value))
     assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize("pool_size", [1, 3])
+def test_a_folded_model_is_the_same_function(tmp_path: Path, pool_size: int) -> None:
+    """What is attacked with the noise off has the run's own logits."""
+    torch.manual_seed(0)
+    sections = ModelConfig(num_classes=10, stem="cifar", width=0.125), KapConfig(pool_size=pool_size, noise_std=0.5)
+    model = build_model(*sections)
+    model(torch.rand(64, 3, 32, 32))  # statistics of its own
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    source = PlannedModel(
+        factory=None,
+        factory_sha256=None,
+        architecture={"model": sections[0].model_dump(mode="json"), "kap": sections[1].model_dump(mode="json")},
+        weights=None,
+        weights_sha256="",
+        num_classes=10,
+        folded=True,
+    )
+    folded = load_model(source, tmp_path)
+    assert not any(isinstance(module, nn.BatchNorm2d | KAPConv2d) for module in folded.modules())
+    images = torch.rand(16, 3, 32, 32)
+    with noise(model.eval(), "off"):
+        torch.testing.assert_close(folded(images), model(images), rtol=1e-4, atol=1e-5)
+    as_it_is = load_model(source.model_copy(update={"folded": False}), tmp_path)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in as_it_is.modules())

@@ -9,7 +9,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn import functional as F
 
 from kapdist.config import EngineConfig
-from kapdist.engine import DDPEngine, join
+from kapdist.engine import DDPEngine, Ranks, join
 from kapdist.errors import InputError
 from kapdist.plan import part
 
@@ -24,42 +24,49 @@ def reference(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
 
 
 def main() -> None:
+    with join(EngineConfig(device="cpu", timeout_minutes=1)) as ranks:
+        gradients_agree(ranks)
+        values_travel(ranks)
+
+
+def gradients_agree(ranks: Ranks) -> None:
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(SIZE, 6, generator=generator)
     labels = torch.randint(0, 4, (SIZE,), generator=generator)
-    with join(EngineConfig(device="cpu", timeout_minutes=1)) as ranks:
-        torch.manual_seed(0)
-        model = nn.Linear(6, 4).double().float()
-        engine = DDPEngine(model, torch.optim.SGD(model.parameters(), lr=1.0), EngineConfig(), ranks)
-        exchanges = []
-        engine.network.register_comm_hook(
-            None, lambda state, bucket: exchanges.append(1) or allreduce_hook(state, bucket)
-        )
+    torch.manual_seed(0)
+    model = nn.Linear(6, 4).double().float()
+    engine = DDPEngine(model, torch.optim.SGD(model.parameters(), lr=1.0), EngineConfig(), ranks)
+    exchanges = []
+    engine.network.register_comm_hook(
+        None, lambda state, bucket: exchanges.append(1) or allreduce_hook(state, bucket)
+    )
 
-        mine = part(range(SIZE), ranks.rank, ranks.world_size)
-        for index in range(ACCUMULATION):
-            share = part(mine, index, ACCUMULATION)
-            with engine.accumulating(more=index + 1 < ACCUMULATION):
-                logits = engine.forward(images[share.start : share.stop])
-                loss = F.cross_entropy(logits, labels[share.start : share.stop], reduction="sum")
-                engine.backward(loss * ranks.world_size / SIZE)
-        assert len(exchanges) == 1, f"{len(exchanges)} exchanges of gradients in one step"
+    mine = part(range(SIZE), ranks.rank, ranks.world_size)
+    for index in range(ACCUMULATION):
+        share = part(mine, index, ACCUMULATION)
+        with engine.accumulating(more=index + 1 < ACCUMULATION):
+            logits = engine.forward(images[share.start : share.stop])
+            loss = F.cross_entropy(logits, labels[share.start : share.stop], reduction="sum")
+            engine.backward(loss * ranks.world_size / SIZE)
+    assert len(exchanges) == 1, f"{len(exchanges)} exchanges of gradients in one step"
 
-        expected = reference(images, labels)
-        for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):
-            torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-7)
+    expected = reference(images, labels)
+    for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-7)
 
-        assert ranks.sum(torch.tensor(float(ranks.rank))).item() == sum(range(ranks.world_size))
-        assert ranks.gather(ranks.rank) == list(range(ranks.world_size))
-        assert ranks.from_first(lambda: f"from {ranks.rank}") == "from 0"
 
-        def wrong_on_the_last() -> None:
-            if ranks.rank == ranks.world_size - 1:
-                raise InputError("here", "this", "that")
+def values_travel(ranks: Ranks) -> None:
+    assert ranks.sum(torch.tensor(float(ranks.rank))).item() == sum(range(ranks.world_size))
+    assert ranks.gather(ranks.rank) == list(range(ranks.world_size))
+    assert ranks.from_first(lambda: f"from {ranks.rank}") == "from 0"
 
-        last = ranks.rank == ranks.world_size - 1
-        with pytest.raises(InputError if last else SystemExit, match="here" if last else "2"):
-            ranks.together(wrong_on_the_last)
+    def wrong_on_the_last() -> None:
+        if ranks.rank == ranks.world_size - 1:
+            raise InputError("here", "this", "that")
+
+    last = ranks.rank == ranks.world_size - 1
+    with pytest.raises(InputError if last else SystemExit, match="here" if last else "2"):
+        ranks.together(wrong_on_the_last)
 
 
 main()
