@@ -15,9 +15,9 @@ LAYOUTS = ("line", "sheet")
 def kernel_average(z: Tensor, kernel_size: int, *, stride: int = 1, layout: str = "line", dim: int = 1) -> Tensor:
     """Mean of the `kernel_size` neighbouring kernels of every `stride`-th kernel, along `dim`.
 
-    At the edges the mean is over the kernels that exist, so a constant stays a constant. With layout "sheet"
-    the C kernels lie row by row on the most nearly square grid h x w (h * w = C, h <= w), the window is
-    kernel_size x kernel_size and the stride goes along both sides of the grid.
+    At the edges the mean is over the kernels that exist, so a constant stays a constant (to rounding). With
+    layout "sheet" the C kernels lie row by row on the most nearly square grid h x w (h * w = C, h <= w), the
+    window is kernel_size x kernel_size and the stride goes along both sides of the grid.
 
     Shapes: dim has C kernels before and ceil(C / stride) after, a sheet ceil(h / stride) * ceil(w / stride).
     For activations (batch, channels, height, width) dim is 1, for weights (out, in, height, width) it is 0.
@@ -68,10 +68,10 @@ def pooled_channels(channels: int, stride: int, layout: str) -> int:
 
 
 class _KernelAverage(torch.autograd.Function):
-    """Shifted sums divided by the counts; the transpose divides first and is the same filter.
+    """Shifted sums, and the counts put right at the edges; the transpose is the same, put right elsewhere.
 
     A Function of its own because autograd would replay each shifted in-place sum as several copies: measured
-    on all of ResNet-50's weights, its backward takes 2 to 8 times as long. Without a jvp, because torch.compile
+    on all of ResNet-50's weights, its backward takes 4 to 7 times as long. Without a jvp, because torch.compile
     refuses a Function that has one: forward-mode differentiation is not supported.
     """
 
@@ -81,7 +81,7 @@ class _KernelAverage(torch.autograd.Function):
     def forward(z: Tensor, kernel_size: int, stride: int, grid: tuple[int, ...], dim: int) -> Tensor:
         sheet = z.unflatten(dim, grid)
         for axis in range(dim, dim + len(grid)):
-            sheet = _divide_by_counts(_window_sums(sheet, kernel_size, axis), kernel_size, axis)
+            sheet = _average_axis(sheet, kernel_size, axis)
         if stride > 1:
             sheet = _every(sheet, stride, dim, len(grid)).clone()
         return sheet.flatten(dim, dim + len(grid) - 1)
@@ -93,32 +93,50 @@ class _KernelAverage(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         dim, axes = ctx.dim, len(ctx.grid)
-        kept = [math.ceil(side / ctx.stride) for side in ctx.grid]
-        sheet = grad.unflatten(dim, kept)
+        sheet = grad.unflatten(dim, [math.ceil(side / ctx.stride) for side in ctx.grid])
         if ctx.stride > 1:
             sheet = _spread(sheet, ctx.stride, ctx.grid, dim)
         for axis in range(dim, dim + axes):
-            sheet = _window_sums(_divide_by_counts(sheet.clone(), ctx.kernel_size, axis), ctx.kernel_size, axis)
+            sheet = _spread_axis(sheet, ctx.kernel_size, axis)
         return sheet.flatten(dim, dim + axes - 1), None, None, None, None
 
 
-def _window_sums(z: Tensor, kernel_size: int, axis: int) -> Tensor:
-    """Sums over the window around each entry of `axis`, as a new tensor of z's memory format."""
-    sums, length = z.clone(), z.shape[axis]
+def _average_axis(z: Tensor, kernel_size: int, axis: int) -> Tensor:
+    """Means over the window around each entry of `axis`, as a new tensor of z's memory format."""
+    means, last = _shifted_sums(z, kernel_size, axis), z.shape[axis] - 1
+    for edge in range(kernel_size // 2):
+        scale = kernel_size / _count(edge, kernel_size)
+        means.select(axis, edge).mul_(scale)
+        means.select(axis, last - edge).mul_(scale)
+    return means
+
+
+def _spread_axis(grad: Tensor, kernel_size: int, axis: int) -> Tensor:
+    """The transpose of `_average_axis`: each entry's share goes to all entries of its window."""
+    shares, length = _shifted_sums(grad, kernel_size, axis), grad.shape[axis]
+    for edge in range(kernel_size // 2):
+        count = _count(edge, kernel_size)
+        missing = 1 / count - 1 / kernel_size  # the sums gave an edge's window 1 / kernel_size each
+        shares.narrow(axis, 0, count).add_(grad.narrow(axis, edge, 1), alpha=missing)
+        shares.narrow(axis, length - count, count).add_(grad.narrow(axis, length - 1 - edge, 1), alpha=missing)
+    return shares
+
+
+def _shifted_sums(z: Tensor, kernel_size: int, axis: int) -> Tensor:
+    """Sums over the window around each entry of `axis`, divided by kernel_size even where fewer exist.
+
+    The division rides along with the sums: memory traffic is all that the average costs.
+    """
+    sums, length, share = z / kernel_size, z.shape[axis], 1 / kernel_size
     for shift in range(1, kernel_size // 2 + 1):
-        sums.narrow(axis, shift, length - shift).add_(z.narrow(axis, 0, length - shift))
-        sums.narrow(axis, 0, length - shift).add_(z.narrow(axis, shift, length - shift))
+        sums.narrow(axis, shift, length - shift).add_(z.narrow(axis, 0, length - shift), alpha=share)
+        sums.narrow(axis, 0, length - shift).add_(z.narrow(axis, shift, length - shift), alpha=share)
     return sums
 
 
-def _divide_by_counts(sums: Tensor, kernel_size: int, axis: int) -> Tensor:
-    """Divides in place by how many kernels each window holds: fewer within half a window of an edge."""
-    half, length = kernel_size // 2, sums.shape[axis]
-    for edge in range(half):
-        sums.select(axis, edge).div_(half + 1 + edge)
-        sums.select(axis, length - 1 - edge).div_(half + 1 + edge)
-    sums.narrow(axis, half, length - 2 * half).div_(kernel_size)
-    return sums
+def _count(edge: int, kernel_size: int) -> int:
+    """How many kernels the window around the edge-th kernel holds, where edge < kernel_size // 2."""
+    return kernel_size // 2 + 1 + edge
 
 
 def _every(z: Tensor, stride: int, dim: int, axes: int) -> Tensor:

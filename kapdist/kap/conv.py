@@ -84,16 +84,17 @@ class KAPConv2d(NoisyLayer, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.groups > 1:
             z = self._conv_forward(x, self.weight, self.bias)
-            return self.average(z + self._noise_like(z) if self._is_noisy() else z, dim=1)
+            return self.average(self._add_noise(z) if self._is_noisy() else z, dim=1)
         z = self._conv_forward(x, *self.averaged_parameters())
-        return z + self.average(self._noise_like(z), dim=1) if self._is_noisy() else z
+        return self._add_noise(z, pooled=True) if self._is_noisy() else z
 
     def _is_noisy(self) -> bool:
         return self.noise_std > 0 and self.noise_source.mode != "off"
 
-    def _noise_like(self, z: Tensor) -> Tensor:
-        """Noise n of z's batch, height and width with out_channels channels."""
-        return draw_noise(self.noise_source, z, self.out_channels, self.noise_layer) * self.noise_std
+    def _add_noise(self, z: Tensor, pooled: bool = False) -> Tensor:
+        """z + n, or z + A n where z is pooled already; n always has out_channels channels."""
+        noise = draw_noise(self.noise_source, z, self.out_channels, self.noise_layer)
+        return z.add(self.average(noise, dim=1) if pooled else noise, alpha=self.noise_std)
 
     def extra_repr(self) -> str:
         pool = f"pool_size={self.pool_size}, pool_stride={self.pool_stride}, layout={self.layout}"

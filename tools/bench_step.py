@@ -1,0 +1,195 @@
+"""What Kernel Average Pooling costs: ResNet-50 training steps of several variants, paired in one run.
+
+    python tools/bench_step.py [--steps 10] [--batch-size 16] [--pixels 160] [--variants plain kap activation]
+
+Needs torch alone. Each round times one step of every variant, in turn, so that whatever else the machine does
+falls on all of them alike; a ratio is between two steps of the same round, never between two averages.
+"""
+
+import argparse
+import copy
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a bare box has no kapdist installed
+
+from kapdist.kap import KernelAveragePool, kapify
+from kapdist.models import resnet50
+
+NOISE_STD = 0.3
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """One variant: its median step, and its ratios to the first variant's step over the paired rounds."""
+
+    variant: str
+    step_ms: float
+    images_per_s: float
+    ratio: float
+    ratio_min: float
+    ratio_max: float
+
+
+def plain(model: nn.Module) -> nn.Module:
+    return model
+
+
+def kap(model: nn.Module) -> nn.Module:
+    return kapify(model)
+
+
+def sheet(model: nn.Module) -> nn.Module:
+    return kapify(model, layout="sheet")
+
+
+def noise(model: nn.Module) -> nn.Module:
+    return kapify(model, pool_size=1, noise_std=NOISE_STD)
+
+
+def kap_noise(model: nn.Module) -> nn.Module:
+    return kapify(model, noise_std=NOISE_STD)
+
+
+def activation(model: nn.Module) -> nn.Module:
+    """A KernelAveragePool after every convolution: what the weights form saves."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv2d):
+                setattr(parent, name, nn.Sequential(child, KernelAveragePool(3)))
+    return model
+
+
+VARIANTS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "plain": plain,
+    "kap": kap,
+    "sheet": sheet,
+    "activation": activation,
+    "noise": noise,
+    "kap-noise": kap_noise,
+}
+
+
+class Trainer:
+    """One variant with its optimizer; a call takes one training step on the same batch."""
+
+    def __init__(self, model: nn.Module, images: Tensor, dtype: torch.dtype, compiled: bool) -> None:
+        self.device = images.device
+        model = model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.train()
+        self.model = torch.compile(model) if compiled else model
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
+        self.images = images
+        self.labels = torch.zeros(len(images), dtype=torch.long, device=self.device)
+        self.dtype = dtype
+
+    def __call__(self) -> None:
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            loss = nn.functional.cross_entropy(self.model(self.images), self.labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+    def seconds(self) -> float:
+        """Of one step, the device's queue drained before and after."""
+        self._wait()
+        start = time.perf_counter()
+        self()
+        self._wait()
+        return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def bench_steps(
+    variants: Sequence[str] = ("plain", "kap", "activation"),
+    *,
+    steps: int = 10,
+    warmup: int = 2,
+    batch_size: int = 16,
+    pixels: int = 160,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    compiled: bool = False,
+    network: Callable[[], nn.Module] = resnet50,
+) -> list[StepRow]:
+    """A row for each variant, in this order, after `steps` paired rounds; channels_last throughout.
+
+    dtype is autocast's, float32 for none; fp16 runs without a loss scaler, whose cost no variant changes.
+    """
+    images = torch.rand(batch_size, 3, pixels, pixels, device=device).to(memory_format=torch.channels_last)
+    untrained = network()
+    trainers = {
+        name: Trainer(VARIANTS[name](copy.deepcopy(untrained)), images, dtype, compiled) for name in variants
+    }
+    for trainer in trainers.values():
+        for _ in range(warmup):
+            trainer()
+    rounds = [{name: trainer.seconds() for name, trainer in trainers.items()} for _ in range(steps)]
+    return [step_row(name, variants[0], rounds, batch_size) for name in variants]
+
+
+def step_row(name: str, baseline: str, rounds: Sequence[dict[str, float]], batch_size: int) -> StepRow:
+    """The variant's median, and its ratios to the baseline of the same round."""
+    step = statistics.median(seconds[name] for seconds in rounds)
+    ratios = [seconds[name] / seconds[baseline] for seconds in rounds]
+    return StepRow(name, 1e3 * step, batch_size / step, statistics.median(ratios), min(ratios), max(ratios))
+
+
+def step_table(rows: Sequence[StepRow]) -> str:
+    lines = [f"{'variant':<12}{'step ms':>10}{'images/s':>10}{'ratio':>8}   min - max of the rounds"]
+    for row in rows:
+        figures = f"{row.step_ms:>10.1f}{row.images_per_s:>10.1f}{row.ratio:>8.3f}"
+        lines.append(f"{row.variant:<12}{figures}   {row.ratio_min:.3f} - {row.ratio_max:.3f}")
+    return "\n".join(lines)
+
+
+def machine(device: str = "cpu") -> str:
+    """The hardware and software that a figure belongs to, on one line."""
+    name = (
+        torch.cuda.get_device_name(device)
+        if device != "cpu"
+        else f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    )
+    return f"{name}; torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=10, help="paired rounds")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--pixels", type=int, default=160)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["plain", "kap", "activation"])
+    options = parser.parse_args()
+    print(
+        "A ResNet-50 training step with KAP (K = 3, weights form) beside the plain step; goal: 1.05 times at most"
+    )
+    print(f"machine:  {machine()}")
+    print(f"command:  python {' '.join(sys.argv)}")
+    size = f"batch {options.batch_size}, {options.pixels} px, channels_last, fp32, SGD with momentum"
+    print(f"runs:     {options.steps} paired rounds; {size}")
+    print(
+        step_table(
+            bench_steps(options.variants, steps=options.steps, batch_size=options.batch_size, pixels=options.pixels)
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
