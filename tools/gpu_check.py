@@ -182,7 +182,7 @@ def print_steps(setting: Setting) -> None:
     size = f"{setting.network_name}, batch {setting.batch_size}, {setting.pixels} px, channels_last"
     print(f"\ntraining step: {size}, {setting.steps} paired rounds; ratios to the plain step of the same round")
     head = f"{'precision':<10}{'compile':<9}{'variant':<11}{'ms':>9}{'images/s':>10}{'ratio':>7}"
-    print(f"{head}  {'min - max':<14}peak GiB")
+    print(f"{head}  {'min - max':<16}{'fastest':<9}peak GiB")
     for dtype, compiled in setting.step_kinds:
         rows = bench_steps(
             STEP_VARIANTS,
@@ -198,7 +198,8 @@ def print_steps(setting: Setting) -> None:
             kind = f"{str(dtype).removeprefix('torch.'):<10}{'on' if compiled else 'off':<9}{row.variant:<11}"
             figures = f"{row.step_ms:>9.1f}{row.images_per_s:>10.1f}{row.ratio:>7.3f}"
             peak = peak_gib(setting, row.variant, dtype, compiled)
-            print(f"{kind}{figures}  {row.ratio_min:.3f} - {row.ratio_max:.3f} {peak}", flush=True)
+            spread = f"{row.ratio_min:.3f} - {row.ratio_max:<6.3f}  {row.ratio_fastest:<9.3f}"
+            print(f"{kind}{figures}  {spread}{peak}", flush=True)
 
 
 def main() -> None:

@@ -1,0 +1,125 @@
+"""Every command of the README and of the docs is run, in order, as it stands there, on small data."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Run by what runs this test, or by a test of its own; setting up is what made `kapdist` come first in PATH.
+ELSEWHERE = {
+    "make test": "it is what runs this test",
+    "make quickstart": "test_quickstart.py",
+    "source .venv/bin/activate": "the environment of the tests",
+}
+
+
+def commands(text: str) -> list[str]:
+    """The lines of all bash blocks, comments dropped."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    lines = [re.sub(r"\s+#.*", "", line).strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+README = commands((ROOT / "README.md").read_text())
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory, small_betons) -> Path:
+    """A folder as the README's reader has it, but for fewer images: what it writes stays in it."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("configs", "examples"):
+        shutil.copytree(ROOT / name, folder / name)
+    for config in (folder / "configs" / "fashion_mnist").glob("*.yaml"):
+        text = config.read_text()
+        text = text.replace("epochs: 3", "epochs: 1").replace("num_images: 256", "num_images: 4")
+        config.write_text(text.replace("batch_size: 250", "batch_size: 50"))
+    stamps = Path("/usr/share/tuxpaint/stamps")
+    if stamps.is_dir():
+        for number, image in enumerate(sorted(stamps.rglob("*.png"))[:8]):
+            target = folder / "photos" / f"class{number % 2}" / image.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(image, target)
+    return folder
+
+
+def smaller(command: str) -> str:
+    """The same command on fewer images, where it says how many."""
+    return command.replace("num_images=64", "num_images=4")
+
+
+def run(command: str, folder: Path, limit: int = 240) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        command,
+        shell=True,
+        cwd=folder,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=limit,
+    )
+
+
+def small_fashion(command: str, folder: Path, small_betons: tuple[Path, Path]) -> None:
+    """In place of 60,000 images: after the command ran as it stands, the rest of the README works on 130."""
+    target = folder / command.split()[4]
+    source = small_betons[0 if "train" in target.name else 1]
+    for suffix in ("", ".json"):
+        shutil.copy(f"{source}{suffix}", f"{target}{suffix}")
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_work(checkout: Path, small_betons: tuple[Path, Path]) -> None:
+    for command in README:
+        if command in ELSEWHERE or command.startswith("sbatch"):
+            continue
+        if "photos" in command and not (checkout / "photos").exists():
+            continue  # its reason is given by test_photographs_are_there
+        done = run(smaller(command), checkout)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        if command.startswith("kapdist data write fashion-mnist"):
+            small_fashion(command, checkout, small_betons)
+    for made in ("runs/kap/DONE", "runs/kap-5/DONE", "runs/kap/attacks/sharded/summary.json", "report/index.html"):
+        assert (checkout / made).exists(), made
+
+
+def test_photographs_are_there() -> None:
+    if not Path("/usr/share/tuxpaint/stamps").is_dir():
+        assert not os.environ.get("CI"), "CI must have Debian's tuxpaint-stamps-default"
+        pytest.skip("Debian's tuxpaint-stamps-default is not installed")
+
+
+@pytest.mark.slurm
+def test_the_batch_script_is_accepted_by_slurm(checkout: Path) -> None:
+    if shutil.which("sbatch") is None:
+        pytest.skip("no Slurm on this machine")
+    command = next(line for line in README if line.startswith("sbatch"))
+    done = run(command.replace("sbatch", "sbatch --test-only"), checkout)
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_that_the_readme_names_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    named = re.findall(r"\]\((?!http)([^)]+)\)", text) + re.findall(
+        r"`((?:examples|kapdist|configs)/[\w/.]+)`", text
+    )
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_make_targets_that_the_readme_names_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"make (\w+)", (ROOT / "README.md").read_text())):
+        assert f"\n{target}:" in makefile
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+    block = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)[0]
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

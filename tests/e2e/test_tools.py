@@ -1,0 +1,41 @@
+"""The tools that print figures run; nothing here looks at how fast."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def tool(*words: str, limit: int = 240) -> str:
+    command = [sys.executable, *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_bench_step_prints_ratios() -> None:
+    printed = tool("tools/bench_step.py", "--steps", "1", "--batch-size", "2", "--pixels", "32")
+    for variant in ("plain", "kap", "activation"):
+        assert re.search(rf"^{variant}\s+[\d.]+\s+[\d.]+\s+[\d.]+", printed, flags=re.MULTILINE), printed
+    assert "command:" in printed
+    assert "machine:" in printed
+
+
+def test_bench_loop_prints_a_ratio() -> None:
+    printed = tool("tools/bench_loop.py", "--rounds", "1", "--batch-size", "4", "--width", "0.125")
+    assert re.search(r"^ratio [\d.]+ \(median of 1 paired rounds", printed, flags=re.MULTILINE), printed
+
+
+@pytest.mark.slow
+def test_gpu_check_runs_without_a_gpu_and_says_so() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU: tools/gpu_check.py is run on it by hand")
+    assert "CPU ONLY" in tool("tools/gpu_check.py")

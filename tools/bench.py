@@ -1,0 +1,55 @@
+"""All benchmarks, one after the other: `make bench`. Each prints its claim, machine, command and number of runs.
+
+    python tools/bench.py [--quick]
+
+They share the machine with nothing of ours; a noisy neighbour shows in the spread, and the ratios are paired.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+TOOLS = Path(__file__).parent
+HELP_RUNS = 5
+
+
+def commands(quick: bool) -> Iterator[list[str]]:
+    """Yield the benchmarks as commands that anyone can run by themselves."""
+    yield [str(TOOLS / "bench_step.py"), "--steps", "2" if quick else "10"]
+    yield [str(TOOLS / "bench_loop.py"), "--rounds", "2" if quick else "15"]
+
+
+def help_seconds() -> list[float]:
+    """Return how long `kapdist --help` takes, as whole processes."""
+    seconds = []
+    for _ in range(HELP_RUNS):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "kapdist.cli", "--help"], check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few rounds, to see that it runs; no figures to quote")
+    options = parser.parse_args()
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=TOOLS)
+    print(f"kapdist {commit.stdout.strip() or 'outside of a checkout'}, {time.strftime('%Y-%m-%d')}", flush=True)
+    for command in commands(options.quick):
+        print(flush=True)
+        subprocess.run([sys.executable, *command], check=True)
+    seconds = help_seconds()
+    spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
+    print(
+        f"\nkapdist --help: {statistics.median(seconds):.2f} s (median of {HELP_RUNS} processes, {spread}); goal: 1"
+    )
+
+
+if __name__ == "__main__":
+    main()
