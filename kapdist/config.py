@@ -21,7 +21,7 @@ class Section(BaseModel):
 
 def fraction(value: Any) -> Any:
     """Read "4/255" as the number it means and leave everything else to pydantic."""
-    if isinstance(value, str) and re.fullmatch(r"\s*[\d.]+\s*/\s*[\d.]+\s*", value):
+    if isinstance(value, str) and re.fullmatch(r"\s*-?[\d.]+\s*/\s*-?[\d.]+\s*", value):
         numerator, denominator = value.split("/")
         if Fraction(denominator.strip()) == 0:
             raise ValueError("a fraction that is not over zero")
@@ -65,7 +65,7 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """Owner: models/."""
 
-    name: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet18"
+    name: Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = "resnet18"
     """Architecture."""
     num_classes: Annotated[int, Field(ge=2)] = 1000
     """Number of logits."""

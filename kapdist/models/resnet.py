@@ -203,6 +203,11 @@ def _per_channel(given: Sequence[float] | None, imagenet: Sequence[float], chann
     return torch.tensor(given, dtype=torch.float32).view(1, channels, 1, 1)
 
 
+def resnet10(num_classes: int = 1000, **options: Any) -> ResNet:
+    """ResNet-10, half of ResNet-18, for small data; see `ResNet` for the options. torchvision has none."""
+    return ResNet(BasicBlock, (1, 1, 1, 1), num_classes, **options)
+
+
 def resnet18(num_classes: int = 1000, **options: Any) -> ResNet:
     """ResNet-18; see `ResNet` for the options."""
     return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, **options)

@@ -77,7 +77,7 @@ def test_an_unknown_override_names_the_nearest(write) -> None:
         ("optim.lr=-1", "greater than 0"),
         ("optim.momentum=1", "less than 1"),
         ("optim.lr=fast", "a valid number"),
-        ("optim.lr=inf", "a valid number"),
+        ("optim.lr=inf", "a finite number"),
         ("train.epochs=0", "greater than or equal to 1"),
         ("train.epochs=1.5", "a valid integer"),
         ("kap.pool_size=4", "an odd number"),

@@ -1,0 +1,206 @@
+"""What a user can get wrong: one line that names the place, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from kapdist import cli
+from kapdist.models import MODELS
+
+CONFIG = """
+data: {{train: {beton}, validation: {beton}}}
+model: {{num_classes: 10, width: 0.125}}
+train: {{batch_size: 20, epochs: 1}}
+optim: {{warmup_epochs: 0}}
+"""
+FACTORY = """
+import torch
+from torch import nn
+
+def probabilities():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10), nn.Softmax(dim=1))
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, small_betons: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a beton, a config, a run that has weights, and an attack config."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(small_betons[1], tmp_path / "data.beton")
+    shutil.copy(f"{small_betons[1]}.json", tmp_path / "data.beton.json")
+    (tmp_path / "train.yaml").write_text(CONFIG.format(beton="data.beton"))
+    run = tmp_path / "runs" / "done"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(CONFIG.format(beton="data.beton") + "name: done\n")
+    torch.manual_seed(0)
+    save_file(MODELS["resnet18"](num_classes=10, width=0.125).state_dict(), run / "model.safetensors")
+    attack = "{num_images: 6, chunk_size: 2, version: custom, attacks: [apgd-ce], threads: 1}"
+    (tmp_path / "attack.yaml").write_text(attack)
+    (tmp_path / "factory.py").write_text(FACTORY)
+    return tmp_path
+
+
+@pytest.fixture
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
+    """Run the command line in this process; return the one line that it must end with."""
+
+    def refusal(command: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["kapdist", *command.split()])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        printed = capsys.readouterr()
+        assert caught.value.code == 2, printed
+        lines = [line for line in printed.err.splitlines() if line.startswith("kapdist: ")]
+        assert len(lines) == 1
+        assert "Traceback" not in printed.err
+        assert ": expected " in lines[0]
+        assert ", found " in lines[0]
+        return lines[0]
+
+    return refusal
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+
+def half_written(path: Path) -> None:
+    """As a killed FFCV writer leaves it: the header is written last."""
+    content = bytearray(path.read_bytes())
+    content[:4096] = bytes(4096)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut, half_written], ids=["missing", "truncated", "half-written"])
+@pytest.mark.parametrize(
+    "command", ["data check data.beton", "train train.yaml", "attack plan runs/done attack.yaml"]
+)
+def test_a_broken_beton(here: Path, refusal, damage, command: str) -> None:
+    damage(here / "data.beton")
+    assert "data.beton" in refusal(command)
+
+
+@pytest.mark.parametrize("command", ["data check data.beton", "train train.yaml"])
+def test_a_flipped_bit_in_an_image(here: Path, refusal, command: str) -> None:
+    flip(here / "data.beton")
+    assert "data.beton: expected" in refusal(command)
+
+
+def test_a_class_folder_without_images(here: Path, refusal) -> None:
+    for name in ("cat", "dog"):
+        (here / "photos" / name).mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(here / "photos" / "cat" / "1.png")
+    assert "dog" in refusal("data write photos photos.beton")
+    assert not (here / "photos.beton").exists()
+
+
+def test_a_label_beyond_num_classes(here: Path, refusal) -> None:
+    assert "num_classes" in refusal("train train.yaml model.num_classes=5 name=new")
+
+
+def test_keys_and_values(here: Path, refusal) -> None:
+    assert "nearest: train.epochs" in refusal("train train.yaml train.epoch=3")
+    assert "greater than 0" in refusal("train train.yaml optim.lr=0")
+    (here / "twice.yaml").write_text("seed: 1\nseed: 2\n")
+    assert "duplicate key seed" in refusal("train twice.yaml")
+
+
+def test_a_run_directory_of_another_config(here: Path, refusal) -> None:
+    found = refusal("train train.yaml name=done optim.lr=0.125")
+    assert "runs/done: expected optim.lr = 0.5" in found
+    assert found.endswith("found 0.125")
+
+
+def test_weights_that_do_not_fit(here: Path, refusal) -> None:
+    torch.manual_seed(0)
+    save_file(MODELS["resnet18"](num_classes=10, width=0.25).state_dict(), here / "wide.safetensors")
+    for command in ("train train.yaml name=new model.weights=", "attack plan runs/done attack.yaml model.weights="):
+        found = refusal(command + "wide.safetensors")
+        assert "conv1.weight" in found
+        assert "(8, 3, 7, 7)" in found
+        assert "(16, 3, 7, 7)" in found
+
+
+def test_a_pickle_in_place_of_weights(here: Path, refusal) -> None:
+    (here / "model.pkl").write_bytes(pickle.dumps({"weights": Path("x")}))
+    assert "pickle" in refusal("attack plan runs/done attack.yaml model.weights=model.pkl")
+    assert "pickle" in refusal("train train.yaml name=new model.weights=model.pkl")
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        ("absent.py:build", "no such file"),
+        ("no.such.package:build", "can be imported"),
+        ("factory.py:absent", "no such name"),
+        ("factory.py", "no colon"),
+        ("factory.py:probabilities", "probabilities"),
+    ],
+)
+def test_a_factory_that_gives_no_classifier(here: Path, refusal, factory: str, words: str) -> None:
+    command = f"attack plan runs/mine attack.yaml data=data.beton model.factory={factory}"
+    assert words in refusal(command)
+
+
+@pytest.mark.parametrize("eps", ["0", "-8/255"])
+def test_eps_that_is_not_positive(here: Path, refusal, eps: str) -> None:
+    assert "greater than 0" in refusal(f"attack run runs/done attack.yaml eps={eps}")
+
+
+def test_a_merge_with_chunks_that_are_missing_twice_or_foreign(here: Path, refusal, monkeypatch) -> None:
+    for name, seed in (("ours", 0), ("theirs", 1)):
+        for command in (
+            f"attack plan runs/done attack.yaml name={name} seed={seed}",
+            f"attack shard runs/done/attacks/{name}",
+        ):
+            monkeypatch.setattr(sys, "argv", ["kapdist", *command.split()])
+            run_main()
+    ours, theirs = (here / "runs" / "done" / "attacks" / name / "chunks" for name in ("ours", "theirs"))
+    first, second = sorted(ours.glob("*.parquet"))[:2]
+    kept = first.read_bytes()
+
+    first.unlink()
+    assert "none of chunk 0" in refusal("attack merge runs/done/attacks/ours")
+    shutil.copy(second, first)
+    assert "chunk" in refusal("attack merge runs/done/attacks/ours")
+    shutil.copy(theirs / first.name, first)
+    assert "plan" in refusal("attack merge runs/done/attacks/ours")
+
+    first.write_bytes(kept)
+    run_merge(monkeypatch)
+    assert pl.read_parquet(ours.parent / "records.parquet").height == 6
+    assert json.loads((ours.parent / "summary.json").read_text())["num_images"] == 6
+
+
+def run_main() -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code in (0, None)
+
+
+def run_merge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["kapdist", "attack", "merge", "runs/done/attacks/ours"])
+    run_main()
+
+
+def test_a_report_of_what_is_no_run(here: Path, refusal) -> None:
+    assert "nowhere" in refusal("report nowhere")
