@@ -22,11 +22,19 @@ def environment() -> dict[str, Any]:
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": usable_cpus(),
         "packages": package_versions(),
         "git": git_state(),
         "variables": {key: value for key, value in sorted(os.environ.items()) if key.startswith(VARIABLES)},
     }
+
+
+def usable_cpus(processes: int = 1) -> int:
+    """Return the CPUs that this process may use, divided among the processes of its kind here; at least 1.
+
+    os.cpu_count() counts the whole machine, which is wrong under Slurm and in containers.
+    """
+    return max(1, len(os.sched_getaffinity(0)) // processes)
 
 
 def package_versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:

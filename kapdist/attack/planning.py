@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from kapdist.attack.model import (
 from kapdist.attack.plan import PACKAGES, AttackPlan, PlannedModel, read_plan, write_plan
 from kapdist.attack.stock import resolve
 from kapdist.config import AttackConfig, Config
-from kapdist.environment import package_versions
+from kapdist.environment import package_versions, usable_cpus
 from kapdist.errors import InputError
 from kapdist.rng import permutation
 from kapdist.rundir import AttackDir, RunDir, fingerprint, locked
@@ -145,7 +144,7 @@ def resolve_threads(config: AttackConfig, attack: AttackDir) -> int:
     """Return the threads of a shard; 0 keeps those of the plan that is there, so that shards may be re-dealt."""
     if config.threads == 0 and attack.plan.exists():
         return read_plan(attack).threads
-    return config.threads or max(1, len(os.sched_getaffinity(0)) // config.num_shards)
+    return config.threads or usable_cpus(config.num_shards)
 
 
 def device_kind(device: str) -> str:

@@ -7,7 +7,6 @@ from kapdist.data.folder import class_folder
 from kapdist.data.loader import Batch, Loader
 from kapdist.data.order import epoch_order
 from kapdist.data.sources import SOURCES, Source, fashion_mnist, make_source
-from kapdist.data.workers import usable_cpus
 from kapdist.data.write import write, write_beton
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     "fashion_mnist",
     "make_source",
     "open_beton",
-    "usable_cpus",
     "write",
     "write_beton",
 ]

@@ -10,8 +10,9 @@ import numpy as np
 from kapdist.data.beton import BetonInfo, open_with_manifest, stored_bytes
 from kapdist.data.decode import CENTRE_CROP, Decoder, Recipe
 from kapdist.data.errors import DamagedImageError
-from kapdist.data.workers import Workers, usable_cpus
+from kapdist.data.workers import Workers
 from kapdist.data.writer import Progress
+from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
 from kapdist.rundir import file_sha256
 

@@ -24,7 +24,8 @@ from kapdist.data.decode import (
 from kapdist.data.epoch import Epoch
 from kapdist.data.errors import DamagedImageError
 from kapdist.data.guard import FFCVLoader, OrderOption, nothing_compiled, torch_threads_kept
-from kapdist.data.workers import Workers, usable_cpus
+from kapdist.data.workers import Workers
+from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
 
 

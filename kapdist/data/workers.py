@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
 
 # Work is handed out in pieces, so that a thread with small images takes more of them.
@@ -14,14 +14,6 @@ PIECES_PER_WORKER = 4
 SMALLEST_PIECE = 16
 
 Part = Callable[[int, slice], None]
-
-
-def usable_cpus(local_world_size: int = 1) -> int:
-    """Return the CPUs that this process may use, divided among the ranks of its node; at least 1.
-
-    os.cpu_count(), FFCV's default, counts the whole machine, wrong under Slurm and in containers.
-    """
-    return max(1, len(os.sched_getaffinity(0)) // local_world_size)
 
 
 class Workers:

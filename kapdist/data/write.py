@@ -11,9 +11,8 @@ from kapdist.data.beton import read_layout, stored_bytes
 from kapdist.data.checksum import checksums
 from kapdist.data.manifest import Manifest, content_fingerprint, write_manifest
 from kapdist.data.sources import Source, make_source
-from kapdist.data.workers import usable_cpus
 from kapdist.data.writer import Progress, write_images
-from kapdist.environment import package_versions
+from kapdist.environment import package_versions, usable_cpus
 from kapdist.errors import InputError
 from kapdist.rundir import file_sha256, written_aside
 

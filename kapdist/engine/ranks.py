@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from kapdist.config import EngineConfig
+from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ class Ranks:
     @property
     def cpus(self) -> int:
         """CPUs for this rank: what the process may use, shared among the ranks of the node."""
-        return max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
+        return usable_cpus(self.local_world_size)
 
     def barrier(self) -> None:
         if self.world_size > 1:

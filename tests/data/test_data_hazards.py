@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from kapdist.data import Loader, WriterError, check, epoch_order, open_beton, usable_cpus, write_beton
+from kapdist.data import Loader, WriterError, check, epoch_order, open_beton, write_beton
 from kapdist.data.beton import stored_bytes
 from kapdist.data.checksum import checksums
 from kapdist.data.decode import Decoder
 from kapdist.data.guard import nothing_compiled
 from kapdist.data.jit import cache_directory
+from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
 
 BATCHES = np.array_split(np.arange(300), 30)

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from kapdist.data import Loader, augment, epoch_order, open_beton, usable_cpus
+from kapdist.data import Loader, augment, epoch_order, open_beton
 from kapdist.data.beton import stored_bytes
 from kapdist.data.decode import RAW
+from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
 
 BATCHES = np.array_split(np.arange(300), 7)
