@@ -14,7 +14,7 @@ from kapdist.models.blur import Blur
 TORCHVISION = json.loads((Path(__file__).parent / "torchvision_keys.json").read_text())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", TORCHVISION)
 @pytest.mark.parametrize("options", [{}, {"blurpool": True, "dropout": 0.1, "zero_init_residual": True}])
 def test_state_is_torchvisions(name: str, options: dict[str, Any]) -> None:
     """torchvision_keys.json was written from torchvision 0.29.1's own models."""
@@ -26,7 +26,13 @@ def test_state_is_torchvisions(name: str, options: dict[str, Any]) -> None:
     assert with_kap == state
 
 
-@pytest.mark.parametrize("name", MODELS)
+def test_resnet10_is_resnet18_with_one_block_a_stage() -> None:
+    second_blocks = tuple(f"layer{stage}.1." for stage in (1, 2, 3, 4))
+    expected = {key: shape for key, shape in TORCHVISION["resnet18"].items() if not key.startswith(second_blocks)}
+    assert {key: list(value.shape) for key, value in MODELS["resnet10"]().state_dict().items()} == expected
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
 def test_logits_are_torchvisions(name: str) -> None:
     torchvision = pytest.importorskip("torchvision", reason="torchvision is optional and not installed")
     theirs = torchvision.models.get_model(name).eval()
@@ -107,7 +113,7 @@ def test_blur_is_the_binomial_filter_before_strided_convolutions() -> None:
     blurs = {
         name: sum(isinstance(m, Blur) for m in MODELS[name](width=0.25, blurpool=True).modules()) for name in MODELS
     }
-    assert blurs == {"resnet18": 3, "resnet34": 3, "resnet50": 6, "resnet101": 6}
+    assert blurs == {"resnet10": 3, "resnet18": 3, "resnet34": 3, "resnet50": 6, "resnet101": 6}
     narrow = MODELS["resnet18"](width=0.125, blurpool=True)  # 8 channels before the first strided block
     assert sum(isinstance(module, Blur) for module in narrow.modules()) == 2
     x = torch.rand(1, 3, 64, 64)
