@@ -12,7 +12,7 @@ quickstart: setup
 test:
 	tools/setup.sh --test
 	$(MAKE) --no-print-directory lint
-	$(PYTHON) -m pytest -q
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist worksteal --durations 15
 
 lint:
 	.venv/bin/ruff check .

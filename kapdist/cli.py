@@ -40,9 +40,10 @@ def data_write(
 ) -> None:
     """Write a beton and its manifest."""
     from kapdist.data import write
+    from kapdist.progress import Progress
 
-    say(
-        write(
+    with Progress(out.name, unit="images") as progress:
+        manifest = write(
             source,
             out,
             split=split,
@@ -50,16 +51,20 @@ def data_write(
             jpeg_quality=jpeg_quality,
             skip_unreadable=skip_unreadable,
             num_workers=num_workers,
+            progress=lambda done, total: progress.show(done, total=total),
         )
-    )
+    say(manifest)
 
 
 @data.command("check")
 def data_check(path: Annotated[Path, typer.Argument(help="The beton to check.")]) -> None:
     """Verify manifest and checksums, decode every image; print JSON."""
-    from kapdist.data import check
+    from kapdist.data import check_beton
+    from kapdist.progress import Progress
 
-    say(check(path))
+    with Progress(path.name, unit="images") as progress:
+        found = check_beton(path, progress=lambda done, total: progress.show(done, total=total))
+    say(found)
 
 
 @app.command()

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import Finished, end_ranks, start_ranks
+
+# What a machine may lack, CI's too; whatever else a test skips for must be there on CI.
+MAY_BE_ABSENT = ("torchvision", "timm", "CUDA", "GPU", "Slurm")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """On CI a test that skips for something that should be there has failed."""
+    report = yield
+    if report.skipped and os.environ.get("CI"):
+        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        if not any(name in reason for name in MAY_BE_ABSENT):
+            report.outcome, report.longrepr = "failed", f"absent on CI: {reason}"
+    return report
 
 
 @pytest.fixture

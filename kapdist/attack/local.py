@@ -19,10 +19,10 @@ import polars as pl
 from kapdist.attack.merge import merge_chunks
 from kapdist.attack.plan import AttackPlan
 from kapdist.attack.planning import attack_dir_of, write_new_plan
-from kapdist.attack.progress import Progress
 from kapdist.attack.summary import Summary
 from kapdist.config import AttackConfig
 from kapdist.errors import InputError
+from kapdist.progress import Progress
 from kapdist.rundir import AttackDir, locked
 
 POLL_SECONDS = 0.2

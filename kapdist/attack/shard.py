@@ -17,11 +17,11 @@ import kapdist.attack.images as images_of
 from kapdist.attack.model import load_model
 from kapdist.attack.plan import PACKAGES, AttackPlan, read_plan, run_of
 from kapdist.attack.planning import device_kind
-from kapdist.attack.progress import Progress
 from kapdist.attack.records import chunk_table, is_done, write_table
 from kapdist.attack.stock import attack_chunk
 from kapdist.environment import package_versions
 from kapdist.errors import InputError
+from kapdist.progress import Progress
 from kapdist.rundir import AttackDir, written_aside
 
 

@@ -33,7 +33,7 @@ def test_two_processes_give_the_records_of_one_shard(children: World, capfd: pyt
     summary = run_attack(children.run, children.config(num_shards=2, num_images=12))
     attack = AttackDir(children.run / "attacks" / "aa")
     assert summary.num_images == 12
-    assert "3/3 chunks" in capfd.readouterr().out
+    assert "3/3 chunks" in capfd.readouterr().err
     assert all("shard" in attack.shard_log(shard).read_text() for shard in (0, 1))
     assert not attack.lock.exists()
     config = children.config(name="alone", num_images=12)

@@ -12,10 +12,10 @@ from rich.progress import Progress as Bar
 
 
 class Progress:
-    """Counts chunks done; `show` says how many and what else there is to say."""
+    """Counts what is done, on standard error; `show` says how many and what else there is to say."""
 
-    def __init__(self, title: str, total: int, every_seconds: float = 10.0) -> None:
-        self.title, self.total, self.every_seconds = title, total, every_seconds
+    def __init__(self, title: str, total: int = 0, unit: str = "chunks", every_seconds: float = 10.0) -> None:
+        self.title, self.total, self.unit, self.every_seconds = title, total, unit, every_seconds
         self.started, self.spoke, self.first = time.monotonic(), -every_seconds, -1
         self.done = -1
         words = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
@@ -34,18 +34,19 @@ class Progress:
         if self.bar.live.is_started:
             self.bar.stop()
 
-    def show(self, done: int, note: str = "") -> None:
+    def show(self, done: int, note: str = "", total: int | None = None) -> None:
+        self.total = self.total if total is None else total
         if self.first < 0:
             self.first = done  # what was done before we began says nothing about the rate
         if sys.stderr.isatty():
-            self.bar.update(self.task, completed=done, note=note)
+            self.bar.update(self.task, completed=done, total=self.total, note=note)
             return
         now = time.monotonic() - self.started
         finished = done == self.total and self.done != done
         self.done = done
         if now - self.spoke >= self.every_seconds or finished:
             self.spoke = now
-            print(self.line(done, now, note), flush=True)
+            print(self.line(done, now, note), file=sys.stderr, flush=True)
 
     def line(self, done: int, seconds: float, note: str) -> str:
         """Return e.g. "attack: 3/8 chunks, 0.50/s, 10 s left, 12 robust so far"."""
@@ -53,4 +54,4 @@ class Progress:
         rate = (
             f"{made / seconds:.2f}/s, {(self.total - done) * seconds / made:.0f} s left" if made else "no rate yet"
         )
-        return f"{self.title}: {done}/{self.total} chunks, {rate}" + (f", {note}" if note else "")
+        return f"{self.title}: {done}/{self.total} {self.unit}, {rate}" + (f", {note}" if note else "")
