@@ -10,13 +10,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+WORTH_A_LINE_SECONDS = 1.0  # what is done sooner says nothing in a log
+
 
 class Progress:
     """Counts what is done, on standard error; `show` says how many and what else there is to say."""
 
     def __init__(self, title: str, total: int = 0, unit: str = "chunks", every_seconds: float = 10.0) -> None:
         self.title, self.total, self.unit, self.every_seconds = title, total, unit, every_seconds
-        self.started, self.spoke, self.first = time.monotonic(), -every_seconds, -1
+        self.started, self.spoke, self.first = time.monotonic(), 0.0, -1
         self.done = -1
         words = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
         times = TimeElapsedColumn(), TimeRemainingColumn()
@@ -44,7 +46,7 @@ class Progress:
         now = time.monotonic() - self.started
         finished = done == self.total and self.done != done
         self.done = done
-        if now - self.spoke >= self.every_seconds or finished:
+        if now - self.spoke >= self.every_seconds or (finished and now > WORTH_A_LINE_SECONDS):
             self.spoke = now
             print(self.line(done, now, note), file=sys.stderr, flush=True)
 

@@ -7,11 +7,16 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from processes import Finished, end_ranks, start_ranks
 
 # What a machine may lack, CI's too; whatever else a test skips for must be there on CI.
 MAY_BE_ABSENT = ("torchvision", "timm", "CUDA", "GPU", "Slurm")
+
+
+hypothesis.settings.register_profile("kapdist", deadline=None)  # the machine is shared: no test is timed
+hypothesis.settings.load_profile("kapdist")
 
 
 @pytest.hookimpl(wrapper=True)
