@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kapdist.errors import InputError
+from kapdist.errors import RESUME, InputError, StoppedError
 
 app = typer.Typer(
     help="Train Kernel Average Pooling ResNets over many nodes, attack them in shards, believe the number.",
@@ -147,10 +147,13 @@ def say(value: Any) -> None:
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done; 2 the user's input is wrong, in one line; 1 anything else."""
+    """Run the command line. Exit codes: 0 done; 75 stopped, to be continued; 2 wrong input; 1 all else."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         app()
+    except StoppedError as stopped:
+        print(f"kapdist: {stopped}", file=sys.stderr)
+        sys.exit(RESUME)
     except InputError as error:
         print(f"kapdist: {error}", file=sys.stderr)
         sys.exit(2)

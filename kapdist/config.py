@@ -145,6 +145,8 @@ class TrainConfig(Section):
     """Checkpoint after every so many steps; 0 leaves it to the clock."""
     checkpoint_every_minutes: NonNegative = 10.0
     """Checkpoint after so many minutes; 0 leaves it to the steps."""
+    stall_minutes: Positive = 10.0
+    """Longest time without progress of any rank before the attempt ends and names the rank."""
     keep_checkpoints: Natural = 2
     """Newest checkpoints kept."""
     log_every_steps: Natural = 20
@@ -208,6 +210,7 @@ MAY_CHANGE = (
     "train.checkpoint_every_steps",
     "train.checkpoint_every_minutes",
     "train.keep_checkpoints",
+    "train.stall_minutes",
     "train.log_every_steps",
     "train.wandb_project",
 )

@@ -1,5 +1,11 @@
 """The two kinds of failure: the user's input (exit code 2, one line), and everything else (exit code 1)."""
 
+RESUME = 75  # exit code of a run that was asked to stop and saved: sysexits' EX_TEMPFAIL, "try again"
+
+
+class StoppedError(Exception):
+    """A run was asked to stop, has saved, and may be continued; no failure."""
+
 
 class InputError(ValueError):
     """What the user gave is wrong; the message names the place, what was expected and what was found."""

@@ -31,6 +31,7 @@ class RunDir:
         self.checkpoints = self.root / "checkpoints"
         self.latest = self.checkpoints / "LATEST"
         self.weights = self.root / "model.safetensors"
+        self.best_weights = self.root / "best.safetensors"
         self.attempts = self.root / "attempts"
         self.attacks = self.root / "attacks"
         self.done = self.root / "DONE"

@@ -31,10 +31,12 @@ from kapdist.plan import Plan, make_plan
 from kapdist.rundir import RunDir
 from kapdist.train.batches import InputNoise
 from kapdist.train.clock import Clock
-from kapdist.train.job import Job
+from kapdist.train.job import Job, LastEvaluation
 from kapdist.train.loop import take_steps
 from kapdist.train.metrics import LossMeter, MetricsLog
 from kapdist.train.optim import make_optimizer
+from kapdist.train.stop import Stop
+from kapdist.train.watchdog import Watchdog
 
 STEPS = 20  # of one round: one line of metrics is among them, as in a run
 
@@ -94,11 +96,13 @@ def trainers_loop(config: Config, plan: Plan, batches: list[Batch], folder: Path
     noise = InputNoise(0.0, 0, ranks.device)
     meter = LossMeter(ranks)
     source = itertools.cycle(batches)
+    last, stop, watchdog = LastEvaluation(), Stop(ranks), Watchdog(folder, ranks, 600.0, run.failed)
     metrics = MetricsLog(run, 0, plan.total_steps, None, active=True)
 
     def steps_from(step: int) -> None:
         until = Plan(**{**vars(plan), "epochs": 1, "steps_per_epoch": step + STEPS})
-        job = Job(config, ranks, run, until, engine, nothing, nothing, nothing, nothing, nothing, noise, meter)
+        data = nothing, nothing, nothing, nothing
+        job = Job(config, ranks, run, until, engine, None, *data, noise, meter, last, nothing, stop, watchdog)
         take_steps(job, source, step, WithoutEvaluation(config.train, until, step), metrics)
 
     counter = itertools.count(0, STEPS)

@@ -6,7 +6,7 @@ import contextlib
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
 
@@ -30,6 +30,8 @@ class Ranks:
     local_rank: int = 0
     local_world_size: int = 1
     device: torch.device = CPU
+    control: dist.ProcessGroup | None = None
+    """A gloo group for flags, where the default group is NCCL's."""
 
     @property
     def first(self) -> bool:
@@ -51,6 +53,14 @@ class Ranks:
         values = values.to(self.device)
         dist.all_reduce(values)
         return values
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set on any rank; on the CPU, so that no GPU is waited for."""
+        if self.world_size == 1:
+            return flag
+        value = torch.tensor(int(flag))
+        dist.all_reduce(value, dist.ReduceOp.MAX, group=self.control)
+        return bool(value)
 
     def gather(self, value: T) -> list[T]:
         """Return every rank's value, in the order of ranks."""
@@ -136,6 +146,8 @@ def join(config: EngineConfig) -> Iterator[Ranks]:
         timeout=timedelta(minutes=config.timeout_minutes),
         device_id=device if device.type == "cuda" else None,
     )
+    if device.type == "cuda":
+        ranks = replace(ranks, control=dist.new_group(backend="gloo"))
     try:
         yield ranks
     finally:

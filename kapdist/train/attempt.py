@@ -7,18 +7,32 @@ import logging
 import sys
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 from kapdist.config import Config
 from kapdist.engine import Ranks
 from kapdist.environment import environment
-from kapdist.errors import InputError
+from kapdist.errors import InputError, StoppedError
 from kapdist.rundir import RunDir, locked, write_atomic, write_json
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """A run directory and the number of this start of it, from 1."""
+
+    run: RunDir
+    number: int
+
+    @property
+    def folder(self) -> Path:
+        return self.run.rank_log(self.number, 0).parent
+
+
 @contextlib.contextmanager
-def attempt(config: Config, ranks: Ranks) -> Iterator[RunDir]:
+def attempt(config: Config, ranks: Ranks) -> Iterator[Attempt]:
     """Open the run directory for one attempt; what goes wrong inside is written to FAILED.
 
     Raises:
@@ -29,8 +43,8 @@ def attempt(config: Config, ranks: Ranks) -> Iterator[RunDir]:
         number = ranks.from_first(lambda: begin(run, config, stack))
         stack.enter_context(rank_log(run, number, ranks))
         try:
-            yield run
-        except (InputError, KeyboardInterrupt, SystemExit):
+            yield Attempt(run, number)
+        except (InputError, StoppedError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException:
             log.exception("rank %d failed", ranks.rank)

@@ -1,49 +1,119 @@
-"""Checkpoints: written aside by all ranks, sealed by a manifest and one rename; damaged ones are passed over."""
+"""Checkpoints: written aside by all ranks in the background, sealed by a manifest and one rename.
+
+Saving stops the training for the copy to host memory alone. Damaged checkpoints are passed over on load.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kapdist.engine import Ranks
 from kapdist.errors import InputError
-from kapdist.rundir import RunDir, file_sha256, sync, write_atomic, write_json
+from kapdist.rundir import RunDir, file_sha256, sync, write_atomic, write_json, written_aside
 
 log = logging.getLogger(__name__)
 
 State = dict[str, Any]
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+POLL_SECONDS = 0.02
 
 
-def save(run: RunDir, step: int, shared: State, own: State, ranks: Ranks, keep: int) -> None:
-    """Write the checkpoint of a step: `shared` by rank 0, `own` by each rank.
+class Saver:
+    """Writes one checkpoint at a time behind the training; the next save waits for it, its errors surface there.
 
-    Either the whole checkpoint appears under its name or none of it. The newest `keep` stay.
+    A full disk is no error: it is logged, the last whole checkpoint stays, and the next save tries again.
+
+    Args:
+        attempt: its number, so that nothing of an earlier attempt is ever part of a checkpoint.
+        timeout_seconds: longest that rank 0 waits for the files of the others.
     """
-    final = run.checkpoint(step)
-    aside = final.with_name(f".{final.name}.tmp")
-    if ranks.first:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        write_payload(aside / "shared.pt", shared | {"step": step})
-    ranks.barrier()
-    write_payload(aside / f"rank-{ranks.rank}.pt", own)
-    ranks.barrier()
-    if ranks.first:
-        seal(aside, final, step, ranks.world_size)
-        write_atomic(run.latest, final.name + "\n")
-        prune(run, keep)
-    ranks.barrier()
+
+    def __init__(self, run: RunDir, ranks: Ranks, attempt: int, keep: int, timeout_seconds: float) -> None:
+        self.run, self.ranks, self.attempt, self.keep = run, ranks, attempt, keep
+        self.timeout_seconds = timeout_seconds
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+        self.sealed_step = -1
+
+    def save(self, step: int, shared: State, own: State) -> None:
+        """Copy the state of a step to host memory and begin to write it: `shared` by rank 0, `own` by each."""
+        self.wait()
+        copies = on_host(shared | {"step": step}) if self.ranks.first else None, on_host(own)
+        self.thread = threading.Thread(target=self.write, args=(step, *copies), name="kapdist-save")
+        self.thread.start()
+
+    def wait(self) -> None:
+        """Wait for the checkpoint that is being written; raise what went wrong."""
+        if self.thread is not None:
+            self.thread.join()
+        self.thread = None
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+
+    def write(self, step: int, shared: State | None, own: State) -> None:
+        try:
+            self.write_files(step, shared, own)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                self.error = error
+            log.warning("no checkpoint of step %d: %s; the last one stays", step, error)
+        except BaseException as error:
+            self.error = error
+
+    def write_files(self, step: int, shared: State | None, own: State) -> None:
+        final = self.run.checkpoint(step)
+        aside = final.with_name(f".{final.name}.attempt-{self.attempt}.tmp")
+        aside.mkdir(parents=True, exist_ok=True)
+        try:
+            write_payload(aside / f"rank-{self.ranks.rank}.pt", own)
+            if shared is not None:
+                write_payload(aside / "shared.pt", shared)
+                self.wait_for_others(aside)
+                seal(aside, final, step, self.ranks.world_size)
+                write_atomic(self.run.latest, final.name + "\n")
+                self.sealed_step = step
+                prune(self.run, self.keep)
+        except BaseException:
+            if self.ranks.first:
+                shutil.rmtree(aside, ignore_errors=True)  # room for the next one
+            raise
+
+    def wait_for_others(self, aside: Path) -> None:
+        """Wait until every rank's file is there; a file appears whole or not at all."""
+        expected = [aside / f"rank-{rank}.pt" for rank in range(self.ranks.world_size)]
+        deadline = time.monotonic() + self.timeout_seconds
+        while missing := [path.name for path in expected if not path.exists()]:
+            if time.monotonic() > deadline:
+                raise OSError(errno.ENOSPC, f"{', '.join(missing)} did not come in {self.timeout_seconds:g} s")
+            time.sleep(POLL_SECONDS)
+
+
+def on_host(value: Any) -> Any:
+    """Return a copy of nested containers with every tensor in host memory."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: on_host(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on_host(item) for item in value)
+    return value
 
 
 def write_payload(path: Path, state: State) -> None:
-    torch.save(state, path)
-    sync(path)
+    with written_aside(path) as aside:
+        torch.save(state, aside)
 
 
 def seal(aside: Path, final: Path, step: int, world_size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,17 +34,30 @@ class Evaluation:
         }
 
 
-def evaluate(model: nn.Module, loader: Loader, num_images: int, batch_size: int, ranks: Ranks) -> Evaluation:
-    """Evaluate in fp32 with the activation noise off; every rank takes its share, nothing is padded or dropped."""
+def evaluate(
+    model: nn.Module, loader: Loader, num_images: int, batch_size: int, ranks: Ranks, stopped: Callable[[], bool]
+) -> Evaluation | None:
+    """Evaluate in fp32 with the activation noise off; every rank takes its share, nothing is padded or dropped.
+
+    `stopped` is asked after every batch that all ranks have; where it says so, there is no evaluation.
+    """
     mine = part(range(num_images), ranks.rank, ranks.world_size)
     batches = [np.asarray(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
+    num_common = num_images // ranks.world_size // batch_size
+    finished = False
     totals = torch.zeros(4, dtype=torch.float64, device=ranks.device)
     was_training = model.training
     model.eval()
     with torch.inference_mode(), kap.noise(model, "off"):
-        for batch in loader.batches(batches):
+        for number, batch in enumerate(loader.batches(batches)):
             totals += counts(model(batch.images), batch.labels)
+            if number < num_common and stopped():
+                break
+        else:
+            finished = True
     model.train(was_training)
+    if not finished:
+        return None
     num_images, num_top1, num_top5, loss_sum = ranks.sum(totals).tolist()
     return Evaluation(int(num_images), int(num_top1), int(num_top5), loss_sum)
 

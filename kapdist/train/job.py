@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
@@ -22,12 +24,23 @@ from kapdist.plan import Plan, make_plan
 from kapdist.rng import derive_seed
 from kapdist.rundir import RunDir, write_json, written_aside
 from kapdist.train import checkpoint
+from kapdist.train.attempt import Attempt
 from kapdist.train.batches import InputNoise
 from kapdist.train.evaluate import Evaluation, evaluate
 from kapdist.train.metrics import LossMeter
 from kapdist.train.optim import make_ema, make_optimizer
+from kapdist.train.stop import Stop
+from kapdist.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class LastEvaluation:
+    """The step of the last evaluation and the best top-1 accuracy so far; part of the state."""
+
+    step: int = 0
+    best: float = -1.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,10 @@ class Job:
     eval_loader: Loader
     input_noise: InputNoise
     meter: LossMeter
+    last: LastEvaluation
+    saver: checkpoint.Saver
+    stop: Stop
+    watchdog: Watchdog
 
     @property
     def evaluated(self) -> nn.Module:
@@ -53,19 +70,19 @@ class Job:
         return self.engine.module if self.ema is None else self.ema.module
 
 
-def prepare(config: Config, ranks: Ranks, run: RunDir) -> Job:
+def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: Watchdog) -> Job:
     """Open the data, make the plan, build model and engine; what is wrong with the input is found here."""
     data, validation = ranks.together(lambda: open_data(config))
     plan = ranks.together(lambda: make_plan(config, data.num_images, ranks.world_size))
     if ranks.first:
-        write_json(run.plan, plan.describe() | {"data": data.fingerprint})
+        write_json(this.run.plan, plan.describe() | {"data": data.fingerprint})
     model = ranks.together(lambda: initial_model(config, ranks))
     optimizer = make_optimizer(model, config.optim)
     engine = ENGINES[config.engine.name](model, optimizer, config.engine, ranks, config.optim.clip_grad_norm)
     return Job(
         config=config,
         ranks=ranks,
-        run=run,
+        run=this.run,
         plan=plan,
         engine=engine,
         ema=make_ema(model, config.optim),
@@ -75,7 +92,16 @@ def prepare(config: Config, ranks: Ranks, run: RunDir) -> Job:
         eval_loader=ranks.together(lambda: make_loader(config, validation, ranks, training=False)),
         input_noise=InputNoise(config.train.input_noise_std, config.seed, ranks.device),
         meter=LossMeter(ranks),
+        last=LastEvaluation(),
+        saver=make_saver(config, ranks, this),
+        stop=stop,
+        watchdog=watchdog,
     )
+
+
+def make_saver(config: Config, ranks: Ranks, this: Attempt) -> checkpoint.Saver:
+    timeout_seconds = 60 * config.engine.timeout_minutes
+    return checkpoint.Saver(this.run, ranks, this.number, config.train.keep_checkpoints, timeout_seconds)
 
 
 def open_data(config: Config) -> tuple[BetonInfo, BetonInfo]:
@@ -113,10 +139,11 @@ def make_loader(config: Config, info: BetonInfo, ranks: Ranks, *, training: bool
 
 
 def save(job: Job, step: int) -> None:
-    """Write the checkpoint of a step: everything that decides the future."""
+    """Begin to write the checkpoint of a step: everything that decides the future."""
     shared = job.engine.state() | {
         "ema": job.ema.state_dict() if job.ema else None,
         "data": job.data.fingerprint,
+        "last_evaluation": vars(job.last) | {},
     }
     own = {
         "activation_noise": kap.noise_state(job.engine.module),
@@ -124,7 +151,7 @@ def save(job: Job, step: int) -> None:
         "cuda": torch.cuda.get_rng_state(job.ranks.device) if job.ranks.device.type == "cuda" else None,
         "meter": job.meter.state(),
     }
-    checkpoint.save(job.run, step, shared, own, job.ranks, job.config.train.keep_checkpoints)
+    job.saver.save(step, shared, own)
 
 
 def resume(job: Job) -> int:
@@ -144,6 +171,7 @@ def resume(job: Job) -> int:
     if job.ema:
         job.ema.load_state_dict(shared["ema"])
     step = int(shared["step"])
+    job.last.step, job.last.best = shared["last_evaluation"]["step"], shared["last_evaluation"]["best"]
     if own is None:
         seed_anew(job, step)
     else:
@@ -169,19 +197,27 @@ def seed_anew(job: Job, step: int) -> None:
     torch.manual_seed(derive_seed(seed, "dropout", rank, step))
 
 
-def validate(job: Job) -> Evaluation:
-    """Evaluate the exported model over all ranks."""
+def validate(job: Job, step: int) -> Evaluation | None:
+    """Evaluate the exported model over all ranks; None where a signal cut it short."""
     broadcast(job.evaluated.buffers(), job.ranks)
     batch_size = job.config.train.eval_batch_size
-    return evaluate(job.evaluated, job.eval_loader, job.validation.num_images, batch_size, job.ranks)
+    return evaluate(
+        job.evaluated, job.eval_loader, job.validation.num_images, batch_size, job.ranks, partial(poll, job, step)
+    )
 
 
-def export_weights(job: Job) -> None:
-    """Write model.safetensors: unaveraged weights under torchvision's names."""
+def poll(job: Job, step: int) -> bool:
+    """Say that this rank makes progress; return whether the ranks are to stop."""
+    job.watchdog.beat(step)
+    return job.stop.agreed()
+
+
+def export_weights(job: Job, path: Path) -> None:
+    """Write weights: unaveraged, under torchvision's names."""
     broadcast(job.evaluated.buffers(), job.ranks)
     if job.ranks.first:
         weights: dict[str, Tensor] = {
             name: tensor.contiguous().cpu() for name, tensor in job.evaluated.state_dict().items()
         }
-        with written_aside(job.run.weights) as aside:
+        with written_aside(path) as aside:
             save_file(weights, aside, metadata={"format": "pt"})

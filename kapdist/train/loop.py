@@ -11,54 +11,90 @@ from torch.nn import functional as F
 
 from kapdist.config import Config
 from kapdist.data import Batch
-from kapdist.engine import Ranks, StepResult, join
-from kapdist.rundir import RunDir, write_atomic
+from kapdist.engine import StepResult, join
+from kapdist.rundir import write_atomic
 from kapdist.train.attempt import attempt
 from kapdist.train.batches import training_batches
 from kapdist.train.clock import Clock
-from kapdist.train.job import Job, export_weights, prepare, resume, save, validate
+from kapdist.train.job import Job, export_weights, poll, prepare, resume, save, validate
 from kapdist.train.memory import peak_memory_bytes
 from kapdist.train.metrics import MetricsLog
+from kapdist.train.stop import Stop
+from kapdist.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 
 def train(config: Config) -> None:
-    """Train as the config says, on every rank of the job, from the newest checkpoint on if there is one."""
-    with join(config.engine) as ranks, attempt(config, ranks) as run:
-        if run.done.exists():
-            log.info("%s is done: %s", run.root, run.done.read_text().strip())
+    """Train as the config says, on every rank of the job, from the newest checkpoint on if there is one.
+
+    Raises:
+        StoppedError: a signal asked for it; all ranks have saved.
+    """
+    with join(config.engine) as ranks, attempt(config, ranks) as this:
+        if this.run.done.exists():
+            log.info("%s is done: %s", this.run.root, this.run.done.read_text().strip())
         else:
-            train_run(config, ranks, run)
+            limit_seconds = 60 * config.train.stall_minutes
+            with Watchdog(this.folder, ranks, limit_seconds, this.run.failed) as watchdog, Stop(ranks) as stop:
+                train_run(prepare(config, ranks, this, stop, watchdog))
 
 
-def train_run(config: Config, ranks: Ranks, run: RunDir) -> None:
-    """Prepare, resume, take the steps, write the weights and DONE."""
-    job = prepare(config, ranks, run)
+def train_run(job: Job) -> None:
+    """Resume, take the steps, write the weights and DONE."""
     step = resume(job)
-    clock = Clock(config.train, job.plan, step)
-    batches = training_batches(job.train_loader, job.plan, config.seed, ranks.rank, step)
-    with MetricsLog(run, step, job.plan.total_steps, config.train.wandb_project, ranks.first) as metrics:
+    clock = Clock(job.config.train, job.plan, step)
+    batches = training_batches(job.train_loader, job.plan, job.config.seed, job.ranks.rank, step)
+    with MetricsLog(
+        job.run, step, job.plan.total_steps, job.config.train.wandb_project, job.ranks.first
+    ) as metrics:
         take_steps(job, batches, step, clock, metrics)
-        export_weights(job)
-        peak = peak_memory_bytes(ranks)
+        job.saver.wait()
+        export_weights(job, job.run.weights)
+        peak = peak_memory_bytes(job.ranks)
         metrics.write("end", job.plan.total_steps, seconds=clock.elapsed(), peak_memory_bytes=peak)
-    if ranks.first:
+    if job.ranks.first:
         log.info("peak memory per rank: %s", ", ".join(f"{size / 2**20:.0f} MiB" for size in peak))
-        write_atomic(run.done, json.dumps({"step": job.plan.total_steps}) + "\n")
+        write_atomic(job.run.done, json.dumps({"step": job.plan.total_steps}) + "\n")
 
 
 def take_steps(job: Job, batches: Iterator[Batch], step: int, clock: Clock, metrics: MetricsLog) -> None:
-    """Step, log, evaluate, save, until the plan's last step."""
+    """Step, log, evaluate, save, until the plan's last step or until asked to stop."""
+    if step and clock.evaluates(step) and job.last.step < step:
+        evaluate_now(job, step, metrics)  # what a stop cut short
     while step < job.plan.total_steps:
         result = train_step(job, batches, step, measure=clock.logs(step + 1))
         step += 1
         if clock.logs(step):
             metrics.write("train", step, **describe(job, result, step), images_per_second=clock.rate(step))
+        if poll(job, step):
+            save_and_leave(job, step)
         if clock.evaluates(step):
-            metrics.write("evaluate", step, **evaluation(job, step))
+            evaluate_now(job, step, metrics)
         if clock.saves(step, job.ranks):
             save(job, step)
+
+
+def evaluate_now(job: Job, step: int, metrics: MetricsLog) -> None:
+    """Evaluate, keep the best weights; a signal in the middle leaves the evaluation to the next attempt."""
+    found = validate(job, step)
+    if found is None:
+        save_and_leave(job, step)
+        return
+    values = found.describe()
+    weights = "model" if job.ema is None else "ema"
+    metrics.write("evaluate", step, epoch=step / job.plan.steps_per_epoch, noise="off", weights=weights, **values)
+    job.last.step = step
+    if values["top1"] > job.last.best:
+        job.last.best = float(values["top1"])
+        export_weights(job, job.run.best_weights)
+
+
+def save_and_leave(job: Job, step: int) -> None:
+    save(job, step)
+    job.saver.wait()
+    job.ranks.barrier()  # rank 0's wait has sealed it
+    job.stop.leave(step)
 
 
 def train_step(job: Job, batches: Iterator[Batch], step: int, measure: bool) -> StepResult:
@@ -94,13 +130,3 @@ def describe(job: Job, result: StepResult, step: int) -> dict[str, float]:
     if result.grad_norm is not None:
         values["grad_norm"] = float(result.grad_norm)
     return values
-
-
-def evaluation(job: Job, step: int) -> dict[str, float | int | str]:
-    """Return the numbers of an evaluation."""
-    return {
-        "epoch": step / job.plan.steps_per_epoch,
-        "noise": "off",
-        "weights": "model" if job.ema is None else "ema",
-        **validate(job).describe(),
-    }

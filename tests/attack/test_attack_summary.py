@@ -1,8 +1,8 @@
 """Intervals against published values; the progress line; notes."""
 
 import pytest
-
 from kapdist.attack.progress import Progress
+
 from kapdist.attack.summary import AttackSummary, notes_on_square, wilson
 
 

@@ -51,9 +51,15 @@ def test_killed_and_continued_is_bitwise_equal(tiny_config: Path, run_ranks, wor
     assert numbers(whole) == numbers(killed)
 
 
+def write(run: RunDir, step: int, shared: checkpoint.State, own: checkpoint.State, keep: int) -> None:
+    saver = checkpoint.Saver(run, Ranks(), attempt=1, keep=keep, timeout_seconds=10)
+    saver.save(step, shared, own)
+    saver.wait()
+
+
 def save_three(run: RunDir) -> None:
     for step in (1, 2, 3):
-        checkpoint.save(run, step, {"weights": torch.full((100,), float(step))}, {"own": 1}, Ranks(), keep=3)
+        write(run, step, {"weights": torch.full((100,), float(step))}, {"own": 1}, keep=3)
 
 
 def cut(path: Path) -> None:
@@ -114,6 +120,6 @@ def test_an_unfinished_checkpoint_is_not_one(tmp_path: Path) -> None:
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     for step in range(1, 6):
-        checkpoint.save(run, step, {}, {}, Ranks(), keep=2)
+        write(run, step, {}, {}, keep=2)
     assert checkpoint.sealed(run) == [run.checkpoint(5), run.checkpoint(4)]
     assert run.latest.read_text().strip() == run.checkpoint(5).name

@@ -1,0 +1,57 @@
+"""Being asked to stop: signals set a flag, the ranks agree at a step boundary, all save, everyone leaves."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from kapdist.engine import Ranks
+from kapdist.errors import StoppedError
+
+log = logging.getLogger(__name__)
+
+# USR2 is what Slurm is told to send before a time-out, TERM what it sends at a preemption.
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+
+
+class Stop:
+    """Listens for the signals of its process while it is entered."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.asked_by = ""
+        self.pid = os.getpid()
+        self.before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self.ask) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        """Note the signal; a second Ctrl-C leaves at once."""
+        if os.getpid() != self.pid:
+            return  # a forked worker has this handler too, and no say
+        if number == signal.SIGINT and self.asked_by == "SIGINT":
+            raise KeyboardInterrupt
+        self.asked_by = signal.Signals(number).name
+
+    def agreed(self) -> bool:
+        """Return whether any rank was asked; every rank calls this at the same step."""
+        return self.ranks.any(bool(self.asked_by))
+
+    def leave(self, step: int) -> None:
+        """Leave after all ranks have saved."""
+        raise StoppedError(
+            f"stopped at step {step} by {self.asked_by or 'another rank'}; saved, and may be continued"
+        )

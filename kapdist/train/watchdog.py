@@ -1,0 +1,97 @@
+"""Heartbeats of the ranks, and a watchdog that names the one that stopped.
+
+Every rank writes its step and how long it has been idle to a file of its own; every rank reads all. Times are the
+file system's, so clocks of different hosts need not agree.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+from kapdist.engine import Ranks
+from kapdist.rundir import write_atomic
+
+log = logging.getLogger(__name__)
+
+SLOWEST_BEAT_SECONDS = 5.0
+
+
+class Watchdog:
+    """A thread that ends the process when a rank made no progress for too long.
+
+    Args:
+        folder: of this attempt; the heartbeats are `heartbeat-<rank>.json` in it.
+        limit_seconds: longest time without progress of any rank.
+        failed: file that is written before the process ends.
+    """
+
+    def __init__(self, folder: Path, ranks: Ranks, limit_seconds: float, failed: Path) -> None:
+        self.folder, self.ranks, self.limit_seconds, self.failed = folder, ranks, limit_seconds, failed
+        self.interval = min(SLOWEST_BEAT_SECONDS, limit_seconds / 4)
+        self.step, self.progressed = 0, time.monotonic()
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self.watch, daemon=True, name="kapdist-watchdog")
+
+    def __enter__(self) -> Watchdog:
+        self.write()
+        self.thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.ended.set()
+        self.thread.join(self.interval + 5)
+
+    def beat(self, step: int) -> None:
+        """Say that this rank has made progress: a step, a batch of an evaluation, a file."""
+        self.step, self.progressed = step, time.monotonic()
+
+    def path(self, rank: int) -> Path:
+        return self.folder / f"heartbeat-{rank}.json"
+
+    def write(self) -> None:
+        idle = time.monotonic() - self.progressed
+        write_atomic(self.path(self.ranks.rank), json.dumps({"step": self.step, "idle_seconds": round(idle, 1)}))
+
+    def watch(self) -> None:
+        while not self.ended.wait(self.interval):
+            self.write()
+            stuck = self.stuck()
+            if stuck:
+                self.end(stuck)
+
+    def stuck(self) -> list[str]:
+        """Describe the ranks without progress within the limit; those that wait for them are stuck later."""
+        now = self.path(self.ranks.rank).stat().st_mtime
+        found = []
+        for rank in range(self.ranks.world_size):
+            try:
+                silent = now - self.path(rank).stat().st_mtime
+                beat = json.loads(self.path(rank).read_text())
+            except OSError:
+                continue  # it has not begun; the rendezvous has a limit of its own
+            if silent > self.limit_seconds:
+                found.append(f"rank {rank} gave no sign of life for {silent:.0f} s, at step {beat['step']}")
+            elif silent + beat["idle_seconds"] > self.limit_seconds:
+                idle = silent + beat["idle_seconds"]
+                found.append(f"rank {rank} made no progress for {idle:.0f} s, at step {beat['step']}")
+        return found
+
+    def end(self, stuck: list[str]) -> None:
+        """Say who stopped, where this rank is, and leave: what waits in a collective cannot be woken."""
+        silent = [line for line in stuck if "sign of life" in line]
+        reason = "; ".join(silent or stuck)
+        log.error("%s; the limit is train.stall_minutes", reason)
+        if self.ranks.first or not self.failed.exists():
+            write_atomic(self.failed, f"{reason}\n")
+        with (self.folder / f"stacks-{self.ranks.rank}.txt").open("w") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+        os._exit(1)

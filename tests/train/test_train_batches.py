@@ -1,0 +1,84 @@
+"""The images of a step: the same ids with the same pixels on any number of ranks, each once per epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kapdist.config import Config, DataConfig, OptimConfig, TrainConfig
+from kapdist.data import Batch, Loader, epoch_order, open_beton
+from kapdist.plan import make_plan
+from kapdist.train.batches import InputNoise, training_batches
+
+SEED = 5
+
+
+@pytest.fixture
+def config(small_betons: tuple[Path, Path]) -> Config:
+    return Config(
+        name="test",
+        seed=SEED,
+        data=DataConfig(train=small_betons[0], validation=small_betons[1], flip=True, translate=3),
+        train=TrainConfig(batch_size=20, epochs=2, accumulation_steps=2),
+        optim=OptimConfig(warmup_epochs=0),
+    )
+
+
+def step_images(config: Config, world_size: int, steps: range) -> list[dict[int, bytes]]:
+    """For each step {image id: pixels with input noise} over all ranks."""
+    info = open_beton(config.data.train)
+    plan = make_plan(config, info.num_images, world_size)
+    found: list[dict[int, bytes]] = [{} for _ in steps]
+    noise = InputNoise(0.1, SEED, torch.device("cpu"))
+    for rank in range(world_size):
+        loader = Loader(
+            info,
+            config.data,
+            training=True,
+            seed=SEED,
+            max_batch_size=20,
+            device=torch.device("cpu"),
+            num_workers=1,
+        )
+        batches = training_batches(loader, plan, SEED, rank, steps.start)
+        for number, step in enumerate(steps):
+            for _ in range(config.train.accumulation_steps):
+                collect(next(batches), noise, plan.epoch(step), found[number])
+    return found
+
+
+def collect(batch: Batch, noise: InputNoise, epoch: int, into: dict[int, bytes]) -> None:
+    for index, image in zip(batch.indices.tolist(), noise(batch, epoch), strict=True):
+        assert index not in into, "an image twice in one step"
+        into[index] = image.contiguous().numpy().tobytes()
+
+
+def test_a_step_is_the_same_on_any_number_of_ranks(config: Config) -> None:
+    steps = range(5, 9)  # over the end of the first epoch
+    one, two, three = (step_images(config, world_size, steps) for world_size in (1, 2, 3))
+    assert one == two == three
+
+
+def test_one_two_one_ranks_within_an_epoch_see_every_image_once(config: Config) -> None:
+    parts = (1, range(2)), (2, range(2, 5)), (1, range(5, 7))
+    seen = [
+        index for world_size, steps in parts for step in step_images(config, world_size, steps) for index in step
+    ]
+    assert sorted(seen) == list(range(130))
+
+
+def test_the_order_is_the_epochs_permutation(config: Config) -> None:
+    ids = [index for step in step_images(config, 1, range(7)) for index in step]
+    assert ids == epoch_order(130, SEED, 0).tolist()
+    assert not np.array_equal(epoch_order(130, SEED, 0), epoch_order(130, SEED, 1))
+
+
+def test_pixels_change_from_epoch_to_epoch(config: Config) -> None:
+    first, second = (
+        {k: v for step in step_images(config, 1, r) for k, v in step.items()} for r in (range(7), range(7, 14))
+    )
+    assert first.keys() == second.keys()
+    assert sum(first[index] == second[index] for index in first) == 0

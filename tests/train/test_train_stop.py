@@ -1,0 +1,185 @@
+"""Signals, stalls, full disks and other numbers of ranks: real processes, real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from processes import end_ranks, kill_ranks, start_ranks
+from safetensors.torch import load_file
+
+from kapdist.engine import Ranks
+from kapdist.errors import RESUME
+from kapdist.rundir import RunDir
+from kapdist.train import checkpoint
+
+WORDS = ["-m", "kapdist.cli", "train", "tiny.yaml"]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+def numbers(run: RunDir) -> list[dict]:
+    """The metrics that a run computes, without those that time decides."""
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    timed = {"time", "seconds", "images_per_second", "peak_memory_bytes"}
+    return [{key: value for key, value in line.items() if key not in timed} for line in lines]
+
+
+def same_bits(one: RunDir, other: RunDir) -> bool:
+    first, second = load_file(one.weights), load_file(other.weights)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_rank_saves_all_and_the_run_continues_bit_by_bit(
+    tiny_config: Path, run_ranks, number: signal.Signals
+) -> None:
+    folder = tiny_config.parent
+    assert all(end.code == 0 for end in run_ranks([*WORDS, "name=whole"], 2))
+    whole, asked = RunDir(folder / "runs" / "whole"), RunDir(folder / "runs" / "asked")
+
+    processes = start_ranks([*WORDS, "name=asked"], 2, folder)
+    wait_for(lambda: asked.metrics.exists() and asked.metrics.stat().st_size > 0)
+    os.kill(processes[1].pid, number)
+    ends = end_ranks(processes, 60)
+    assert [end.code for end in ends] == [RESUME, RESUME], ends
+    assert "stopped at step" in ends[0].output
+    assert asked.latest.exists()
+    assert not asked.failed.exists()
+    assert not asked.lock.exists()
+
+    ends = end_ranks(start_ranks([*WORDS, "name=asked"], 2, folder), 90)
+    assert [end.code for end in ends] == [0, 0], ends
+    assert same_bits(whole, asked)
+    assert numbers(whole) == numbers(asked)
+
+
+def test_a_signal_in_an_evaluation_leaves_the_evaluation_to_the_next_attempt(tiny_config: Path, run_ranks) -> None:
+    folder = tiny_config.parent
+    words = [*WORDS, "train.eval_batch_size=1", "train.log_every_steps=1", "train.epochs=1"]
+    assert run_ranks([*words, "name=whole"])[0].code == 0
+    whole, asked = RunDir(folder / "runs" / "whole"), RunDir(folder / "runs" / "asked")
+
+    processes = start_ranks([*words, "name=asked"], 1, folder)
+    wait_for(lambda: asked.metrics.exists() and '"step": 7' in asked.metrics.read_text())
+    processes[0].send_signal(signal.SIGTERM)
+    ends = end_ranks(processes, 60)
+    assert ends[0].code == RESUME, ends
+    assert [line["kind"] for line in numbers(asked)].count("evaluate") == 0
+
+    assert end_ranks(start_ranks([*words, "name=asked"], 1, folder), 90)[0].code == 0
+    assert numbers(whole) == numbers(asked)
+
+
+def test_a_second_interrupt_leaves_at_once(tiny_config: Path) -> None:
+    words = [*WORDS, "train.epochs=2000", "optim.warmup_epochs=0"]
+    processes = start_ranks(words, 1, tiny_config.parent)
+    run = RunDir(tiny_config.parent / "runs" / "tiny")
+    wait_for(lambda: run.metrics.exists() and run.metrics.stat().st_size > 0)
+    os.kill(processes[0].pid, signal.SIGSTOP)  # so that both arrive before a step boundary
+    for _ in range(2):
+        os.kill(processes[0].pid, signal.SIGINT)
+        time.sleep(0.05)
+    os.kill(processes[0].pid, signal.SIGCONT)
+    assert end_ranks(processes, 30)[0].code != 0
+
+
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_rank_that_stops_is_named_and_the_run_continues(tiny_config: Path, how: signal.Signals) -> None:
+    folder = tiny_config.parent
+    run = RunDir(folder / "runs" / "tiny")
+    words = [*WORDS, "train.epochs=400", "train.stall_minutes=0.1", "train.checkpoint_every_steps=5"]
+    processes = start_ranks(words, 2, folder)
+    wait_for(run.latest.exists)
+    os.kill(processes[1].pid, how)
+    started = time.monotonic()
+    assert processes[0].wait(60) == 1
+    assert time.monotonic() - started < 40
+    kill_ranks(processes)
+    assert "rank 1" in run.failed.read_text()
+    if how == signal.SIGSTOP:
+        assert "take_steps" in (run.attempts / "1" / "stacks-0.txt").read_text()
+    step = int(run.latest.read_text().strip().removeprefix("step-"))
+
+    again = start_ranks(words, 2, folder)
+    wait_for(lambda: run.latest.exists() and int(run.latest.read_text().strip().removeprefix("step-")) > step)
+    kill_ranks(again)
+    assert "continuing from" in run.rank_log(2, 0).read_text()
+
+
+def test_another_number_of_ranks_sees_every_image_once(tiny_config: Path) -> None:
+    """1 -> 2 -> 1 ranks within one epoch: stopped twice, continued by others."""
+    folder = tiny_config.parent
+    run = RunDir(folder / "runs" / "tiny")
+    words = ["-m", "kapdist.cli", "train", "tiny.yaml", "train.epochs=1", "train.log_every_steps=1"]
+    for world_size, step in ((1, 2), (2, 4)):
+        processes = start_ranks(words, world_size, folder)
+        wait_for(lambda step=step: run.metrics.exists() and f'"step": {step}' in run.metrics.read_text())
+        processes[0].send_signal(signal.SIGTERM)
+        end_ranks(processes, 60)
+    ends = end_ranks(start_ranks(words, 1, folder), 60)
+    assert ends[0].code == 0, ends
+    steps = [line["step"] for line in numbers(run) if line["kind"] == "train"]
+    assert steps == list(range(1, 8))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of 4 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True)
+    if done.returncode:
+        pytest.skip("no tmpfs can be mounted here: GPU boxes and containers without the right to mount")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_goes_on(small_disk: Path, caplog) -> None:
+    run = RunDir(small_disk / "run")
+    saver = checkpoint.Saver(run, Ranks(), attempt=1, keep=2, timeout_seconds=10)
+    state = {"weights": torch.zeros(300_000)}
+    saver.save(1, state, {})
+    saver.wait()
+    hog = small_disk / "hog"
+    with hog.open("wb") as file:
+        file.write(bytes(2_000_000))
+    saver.save(2, state, {})
+    saver.wait()
+    assert "no checkpoint of step 2" in caplog.text
+    assert checkpoint.newest(run) == run.checkpoint(1)
+    hog.unlink()
+    saver.save(3, state, {})
+    saver.wait()
+    assert checkpoint.newest(run) == run.checkpoint(3)
+
+
+def test_other_errors_of_saving_surface_at_the_next_save(tmp_path: Path) -> None:
+    saver = checkpoint.Saver(RunDir(tmp_path), Ranks(), attempt=1, keep=2, timeout_seconds=10)
+    saver.save(1, {"not a tensor": lambda: None}, {})
+    with pytest.raises((AttributeError, TypeError, RuntimeError)):
+        saver.save(2, {}, {})
+    saver.save(3, {}, {})
+    saver.wait()
+
+
+def test_the_state_may_change_while_it_is_written(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    saver = checkpoint.Saver(run, Ranks(), attempt=1, keep=2, timeout_seconds=10)
+    weights = torch.zeros(1_000_000)
+    saver.save(1, {"weights": weights}, {})
+    weights.fill_(1)
+    saver.wait()
+    assert not checkpoint.load(run.checkpoint(1), Ranks())[0]["weights"].any()
