@@ -2,8 +2,8 @@
 
 import pytest
 
-from kapdist.attack.progress import Progress
 from kapdist.attack.summary import AttackSummary, notes_on_square, wilson
+from kapdist.progress import Progress
 
 
 @pytest.mark.parametrize(
