@@ -54,6 +54,8 @@ class Progress:
         """Return e.g. "attack: 3/8 chunks, 0.50/s, 10 s left, 12 robust so far"."""
         made = done - self.first
         rate = (
-            f"{made / seconds:.2f}/s, {(self.total - done) * seconds / made:.0f} s left" if made else "no rate yet"
+            f"{made / seconds:.2f}/s, {(self.total - done) * seconds / made:.0f} s left"
+            if made
+            else f"after {seconds:.0f} s"
         )
         return f"{self.title}: {done}/{self.total} {self.unit}, {rate}" + (f", {note}" if note else "")

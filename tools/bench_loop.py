@@ -8,6 +8,7 @@ Each round times `steps` steps of both, in turn; a ratio is between the two of o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import statistics
 import sys
@@ -87,17 +88,18 @@ def bare_loop(config: Config, plan: Plan, batches: list[Batch]) -> Callable[[], 
     return steps
 
 
-def trainers_loop(config: Config, plan: Plan, batches: list[Batch], folder: Path) -> Callable[[], None]:
+def trainers_loop(
+    config: Config, plan: Plan, batches: list[Batch], run: RunDir, metrics: MetricsLog
+) -> Callable[[], None]:
     """Return a function that takes STEPS steps of the trainer's own loop, metrics and all."""
-    ranks, run = Ranks(), RunDir(folder)
+    ranks = Ranks()
     model = make_model(config)
     engine = DDPEngine(model, make_optimizer(model, config.optim), config.engine, ranks)
     nothing: Any = None  # neither data nor evaluation is part of the measure
     noise = InputNoise(0.0, 0, ranks.device)
     meter = LossMeter(ranks)
     source = itertools.cycle(batches)
-    last, stop, watchdog = LastEvaluation(), Stop(ranks), Watchdog(folder, ranks, 600.0, run.failed)
-    metrics = MetricsLog(run, 0, plan.total_steps, None, active=True)
+    last, stop, watchdog = LastEvaluation(), Stop(ranks), Watchdog(run.root, ranks, 600.0, run.failed)
 
     def steps_from(step: int) -> None:
         until = Plan(**{**vars(plan), "epochs": 1, "steps_per_epoch": step + STEPS})
@@ -121,8 +123,11 @@ def measure(rounds: int, batch_size: int, width: float) -> list[tuple[float, flo
     config = make_config(batch_size, width, rounds + 1)
     plan = make_plan(config, STEPS * batch_size, 1)
     batches = in_memory(batch_size)
-    with tempfile.TemporaryDirectory() as folder:
-        loops = bare_loop(config, plan, batches), trainers_loop(config, plan, batches, Path(folder))
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        run = RunDir(Path(folder))
+        metrics = stack.enter_context(MetricsLog(run, 0, plan.total_steps, None, active=True))
+        loops = bare_loop(config, plan, batches), trainers_loop(config, plan, batches, run, metrics)
         pairs = []
         for number in range(rounds + 1):
             # Who goes first alternates: a machine that slows down must not favour one of them.

@@ -1,9 +1,9 @@
 """Intervals against published values; the progress line; notes."""
 
 import pytest
-from kapdist.attack.progress import Progress
 
 from kapdist.attack.summary import AttackSummary, notes_on_square, wilson
+from kapdist.progress import Progress
 
 
 @pytest.mark.parametrize(
@@ -50,5 +50,5 @@ def test_what_square_alone_breaks_is_noted() -> None:
 def test_the_progress_line_names_rate_and_time_left() -> None:
     progress = Progress("attack", 8)
     progress.first = 2
-    assert progress.line(2, 5.0, "") == "attack: 2/8 chunks, no rate yet"
+    assert progress.line(2, 5.0, "") == "attack: 2/8 chunks, after 5 s"
     assert progress.line(4, 4.0, "3/9 robust") == "attack: 4/8 chunks, 0.50/s, 8 s left, 3/9 robust"
