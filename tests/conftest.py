@@ -77,7 +77,7 @@ def small_betons(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 TINY = """
 data: {{train: {train}, validation: {test}, flip: true, translate: 2}}
-model: {{num_classes: 10, width: 0.125}}
+model: {{name: resnet10, num_classes: 10, width: 0.125}}
 kap: {{pool_size: 3, noise_std: 0.2}}
 optim: {{lr: 0.1, warmup_epochs: 0.5, ema_decay: 0.9}}
 train: {{epochs: 2, batch_size: 20, accumulation_steps: 2, input_noise_std: 0.05, log_every_steps: 3}}
@@ -86,7 +86,7 @@ train: {{epochs: 2, batch_size: 20, accumulation_steps: 2, input_noise_std: 0.05
 
 @pytest.fixture
 def tiny_config(tmp_path: Path, small_betons: tuple[Path, Path]) -> Path:
-    """A config that trains a narrow ResNet-18 for 14 steps with everything on; runs go to tmp_path/runs."""
+    """A config that trains a narrow ResNet-10 for 14 steps with everything on; runs go to tmp_path/runs."""
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY.format(train=small_betons[0], test=small_betons[1]))
     return path

@@ -6,6 +6,7 @@ Saving stops the training for the copy to host memory alone. Damaged checkpoints
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import shutil
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from kapdist.engine import Ranks
 from kapdist.errors import InputError
-from kapdist.rundir import RunDir, file_sha256, sync, write_atomic, write_json, written_aside
+from kapdist.rundir import RunDir, file_sha256, sync, write_atomic, write_json
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +113,10 @@ def on_host(value: Any) -> Any:
 
 
 def write_payload(path: Path, state: State) -> None:
-    with written_aside(path) as aside:
-        torch.save(state, aside)
+    """Write through memory: on a full disk torch's own writer raises no OSError that could be told apart."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(path, buffer.getvalue())
 
 
 def seal(aside: Path, final: Path, step: int, world_size: int) -> None:

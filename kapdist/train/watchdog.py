@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from kapdist.engine import Ranks
+from kapdist.errors import InputError, StoppedError
 from kapdist.rundir import write_atomic
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None and not issubclass(kind, InputError | StoppedError) and self.ranks.world_size > 1:
+            self.name_the_gone()
         self.ended.set()
         self.thread.join(self.interval + 5)
 
@@ -84,6 +87,21 @@ class Watchdog:
                 idle = silent + beat["idle_seconds"]
                 found.append(f"rank {rank} made no progress for {idle:.0f} s, at step {beat['step']}")
         return found
+
+    def name_the_gone(self) -> None:
+        """After an error: a rank that died is the reason, and this rank's error only says that a peer left."""
+        others = [rank for rank in range(self.ranks.world_size) if rank != self.ranks.rank]
+        before = {rank: self.written(rank) for rank in others}
+        time.sleep(2 * self.interval + 0.5)
+        gone = [rank for rank in others if before[rank] and self.written(rank) == before[rank]]
+        if gone:
+            reason = f"rank {', '.join(map(str, gone))} is gone: no sign of life since this rank's error"
+            log.error(reason)
+            write_atomic(self.failed, reason + "\n")
+
+    def written(self, rank: int) -> float:
+        """Return when a rank last wrote its heartbeat, 0 if it never did or said good-bye."""
+        return self.path(rank).stat().st_mtime if self.path(rank).exists() else 0.0
 
     def end(self, stuck: list[str]) -> None:
         """Say who stopped, where this rank is, and leave: what waits in a collective cannot be woken."""
