@@ -137,6 +137,10 @@ class TrainConfig(Section):
     """Parts that a rank splits its share of a batch into."""
     input_noise_std: NonNegative = 0.0
     """Standard deviation of Gaussian noise on training images in [0, 1]."""
+    mixup_alpha: NonNegative = 0.0
+    """Parameter of Mixup's beta distribution; 0 does not mix."""
+    cutmix_alpha: NonNegative = 0.0
+    """Parameter of CutMix's beta distribution; 0 does not cut. With both, each step takes one by chance."""
     evaluate_every_epochs: Natural = 1
     """Evaluate after every so many epochs, and at the end."""
     eval_batch_size: Natural = 500

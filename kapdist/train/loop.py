@@ -7,8 +7,6 @@ import logging
 import math
 from collections.abc import Iterator
 
-from torch.nn import functional as F
-
 from kapdist.config import Config
 from kapdist.data import Batch
 from kapdist.engine import StepResult, join
@@ -19,6 +17,7 @@ from kapdist.train.clock import Clock
 from kapdist.train.job import Job, export_weights, poll, prepare, resume, save, validate
 from kapdist.train.memory import peak_memory_bytes
 from kapdist.train.metrics import MetricsLog
+from kapdist.train.mixing import mix, mixed_cross_entropy
 from kapdist.train.stop import Stop
 from kapdist.train.watchdog import Watchdog
 
@@ -103,11 +102,11 @@ def train_step(job: Job, batches: Iterator[Batch], step: int, measure: bool) -> 
     share = job.ranks.world_size / len(job.plan.batch(step))
     for index in range(job.plan.accumulation_steps):
         batch = next(batches)
-        images = job.input_noise(batch, job.plan.epoch(step))
+        mixed = mix(job.input_noise(batch, job.plan.epoch(step)), job.config.train, job.config.seed, step)
         with job.engine.accumulating(more=index + 1 < job.plan.accumulation_steps):
-            logits = job.engine.forward(images)
+            logits = job.engine.forward(mixed.images).float()
             smoothing = job.config.optim.label_smoothing
-            loss = share * F.cross_entropy(logits.float(), batch.labels, reduction="sum", label_smoothing=smoothing)
+            loss = share * mixed_cross_entropy(logits, batch.labels, mixed.share, smoothing)
             job.engine.backward(loss)
         job.meter.add(loss)
     job.meter.count_step()

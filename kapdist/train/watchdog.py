@@ -48,7 +48,8 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and not issubclass(kind, InputError | StoppedError) and self.ranks.world_size > 1:
+        failed = isinstance(error, Exception) and not isinstance(error, InputError | StoppedError)
+        if failed and self.ranks.world_size > 1:
             self.name_the_gone()
         self.ended.set()
         self.thread.join(self.interval + 5)

@@ -33,6 +33,13 @@ def test_bench_loop_prints_a_ratio() -> None:
 
 
 @pytest.mark.slow
+def test_runs_that_are_killed_end_bitwise_equal() -> None:
+    """A few kills; `python tools/kill_test.py --kills 50` does it as often as one likes."""
+    printed = tool("tools/kill_test.py", "--kills", "3", "--kills-per-run", "3", "--seed", "1")
+    assert "1 of 1 runs ended bitwise equal" in printed or "2 of 2 runs ended bitwise equal" in printed
+
+
+@pytest.mark.slow
 def test_gpu_check_runs_without_a_gpu_and_says_so() -> None:
     import torch
 
