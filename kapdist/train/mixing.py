@@ -1,7 +1,7 @@
 """Mixup (Zhang 2018, arXiv 1710.09412) and CutMix (Yun 2019, arXiv 1905.04899), on the device, keyed by step.
 
-The share and the box are functions of (seed, step), the same on all ranks. An image's partner is found within its part
-of the batch (the part in reverse), so partners, unlike all other augmentation, do depend on the number of ranks.
+The share and the box are functions of (seed, step), the same on all ranks. An image's partner is found within its
+part of the batch (the part in reverse), so partners, unlike all other augmentation, depend on the number of ranks.
 """
 
 from __future__ import annotations
