@@ -71,16 +71,22 @@ class MetricsLog:
             self.progress.start()
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Add one line of metrics; numbers go to TensorBoard as well."""
+        """Add one line of metrics; numbers go to TensorBoard as well. A full disk loses lines, not the run."""
         if not self.active:
             return
+        try:
+            self.record(kind, step, values)
+        except OSError as error:
+            log.warning("metrics of step %d were not written: %s", step, error)
+        self.say(kind, step, values)
+
+    def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         self.file.write(json.dumps({"kind": kind, "step": step, **values, "time": time.time()}) + "\n")
         scalars = {f"{kind}/{key}": value for key, value in values.items() if isinstance(value, float)}
         for key, value in scalars.items():
             self.tensorboard.add_scalar(key, value, step)
         if self.wandb:
             self.wandb.log(scalars, step=step)
-        self.say(kind, step, values)
 
     def say(self, kind: str, step: int, values: dict[str, Any]) -> None:
         words = "  ".join(f"{key} {short(value)}" for key, value in values.items() if key != "peak_memory_bytes")

@@ -6,6 +6,7 @@ file system's, so clocks of different hosts need not agree.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import logging
@@ -63,7 +64,12 @@ class Watchdog:
 
     def write(self) -> None:
         idle = time.monotonic() - self.progressed
-        write_atomic(self.path(self.ranks.rank), json.dumps({"step": self.step, "idle_seconds": round(idle, 1)}))
+        path = self.path(self.ranks.rank)
+        try:
+            write_atomic(path, json.dumps({"step": self.step, "idle_seconds": round(idle, 1)}))
+        except OSError:  # a full disk: the old beat with a new time is a sign of life too
+            with contextlib.suppress(OSError):
+                os.utime(path)
 
     def watch(self) -> None:
         while not self.ended.wait(self.interval):

@@ -137,10 +137,10 @@ def test_another_number_of_ranks_sees_every_image_once(tiny_config: Path) -> Non
 
 @pytest.fixture
 def small_disk(tmp_path: Path):
-    """A file system of 4 MiB."""
+    """A file system of 8 MiB."""
     folder = tmp_path / "small"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True)
     if done.returncode:
         pytest.skip("no tmpfs can be mounted here: GPU boxes and containers without the right to mount")
     yield folder
@@ -155,7 +155,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_goes_on(small_disk: Path, cap
     saver.wait()
     hog = small_disk / "hog"
     with hog.open("wb") as file:
-        file.write(bytes(2_000_000))
+        file.write(bytes(6_000_000))
     saver.save(2, state, {})
     saver.wait()
     assert "no checkpoint of step 2" in caplog.text
@@ -164,6 +164,25 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_goes_on(small_disk: Path, cap
     saver.save(3, state, {})
     saver.wait()
     assert checkpoint.newest(run) == run.checkpoint(3)
+
+
+def test_a_full_disk_does_not_end_the_training(small_disk: Path, tiny_config: Path) -> None:
+    run = RunDir(small_disk / "runs" / "tiny")
+    words = [*WORDS, f"runs_dir={small_disk / 'runs'}", "train.epochs=40", "train.checkpoint_every_steps=3"]
+    words += ["train.evaluate_every_epochs=40", "train.keep_checkpoints=1", "model.width=0.125"]
+    processes = start_ranks(words, 1, tiny_config.parent)
+    wait_for(run.latest.exists)
+    hog = small_disk / "hog"
+    subprocess.run(["dd", "if=/dev/zero", f"of={hog}", "bs=64k"], capture_output=True)  # until there is no room
+    log = run.rank_log(1, 0)
+    wait_for(lambda: "no checkpoint of step" in log.read_text(errors="replace") or processes[0].poll() is not None)
+    assert processes[0].poll() is None, end_ranks(processes, 1)
+    kept = checkpoint.newest(run)
+    assert kept is not None
+    hog.unlink()
+    wait_for(lambda: (checkpoint.newest(run) or kept) != kept or processes[0].poll() is not None)
+    assert end_ranks(processes, 90)[0].code == 0
+    assert "continuing from" not in log.read_text(errors="replace")
 
 
 def test_other_errors_of_saving_surface_at_the_next_save(tmp_path: Path) -> None:
