@@ -54,6 +54,8 @@ class DataConfig(Section):
     """Mirror training images left to right with probability 1/2."""
     translate: Annotated[int, Field(ge=0, le=64)] = 0
     """Shift training images by up to this many pixels in both directions, black outside."""
+    cutout: Annotated[int, Field(ge=0, le=2048)] = 0
+    """Blacken a square of this side, pixels, at a random place of training images; 0 does not (DeVries 2017)."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Decoding threads per rank; 0 divides the CPUs that this process may use among the ranks of the node."""
     batches_ahead: Natural = 3

@@ -98,6 +98,22 @@ def test_shifts_take_every_value_equally_often() -> None:
     assert ((counts - 800) ** 2 / 800).sum() < 67  # 24 degrees of freedom, once in 200,000
 
 
+def test_holes_are_centred_on_every_pixel_equally_often() -> None:
+    holes = np.array([augment.hole(11, image, 5, 1) for image in range(20_000)])
+    assert (holes[:, [1, 3]] - holes[:, [0, 2]] == 1).all()
+    counts = np.histogram2d(holes[:, 0], holes[:, 2], bins=[np.arange(6) - 0.5] * 2)[0]
+    assert ((counts - 800) ** 2 / 800).sum() < 67  # 24 degrees of freedom, once in 200,000
+
+
+@given(st.integers(8, 2048), st.integers(1, 2048), st.integers(0, 10_000))
+def test_holes_lie_inside_and_are_never_empty(side: int, cutout: int, image: int) -> None:
+    top, bottom, left, right = augment.hole(5, image, side, cutout)
+    for start, end in ((top, bottom), (left, right)):
+        assert 0 <= start < end <= side
+        assert end - start <= cutout
+        assert end - start == cutout or start == 0 or end == side
+
+
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(0, 10_000))
 def test_random_windows_lie_inside(height: int, width: int, image: int) -> None:
     top, left, h, w = augment.random_window(5, image, height, width)
