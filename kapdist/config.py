@@ -54,6 +54,12 @@ class DataConfig(Section):
     """Mirror training images left to right with probability 1/2."""
     translate: Annotated[int, Field(ge=0, le=64)] = 0
     """Shift training images by up to this many pixels in both directions, black outside."""
+    cutout: Annotated[int, Field(ge=0, le=2048)] = 0
+    """Blacken a square of this side, pixels, at a random place of training images; 0 does not (DeVries 2017)."""
+    order: Literal["random", "quasi-random"] = "random"
+    """Order of an epoch: random over all images, or page by page, for a beton larger than memory."""
+    page_images: Natural = 2048
+    """Consecutive images that quasi-random order reads together; it has eight such pages open at a time."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Decoding threads per rank; 0 divides the CPUs that this process may use among the ranks of the node."""
     batches_ahead: Natural = 3

@@ -23,6 +23,7 @@ def commands(quick: bool) -> Iterator[list[str]]:
     """Yield the benchmarks as commands that anyone can run by themselves."""
     yield [str(TOOLS / "bench_step.py"), "--steps", "2" if quick else "10"]
     yield [str(TOOLS / "bench_loop.py"), "--rounds", "2" if quick else "15"]
+    yield [str(TOOLS / "bench_loader.py"), "--rounds", "2" if quick else "7"]
 
 
 def help_seconds() -> list[float]:

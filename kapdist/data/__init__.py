@@ -5,7 +5,7 @@ from kapdist.data.check import check, check_beton
 from kapdist.data.errors import WriterError
 from kapdist.data.folder import class_folder
 from kapdist.data.loader import Batch, Loader
-from kapdist.data.order import epoch_order
+from kapdist.data.order import epoch_order, quasi_random_order, training_order
 from kapdist.data.sources import SOURCES, Source, fashion_mnist, make_source
 from kapdist.data.write import write, write_beton
 
@@ -24,6 +24,8 @@ __all__ = [
     "fashion_mnist",
     "make_source",
     "open_beton",
+    "quasi_random_order",
+    "training_order",
     "write",
     "write_beton",
 ]

@@ -17,6 +17,7 @@ from kapdist import rng
 # Purposes: counters of different purposes never meet.
 FLIP = 1
 SHIFT = 2
+CUTOUT = 4
 CROP = 16
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -62,6 +63,18 @@ def shift(key: int, image: int, pad: int) -> tuple[int, int]:
     down = int(uniform(key, image, SHIFT) * (2 * pad + 1)) - pad
     right = int(uniform(key, image, SHIFT + 1) * (2 * pad + 1)) - pad
     return down, right
+
+
+@njit(nogil=True)
+def hole(key: int, image: int, side: int, cutout: int) -> tuple[int, int, int, int]:
+    """Return (top, bottom, left, right) of cut-out's square, as much of it as lies in a side x side image.
+
+    Its centre is uniform on the pixels, so it may reach over the border (DeVries and Taylor 2017,
+    https://arxiv.org/abs/1708.04552, section 3.2).
+    """
+    top = int(uniform(key, image, CUTOUT) * side) - cutout // 2
+    left = int(uniform(key, image, CUTOUT + 1) * side) - cutout // 2
+    return max(0, top), min(side, top + cutout), max(0, left), min(side, left + cutout)
 
 
 @njit(nogil=True)

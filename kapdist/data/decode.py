@@ -14,7 +14,7 @@ from numba import njit
 from numba import types as numba_types
 from numba.core.typing import signature
 
-from kapdist.data.augment import centre_window, flipped, random_window, shift
+from kapdist.data.augment import centre_window, flipped, hole, random_window, shift
 from kapdist.data.beton import Layout
 from kapdist.data.checksum import xxh64
 from kapdist.data.errors import DamagedImageError
@@ -47,6 +47,7 @@ class Recipe:
     centre_ratio: float = 1.0
     pad: int = 0
     flip: bool = False
+    cutout: int = 0
 
 
 @njit(nogil=True)
@@ -92,6 +93,7 @@ def decode_part(  # type: ignore[no-untyped-def]
     centre_ratio,
     pad,
     flip,
+    cutout,
 ):
     """Decode images into out (batch, resolution, resolution, 3); return the first bad position, -1 if none is."""
     side = out.shape[1]
@@ -118,10 +120,13 @@ def decode_part(  # type: ignore[no-untyped-def]
             top, left, h, w = random_window(key, image, height, width)
         if pad == 0 and not flip:
             resize(0, source, height, width, top, top + h, left, left + w, out[position].ctypes.data, side, side)
-            continue
-        resize(0, source, height, width, top, top + h, left, left + w, plain.ctypes.data, side, side)
-        down, right = shift(key, image, pad) if pad else (0, 0)
-        place(plain, out[position], down, right, flip and flipped(key, image))
+        else:
+            resize(0, source, height, width, top, top + h, left, left + w, plain.ctypes.data, side, side)
+            down, right = shift(key, image, pad) if pad else (0, 0)
+            place(plain, out[position], down, right, flip and flipped(key, image))
+        if cutout > 0:
+            y0, y1, x0, x1 = hole(key, image, side, cutout)
+            out[position, y0:y1, x0:x1] = 0
     return -1
 
 
@@ -146,6 +151,7 @@ SIGNATURE = types.int64(
     types.float64,
     types.int64,
     types.boolean,
+    types.int64,
 )
 
 
@@ -156,7 +162,7 @@ def compiled_decode() -> Callable[..., int]:
 
 
 class Decoder(SimpleRGBImageDecoder):
-    """FFCV's operation for the image field: decode, crop, resize, translate and flip in one pass.
+    """FFCV's operation for the image field: decode, crop, resize, translate, flip and cut out in one pass.
 
     One function instead of one per step, because every jitted function costs each process its compilation.
     FFCV's `storage_state` brings the file's bytes and the epoch's key: a key kept in the operation would be
@@ -207,6 +213,7 @@ class Decoder(SimpleRGBImageDecoder):
                 recipe.centre_ratio,
                 recipe.pad,
                 recipe.flip,
+                recipe.cutout,
             )
             if bad >= 0:
                 raise DamagedImageError(int(batch_indices[where][bad]))

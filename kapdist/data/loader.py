@@ -41,7 +41,7 @@ class Loader:
     """Decodes the images that it is asked for, in the order asked, on threads of its own.
 
     Args:
-        training: apply the config's crop, flip and translation; else the whole image, or the centre crop.
+        training: apply the config's crop, flip, translation and cut-out; else the whole image, or the centre crop.
         seed: of the augmentation, with the epoch and the image's id.
         max_batch_size: images of the largest batch that will be asked for.
         num_workers: decoding threads; 0 takes the CPUs that this process may use.
@@ -139,10 +139,10 @@ def make_recipe(info: BetonInfo, config: DataConfig, *, training: bool) -> Recip
             raise InputError(info.path, expected, f"images {size}")
         if not training:
             return Recipe(side)
-        return Recipe(side, NO_CROP, pad=config.translate, flip=config.flip)
+        return Recipe(side, NO_CROP, pad=config.translate, flip=config.flip, cutout=config.cutout)
     if not training:
         return Recipe(side, CENTRE_CROP, centre_ratio=config.crop_ratio)
-    return Recipe(side, RANDOM_CROP, pad=config.translate, flip=config.flip)
+    return Recipe(side, RANDOM_CROP, pad=config.translate, flip=config.flip, cutout=config.cutout)
 
 
 def make_pipeline(info: BetonInfo, decoder: Decoder, config: DataConfig) -> FFCVLoader:

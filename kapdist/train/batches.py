@@ -7,19 +7,20 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kapdist.data import Batch, Loader, epoch_order
+from kapdist.config import Config
+from kapdist.data import Batch, Loader, training_order
 from kapdist.plan import Plan, part
 from kapdist.rng import derive_seed
 
 
-def training_batches(loader: Loader, plan: Plan, seed: int, rank: int, step: int) -> Iterator[Batch]:
+def training_batches(loader: Loader, plan: Plan, config: Config, rank: int, step: int) -> Iterator[Batch]:
     """Yield this rank's batches after `step` finished steps, `accumulation_steps` of them for each step.
 
     The order of an epoch is one permutation of all images; nothing is decoded for the steps that are skipped.
     """
     while step < plan.total_steps:
         epoch = plan.epoch(step)
-        order = epoch_order(plan.num_images, seed, epoch)
+        order = training_order(config.data, plan.num_images, config.seed, epoch)
         end = (epoch + 1) * plan.steps_per_epoch
         parts = [
             part(plan.rank_batch(t, rank), index, plan.accumulation_steps)

@@ -43,7 +43,7 @@ def train_run(job: Job) -> None:
     """Resume, take the steps, write the weights and DONE."""
     step = resume(job)
     clock = Clock(job.config.train, job.plan, step)
-    batches = training_batches(job.train_loader, job.plan, job.config.seed, job.ranks.rank, step)
+    batches = training_batches(job.train_loader, job.plan, job.config, job.ranks.rank, step)
     with MetricsLog(
         job.run, step, job.plan.total_steps, job.config.train.wandb_project, job.ranks.first
     ) as metrics:

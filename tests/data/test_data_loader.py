@@ -58,6 +58,54 @@ def test_flip_and_translation_equal_the_reference(fashion, pixels, augmented, re
     assert np.array_equal(read_all(augmented, BATCHES, epoch=4), expected)
 
 
+def without_hole(image: np.ndarray, key: int, index: int, cutout: int) -> np.ndarray:
+    """Blacken the square around the pixel that two draws name, pixel by pixel."""
+    side = len(image)
+    centre = [int(augment.uniform(key, index, augment.CUTOUT + axis) * side) for axis in (0, 1)]
+    rows, columns = (np.arange(side) - middle + cutout // 2 for middle in centre)
+    black = ((rows >= 0) & (rows < cutout))[:, None] & ((columns >= 0) & (columns < cutout))
+    return np.where(black[..., None], 0, image)
+
+
+@pytest.mark.parametrize("cutout", [1, 8, 13, 64])
+@pytest.mark.parametrize("others", [{}, AUGMENTED])
+def test_cut_out_equals_the_reference(fashion, pixels, make_loader, read_all, cutout, others) -> None:
+    key = augment.epoch_key(5, 4)
+    found = read_all(make_loader(fashion, seed=5, cutout=cutout, **others), BATCHES, epoch=4)
+    for index, image in enumerate(pixels):
+        whole = reference(image, key, index, 3) if others else image
+        assert np.array_equal(found[index], without_hole(whole, key, index, cutout))
+
+
+def test_a_cut_out_of_nothing_changes_nothing(fashion, augmented, make_loader, read_all) -> None:
+    found = read_all(make_loader(fashion, seed=5, cutout=0, **AUGMENTED), BATCHES, epoch=4)
+    assert np.array_equal(found, read_all(augmented, BATCHES, epoch=4))
+
+
+def test_evaluation_cuts_nothing_out(fashion, pixels, make_loader, read_all) -> None:
+    assert np.array_equal(read_all(make_loader(fashion, training=False, cutout=16), BATCHES), pixels)
+
+
+def test_cut_out_does_not_depend_on_batches_order_or_threads(fashion, make_loader, read_all) -> None:
+    loader = make_loader(fashion, seed=5, cutout=9, **AUGMENTED)
+    expected = read_all(loader, BATCHES, epoch=1)
+    order = epoch_order(300, 0, 1)
+    assert np.array_equal(read_all(loader, np.array_split(order, 60), epoch=1), expected)
+    if usable_cpus() > 1:
+        other = make_loader(fashion, seed=5, num_workers=2, max_batch_size=300, cutout=9, **AUGMENTED)
+        assert np.array_equal(read_all(other, [order], epoch=1), expected)
+
+
+def test_random_crops_are_cut_out_after_resizing(photographs, make_loader, read_all) -> None:
+    plain = {"seed": 2, "crop": "random-resized", "resolution": 48}
+    batch = [np.arange(photographs.num_images)]
+    cropped = read_all(make_loader(photographs, **plain), batch)
+    found = read_all(make_loader(photographs, **plain, cutout=16), batch)
+    key = augment.epoch_key(2, 0)
+    expected = np.stack([without_hole(image, key, index, 16) for index, image in enumerate(cropped)])
+    assert np.array_equal(found, expected)
+
+
 def test_pixels_do_not_depend_on_batches_order_or_threads(fashion, augmented, make_loader, read_all) -> None:
     expected = read_all(augmented, BATCHES, epoch=1)
     order = epoch_order(300, 0, 1)

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kapdist.config import Config
-from kapdist.data import augment, epoch_order
+from kapdist.config import Config, DataConfig
+from kapdist.data import augment, epoch_order, quasi_random_order, training_order
+from kapdist.data.order import OPEN_PAGES
 from kapdist.plan import make_plan
 
 MASK = 2**64 - 1
@@ -53,6 +54,50 @@ def test_seed_and_epoch_do_not_collide_when_their_sum_is_the_same() -> None:
     assert augment.epoch_key(1, 2) != augment.epoch_key(2, 1)
 
 
+SIZES = st.integers(1, 1000), st.integers(0, 2**63), st.integers(0, 1000), st.integers(1, 1200)
+
+
+@given(*SIZES)
+def test_every_quasi_random_epoch_is_a_permutation(num_images, seed, epoch, page_images) -> None:
+    order = quasi_random_order(num_images, seed, epoch, page_images)
+    assert order.dtype == np.int64
+    assert np.array_equal(np.sort(order), np.arange(num_images))
+    assert np.array_equal(order, quasi_random_order(num_images, seed, epoch, page_images))
+
+
+@given(*SIZES)
+def test_few_pages_are_open_at_any_time(num_images, seed, epoch, page_images) -> None:
+    pages = quasi_random_order(num_images, seed, epoch, page_images) // page_images
+    num_pages = pages.max() + 1
+    first = [int(np.argmax(pages == page)) for page in range(num_pages)]
+    last = [num_images - 1 - int(np.argmax(pages[::-1] == page)) for page in range(num_pages)]
+    opened = np.cumsum(np.bincount(first, minlength=num_images))
+    closed = np.cumsum(np.bincount(last, minlength=num_images))
+    assert (opened - np.concatenate([[0], closed[:-1]])).max() <= OPEN_PAGES == 8
+
+
+def test_quasi_random_epochs_and_seeds_differ() -> None:
+    orders = [quasi_random_order(1000, seed, epoch, 20) for seed, epoch in [(1, 2), (2, 1), (1, 3), (0, 0)]]
+    for index, order in enumerate(orders):
+        for other in orders[:index]:
+            assert not np.array_equal(order, other)
+            assert set((order[:160] // 20).tolist()) != set((other[:160] // 20).tolist())
+
+
+def test_a_window_of_pages_is_shuffled_whole() -> None:
+    # All of eight pages: every place takes every image equally often (a fixed seed, so the same on every run).
+    orders = np.array([quasi_random_order(16, 3, epoch, 2) for epoch in range(16_000)])
+    counts = np.array([np.bincount(column, minlength=16) for column in orders.T])
+    assert ((counts - 1000) ** 2 / 1000).sum() < 340  # 225 degrees of freedom: five standard deviations
+
+
+def test_the_config_names_the_order() -> None:
+    paths = {"train": "a", "validation": "b"}
+    random, quasi = (DataConfig(**paths, order=order, page_images=7) for order in ("random", "quasi-random"))
+    assert np.array_equal(training_order(random, 500, 4, 2), epoch_order(500, 4, 2))
+    assert np.array_equal(training_order(quasi, 500, 4, 2), quasi_random_order(500, 4, 2, 7))
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 def test_ranks_share_an_epoch_without_padding(world_size: int) -> None:
     config = Config.model_validate(
@@ -96,6 +141,22 @@ def test_shifts_take_every_value_equally_often() -> None:
     shifts = np.array([augment.shift(11, image, 2) for image in range(20_000)])
     counts = np.histogram2d(shifts[:, 0], shifts[:, 1], bins=[np.arange(-2.5, 3)] * 2)[0]
     assert ((counts - 800) ** 2 / 800).sum() < 67  # 24 degrees of freedom, once in 200,000
+
+
+def test_holes_are_centred_on_every_pixel_equally_often() -> None:
+    holes = np.array([augment.hole(11, image, 5, 1) for image in range(20_000)])
+    assert (holes[:, [1, 3]] - holes[:, [0, 2]] == 1).all()
+    counts = np.histogram2d(holes[:, 0], holes[:, 2], bins=[np.arange(6) - 0.5] * 2)[0]
+    assert ((counts - 800) ** 2 / 800).sum() < 67  # 24 degrees of freedom, once in 200,000
+
+
+@given(st.integers(8, 2048), st.integers(1, 2048), st.integers(0, 10_000))
+def test_holes_lie_inside_and_are_never_empty(side: int, cutout: int, image: int) -> None:
+    top, bottom, left, right = augment.hole(5, image, side, cutout)
+    for start, end in ((top, bottom), (left, right)):
+        assert 0 <= start < end <= side
+        assert end - start <= cutout
+        assert end - start == cutout or start == 0 or end == side
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(0, 10_000))

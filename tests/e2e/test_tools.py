@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+STAMPS = Path("/usr/share/tuxpaint/stamps")
 
 
 def tool(*words: str, limit: int = 240) -> str:
@@ -30,6 +31,20 @@ def test_bench_step_prints_ratios() -> None:
 def test_bench_loop_prints_a_ratio() -> None:
     printed = tool("tools/bench_loop.py", "--rounds", "1", "--batch-size", "4", "--width", "0.125")
     assert re.search(r"^ratio [\d.]+ \(median of 1 paired rounds", printed, flags=re.MULTILINE), printed
+
+
+def test_bench_loader_prints_ratios_and_skips_what_is_absent(tmp_path: Path) -> None:
+    if not STAMPS.is_dir():
+        pytest.skip("Debian's package tuxpaint-stamps-default is not installed")
+    tiny = ("tools/bench_loader.py", "--rounds", "1", "--images", "40", "--batch-size", "16", "--workers", "1")
+    ratio = r"^ratio [\d.]+ \(median of 1 paired rounds"
+    printed = tool(*tiny)
+    assert len(re.findall(ratio, printed, flags=re.MULTILINE)) == 2, printed
+    assert "command:" in printed
+    assert "machine:" in printed
+    without = tool(*tiny, "--stamps", str(tmp_path / "absent"))
+    assert len(re.findall(ratio, without, flags=re.MULTILINE)) == 1, without
+    assert "photographs: skipped" in without
 
 
 @pytest.mark.slow

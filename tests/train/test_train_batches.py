@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kapdist.config import Config, DataConfig, OptimConfig, TrainConfig
-from kapdist.data import Batch, Loader, epoch_order, open_beton
+from kapdist.data import Batch, Loader, epoch_order, open_beton, quasi_random_order
 from kapdist.plan import make_plan
 from kapdist.train.batches import InputNoise, training_batches
 
@@ -43,7 +43,7 @@ def step_images(config: Config, world_size: int, steps: range) -> list[dict[int,
             device=torch.device("cpu"),
             num_workers=1,
         )
-        batches = training_batches(loader, plan, SEED, rank, steps.start)
+        batches = training_batches(loader, plan, config, rank, steps.start)
         for number, step in enumerate(steps):
             for _ in range(config.train.accumulation_steps):
                 collect(next(batches), noise, plan.epoch(step), found[number])
@@ -56,7 +56,15 @@ def collect(batch: Batch, noise: InputNoise, epoch: int, into: dict[int, bytes])
         into[index] = image.contiguous().numpy().tobytes()
 
 
-def test_a_step_is_the_same_on_any_number_of_ranks(config: Config) -> None:
+def quasi_random(config: Config) -> Config:
+    data = config.data.model_copy(update={"order": "quasi-random", "page_images": 5})
+    return config.model_copy(update={"data": data})
+
+
+@pytest.mark.parametrize("order", ["random", "quasi-random"])
+def test_a_step_is_the_same_on_any_number_of_ranks(config: Config, order: str) -> None:
+    if order == "quasi-random":
+        config = quasi_random(config)
     steps = range(5, 9)  # over the end of the first epoch
     one, two, three = (step_images(config, world_size, steps) for world_size in (1, 2, 3))
     assert one == two == three
@@ -74,6 +82,11 @@ def test_the_order_is_the_epochs_permutation(config: Config) -> None:
     ids = [index for step in step_images(config, 1, range(7)) for index in step]
     assert ids == epoch_order(130, SEED, 0).tolist()
     assert not np.array_equal(epoch_order(130, SEED, 0), epoch_order(130, SEED, 1))
+
+
+def test_the_order_is_the_one_that_the_config_names(config: Config) -> None:
+    ids = [index for step in step_images(quasi_random(config), 1, range(7)) for index in step]
+    assert ids == quasi_random_order(130, SEED, 0, 5).tolist()
 
 
 def test_pixels_change_from_epoch_to_epoch(config: Config) -> None:
