@@ -5,10 +5,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+python=${PYTHON:-python3}
 missing=()                                   # Debian's package names
 need() { local package=$1; shift; "$@" >/dev/null 2>&1 || missing+=("$package"); }
 
 need g++ command -v g++
+need python3-venv "$python" -c 'import ensurepip, venv'
+need python3-dev "$python" -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")'
 need pkg-config command -v pkg-config
 need libopencv-dev pkg-config --exists opencv4
 need libturbojpeg0-dev pkg-config --exists libturbojpeg
@@ -33,7 +36,6 @@ if [ ${#missing[@]} -gt 0 ]; then
     fi
 fi
 
-python=${PYTHON:-python3}
 if ! "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'; then
     echo "setup: kapdist needs Python 3.10 to 3.12, found $("$python" --version); set PYTHON=/path/to/python3.11" >&2
     exit 2
