@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -17,13 +18,16 @@ log = logging.getLogger(__name__)
 # USR2 is what Slurm is told to send before a time-out, TERM what it sends at a preemption.
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
+# One Ctrl-C in a terminal comes twice under torchrun: from the terminal and from torchrun.
+SAME_SECONDS = 1.0
+
 
 class Stop:
     """Listens for the signals of its process while it is entered."""
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
-        self.asked_by = ""
+        self.asked_by, self.asked_at = "", 0.0
         self.pid = os.getpid()
         self.before: dict[signal.Signals, Any] = {}
 
@@ -42,9 +46,10 @@ class Stop:
         """Note the signal; a second Ctrl-C leaves at once."""
         if os.getpid() != self.pid:
             return  # a forked worker has this handler too, and no say
-        if number == signal.SIGINT and self.asked_by == "SIGINT":
+        again = time.monotonic() - self.asked_at > SAME_SECONDS
+        if number == signal.SIGINT and self.asked_by == "SIGINT" and again:
             raise KeyboardInterrupt
-        self.asked_by = signal.Signals(number).name
+        self.asked_by, self.asked_at = signal.Signals(number).name, time.monotonic()
 
     def agreed(self) -> bool:
         """Return whether any rank was asked; every rank calls this at the same step."""
