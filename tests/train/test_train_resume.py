@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import end_ranks, kill_ranks, start_ranks
+from results import numbers
 from safetensors.torch import load_file
 
 from kapdist.engine import Ranks
@@ -18,13 +18,6 @@ from kapdist.rundir import RunDir
 from kapdist.train import checkpoint
 
 WORDS = ["-m", "kapdist.cli", "train", "tiny.yaml", "train.checkpoint_every_steps=2"]
-
-
-def numbers(run: RunDir) -> list[dict]:
-    """The metrics that a run computes, without those that time decides."""
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    timed = {"time", "seconds", "images_per_second", "peak_memory_bytes"}
-    return [{key: value for key, value in line.items() if key not in timed} for line in lines]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

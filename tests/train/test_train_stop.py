@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import end_ranks, kill_ranks, start_ranks
+from results import numbers
 from safetensors.torch import load_file
 
 from kapdist.engine import Ranks
@@ -29,13 +29,6 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.01)
-
-
-def numbers(run: RunDir) -> list[dict]:
-    """The metrics that a run computes, without those that time decides."""
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    timed = {"time", "seconds", "images_per_second", "peak_memory_bytes"}
-    return [{key: value for key, value in line.items() if key not in timed} for line in lines]
 
 
 def same_bits(one: RunDir, other: RunDir) -> bool:
