@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-GROUND = {"config", "configfile", "environment", "errors", "plan", "progress", "rng", "rundir"}
+GROUND = {"config", "configfile", "environment", "errors", "plan", "progress", "rng", "rundir", "sharding"}
 MAY_IMPORT = {
     "kap": set(),
     "models": {"kap"},
