@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import kapdist.attack.images as images_of
 from kapdist.attack.model import load_model
-from kapdist.attack.plan import PACKAGES, AttackPlan, read_plan, run_of
+from kapdist.attack.plan import PACKAGES, AttackPlan, read_plan, run_of, shard_chunks
 from kapdist.attack.planning import device_kind
 from kapdist.attack.records import chunk_table, is_done, write_table
 from kapdist.attack.stock import attack_chunk
@@ -37,7 +37,7 @@ def run_shard(attack_dir: Path, shard: int, num_shards: int) -> None:
         raise InputError("shard", f"a number from 0 to {num_shards - 1}", str(shard))
     attack = AttackDir(attack_dir)
     plan = read_plan(attack)
-    mine = range(shard, plan.num_chunks, num_shards)
+    mine = shard_chunks(plan.num_chunks, shard, num_shards)
     todo = [chunk for chunk in mine if not is_done_with_images(attack, plan, chunk)]
     print(f"shard {shard} of {num_shards}: {len(mine)} chunks, {len(mine) - len(todo)} done already", flush=True)
     if todo:
