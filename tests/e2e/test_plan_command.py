@@ -18,8 +18,11 @@ from kapdist.rundir import RunDir
 
 
 @pytest.fixture
-def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run `kapdist plan WORDS` in this process and return what it printed."""
+def printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Run `kapdist plan WORDS` in this process, where runs/ is that of tmp_path; return what it printed."""
+    monkeypatch.chdir(tmp_path)
 
     def printed(*words: object) -> str:
         monkeypatch.setattr(sys, "argv", ["kapdist", "plan", *map(str, words)])
