@@ -284,7 +284,7 @@ class AttackConfig(Section):
         return self
 
 
-AnyConfig = TypeVar("AnyConfig", Config, AttackConfig)
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 def flatten(section: Section, prefix: str = "") -> dict[str, Any]:

@@ -12,24 +12,26 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from kapdist.config import AnyConfig, Section, dotted_keys
+from kapdist.config import AnySection, Section, dotted_keys
 from kapdist.errors import InputError
 
 
-def load_config(model: type[AnyConfig], path: Path, overrides: Sequence[str] = ()) -> AnyConfig:
-    """Read a config: defaults, then the file, then the overrides.
+def load_config(model: type[AnySection], path: Path | None, overrides: Sequence[str] = ()) -> AnySection:
+    """Read a config: defaults, then the file if there is one, then the overrides.
 
     Raises:
         InputError: for an unreadable file, a duplicate or unknown key (names the nearest), a bad value (names
             the bound).
     """
-    values = OmegaConf.merge(read_yaml(path), *(parse_override(word, model) for word in unique(overrides)))
+    base = OmegaConf.create() if path is None else read_yaml(path)
+    values = OmegaConf.merge(base, *(parse_override(word, model) for word in unique(overrides)))
     try:
         container = OmegaConf.to_container(values, resolve=True)
     except OmegaConfBaseException as error:
-        raise InputError(path, "interpolations that resolve", first_line(error)) from None
+        raise InputError(path or "config", "interpolations that resolve", first_line(error)) from None
     assert isinstance(container, dict)
-    container.setdefault("name", path.parent.name if path.name == "config.yaml" else path.stem)
+    if path is not None:
+        container.setdefault("name", path.parent.name if path.name == "config.yaml" else path.stem)
     try:
         return model.model_validate(container)
     except ValidationError as error:
@@ -78,13 +80,13 @@ def parse_override(word: str, model: type[Section]) -> Any:
 
 
 def describe(
-    error: ValidationError, model: type[Section], path: Path, overrides: Sequence[str]
+    error: ValidationError, model: type[Section], path: Path | None, overrides: Sequence[str]
 ) -> tuple[str, str, str]:
     """Say the first of pydantic's findings as (place, expected, found), and how many more there are."""
     first, *others = error.errors()
     key = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and not part.startswith("function-"))
     override = next((word for word in overrides if word.partition("=")[0] == key), None)
-    place = f"override {override!r}" if override else f"{path}: {key}" if key else str(path)
+    place = f"override {override!r}" if override else f"{path or 'config'}: {key}" if key else str(path or "config")
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
         return place, f"a known key{nearest(key, model)}", repr(key) + more

@@ -74,7 +74,7 @@ def answer_training(question: Question) -> Forecast:
     if question.images_per_second_per_rank:
         rate: Rate | None = Rate(question.images_per_second_per_rank, "--images-per-second-per-rank")
     else:
-        rate = measured_rate(RunDir(question.run or config.runs_dir / config.name))
+        rate = measured_rate(question.run, config)
     from kapdist.train.footprint import footprint
 
     return forecast(config, num_images, machine, footprint(config), rate)
@@ -138,12 +138,19 @@ def images_in(beton: Path | None, num_images: int | None) -> int | None:
     return open_beton(beton).num_images
 
 
-def measured_rate(run: RunDir) -> Rate | None:
-    """Return the median rate that the run's metrics tell, per rank of its plan; None where there is none."""
+def measured_rate(named: Path | None, config: Config) -> Rate | None:
+    """Return the median rate that a run's metrics tell, per rank of its plan; None where there are none.
+
+    Args:
+        named: the run that the user names, else it is the config's own.
+    """
+    run = RunDir(named or config.runs_dir / config.name)
+    if named is not None:
+        run.load_config()  # a mistyped name is not a run without metrics
     if not (run.metrics.exists() and run.plan.exists()):
         return None
     try:
-        ranks = json.loads(run.plan.read_text())["world_size"]
+        ranks = int(json.loads(run.plan.read_text())["world_size"])
         whole = [line for line in run.metrics.read_text().splitlines(keepends=True) if line.endswith("}\n")]
         lines = [json.loads(line) for line in whole]
         rates = [line["images_per_second"] for line in lines if line["kind"] == "train"]

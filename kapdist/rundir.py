@@ -34,6 +34,8 @@ class RunDir:
         self.best_weights = self.root / "best.safetensors"
         self.attempts = self.root / "attempts"
         self.attacks = self.root / "attacks"
+        self.code = self.root / "code"
+        self.slurm = self.root / "slurm"
         self.done = self.root / "DONE"
         self.failed = self.root / "FAILED"
         self.lock = self.root / "LOCK"
@@ -89,6 +91,9 @@ class AttackDir:
         self.records = self.root / "records.parquet"
         self.summary = self.root / "summary.json"
         self.lock = self.root / "LOCK"
+        self.code = self.root / "code"
+        self.slurm = self.root / "slurm"
+        self.failed = self.root / "FAILED"
 
     def chunk(self, index: int) -> Path:
         return self.chunks / f"chunk-{index:06d}.parquet"

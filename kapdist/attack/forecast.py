@@ -10,11 +10,12 @@ from typing import Any
 import polars as pl
 
 from kapdist.attack.cost import Passes, passes_per_image
-from kapdist.attack.plan import AttackName, AttackPlan, Norm, Settings, read_plan, shard_chunks
+from kapdist.attack.plan import AttackName, AttackPlan, Norm, Settings, read_plan
 from kapdist.attack.stock import resolve
 from kapdist.config import AttackConfig
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, RunDir
+from kapdist.sharding import chunks_of
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def forecast_attack(
     passes = passes_per_image(attacks, settings, num_classes)
     per_image = sum(attack.total for attack in passes)
     num_chunks = count_chunks(num_images, config.chunk_size)
-    chunks = [len(shard_chunks(num_chunks, shard, num_shards)) for shard in range(num_shards)]
+    chunks = [len(chunks_of(num_chunks, shard, num_shards)) for shard in range(num_shards)]
     images = images_of_shards(num_images, config.chunk_size, num_shards)
     rate, source = passes_per_second, "--passes-per-second" if passes_per_second else None
     if rate is None and measured:
@@ -116,7 +117,7 @@ def count_chunks(num_images: int, chunk_size: int) -> int:
 def images_of_shards(num_images: int, chunk_size: int, num_shards: int) -> list[int]:
     """Return the images of each shard; the last chunk may be a short one."""
     num_chunks = count_chunks(num_images, chunk_size)
-    images = [chunk_size * len(shard_chunks(num_chunks, shard, num_shards)) for shard in range(num_shards)]
+    images = [chunk_size * len(chunks_of(num_chunks, shard, num_shards)) for shard in range(num_shards)]
     images[(num_chunks - 1) % num_shards] -= num_chunks * chunk_size - num_images
     return images
 

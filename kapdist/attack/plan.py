@@ -122,11 +122,6 @@ class AttackPlan(Frozen):
         return any(name != "square" for name in self.attacks)
 
 
-def shard_chunks(num_chunks: int, shard: int, num_shards: int) -> range:
-    """Return the chunks of a shard: dealt out in turn, so that each belongs to one shard alone."""
-    return range(shard, num_chunks, num_shards)
-
-
 def run_of(attack: AttackDir) -> Path:
     """Return the run directory that an attack directory lies in: RUN/attacks/NAME."""
     return attack.root.resolve().parent.parent

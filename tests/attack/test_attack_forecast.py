@@ -12,12 +12,13 @@ from torch import nn
 
 from kapdist.attack.cost import passes_per_image
 from kapdist.attack.forecast import AttackForecast, Measured, forecast_attack, images_of_shards, makespan, measure
-from kapdist.attack.plan import AttackPlan, shard_chunks, write_plan
+from kapdist.attack.plan import AttackPlan, write_plan
 from kapdist.attack.records import chunk_table, write_table
 from kapdist.attack.stock import attack_chunk
 from kapdist.config import AttackConfig
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, RunDir, fingerprint
+from kapdist.sharding import chunks_of
 
 
 class Sure(nn.Module):
@@ -94,7 +95,7 @@ def test_without_a_measure_no_hours_are_made_up() -> None:
 @pytest.mark.parametrize("num_shards", [1, 3, 16, 40])
 def test_images_of_shards_are_those_of_their_chunks(num_images: int, num_shards: int) -> None:
     chunks = [range(64 * c, min(64 * (c + 1), num_images)) for c in range(-(-num_images // 64))]
-    expected = [sum(len(chunks[c]) for c in shard_chunks(len(chunks), s, num_shards)) for s in range(num_shards)]
+    expected = [sum(len(chunks[c]) for c in chunks_of(len(chunks), s, num_shards)) for s in range(num_shards)]
     assert images_of_shards(num_images, 64, num_shards) == expected
 
 

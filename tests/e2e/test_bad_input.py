@@ -213,6 +213,7 @@ def run_merge(monkeypatch: pytest.MonkeyPatch) -> None:
         ("train.yaml data.train=absent.beton", "or --num-images M to plan without one, found no file"),
         ("train.yaml --images-per-second-per-rank 0", "--images-per-second-per-rank"),
         ("train.yaml --images-per-second-per-rank nan", "--images-per-second-per-rank"),
+        ("train.yaml --run nowhere", "nowhere: expected a run directory"),
         ("train.yaml --shards 3", "--shards: expected train.yaml to be the config of an attack"),
         ("train.yaml train.epoch=1", "nearest: train.epochs"),
         ("train.yaml kap.pool_size=99", "kap"),

@@ -20,6 +20,7 @@ GROUND = {
     "progress",
     "rng",
     "rundir",
+    "sharding",
 }
 MAY_IMPORT = {
     "kap": set(),
