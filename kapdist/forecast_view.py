@@ -77,7 +77,7 @@ def time_and_checkpoints(found: Forecast) -> Rows:
 def show_attack(found: AttackForecast) -> None:
     """Print what an attack will ask for."""
     show(f"Attack in {found.num_shards:,} shards, {found.at_a_time:,} at a time", shards(found))
-    table = Table("attack", title="Passes of one image that no attack breaks", title_justify="left")
+    table = Table("attack", title="Passes of one image that no attack breaks", title_justify="left", min_width=48)
     for name in ("forward", "backward"):
         table.add_column(name, justify="right")
     for attack in found.passes:
@@ -98,7 +98,7 @@ def shards(found: AttackForecast) -> Rows:
 def attack_time(found: AttackForecast) -> Rows:
     yield "passes", f"{found.num_images * found.passes_per_image:,} at most"
     if found.passes_per_second is None:
-        yield "hours", "not known: --run RUN has no attack to measure by; --passes-per-second X says a rate"
+        yield "hours", "not known: neither an attack made in --run RUN nor --passes-per-second X tells a rate"
         return
     yield "passes per second and shard", f"{found.passes_per_second:,.1f} by {found.rate_source}"
     yield "shard hours, worst case", f"{found.worst_shard_hours:,.2f}: no image falls"
