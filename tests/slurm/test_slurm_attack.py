@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from processes import ranks_of_job
 
 from kapdist.rundir import AttackDir, RunDir
 from kapdist.sharding import finished_chunks
@@ -53,20 +54,6 @@ def lines(attack: AttackDir, kind: str) -> list[dict]:
     return [line for line in map(json.loads, text.splitlines()) if line["kind"] == kind]
 
 
-def process_of_shard(attack: AttackDir, job: str) -> int | None:
-    """The process that attacks a shard, by the job that Slurm says it is of."""
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            variables = (path / "environ").read_bytes().decode(errors="replace").split("\0")
-            command = (path / "cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if f"SLURM_JOB_ID={job}" in variables and "core._submit" in command and "SLURM_PROCID=0" in variables:
-            if "srun" not in command:
-                return int(path.name)
-    return None
-
-
 def test_a_bad_shard_a_killed_one_and_a_preempted_one(slurm, trained: RunDir) -> None:
     slurm.restore()
     attack = trained.attack("quick")
@@ -79,8 +66,8 @@ def test_a_bad_shard_a_killed_one_and_a_preempted_one(slurm, trained: RunDir) ->
 
     slurm.wait_until(lambda: bool(finished_chunks(attack)), "a first chunk", 90)
     first = slurm.job(f"{arrays[0]}_1")["JobId"]
-    slurm.wait_until(lambda: process_of_shard(attack, first) is not None, "shard 1", 60)
-    os.kill(process_of_shard(attack, first) or 0, signal.SIGKILL)
+    slurm.wait_until(lambda: bool(ranks_of_job(first)), "shard 1", 60)
+    os.kill(ranks_of_job(first)[0], signal.SIGKILL)
     slurm.submit("-p", "high", "-w", "n1", "--exclusive", "--wrap", "sleep 1")
 
     slurm.wait_until(lambda: attack.failed.exists(), "the verdict of the aggregation", 240)

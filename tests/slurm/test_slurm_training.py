@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import ranks_of_job
 from results import numbers
 from safetensors.torch import load_file
 
@@ -89,20 +90,6 @@ class Queued:
     def log(self) -> str:
         return "\n".join(path.read_text() for path in sorted(self.run.slurm.glob("*.out")))
 
-    def pids(self, rank: int) -> list[int]:
-        """Processes of a rank on this machine, found by its variables."""
-        wanted = {f"SLURM_JOB_ID={self.job}", f"SLURM_PROCID={rank}"}
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                variables = (path / "environ").read_bytes().decode(errors="replace").split("\0")
-                command = (path / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            if wanted <= set(variables) and "submitit.core._submit" in command and "srun" not in command:
-                found.append(int(path.name))
-        return found
-
 
 @pytest.fixture
 def queued(slurm, tmp_path: Path, small_betons: tuple[Path, Path]) -> Callable[..., Queued]:
@@ -145,7 +132,7 @@ def test_timed_out_once_and_preempted_twice(slurm, queued, undisturbed) -> None:
 def test_a_killed_rank_a_dead_node_a_cut_link_and_an_administrator(slurm, queued, undisturbed) -> None:
     training = queued("engine.timeout_minutes=0.3", "train.stall_minutes=0.5")
     training.wait_for_a_checkpoint(1)
-    for pid in training.pids(rank=1):
+    for pid in ranks_of_job(training.job, rank=1):
         os.kill(pid, signal.SIGKILL)
     training.wait_for_restart(1)
     assert [end.code for end in Restarts(training.run.slurm / "ends.jsonl").read()] == [128 + signal.SIGKILL]
