@@ -67,12 +67,12 @@ def dry_run(run: RunDir, attack: AttackDir, config: AttackConfig, cluster: Clust
 
 def is_needed(attack: AttackDir, force: bool) -> bool:
     """Say so where the attack is merged or its jobs wait or run; `force` cancels those."""
+    if attack.summary.exists():
+        print(f"{attack.root}: done: {attack.summary}")
+        return False
     living = slurm.alive(line["job"] for line in jobs.remembered(attack.slurm))
     if living and not force:
         print(f"{attack.root}: job {', '.join(living)} waits or runs (--force cancels it and submits the rest)")
-        return False
-    if attack.summary.exists():
-        print(f"{attack.root}: done: {attack.summary}")
         return False
     slurm.cancel_and_wait(living)
     return True
