@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Finished, end_ranks, kill_ranks, start_ranks
+from processes import Finished, kill_ranks, start_ranks
 from rich.console import Console
 
 from kapdist.rundir import AttackDir, RunDir, write_atomic, write_json
@@ -72,6 +74,14 @@ def wait_until(condition: Any, what: str, seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
         time.sleep(0.05)
+
+
+def wait_for(terminal: int, words: str, seconds: float = 60) -> None:
+    """Read what a terminal shows until some words are among it."""
+    shown, deadline = "", time.monotonic() + seconds
+    while words not in shown:
+        assert select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0], shown
+        shown += os.read(terminal, 4096).decode(errors="replace")
 
 
 # Trainings
@@ -404,17 +414,22 @@ def test_what_is_no_run_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 def test_watching_ends_by_control_c(tmp_path: Path) -> None:
-    begun(tmp_path, queued=False)
-    watcher = start_ranks([STATUS, str(tmp_path), "--watch", "0.2"], 1, tmp_path, {"PATH": "/nonexistent"})
+    """On a terminal: what changes is shown, and Ctrl-C is no failure."""
+    run = begun(tmp_path, queued=False)
+    terminal, inside = pty.openpty()
+    command = [sys.executable, STATUS, str(tmp_path), "--watch", "0.1"]
+    watcher = subprocess.Popen(command, stdout=inside, stderr=inside, env=os.environ | {"TERM": "xterm"})
     try:
-        time.sleep(2)
-        assert watcher[0].poll() is None
-        watcher[0].send_signal(signal.SIGINT)
-        end = end_ranks(watcher, 20)[0]
+        wait_for(terminal, "never started")
+        run.rank_log(1, 0).parent.mkdir(parents=True)
+        wait_for(terminal, "attempt 1 has ended")
+        watcher.send_signal(signal.SIGINT)
+        assert watcher.wait(timeout=60) == 0
     finally:
-        kill_ranks(watcher)
-    assert end.code == 0, end.output
-    assert "stopped: not queued; never started" in end.output
+        watcher.kill()
+        watcher.wait()
+        os.close(terminal)
+        os.close(inside)
 
 
 def test_a_controller_that_hangs_does_not_hang_us() -> None:
