@@ -36,7 +36,9 @@ def num_chunks(attack: AttackDir) -> int:
 
 def finished_chunks(attack: AttackDir) -> set[int]:
     """Return the chunks that have a file; the merge looks into them."""
-    return {int(path.stem.removeprefix("chunk-")) for path in attack.chunks.glob("chunk-*.parquet")}
+    return {
+        int(path.stem.removeprefix("chunk-")) for path in attack.chunks.glob("chunk-*.parquet") if path.is_file()
+    }
 
 
 def missing_shards(attack: AttackDir, num_shards: int) -> dict[int, list[int]]:

@@ -56,6 +56,16 @@ def after_plan(attack: AttackDir, code: int, cluster: ClusterConfig, job: str | 
     return what
 
 
+def after_aggregate(attack: AttackDir, code: int, cluster: ClusterConfig, job: str | None) -> Verdict:
+    """Note how a start of the aggregation ended; what it found missing is in FAILED already."""
+    ends = Restarts(attack.slurm / "ends" / f"aggregate-{job}.jsonl").add(End(code, 0, job))
+    what, why = verdict(ends, code == 0, cluster)
+    if what == "give up" and not attack.failed.exists():
+        write_atomic(attack.failed, f"the shards were not added up: {why}; see {attack.slurm}\n")
+    print(f"kapdist: {attack.root}: aggregation: {why}", flush=True)
+    return what
+
+
 def newest_step(run: RunDir) -> int:
     """Return the step of the newest checkpoint by its name, 0 if there is none."""
     return max((int(path.name.removeprefix("step-")) for path in run.checkpoints.glob("step-*")), default=0)
@@ -96,17 +106,20 @@ def act(what: Verdict, code: int) -> int:
 
 
 def main(words: list[str]) -> int:
-    """Run as `python -m launch.after train RUN CODE | shard DIR SHARD SHARDS CODE | plan DIR CODE`."""
+    """Run as `python -m launch.after train RUN CODE`, or with `plan DIR`, `shard DIR SHARD SHARDS`, `aggregate DIR`."""
     kind, place, *numbers = words
     code, job = int(numbers[-1]), slurm.this_job()
     root = Path(place)
     cluster = load_cluster(root / "slurm" / CLUSTER)
     if kind == "train":
-        return act(after_training(RunDir(root), code, cluster, job), code)
-    if kind == "plan":
-        return act(after_plan(AttackDir(root), code, cluster, job), code)
-    shard, num_shards = map(int, numbers[:2])
-    return act(after_shard(AttackDir(root), shard, num_shards, code, cluster, job), code)
+        what = after_training(RunDir(root), code, cluster, job)
+    elif kind == "plan":
+        what = after_plan(AttackDir(root), code, cluster, job)
+    elif kind == "aggregate":
+        what = after_aggregate(AttackDir(root), code, cluster, job)
+    else:
+        what = after_shard(AttackDir(root), int(numbers[0]), int(numbers[1]), code, cluster, job)
+    return act(what, code)
 
 
 if __name__ == "__main__":

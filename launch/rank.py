@@ -66,6 +66,24 @@ class AttackShard:
         run_shard(self.directory, self.shard, self.num_shards)
 
 
+@dataclass(frozen=True)
+class Aggregate:
+    """The sum of an attack's shards, or another round of those that are missing."""
+
+    run: Path
+    directory: Path
+    retry: int
+
+    def __call__(self) -> None:
+        run_as_command(self.aggregate)
+
+    def aggregate(self) -> None:
+        from kapdist.rundir import AttackDir, RunDir
+        from launch.aggregate import aggregate
+
+        aggregate(RunDir(self.run), AttackDir(self.directory), self.retry)
+
+
 def run_as_command(work: Callable[[], None]) -> None:
     """Call `work` with the signals and exit codes of the command line.
 

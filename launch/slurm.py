@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -31,10 +32,23 @@ def submit(what: Submission, calls: Sequence[Callable[[], None]]) -> str:
     try:
         executor = submitit.SlurmExecutor(what.folder, python=what.python)
         executor.update_parameters(**what.parameters)
-        jobs = executor.submit_array(calls) if what.elements > 1 else [executor.submit(calls[0])]
+        with outside_of_jobs():
+            jobs = executor.submit_array(calls) if what.elements > 1 else [executor.submit(calls[0])]
     except (FailedJobError, FailedSubmissionError) as error:
         raise InputError("sbatch", "a job that this cluster takes", own_words(str(error))) from None
     return str(jobs[0].job_id).partition("_")[0]
+
+
+@contextlib.contextmanager
+def outside_of_jobs() -> Iterator[None]:
+    """Hide the job that this process belongs to: sbatch hands variables down, and a job takes them for its own."""
+    kept = {key: value for key, value in os.environ.items() if key.startswith("SLURM_") and key != "SLURM_CONF"}
+    for key in kept:
+        del os.environ[key]
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def own_words(text: str) -> str:

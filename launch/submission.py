@@ -46,8 +46,8 @@ def submission(
     snapshot: Path,
     last_word: str,
     *,
-    whole_nodes: bool,
-    dependency: str | None = None,
+    whole_nodes: bool = False,
+    sbatch: dict[str, str] | None = None,
     elements: int = 0,
     **about: Any,
 ) -> Submission:
@@ -58,7 +58,8 @@ def submission(
         snapshot: the code that the job runs.
         last_word: module and arguments that are run when the ranks have ended, with their exit code after them.
         whole_nodes: all nodes and ranks of the cluster's config; else one task.
-        dependency: in sbatch's words.
+        sbatch: options of this job alone.
+        about: for the record of the jobs.
     """
     python = cluster.python or shlex.quote(sys.executable)
     parameters: dict[str, Any] = {
@@ -72,12 +73,11 @@ def submission(
         "account": cluster.account,
         "qos": cluster.qos,
         "constraint": cluster.constraint,
-        "dependency": dependency,
         "signal_delay_s": cluster.signal_seconds,
         "array_parallelism": cluster.shards_at_once,
         "wckey": None,
         "stderr_to_stdout": True,
-        "additional_parameters": {"requeue": True} | memory(cluster) | cluster.sbatch,
+        "additional_parameters": {"requeue": True} | memory(cluster) | cluster.sbatch | (sbatch or {}),
         "srun_args": ["--kill-on-bad-exit=1", "--mpi=none", *cluster.srun],
         "setup": setup(folder, cluster, snapshot),
         "teardown": [f"exec {python} -m {last_word} $?"],
