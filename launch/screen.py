@@ -20,6 +20,7 @@ from launch.why import LogLine
 COLOURS = {"DONE": "green", "FAILED": "red", "RUNNING": "cyan", "PENDING": "yellow"}
 WORDS = {"STOPPED": "stopped", "UNKNOWN": "unknown"}
 SHOWN = 5
+LONGEST_LINE = 300
 BAR_WIDTH = 24
 
 Row = tuple[str, RenderableType]
@@ -42,7 +43,7 @@ def screen(found: Standing) -> RenderableType:
 def headline(name: str, verdict: Verdict) -> Text:
     colour = COLOURS.get(verdict.state, "magenta")
     text = Text.assemble((WORDS.get(verdict.state, verdict.state), f"bold {colour}"), overflow="fold")
-    text.append(f": {verdict.why}" if verdict.why else "")
+    text.append(f": {short(verdict.why)}" if verdict.why else "")
     return text.append(f"  ({name})", style="bold")
 
 
@@ -57,7 +58,7 @@ def table(rows: Iterator[Row]) -> Table:
 
 def training_rows(found: Training) -> Iterator[Row]:
     """Yield what there is to say of a training, the cause of a failure first."""
-    yield from cause(found.log_line)
+    yield from cause(found.log_line, found.verdict)
     if found.total_steps:
         yield "", ProgressBar(total=found.total_steps, completed=found.step, width=2 * BAR_WIDTH)
         yield "progress", steps(found)
@@ -77,7 +78,7 @@ def training_rows(found: Training) -> Iterator[Row]:
         yield "attempts", f"{found.num_attempts} ({count(found.restarts, 'restart')})"
     for attempt in found.attempts[-SHOWN:]:
         if attempt.failed:
-            yield "", f"attempt {attempt.number} failed at step {attempt.step}: {attempt.failed}"
+            yield "", f"attempt {attempt.number} failed at step {attempt.step}: {short(attempt.failed)}"
     for end in found.ends[-SHOWN:]:
         yield "ended", ending(end["code"], end["progress"], end["job"], end["reason"])
 
@@ -111,7 +112,7 @@ def job_rows(jobs: list[JobStanding]) -> Iterator[Row]:
 
 def attack_rows(found: Attack) -> Iterator[Row]:
     """Yield what there is to say of an attack."""
-    yield from cause(found.log_line)
+    yield from cause(found.log_line, found.verdict)
     if found.chunks_total is not None:
         yield "", ProgressBar(total=found.chunks_total, completed=found.chunks_done, width=2 * BAR_WIDTH)
         left = f", {duration(found.seconds_left)} left" if found.seconds_left is not None else ""
@@ -134,13 +135,14 @@ def shard_rows(shards: Shards) -> Iterator[Row]:
         if which:
             yield name, Text(listed(which), style="red")
     for shard in shards.explained:
-        line = f": {shard.log_line.line} ({shard.log_line.file})" if shard.log_line else ""
-        yield "", f"shard {shard.shard} ({count(shard.starts, 'start')}): {shard.reason}{line}"
+        line = f": {short(shard.log_line.line)} ({shard.log_line.file})" if shard.log_line else ""
+        yield "", f"shard {shard.shard} ({count(shard.starts, 'start')}): {short(shard.reason)}{line}"
 
 
-def cause(line: LogLine | None) -> Iterator[Row]:
-    if line:
-        yield "cause", Text.assemble((line.line, "red"), f"\n{line.file}")
+def cause(line: LogLine | None, verdict: Verdict) -> Iterator[Row]:
+    """Yield the line that explains a failure, unless the verdict has said it."""
+    if line and line.line != verdict.why:
+        yield "cause", Text.assemble((short(line.line), "red"), f"\n{line.file}")
 
 
 def warnings(found: Standing) -> Iterator[str]:
@@ -149,6 +151,11 @@ def warnings(found: Standing) -> Iterator[str]:
         yield f"disk nearly full: {found.disk_free_bytes / 2**30:.1f} GiB free"
     if not found.slurm_answers:
         yield "squeue does not answer: shown is what accounting and files say"
+
+
+def short(line: str) -> str:
+    """Cut what would fill the screen: an aggregation names each missing shard."""
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..."
 
 
 def listed(numbers: list[int]) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from kapdist.errors import InputError
@@ -165,7 +164,7 @@ def failed_shard(directory: AttackDir, shard: int, key: str | None, told: Told) 
     reason = first_line(marker) or (told.state(key) if key else None) or "given up"
     starts = len(Restarts(shard_ends(directory, shard)).read())
     logs = [directory.slurm / f"{key}_0_log.out"] if key else []
-    return FailedShard(shard, reason, starts, explain(Path("/nonexistent"), [*logs, directory.shard_log(shard)]))
+    return FailedShard(shard, reason, starts, explain(None, [*logs, directory.shard_log(shard)]))
 
 
 def chunk_rate(directory: AttackDir, finished: set[int]) -> float | None:
@@ -189,5 +188,7 @@ def explanation(directory: AttackDir, found: Verdict, jobs: list[JobStanding]) -
     """Explain a failure of the plan or of the merge; shards explain themselves."""
     if found.state != "FAILED":
         return None
-    single = [job for job in jobs if job.kind != "shards"]
-    return explain(directory.failed, [directory.slurm / f"{job.job}_0_log.out" for job in reversed(single)])
+    # What comes after a plan that failed only says that there is none.
+    kind = "aggregate" if directory.plan.exists() else "plan"
+    logs = [directory.slurm / f"{job.job}_0_log.out" for job in reversed(jobs) if job.kind == kind]
+    return (None if directory.plan.exists() else explain(None, logs)) or explain(directory.failed, logs)

@@ -32,13 +32,13 @@ class LogLine:
     file: str
 
 
-def explain(sentinel: Path, logs: Iterable[Path]) -> LogLine | None:
+def explain(sentinel: Path | None, logs: Iterable[Path]) -> LogLine | None:
     """Return the last line of FAILED where it names a cause, else the first log's last line that looks like one.
 
     Args:
         logs: the likeliest first; only their ends are read.
     """
-    last = last_line(sentinel)
+    last = last_line(sentinel) if sentinel else ""
     if last and not UNTOLD.search(last):
         return LogLine(last, str(sentinel))
     for path in logs:

@@ -2,8 +2,8 @@
 
     python tools/bench_launch.py [--rounds N]
 
-Claim: both take less than a second, as whole processes. The shards' directory is made for it: 10,000 planned chunks,
-most of them there, a few shards given up; Slurm is asked where there is one, but knows nothing of such jobs.
+Claim: both take less than a second, as whole processes. The shards' directory is made for it: 10,000 planned
+chunks, most of them there, a few shards given up; Slurm is asked where there is one, but knows nothing of such jobs.
 """
 
 from __future__ import annotations
@@ -42,9 +42,17 @@ def make_attack(root: Path) -> AttackDir:
     for shard in range(NUM_SHARDS * 9 // 10):
         for chunk in chunks_of(NUM_CHUNKS, shard, NUM_SHARDS):
             attack.chunk(chunk).touch()
-    about = {"kind": "shards", "shards": list(range(NUM_SHARDS)), "num_shards": NUM_SHARDS}
     what = submission(
-        "bench", attack.slurm, ClusterConfig(), root, "launch.after", whole_nodes=False, elements=NUM_SHARDS, **about
+        "bench",
+        attack.slurm,
+        ClusterConfig(),
+        root,
+        "launch.after",
+        whole_nodes=False,
+        elements=NUM_SHARDS,
+        kind="shards",
+        shards=list(range(NUM_SHARDS)),
+        num_shards=NUM_SHARDS,
     )
     remember(attack.slurm, "999999999", what)
     for shard in range(NUM_SHARDS - 10, NUM_SHARDS):
@@ -77,7 +85,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         attack = make_attack(Path(folder) / "attacks" / "bench")
         shown = seconds([str(ROOT / "launch" / "status.py"), str(attack.root)], rounds)
-        prepared = seconds([str(ROOT / "launch" / "train.py"), str(CONFIG), "--dry-run", f"runs_dir={folder}"], rounds)
+        prepared = seconds(
+            [str(ROOT / "launch" / "train.py"), str(CONFIG), "--dry-run", f"runs_dir={folder}"], rounds
+        )
     print(line(f"launch/status.py of {NUM_SHARDS:,} shards, {NUM_CHUNKS:,} chunks", *shown))
     print(line("launch/train.py --dry-run", *prepared))
 

@@ -400,6 +400,23 @@ def test_an_attack_that_was_given_up_explains_itself(tmp_path: Path) -> None:
     assert found.verdict.state == "FAILED"
     assert found.log_line is not None
     assert found.log_line.line == "kapdist: model: expected weights, found nothing"
+    # The aggregation comes after any plan, and finds none.
+    write_atomic(directory.failed, "a: expected a plan, found none: the plan job failed\n")
+    again = attack_stands(directory, GONE)
+    assert again.log_line == found.log_line
+    assert again.verdict.why == "a: expected a plan, found none: the plan job failed"
+
+
+def test_an_aggregation_that_names_a_thousand_shards_leaves_room_on_the_screen(tmp_path: Path) -> None:
+    directory = planned(tmp_path / "attacks" / "a", 1000)
+    queue(directory.slurm, "7", 1000, kind="shards", shards=list(range(1000)), num_shards=1000)
+    named = "; ".join(f"shard {n} without 1 chunks" for n in range(1000))
+    write_atomic(directory.failed, f"a: expected every shard, found {named}\n")
+    found = attack_stands(directory, GONE)
+    assert found.verdict.why.endswith("shard 999 without 1 chunks")
+    text = status(directory.root)
+    assert text.startswith("FAILED: a: expected every shard, found shard 0 without 1 chunks;")
+    assert len(text.splitlines()) < 15
 
 
 # The command

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +73,22 @@ def test_a_job_from_the_queue_to_its_end(clean, tmp_path: Path) -> None:
     clean.wait_until(lambda: status(clean, run.root)["verdict"]["state"] == "STOPPED", "it is seen to be stopped")
     assert status(clean, run.root)["verdict"]["why"] == f"not queued; job {job}: CANCELLED"
     assert status(clean, run.root, *bare)["verdict"]["state"] == "STOPPED"
+
+
+def test_a_controller_that_hangs_leaves_the_word_to_accounting(clean, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "runs" / "x")
+    write_atomic(run.config, "name: x\n")
+    job = queued(clean, run.slurm, ["-N1", "--hold", "--wrap", "sleep 300"], kind="train")
+    accounts = ["sacct", "-nPX", "-j", job, "-o", "state"]
+    clean.wait_until(lambda: clean.run(accounts).stdout.strip() == "PENDING", "sacct knows the job")
+    controller = int((clean.directory / "slurmctld.pid").read_text())
+    os.kill(controller, signal.SIGSTOP)
+    try:
+        found = status(clean, run.root)
+    finally:
+        os.kill(controller, signal.SIGCONT)
+    assert not found["slurm_answers"]
+    assert found["verdict"]["state"] == "PENDING"
 
 
 def test_the_shards_of_an_array(clean, tmp_path: Path) -> None:
