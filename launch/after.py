@@ -106,7 +106,7 @@ def act(what: Verdict, code: int) -> int:
 
 
 def main(words: list[str]) -> int:
-    """Run as `python -m launch.after train RUN CODE`, or with `plan DIR`, `shard DIR SHARD SHARDS`, `aggregate DIR`."""
+    """Run as `python -m launch.after KIND PLACE ... CODE`, as the batch scripts do; CODE is that of the ranks."""
     kind, place, *numbers = words
     code, job = int(numbers[-1]), slurm.this_job()
     root = Path(place)

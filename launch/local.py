@@ -28,7 +28,7 @@ def train(run: RunDir, cluster: ClusterConfig) -> int:
     while True:
         code = job.start_once()
         if job.asked:
-            return code or RESUME if not run.done.exists() else 0
+            return 0 if run.done.exists() else code or RESUME
         what = after_training(run, code, cluster, None)
         if what != "again":
             return 0 if what == "done" else code or 1

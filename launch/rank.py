@@ -11,8 +11,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
-from kapdist.errors import RESUME, InputError, StoppedError
+from kapdist.errors import InputError, StoppedError
 
 
 @dataclass(frozen=True)
@@ -85,20 +86,27 @@ class Aggregate:
 
 
 def run_as_command(work: Callable[[], None]) -> None:
-    """Call `work` with the signals and exit codes of the command line.
+    """Call `work` with the signals and exit codes of the command line, but for one: whoever was told to stop leaves
+    with 0, since srun ends the other ranks of a step at the first that does not, in the middle of their saving.
 
-    submitit has a handler of its own on USR2, which would requeue the job behind our back.
+    One can be told to stop from the first moment on, before a training listens for itself. submitit's own handler,
+    which would requeue the job behind our back, goes.
     """
-    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT):
-        signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, leave)
+    signal.signal(signal.SIGCONT, signal.SIG_DFL)
     try:
         work()
     except StoppedError as stopped:
         print(f"kapdist: {stopped}", file=sys.stderr)
-        sys.exit(RESUME)
+        sys.exit(0)  # there is no DONE: the last word of the batch script will see to it
     except InputError as error:
         print(f"kapdist: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    raise StoppedError(f"stopped by {signal.Signals(number).name}; may be continued")
 
 
 if __name__ == "__main__":

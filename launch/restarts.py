@@ -8,13 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from kapdist.errors import RESUME
 from launch.cluster import ClusterConfig
 
 Verdict = Literal["done", "again", "give up"]
 
-# What ranks leave with that were told to stop, by themselves or by the signals of Slurm: no failures.
-STOPPED = {0, RESUME, 128 + 12, 128 + 15}
+STOPPED = 0  # what ranks leave with that were told to stop, and saved
 WRONG_INPUT = 2
 
 
@@ -32,7 +30,7 @@ class End:
 
     @property
     def failed(self) -> bool:
-        return self.code not in STOPPED
+        return self.code != STOPPED
 
 
 def verdict(ends: list[End], done: bool, cluster: ClusterConfig) -> tuple[Verdict, str]:

@@ -42,7 +42,7 @@ EXAMPLES = """\
 try:  {prefix}sinfo
       {prefix}srun -N2 hostname
       {prefix}sbatch -p high -N2 --exclusive --wrap 'sleep 4'     # preempts what runs in low
-      {program} down"""
+      {program} down{where}"""
 
 
 def up(options: argparse.Namespace) -> int:
@@ -65,7 +65,8 @@ def up(options: argparse.Namespace) -> int:
     print(f"slurm sandbox: up in {time.monotonic() - started:.1f} s in {directory}: {nodes}\n")
     print(env_sh(settings))
     prefix = "$SLURM_SANDBOX_PREFIX " if settings.prefix else ""
-    print(EXAMPLES.format(prefix=prefix, program=sys.argv[0]))
+    where = "" if directory == default_directory() else f" --dir {directory}"
+    print(EXAMPLES.format(prefix=prefix, program=sys.argv[0], where=where))
     return 0
 
 

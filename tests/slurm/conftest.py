@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -113,7 +114,7 @@ class Sandbox:
             self.mend()
         for node in ("n1", "n2"):
             self.start_node(node)
-        self.run(["scancel", "--user", "root" if os.geteuid() == 0 else os.environ["USER"]])
+        self.run(["scancel", "--user", pwd.getpwuid(os.geteuid()).pw_name])
         self.wait_until(lambda: set(self.node_states().values()) == {"idle"}, "both nodes are idle", timeout)
 
     def _tool(self, *words: object) -> None:

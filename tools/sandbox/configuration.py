@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import getpass
 import shlex
 import socket
 
-from sandbox.settings import NODES, Settings
+from sandbox.settings import NODES, Settings, user_name
 
 SLURM_CONF = """\
 ClusterName=sandbox
@@ -118,7 +117,7 @@ def slurm_conf(settings: Settings) -> str:
         hostname=hostname(settings, NODES[0]),
         controller=controller,
         controller_port=settings.ports["slurmctld"],
-        user=getpass.getuser(),
+        user=user_name(),
         directory=settings.directory,
         accounting=accounting if settings.accounting else "",
         nodes="\n".join(node_line(settings, node) for node in NODES),
@@ -147,7 +146,7 @@ def slurmdbd_conf(settings: Settings) -> str:
         directory=settings.directory,
         controller=settings.addresses[NODES[0]],
         port=settings.ports["slurmdbd"],
-        user=getpass.getuser(),
+        user=user_name(),
     )
 
 

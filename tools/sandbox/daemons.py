@@ -3,7 +3,6 @@ a session of its own, its words in a log."""
 
 from __future__ import annotations
 
-import getpass
 import os
 import secrets
 import socket
@@ -15,7 +14,7 @@ from pathlib import Path
 from sandbox.network import on_node
 from sandbox.packages import find
 from sandbox.processes import alive, holds
-from sandbox.settings import NODES, SandboxError, Settings
+from sandbox.settings import NODES, SandboxError, Settings, user_name
 
 LIMIT_SECONDS = 40.0
 SYSTEM_TABLES = Path("/usr/share/mysql/mysql_system_tables.sql")
@@ -27,7 +26,7 @@ def start_daemons(settings: Settings) -> None:
     if settings.accounting:
         start_mariadb(settings)
         start_slurmdbd(settings)
-    start(settings, "slurmctld", ["slurmctld", "-D", "-c"], node=NODES[0])
+    start_slurmctld(settings)
     for node in NODES:
         start_slurmd(settings, node)
     wait_until(settings, lambda: node_states(settings) == ["idle", "idle"], "both nodes are idle", "slurmctld")
@@ -58,7 +57,7 @@ def start_mariadb(settings: Settings) -> None:
     data = settings.directory / "mariadb"
     data.mkdir(mode=0o700)
     words = ["mariadbd", "--no-defaults", f"--datadir={data}", f"--socket={data}/socket", f"--pid-file={data}/pid"]
-    words += ["--skip-networking", "--skip-grant-tables", f"--user={getpass.getuser()}"]
+    words += ["--skip-networking", "--skip-grant-tables", f"--user={user_name()}"]
     # The accounting of a sandbox need not survive a power failure.
     words += ["--innodb-flush-log-at-trx-commit=0", "--innodb-doublewrite=0", "--innodb-log-file-size=8M"]
     start(settings, "mariadbd", words)
@@ -75,12 +74,18 @@ def sql(settings: Settings, statements: str, *words: str) -> bool:
 
 def start_slurmdbd(settings: Settings) -> None:
     start(settings, "slurmdbd", ["slurmdbd", "-D"], node=NODES[0])
-    address = settings.addresses[NODES[0]], settings.ports["slurmdbd"]
-    wait_until(settings, lambda: listens(settings, address), "slurmdbd listens", "slurmdbd")
+    wait_until(settings, lambda: listens(settings, "slurmdbd"), "slurmdbd listens", "slurmdbd")
 
 
-def listens(settings: Settings, address: tuple[str, int]) -> bool:
-    """Return whether something listens at an address inside the controller's network."""
+def start_slurmctld(settings: Settings) -> None:
+    """Start the controller; a slurmd that comes before it listens would try again only seconds later."""
+    start(settings, "slurmctld", ["slurmctld", "-D", "-c"], node=NODES[0])
+    wait_until(settings, lambda: listens(settings, "slurmctld"), "slurmctld listens", "slurmctld")
+
+
+def listens(settings: Settings, daemon: str) -> bool:
+    """Return whether a daemon's port has a listener inside the controller's network."""
+    address = settings.addresses[NODES[0]], settings.ports[daemon]
     if not settings.namespaces:
         with socket.socket() as trial:
             return trial.connect_ex(address) == 0

@@ -28,7 +28,7 @@ def sandbox_processes(settings: Settings) -> set[int]:
     }
     for index, _ in enumerate(settings.namespaces):
         found |= in_namespace(settings, index)
-    return with_descendants(found) - own_processes()
+    return with_descendants(found - own_processes())
 
 
 def node_processes(settings: Settings, node: str) -> set[int]:
@@ -41,7 +41,7 @@ def node_processes(settings: Settings, node: str) -> set[int]:
     }
     if settings.namespaces and node != NODES[0]:  # the first has the controller in it
         found |= in_namespace(settings, NODES.index(node))
-    return with_descendants(found) - own_processes()
+    return with_descendants(found - own_processes())
 
 
 def all_processes() -> Iterable[int]:
@@ -49,13 +49,12 @@ def all_processes() -> Iterable[int]:
 
 
 def holds(pid: int, directory: Path) -> bool:
-    """Return whether a process has a file of a directory open, or works in it."""
-    start = f"{directory}/"
+    """Return whether a process has a file of a directory open."""
     try:
-        links = [f"/proc/{pid}/cwd", *(f"/proc/{pid}/fd/{name}" for name in os.listdir(f"/proc/{pid}/fd"))]
+        links = [f"/proc/{pid}/fd/{name}" for name in os.listdir(f"/proc/{pid}/fd")]
     except OSError:  # gone, or another user's
         return False
-    return any(f"{target(link)}/".startswith(start) for link in links)
+    return any(target(link).startswith(f"{directory}/") for link in links)
 
 
 def target(link: str) -> str:
@@ -92,7 +91,8 @@ def parent(pid: int) -> int | None:
 
 
 def with_descendants(pids: set[int]) -> set[int]:
-    found, parents = set(pids), {pid: parent(pid) for pid in all_processes()}
+    """The processes and all below them, but for this one and those it runs in."""
+    found, parents = set(pids), {pid: parent(pid) for pid in set(all_processes()) - own_processes()}
     while more := {pid for pid, above in parents.items() if above in found} - found:
         found |= more
     return found

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import pwd
 import random
 import socket
 from pathlib import Path
@@ -91,8 +92,13 @@ def choose_settings(directory: Path, cpus: int, accounting: bool, namespaces: bo
     )
 
 
+def user_name() -> str:
+    """The user that everything runs as, whatever USER says."""
+    return pwd.getpwuid(os.geteuid()).pw_name
+
+
 def memory_per_node_mb() -> int:
-    """Half of the machine's memory, less a tenth for the machine itself."""
+    """A node's share of the machine's memory, a tenth of which is left to the machine itself."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return int(total * 0.9 / len(NODES)) // 2**20
 
