@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from launch.restarts import STOPPED
 from launch.standing import Standing
 from launch.standing_attack import Attack, Shards
 from launch.standing_train import Training, Verdict
@@ -79,8 +79,9 @@ def training_rows(found: Training) -> Iterator[Row]:
     for attempt in found.attempts[-SHOWN:]:
         if attempt.failed:
             yield "", f"attempt {attempt.number} failed at step {attempt.step}: {short(attempt.failed)}"
-    for end in found.ends[-SHOWN:]:
-        yield "ended", ending(end["code"], end["progress"], end["job"], end["reason"])
+    # The end of a run that is done was no stop.
+    for end in (found.ends[:-1] if found.verdict.state == "DONE" else found.ends)[-SHOWN:]:
+        yield "ended", ending(end)
 
 
 def steps(found: Training) -> str:
@@ -95,9 +96,10 @@ def ranks(found: Training) -> str:
     return f"{len(found.ranks)}, last sign of life {duration(newest)} ago"
 
 
-def ending(code: int, progress: int, job: str | None, reason: str) -> str:
-    word = "stopped" if code in STOPPED else f"failed with exit code {code}"
-    return f"{f'job {job} ' if job else ''}{word} at {progress}{f': {reason}' if reason else ''}"
+def ending(end: dict[str, Any]) -> str:
+    word = f"failed with exit code {end['code']}" if end["failed"] else "was stopped"
+    reason = f": {short(end['reason'])}" if end["reason"] else ""
+    return f"{'job ' + end['job'] if end['job'] else 'a start here'} {word} at step {end['progress']}{reason}"
 
 
 def job_rows(jobs: list[JobStanding]) -> Iterator[Row]:

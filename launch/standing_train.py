@@ -139,7 +139,7 @@ def how_it_ended(jobs: list[JobStanding], ends: list[End], newest: int) -> str:
     if jobs and "UNKNOWN" not in jobs[-1].states:
         return f"job {jobs[-1].job}: {', '.join(jobs[-1].states)}"
     if ends:
-        return f"its last start ended with exit code {ends[-1].code}"
+        return f"its last start failed with exit code {ends[-1].code}" if ends[-1].failed else "it was stopped"
     return f"attempt {newest} has ended" if newest else "never started"
 
 

@@ -3,7 +3,7 @@
     python tools/bench_launch.py [--rounds N]
 
 Claim: both take less than a second, as whole processes. The shards' directory is made for it: 10,000 planned
-chunks, most of them there, a few shards given up; Slurm is asked where there is one, but knows nothing of such jobs.
+chunks, most of them there, a few shards given up; Slurm is asked where there is one, but knows no such job.
 """
 
 from __future__ import annotations

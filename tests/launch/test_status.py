@@ -209,10 +209,10 @@ def test_the_verdict_on_a_training(tmp_path: Path, told: Told, failed: str, stat
 
 def test_a_stop_by_a_signal_is_no_failure(tmp_path: Path) -> None:
     run = begun(tmp_path)
-    Restarts(run.slurm / "ends.jsonl").add(End(75, 12, "7"))
+    Restarts(run.slurm / "ends.jsonl").add(End(0, 12, "7"))
     write_atomic(run.slurm / "7_0_log.out", "RuntimeError: of a start before\n")
     found = stands(run, GONE)
-    assert found.verdict.why == "not queued; its last start ended with exit code 75"
+    assert found.verdict.why == "not queued; it was stopped"
     assert found.log_line is None
     Restarts(run.slurm / "ends.jsonl").add(End(137, 12, "7"))
     found = stands(run, GONE)
