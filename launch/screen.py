@@ -69,7 +69,7 @@ def training_rows(found: Training) -> Iterator[Row]:
         yield "evaluation", f"top-1 {last['top1']:.2%}, top-5 {last['top5']:.2%} at step {last['step']}"
     if found.checkpoint_age_seconds is not None:
         yield "checkpoint", f"step {found.checkpoint_step}, {duration(found.checkpoint_age_seconds)} old"
-    if found.ranks:
+    if found.ranks and found.verdict.state != "DONE":
         yield "ranks", ranks(found)
     for odd in found.silent:
         yield "", Text(odd, style="bold red")
