@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-GROUND = {"config", "configfile", "environment", "errors", "plan", "progress", "rng", "rundir", "sharding"}
+GROUND = {
+    "config",
+    "configfile",
+    "environment",
+    "errors",
+    "forecast",
+    "forecast_view",
+    "plan",
+    "progress",
+    "rng",
+    "rundir",
+    "sharding",
+}
 MAY_IMPORT = {
     "kap": set(),
     "models": {"kap"},
@@ -18,7 +30,8 @@ MAY_IMPORT = {
     "train": {"engine", "data", "models", "kap"},
     "attack": {"engine", "data", "models", "kap"},
     "report": set(),
-    "cli": {"report", "attack", "train", "data"},
+    "planner": {"attack", "train", "data"},
+    "cli": {"report", "planner", "attack", "train", "data"},
 }
 ONLY_IN = {"ffcv": "data", "pyautoattack": "attack", "deepspeed": "engine", "submitit": "launch"}
 LAUNCH_NEEDS = {"kapdist", "launch", "submitit", "pydantic", "rich"}

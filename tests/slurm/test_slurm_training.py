@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import ranks_of_job
 from results import numbers
 from safetensors.torch import load_file
 
@@ -72,8 +73,9 @@ class Queued:
     def restarts(self) -> int:
         return int(self.slurm.job(self.job).get("Restarts", 0))
 
-    def wait_for_a_checkpoint(self) -> None:
-        """Wait until this start has gone further than the ones before it."""
+    def wait_for_a_checkpoint(self, attempt: int) -> None:
+        """Wait until this attempt has gone further than the ones before it."""
+        self.slurm.wait_until(lambda: self.run.last_attempt() == attempt, f"attempt {attempt}", 90)
         step = newest_step(self.run)
         self.slurm.wait_until(lambda: newest_step(self.run) > step, f"a checkpoint after step {step}", 90)
 
@@ -87,20 +89,6 @@ class Queued:
 
     def log(self) -> str:
         return "\n".join(path.read_text() for path in sorted(self.run.slurm.glob("*.out")))
-
-    def pids(self, rank: int) -> list[int]:
-        """Processes of a rank on this machine, found by its variables."""
-        wanted = {f"SLURM_JOB_ID={self.job}", f"SLURM_PROCID={rank}"}
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                variables = (path / "environ").read_bytes().decode(errors="replace").split("\0")
-                command = (path / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            if wanted <= set(variables) and "submitit.core._submit" in command and "srun" not in command:
-                found.append(int(path.name))
-        return found
 
 
 @pytest.fixture
@@ -125,47 +113,45 @@ def test_timed_out_once_and_preempted_twice(slurm, queued, undisturbed) -> None:
     training.wait_for_restart(1)  # told to stop 22 s after the start, saved, and queued itself again
     assert [end.failed for end in Restarts(training.run.slurm / "ends.jsonl").read()] == [False]
     training.update("TimeLimit=30")
-    training.wait_for_a_checkpoint()
 
-    for count, partition in ((2, "low0"), (3, "low")):  # with 20 s of grace, then with none
+    for attempt, partition in ((2, "low0"), (3, "low")):  # with 20 s of grace, then with none
+        training.wait_for_a_checkpoint(attempt)
         high = slurm.submit("-p", "high", "-N2", "--exclusive", "--wrap", "sleep 1")
-        training.wait_for_restart(count)
+        training.wait_for_restart(attempt)
         training.update(f"Partition={partition}")
         slurm.wait_for_state(high, "COMPLETED")
-        if count == 2:
-            training.wait_for_a_checkpoint()
 
     training.wait_until_done()
     assert_equal_bits(training.run, undisturbed())
     assert training.run.last_attempt() == 4
-    assert all((training.run.rank_log(n, rank)).exists() for n in (1, 2, 3, 4) for rank in (0, 1))
+    assert all(training.run.rank_log(n, rank).exists() for n in (1, 2, 3, 4) for rank in (0, 1))
     assert not training.run.failed.exists()
     assert "done" in training.launch().stdout
 
 
 def test_a_killed_rank_a_dead_node_a_cut_link_and_an_administrator(slurm, queued, undisturbed) -> None:
     training = queued("engine.timeout_minutes=0.3", "train.stall_minutes=0.5")
-    training.wait_for_a_checkpoint()
-
-    for pid in training.pids(rank=1):
+    training.wait_for_a_checkpoint(1)
+    for pid in ranks_of_job(training.job, rank=1):
         os.kill(pid, signal.SIGKILL)
     training.wait_for_restart(1)
     assert [end.code for end in Restarts(training.run.slurm / "ends.jsonl").read()] == [128 + signal.SIGKILL]
-    training.wait_for_a_checkpoint()
 
+    training.wait_for_a_checkpoint(2)
     slurm.stop_node("n2", hard=True)
     training.wait_for_restart(2)
     slurm.start_node("n2")
-    training.wait_for_a_checkpoint()
 
+    training.wait_for_a_checkpoint(3)
     slurm.cut()
     training.wait_for_restart(3)
     slurm.mend()
-    training.wait_for_a_checkpoint()
 
+    training.wait_for_a_checkpoint(4)
     slurm.run(["scontrol", "requeue", training.job])
     training.wait_for_restart(4)
-    training.wait_for_a_checkpoint()
+
+    training.wait_for_a_checkpoint(5)
     slurm.run(["scancel", "--signal=USR2", training.job])
     training.wait_for_restart(5)
 
