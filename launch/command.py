@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -15,6 +16,8 @@ def command_line(main: Callable[[], None]) -> None:
     except InputError as error:
         print(f"kapdist: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read has read enough: ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.filename is None:
             raise

@@ -57,10 +57,10 @@ def own_words(text: str) -> str:
     return "; ".join(line for line in lines if line) or "no reason given"
 
 
-def ask(*words: str) -> str | None:
+def ask(*words: str, seconds: float = SECONDS) -> str | None:
     """Return what a command of Slurm prints, None where it fails, takes too long or is not there."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
@@ -77,23 +77,33 @@ def states(jobs: Iterable[str]) -> dict[str, str]:
 
     The queue's word comes first; accounting, where there is any, knows those that have left it.
     """
-    numbers = ",".join(jobs)
+    numbers = list(jobs)
     if not numbers:
         return {}
-    found = accounted(numbers)
-    # One unknown number makes squeue refuse the whole list, so all of the user's jobs are asked for.
-    queued = ask("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T") or ""
-    wanted = set(numbers.split(","))
-    for line in queued.splitlines():
-        job, _, state = line.partition("|")
-        if job.partition("_")[0] in wanted:
-            found[job] = state
-    return found
+    return accounted(numbers) | {job: state for job, (state, _) in (queued(numbers) or {}).items()}
 
 
-def accounted(numbers: str) -> dict[str, str]:
-    text = ask("sacct", "-X", "-n", "-P", "-j", numbers, "-o", "JobID,State")
-    rows = (line.split("|") for line in (text or "").splitlines())
+def queued(
+    jobs: Iterable[str], users: Iterable[str] = (), seconds: float = SECONDS
+) -> dict[str, tuple[str, str]] | None:
+    """Return {job or array element: (state, reason)} of the jobs that are in the queue; None if Slurm is silent.
+
+    One unknown number makes squeue refuse the whole list, so all jobs of the users, or of this one, are asked for.
+    """
+    whose = "--user=" + ",".join(sorted(users)) if users else "--me"
+    words = ("squeue", whose, "--noheader", "--array", "--states=all", "--format=%i|%T|%r")
+    text = ask(*words, seconds=seconds)
+    if text is None:
+        return None
+    wanted = set(jobs)
+    rows = (line.split("|", 2) for line in text.splitlines() if line.count("|") >= 2)
+    return {job: (state, reason) for job, state, reason in rows if job.partition("_")[0] in wanted}
+
+
+def accounted(jobs: Iterable[str], seconds: float = SECONDS) -> dict[str, str]:
+    """Return {job or array element: state} of the jobs that have accounts; none where Slurm keeps none."""
+    words = ("sacct", "-X", "-n", "-P", "-j", ",".join(jobs), "-o", "JobID,State")
+    rows = (line.split("|") for line in (ask(*words, seconds=seconds) or "").splitlines())
     return {job: state.split()[0] for job, state, *_ in rows if state and "[" not in job}
 
 
