@@ -102,7 +102,7 @@ def test_a_run_directory_that_takes_nothing(tiny_config: Path, option: str, foun
     runs.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(runs)], capture_output=True)
     if mounted.returncode:
-        pytest.skip("a test of a full disk mounts one, which takes root: a GPU or Slurm machine may refuse it")
+        pytest.skip("mounting a small file system takes root")
     try:
         if option == "full":
             with pytest.raises(OSError, match="No space left"):
