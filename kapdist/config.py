@@ -168,8 +168,10 @@ class TrainConfig(Section):
 class EngineConfig(Section):
     """Owner: engine/."""
 
-    name: Literal["ddp"] = "ddp"
+    name: Literal["ddp", "deepspeed"] = "ddp"
     """Engine that runs the step."""
+    zero_stage: Annotated[int, Field(ge=0, le=2)] = 0
+    """What DeepSpeed divides among the ranks (ZeRO): 0 nothing, 1 the optimizer's state, 2 gradients too."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where; auto takes a GPU if there is one."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
