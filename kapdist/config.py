@@ -185,6 +185,12 @@ class EngineConfig(Section):
     timeout_minutes: Positive = 10.0
     """Longest wait of one rank for the others."""
 
+    @model_validator(mode="after")
+    def zero_goes_with_deepspeed(self) -> EngineConfig:
+        if self.zero_stage and self.name != "deepspeed":
+            raise ValueError("zero_stage above 0 with name deepspeed only")
+        return self
+
 
 class Config(Section):
     """A training run."""
@@ -209,12 +215,15 @@ class Config(Section):
         return self
 
 
-# What may differ when a run is continued: it decides how fast the run goes and what it says, not what it learns.
+# What may differ when a run is continued: it decides how fast the run goes and what it says, not what it learns
+# (the engines agree to rounding, like numbers of ranks, and read one another's checkpoints).
 MAY_CHANGE = (
     "runs_dir",
     "data.workers",
     "data.batches_ahead",
     "data.timeout_seconds",
+    "engine.name",
+    "engine.zero_stage",
     "engine.threads",
     "engine.timeout_minutes",
     "train.evaluate_every_epochs",

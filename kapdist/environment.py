@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("kapdist", "torch", "ffcv", "numpy", "pyautoattack", "polars", "pydantic", "omegaconf")
+PACKAGES = ("kapdist", "torch", "ffcv", "numpy", "deepspeed", "pyautoattack", "polars", "pydantic", "omegaconf")
 VARIABLES = ("SLURM_", "NCCL_", "OMP_", "MKL_", "CUDA_VISIBLE_DEVICES")
 
 

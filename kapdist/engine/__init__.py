@@ -5,6 +5,6 @@ from kapdist.engine.deepspeed import DeepSpeedEngine
 from kapdist.engine.protocol import Engine, StepResult
 from kapdist.engine.ranks import Ranks, join
 
-ENGINES = {"ddp": DDPEngine, "deepspeed": DeepSpeedEngine}
+ENGINES: dict[str, type[DDPEngine] | type[DeepSpeedEngine]] = {"ddp": DDPEngine, "deepspeed": DeepSpeedEngine}
 
 __all__ = ["ENGINES", "DDPEngine", "DeepSpeedEngine", "Engine", "Ranks", "StepResult", "join"]

@@ -57,7 +57,7 @@ class Partitioned:
     def state(self) -> State:
         """Return optimizer and scaler as they are without ZeRO, the same on all ranks; each of them must ask."""
         flat = self.optimizer.state_dict()
-        state: State = {}
+        state: dict[int, State] = {}
         param_groups = []
         for number, (group, settings) in enumerate(zip(self.groups, flat["param_groups"], strict=True)):
             names = list(range(len(state), len(state) + len(group)))
@@ -66,9 +66,9 @@ class Partitioned:
             for key, value in flat["state"].get(number, {}).items():
                 for name, part in zip(names, self.whole(number, value), strict=True):
                     state[name][key] = part
-        state = {name: values for name, values in state.items() if values}
+        known = {name: values for name, values in state.items() if values}
         scaler = {} if self.loss_scale is None else self.loss_scale.values
-        return {"optimizer": {"state": state, "param_groups": param_groups}, "scaler": dict(scaler)}
+        return {"optimizer": {"state": known, "param_groups": param_groups}, "scaler": dict(scaler)}
 
     def load_state(self, whole: State) -> None:
         """Take over this rank's share of a state without ZeRO, after the weights themselves."""
