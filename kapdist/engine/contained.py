@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -40,6 +41,7 @@ def load_deepspeed(device: torch.device) -> ModuleType:
     # Named, the accelerator is not searched for, which would print a warning where there is no GPU.
     with environment(DS_ACCELERATOR=device.type):
         import deepspeed
+        import deepspeed.runtime.zero.muon.muon_optimizer  # else in the first step, which then takes seconds
         from deepspeed.accelerator import get_accelerator
 
     chosen = get_accelerator().device_name()
@@ -47,6 +49,8 @@ def load_deepspeed(device: torch.device) -> ModuleType:
         raise InputError("engine.device", f"{chosen}, for which this process has loaded DeepSpeed", device.type)
     # Else built at the first start, with a compiler, for nothing but messages within one node.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Its own call; the name that torch 2.13 wants is not known to older ones.
+    warnings.filterwarnings("ignore", ".*all_gather_into_tensor. is deprecated", FutureWarning)
     logger = logging.getLogger("DeepSpeed")
     logger.handlers = [Forward()]
     logger.setLevel(logging.ERROR)
