@@ -107,9 +107,10 @@ def assert_close(ours: nn.Module, theirs: nn.Module, tolerance: float) -> None:
 
 def the_curve_is_that_of_ddp(ranks: Ranks) -> None:
     for precision, tolerance in TOLERANCES.items():
-        expected = train(make_engine(("ddp", 0), resnet(), ranks, precision), ranks)
+        steps = range(STEPS if precision == "fp32" else 2)
+        expected = train(make_engine(("ddp", 0), resnet(), ranks, precision), ranks, steps)
         for variant in STAGES:
-            found = train(make_engine(variant, resnet(), ranks, precision), ranks)
+            found = train(make_engine(variant, resnet(), ranks, precision), ranks, steps)
             assert found.losses == pytest.approx(expected.losses, rel=tolerance), (variant, precision)
             assert found.grad_norms == pytest.approx(expected.grad_norms, rel=5 * tolerance), (variant, precision)
             assert min(found.grad_norms) > CLIP
@@ -171,7 +172,7 @@ def assert_same_form(ours: dict, theirs: dict) -> None:
 
 
 def the_number_of_ranks_may_change(ranks: Ranks, folder: Path) -> None:
-    """Two ranks write, one and three continue as one process would; sizes do not divide, so ZeRO pads."""
+    """Two ranks write and one continues as they do; the sizes do not divide by two, so ZeRO pads."""
     path = folder / "two-ranks.pt"
     for variant in STAGES:
         if ranks.world_size == 2:
@@ -232,13 +233,13 @@ def main() -> None:
     before = dict(os.environ)
     with join(EngineConfig(name="deepspeed", device="cpu", threads=1, timeout_minutes=1)) as ranks:
         the_number_of_ranks_may_change(ranks, Path(sys.argv[1]))
-        if ranks.world_size <= 2:
-            the_curve_is_that_of_ddp(ranks)
-            states_are_those_of_ddp(ranks)
-            an_overflow_is_skipped_and_lowers_the_scale(ranks)
-            a_gradient_that_is_not_finite_ends_the_run(ranks)
-            buffers_are_those_of_rank_0(ranks)
-    assert dict(os.environ) == before
+        the_curve_is_that_of_ddp(ranks)
+        states_are_those_of_ddp(ranks)
+        an_overflow_is_skipped_and_lowers_the_scale(ranks)
+        a_gradient_that_is_not_finite_ends_the_run(ranks)
+        buffers_are_those_of_rank_0(ranks)
+    changed = {name for name, _ in set(os.environ.items()) ^ set(before.items())}
+    assert changed <= {"TORCHINDUCTOR_CACHE_DIR"}, changed  # torch's own
     assert not torch.distributed.is_initialized()
 
 
