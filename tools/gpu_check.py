@@ -2,8 +2,9 @@
 
     python tools/gpu_check.py [--device cuda|cpu] [--steps 20] [--batch-size 128] [--pixels 160]
 
-Needs torch and numpy alone, no install; with deepspeed installed the engines are compared on the GPU too. Without a GPU, or with --device cpu, it says so and runs the same
-checks on the CPU with a small network: that shows that the checks run, not that a GPU passes them.
+Needs torch and numpy alone, no install; with deepspeed installed the engines are compared on the GPU too. Without
+a GPU, or with --device cpu, it says so and runs the same checks on the CPU with a small network: that shows that
+the checks run, not that a GPU passes them.
 Exit code 1 when a check fails.
 """
 
