@@ -168,8 +168,10 @@ class TrainConfig(Section):
 class EngineConfig(Section):
     """Owner: engine/."""
 
-    name: Literal["ddp"] = "ddp"
+    name: Literal["ddp", "deepspeed"] = "ddp"
     """Engine that runs the step."""
+    zero_stage: Annotated[int, Field(ge=0, le=2)] = 0
+    """What DeepSpeed divides among the ranks (ZeRO): 0 nothing, 1 the optimizer's state, 2 gradients too."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where; auto takes a GPU if there is one."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -182,6 +184,12 @@ class EngineConfig(Section):
     """CPU threads per rank; 0 divides the CPUs that this process may use among the ranks of the node."""
     timeout_minutes: Positive = 10.0
     """Longest wait of one rank for the others."""
+
+    @model_validator(mode="after")
+    def zero_goes_with_deepspeed(self) -> EngineConfig:
+        if self.zero_stage and self.name != "deepspeed":
+            raise ValueError("zero_stage above 0 with name deepspeed only")
+        return self
 
 
 class Config(Section):
@@ -207,12 +215,15 @@ class Config(Section):
         return self
 
 
-# What may differ when a run is continued: it decides how fast the run goes and what it says, not what it learns.
+# What may differ when a run is continued: it decides how fast the run goes and what it says, not what it learns
+# (the engines agree to rounding, like numbers of ranks, and read one another's checkpoints).
 MAY_CHANGE = (
     "runs_dir",
     "data.workers",
     "data.batches_ahead",
     "data.timeout_seconds",
+    "engine.name",
+    "engine.zero_stage",
     "engine.threads",
     "engine.timeout_minutes",
     "train.evaluate_every_epochs",

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("kapdist", "torch", "ffcv", "numpy", "pyautoattack", "polars", "pydantic", "omegaconf")
+PACKAGES = ("kapdist", "torch", "ffcv", "numpy", "deepspeed", "pyautoattack", "polars", "pydantic", "omegaconf")
 SNAPSHOT = Path(__file__).resolve().parents[1] / "GIT.json"
 VARIABLES = ("SLURM_", "NCCL_", "GLOO_", "OMP_", "MKL_", "CUDA_VISIBLE_DEVICES")
 

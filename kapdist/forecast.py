@@ -157,8 +157,7 @@ def forecast(
 
 def engine_of(config: Config) -> tuple[str, int]:
     """Return the engine and its ZeRO stage."""
-    # TO WIRE: `config.engine.zero_stage` once EngineConfig has it; DDP has no stages.
-    return config.engine.name, getattr(config.engine, "zero_stage", 0)
+    return config.engine.name, config.engine.zero_stage
 
 
 def share(plan: Plan, *cuts: int) -> tuple[int, int]:

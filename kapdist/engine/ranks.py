@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from kapdist.config import EngineConfig
+from kapdist.engine.contained import forget_groups
 from kapdist.engine.rendezvous import meeting
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
@@ -134,20 +135,12 @@ def join(config: EngineConfig) -> Iterator[Ranks]:
     device = choose_device(config.device, local_rank)
     ranks = Ranks(rank, world_size, local_rank, local_world_size, device)
     torch.set_num_threads(config.threads or ranks.cpus)
-    if world_size == 1:
+    if world_size == 1 and config.name == "ddp":
         yield ranks
         return
-    timeout = timedelta(minutes=config.timeout_minutes)
-    with meeting(rank, world_size, os.environ, timeout) as store:
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            store=store,
-            rank=rank,
-            world_size=world_size,
-            timeout=timeout,
-            device_id=device if device.type == "cuda" else None,
-        )
-        if device.type == "cuda":
+    with meeting(rank, world_size, os.environ, timedelta(minutes=config.timeout_minutes)) as store:
+        form_group(ranks, config, store)
+        if world_size > 1 and device.type == "cuda":
             ranks = replace(ranks, control=dist.new_group(backend="gloo"))
         try:
             yield ranks
@@ -155,7 +148,22 @@ def join(config: EngineConfig) -> Iterator[Ranks]:
             # Who still refers to the group (a DDP reducer in a cycle) would destroy it while the interpreter
             # exits, and its threads would then abort the process after all work was done.
             gc.collect()
+            if config.name == "deepspeed":
+                forget_groups()
             dist.destroy_process_group()
+
+
+def form_group(ranks: Ranks, config: EngineConfig, store: dist.Store) -> None:
+    """Form torch's default group; a process alone (DeepSpeed wants a group all the same) meets nobody."""
+    cuda = ranks.device.type == "cuda"
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        store=store,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        timeout=timedelta(minutes=config.timeout_minutes),
+        device_id=ranks.device if cuda else None,
+    )
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:

@@ -29,11 +29,15 @@ CONNECT_SECONDS = 5.0
 def meeting(rank: int, world_size: int, environ: Mapping[str, str], timeout: timedelta) -> Iterator[dist.Store]:
     """Give the store in which the ranks find one another.
 
-    The file that KAPDIST_RENDEZVOUS names comes first, else MASTER_ADDR and MASTER_PORT, as torchrun sets them.
+    The file that KAPDIST_RENDEZVOUS names comes first, else MASTER_ADDR and MASTER_PORT, as torchrun sets them. A
+    process alone meets nobody.
 
     Raises:
         InputError: none of them is set, or rank 0 did not publish its address within the time limit.
     """
+    if world_size == 1:
+        yield dist.HashStore()
+        return
     if VARIABLE in environ:
         path = Path(environ[VARIABLE])
         try:
