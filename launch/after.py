@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 from kapdist.rundir import AttackDir, RunDir, write_atomic
 from kapdist.sharding import chunks_of, finished_chunks, num_chunks
@@ -94,15 +95,27 @@ def act(what: Verdict, code: int) -> int:
         return 0
     if what == "give up":
         return code or 1
-    facts = slurm.job_facts(job)
-    if facts.get("JobState") == "CANCELLED":
-        print(f"kapdist: job {job} was cancelled; its checkpoints stay", flush=True)
+    fate = fate_of(slurm.job_facts(job), slurm.restart_count())
+    if fate == "cancelled":
+        print(f"kapdist: job {job} was cancelled; what is done stays", flush=True)
         return 1
-    # Slurm counts a restart when it decides on one, so another count means that this start is history.
-    if facts.get("Restarts", "0") == slurm.restart_count() and not slurm.requeue(job):
+    if fate == "ended" and not slurm.requeue(job):
         print(f"kapdist: Slurm does not requeue job {job}: submit it again to continue", flush=True)
         return 1
     return 0
+
+
+def fate_of(facts: dict[str, str], restarts: str) -> Literal["ended", "restarted", "cancelled"]:
+    """Say what became of a job whose batch script is still running, by `scontrol show job`.
+
+    Slurm counts a restart when it decides on one. As long as a job is completing it hides the word CANCELLED; but
+    only a cancelled job and one past its time limit complete before their script ends, and the latter says so.
+    """
+    if int(facts.get("Restarts", 0)) > int(restarts):
+        return "restarted"
+    if facts.get("JobState") in {"COMPLETING", "CANCELLED"} and facts.get("Reason") != "TimeLimit":
+        return "cancelled"
+    return "ended"
 
 
 def main(words: list[str]) -> int:

@@ -17,6 +17,7 @@ from kapdist.errors import InputError
 from launch.submission import Submission
 
 SECONDS = 60.0
+ANSWERS = 3  # tries to get one: a busy controller may give none
 
 
 def submit(what: Submission, calls: Sequence[Callable[[], None]]) -> str:
@@ -67,8 +68,12 @@ def ask(*words: str, seconds: float = SECONDS) -> str | None:
 
 
 def job_facts(job: str) -> dict[str, str]:
-    """Return `scontrol show job` as a mapping; empty when Slurm no longer knows the job."""
-    text = ask("scontrol", "show", "job", "-o", job) or ""
+    """Return `scontrol show job` as a mapping; empty when Slurm does not know the job, or does not answer."""
+    for _ in range(ANSWERS):
+        text = ask("scontrol", "show", "job", "-o", job) or ""
+        if text:
+            break
+        time.sleep(1)
     return dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", text))
 
 

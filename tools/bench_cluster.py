@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBMISSIONS = 5
-LIMIT_SECONDS = 3600.0
+LIMIT_SECONDS = 3000.0
 TRAIN = """
 data: {train: test.beton, validation: test.beton}
 model: {name: resnet10, num_classes: 10, width: 0.125}
@@ -90,11 +90,9 @@ def prepare(folder: Path) -> None:
 
 def submission_seconds(sandbox: Sandbox) -> list[float]:
     """Return how long queueing a training takes, as whole processes."""
-    seconds = [
-        sandbox.launch("train", "run.yaml", f"name=queued-{n}", "cluster.nodes=2") for n in range(SUBMISSIONS)
-    ]
+    held = "cluster.sbatch={hold: true}"
+    seconds = [sandbox.launch("train", "run.yaml", f"name=queued-{n}", held) for n in range(SUBMISSIONS)]
     sandbox.run("scancel", "--me")
-    wait_until(lambda: not sandbox.run("squeue", "-h").strip(), "an empty queue")
     return seconds
 
 

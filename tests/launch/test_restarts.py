@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launch.after import fate_of
 from launch.cluster import ClusterConfig
 from launch.restarts import End, Restarts, verdict
 
@@ -57,3 +58,21 @@ def test_ends_are_kept_and_a_torn_last_line_is_passed_over(tmp_path) -> None:
     assert [(end.code, end.progress, end.job, end.reason) for end in kept.read()] == [(1, 5, "17", "why")]
     kept.forget()
     assert kept.read() == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "restarts", "expected"),
+    [
+        # As `scontrol show job` was seen from the last lines of batch scripts: docs/design.md, What Slurm does.
+        ({"JobState": "RUNNING", "Reason": "None", "Restarts": "0"}, "0", "ended"),
+        ({"JobState": "RUNNING", "Reason": "None", "Restarts": "2"}, "2", "ended"),
+        ({"JobState": "COMPLETING", "Reason": "TimeLimit", "Restarts": "0"}, "0", "ended"),
+        ({"JobState": "COMPLETING", "Reason": "None", "Restarts": "1"}, "0", "restarted"),
+        ({"JobState": "PENDING", "Reason": "BeginTime", "Restarts": "3"}, "2", "restarted"),
+        ({"JobState": "COMPLETING", "Reason": "None", "Restarts": "0"}, "0", "cancelled"),
+        ({"JobState": "CANCELLED", "Reason": "None", "Restarts": "1"}, "1", "cancelled"),
+        ({}, "1", "ended"),  # no answer: better to ask for a start too many than to lose the run
+    ],
+)
+def test_what_became_of_a_job(facts: dict[str, str], restarts: str, expected: str) -> None:
+    assert fate_of(facts, restarts) == expected

@@ -73,3 +73,17 @@ def test_slurm_s_own_words_about_a_partition_that_is_not_there(slurm, tiny_confi
     )
     assert "invalid partition specified: nowhere" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_job_that_is_cancelled_stays_cancelled(slurm, checkout: Path) -> None:
+    slurm.restore()
+    launch = [sys.executable, "launch/train.py", "configs/fashion_mnist/kap.yaml", "train.epochs=500"]
+    printed = slurm.run(launch, cwd=checkout).stdout
+    job = re.findall(r"job (\d+)", printed)[0]
+    run = RunDir(checkout / "runs" / "kap")
+    slurm.wait_until(lambda: run.rank_log(1, 0).exists(), "the first attempt", 60)
+    slurm.run(["scancel", job])
+    assert slurm.wait_for_state(job, {"CANCELLED", "PENDING", "COMPLETED"}, 60) == "CANCELLED"
+    assert slurm.job(job)["Restarts"] == "0"
+    assert not run.done.exists()
+    assert "waits or runs" not in slurm.run([*launch, "cluster.sbatch={hold: true}"], cwd=checkout).stdout
