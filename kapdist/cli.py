@@ -121,6 +121,18 @@ def attack_merge(directory: AttackDirectory) -> None:
     say(merge(directory).describe())
 
 
+@attack.command("sanity")
+def attack_sanity(
+    run: Run, config: Annotated[Path, typer.Argument(help="YAML file.")], overrides: Overrides = None
+) -> None:
+    """Examine whether an attack on the model can be believed; verdicts are results, the exit code is 0."""
+    resolved = attack_config(config, overrides)
+    from kapdist.attack.sanity import run_sanity
+    from kapdist.attack.sanity.run import print_report
+
+    print_report(run_sanity(run, resolved))
+
+
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],

@@ -88,6 +88,7 @@ class AttackDir:
         self.logs = self.root / "logs"
         self.records = self.root / "records.parquet"
         self.summary = self.root / "summary.json"
+        self.sanity = self.root / "sanity.json"
         self.lock = self.root / "LOCK"
 
     def chunk(self, index: int) -> Path:
