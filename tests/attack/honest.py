@@ -45,7 +45,7 @@ def resnet(pool_size: int = 1, noise_std: float = 0.0) -> nn.Module:
     return kapify(network, pool_size=pool_size, noise_std=noise_std) if pool_size > 1 or noise_std else network
 
 
-def trained(network: nn.Module, seed: int, epochs: int, count: int = 3000, eps: float = 0.0) -> nn.Module:
+def trained(network: nn.Module, seed: int, epochs: int, count: int = 2000, eps: float = 0.0) -> nn.Module:
     """Train with Adam; with eps on one-step adversarial images from a random start (Wong et al. 2020)."""
     images, labels = fashion("train", count)
     shuffle = torch.Generator().manual_seed(seed)
@@ -75,11 +75,11 @@ def honest(kind: str, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if kind == "cnn":
-            return trained(small_cnn(), seed, epochs=3)
+            return trained(small_cnn(), seed, epochs=3, count=3000)
         if kind == "plain":
             return trained(resnet(), seed, epochs=2)
         if kind == "adversarial":
-            return trained(resnet(), seed, epochs=4, eps=EPS)
+            return trained(resnet(), seed, epochs=3, eps=EPS)
         if kind == "kap":
             return trained(resnet(pool_size=3), seed, epochs=2)
         assert kind == "noise"

@@ -16,6 +16,7 @@ from torch import Tensor
 from kapdist.attack.sanity.ball import Ball
 from kapdist.attack.sanity.probes import Ascent, fgsm, pgd, square
 from kapdist.attack.sanity.subject import Loss, Subject, cross_entropy, margin
+from kapdist.attack.stock import largest_norm, perturbation_norm
 from kapdist.config import SanityConfig
 
 EPS_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -194,10 +195,10 @@ def accuracy(broken: Tensor) -> float:
 
 
 def excess(points: Tensor, images: Tensor, ball: Ball) -> float:
-    """Return by how much the worst image leaves the ball or [0, 1], relative to eps; infinity if not finite."""
+    """Return by how much the worst image leaves the ball (up to float32 rounding) or [0, 1], relative to eps."""
     if not points.isfinite().all():
         return float("inf")
-    delta = (points.double() - images.double()).flatten(1)
-    size = delta.abs().amax(1) if ball.norm == "Linf" else delta.norm(dim=1)
-    beyond = torch.stack([size.max() - ball.eps, -points.min().double(), points.max().double() - 1])
+    largest = perturbation_norm(points, images, ball.norm).max()
+    allowed = largest_norm(ball.norm, ball.eps, images[0].numel())
+    beyond = torch.stack([largest - allowed, -points.min().double(), points.max().double() - 1])
     return max(0.0, beyond.max().item()) / max(ball.eps, 1e-30)

@@ -60,37 +60,44 @@ def examine(
         raise InputError("model", f"at least one of {len(labels)} images classified correctly", "none")
     clean = clean_draws(subject, images, judges)
     tick()
-    images, labels = images[right], labels[right]
-    effort = Effort(subject, images, labels, ball, config, seed, draws)
+    effort = Effort(subject, images[right], labels[right], ball, config, seed, draws)
     numbers, curves = effort.measure(tick)
     numbers |= clean | transfers(effort, surrogate) | {"stored": stored}
     tick()
-    sets = images, ball.inside(images, seed, "signal"), effort.main.last
-    numbers |= signal.measure(subject, sets, labels, ball, seed)
+    numbers |= gradients(effort, curves)
     tick()
-    numbers |= agreement(subject, images, labels, draws, curves)
-    near = signal.by_distance(subject, images, labels, ball, seed)
-    curves["neighbours"] = {"x": [0.0, *signal.DISTANCES], "y": [1.0, *near]}
-    curves["landscape"] = landscape(subject, images[:1], labels[:1], ball, seed, draws)
     numbers |= contract.measure(declared_random=mode == "fresh")
     if numbers["levels"] is not None and numbers["levels"] < LEVELS:
         numbers["quantised"] = None  # logits of few values stay as they are for another reason
     tick()
+    return outcome(numbers, effort) | {"num_images": len(right), "curves": curves}
+
+
+def outcome(numbers: dict[str, float | None], effort: Effort) -> dict[str, Any]:
     rows = judged(numbers)
     return {
         "verdict": overall(rows),
         "causes": causes(rows),
         "suspected": [cause for cause in causes(rows, "warn") if cause not in causes(rows)],
-        "random": contract.is_random,
-        "num_images": len(right),
-        "num_clean_correct": int(right.sum()),
-        "draws": draws,
+        "num_clean_correct": len(effort.labels),
+        "draws": effort.draws,
         "checks": rows,
         "attacks": {name: accuracy(broken) for name, broken in effort.broken.items()},
-        "curves": curves,
-        "forwards": subject.forwards,
-        "backwards": subject.backwards,
+        "forwards": effort.subject.forwards,
+        "backwards": effort.subject.backwards,
     }
+
+
+def gradients(effort: Effort, curves: dict[str, Any]) -> dict[str, float | None]:
+    """Return what is known of gradients at clean points, random ones and where the attack ended; add curves."""
+    subject, images, labels, ball, seed = effort.subject, effort.images, effort.labels, effort.ball, effort.seed
+    sets = images, ball.inside(images, seed, "signal"), effort.main.last
+    found = signal.measure(subject, sets, labels, ball, seed)
+    found |= agreement(subject, images, labels, effort.draws, curves)
+    near = signal.by_distance(subject, images, labels, ball, seed)
+    curves["neighbours"] = {"x": [0.0, *signal.DISTANCES], "y": [1.0, *near]}
+    curves["landscape"] = landscape(subject, images[:1], labels[:1], ball, seed, effort.draws)
+    return found
 
 
 def clean_draws(subject: Subject, images: Tensor, draws: range | tuple[int, ...]) -> dict[str, float | None]:

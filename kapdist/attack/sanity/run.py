@@ -135,7 +135,7 @@ def describe(plan: AttackPlan, config: AttackConfig) -> dict[str, Any]:
 
 
 def stored_violations(attack: AttackDir) -> float | None:
-    """Return the share of stored adversarial images that leave eps, [0, 1] or the finite numbers; None: no images."""
+    """Return the share of stored adversarial images that break the rules; None where none are stored."""
     if not attack.plan.exists():
         return None
     plan = json.loads(attack.plan.read_text())
