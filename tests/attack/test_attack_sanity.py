@@ -198,6 +198,6 @@ def test_the_command_writes_a_report_and_failures_are_no_errors(kapdist, small_b
     found = json.loads((tmp_path / "run/attacks/aa/sanity.json").read_text())
     assert found["verdict"] == "fail"
     assert (found["restarts"], found["num_images"], len(found["weights_sha256"])) == (2, 24, 64)
-    refused = kapdist(*words, "norm=L1")
+    refused = kapdist("attack", "sanity", "run", *words[4:], "norm=L1")  # no file: the defaults
     assert refused.code == 2
     assert "norm: expected Linf or L2" in refused.output
