@@ -71,7 +71,7 @@ def adversarial(network: nn.Module, images: Tensor, labels: Tensor, eps: float, 
 
 
 def honest(kind: str, seed: int = 0) -> nn.Module:
-    """plain, adversarial, kap, or noise (KAP with its noise on), or the cnn that defences are planted on."""
+    """plain, adversarial, kap, noise (KAP with its noise on), the cnn that defences are planted on, noisy cnn."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if kind == "cnn":
@@ -82,7 +82,7 @@ def honest(kind: str, seed: int = 0) -> nn.Module:
             return trained(resnet(), seed, epochs=3, eps=EPS)
         if kind == "kap":
             return trained(resnet(pool_size=3), seed, epochs=2)
-        assert kind == "noise"
-        network = resnet(pool_size=3, noise_std=0.3)
+        noisy = {"noise": resnet(3, 0.3), "noisy cnn": kapify(small_cnn(), pool_size=3, noise_std=0.3)}
+        network = noisy[kind]
         with kap_noise(network, "fresh", seed=seed):
             return trained(network, seed, epochs=2)

@@ -1,4 +1,4 @@
-"""How far honest models stay from the thresholds of the sanity report: PYTHONPATH=tests python tests/attack/margins.py
+"""How far honest models stay from the thresholds of the sanity report; run with PYTHONPATH=tests.
 
 Prints the Markdown table of docs/sanity.md: for each check the worst number of honest models of several seeds, and
 the planted defences that it fails.

@@ -15,14 +15,20 @@ from attack.honest import EPS, fashion, honest
 from attack.planted import PLANTED, Wrapped
 from torch import Tensor, nn
 
-from kapdist.attack.sanity import Ball, examine
+from kapdist.attack.sanity import Ball, examine, run_sanity
 from kapdist.attack.sanity import signal as signals
 from kapdist.attack.sanity.probes import fgsm, pgd
+from kapdist.attack.sanity.run import stored_violations
 from kapdist.attack.sanity.subject import Subject, margin
 from kapdist.attack.sanity.verdict import CAUSES, CHECKS, judged, overall
-from kapdist.config import SanityConfig
+from kapdist.cli import file_and_overrides
+from kapdist.config import AttackConfig, SanityConfig
+from kapdist.configfile import load_config
+from kapdist.errors import InputError
+from kapdist.rundir import AttackDir, write_json
 
 LITTLE = SanityConfig(num_images=24, iterations=10, restarts=2, draws=2, queries=30)
+LEAST = SanityConfig(num_images=8, iterations=2, restarts=2, draws=2, queries=5)
 BALL = Ball("Linf", EPS)
 
 
@@ -32,9 +38,9 @@ def network() -> nn.Module:
     return honest("cnn")
 
 
-def report(model: nn.Module, **options: object) -> dict:
-    images, labels = fashion("test", LITTLE.num_images)
-    return examine(model, images, labels, BALL, LITTLE, **options)
+def report(model: nn.Module, config: SanityConfig = LITTLE, **options: object) -> dict:
+    images, labels = fashion("test", config.num_images)
+    return examine(model, images, labels, BALL, config, **options)
 
 
 def number(found: dict, name: str) -> float:
@@ -61,7 +67,7 @@ def test_an_honest_model_is_not_flagged(kind: str) -> None:
 
 
 def test_declared_noise_is_examined_and_undeclared_noise_is_flagged() -> None:
-    noisy = honest("noise")
+    noisy = honest("noisy cnn")
     declared = report(noisy, mode="fresh")
     assert declared["draws"] == LITTLE.draws
     assert failures(declared) == []
@@ -72,22 +78,20 @@ def test_declared_noise_is_examined_and_undeclared_noise_is_flagged() -> None:
     assert (off["draws"], number(off, "flips")) == (1, None)
 
 
-def test_a_report_is_a_function_of_its_arguments() -> None:
-    torch.manual_seed(1)
-    first = report(honest_with_dropout(), seed=3)
-    torch.manual_seed(2)
-    np.random.seed(5)
-    assert report(honest_with_dropout(), seed=3) == first
-    assert report(honest_with_dropout(), seed=4) != first
-
-
-class honest_with_dropout(Wrapped):  # noqa: N801 (reads as a value)
-    def __init__(self) -> None:
-        super().__init__(network())
-        self.eval()
+class DroppedPixels(Wrapped):
+    """Random numbers from torch's global stream."""
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images * (torch.rand_like(images[:, :1]) > 0.05))
+
+
+def test_a_report_is_a_function_of_its_arguments() -> None:
+    torch.manual_seed(1)
+    first = report(DroppedPixels(network()).eval(), LEAST, seed=3)
+    torch.manual_seed(2)
+    np.random.seed(5)
+    assert report(DroppedPixels(network()).eval(), LEAST, seed=3) == first
+    assert report(DroppedPixels(network()).eval(), LEAST, seed=4) != first
 
 
 def test_a_surrogate_breaks_what_a_masked_model_hides() -> None:
@@ -149,14 +153,14 @@ def test_numbers_of_a_linear_model_are_those_of_its_weights() -> None:
 
 def test_a_draw_has_its_own_numbers_and_leaves_the_others_alone() -> None:
     images, _ = fashion("test", 4)
-    subject = Subject(honest_with_dropout(), "off", seed=0, batch_size=4)
+    subject = Subject(DroppedPixels(network()).eval(), "off", seed=0, batch_size=4)
     torch.manual_seed(7)
     state = torch.get_rng_state()
     first, other = subject.logits(images, 1), subject.logits(images, 2)
     assert torch.equal(subject.logits(images, 1), first)
     assert not torch.equal(other, first)
     assert torch.equal(torch.get_rng_state(), state)
-    fixed = Subject(honest_with_dropout(), "fixed", seed=0, batch_size=4)
+    fixed = Subject(DroppedPixels(network()).eval(), "fixed", seed=0, batch_size=4)
     assert torch.equal(fixed.logits(images, 1), fixed.logits(images, 2))
 
 
@@ -198,6 +202,27 @@ def test_the_command_writes_a_report_and_failures_are_no_errors(kapdist, small_b
     found = json.loads((tmp_path / "run/attacks/aa/sanity.json").read_text())
     assert found["verdict"] == "fail"
     assert (found["restarts"], found["num_images"], len(found["weights_sha256"])) == (2, 24, 64)
-    refused = kapdist("attack", "sanity", "run", *words[4:], "norm=L1")  # no file: the defaults
-    assert refused.code == 2
-    assert "norm: expected Linf or L2" in refused.output
+
+
+def test_the_file_may_be_left_out_and_l1_is_refused(tmp_path: Path) -> None:
+    assert file_and_overrides(["aa.yaml", "eps=0.1"], "sanity") == (Path("aa.yaml"), ["eps=0.1"])
+    assert file_and_overrides(["name=mine"], "sanity") == (None, ["name=mine"])
+    config = load_config(AttackConfig, *file_and_overrides(["norm=L1"], "sanity"))
+    assert config == AttackConfig(name="sanity", norm="L1")
+    with pytest.raises(InputError, match="norm: expected Linf or L2"):
+        run_sanity(tmp_path / "run", config)
+    with pytest.raises(InputError, match="override 'sanity.draws=1'"):
+        load_config(AttackConfig, None, ["name=mine", "sanity.draws=1"])
+
+
+def test_stored_images_are_held_to_the_rules(tmp_path: Path) -> None:
+    attack = AttackDir(tmp_path)
+    assert stored_violations(attack) is None
+    write_json(attack.plan, {"norm": "Linf", "eps": 0.1})
+    clean = np.full((4, 3, 2, 2), 0.5, dtype=np.float32)
+    found = clean + np.float32(0.1) * np.array([1, -1, 1.1, 0], dtype=np.float32).reshape(4, 1, 1, 1)
+    found[3, 0, 0, 0] = np.nan
+    attack.adversarial.mkdir()
+    np.save(attack.clean_images(0), clean)
+    np.save(attack.adversarial_images(0), found)
+    assert stored_violations(attack) == 0.5

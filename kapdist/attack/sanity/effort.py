@@ -126,15 +126,14 @@ class Effort:
         }
 
     def random_points(self) -> Tensor:
-        """Return which images one of some random points at distance eps breaks, for one set of draws each."""
-        found = torch.zeros_like(self.labels, dtype=torch.bool)
+        """Return which images the best of some random points at distance eps breaks; one draw chooses it."""
         best, highest = self.images, torch.full_like(self.images[:, 0, 0, 0], -torch.inf)
         for number in range(RANDOM_POINTS):
             points = self.ball.surface(self.images, self.seed, "random points", number)
             margins = margin(self.subject.scores(points, range(1)), self.labels)
             best = torch.where((margins > highest).view(-1, 1, 1, 1), points, best)
             highest = torch.maximum(highest, margins)
-        return found | self.breaks(best)
+        return self.breaks(best)
 
     def sweep(self, curves: dict[str, object]) -> dict[str, float | None]:
         """Return whether robust accuracy falls with eps, and what is left when there is no bound."""

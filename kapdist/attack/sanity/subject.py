@@ -8,6 +8,7 @@ differs has a cause.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -121,8 +122,6 @@ class Subject:
 
     def as_float64(self, images: Tensor) -> Subject | None:
         """Return the same model in double precision; None where it cannot compute in it."""
-        import copy
-
         try:
             other = Subject(copy.deepcopy(self.model).double(), self.mode, self.seed, self.batch_size)
             return other if other.logits(images[:1].double()).dtype == torch.float64 else None
