@@ -211,7 +211,7 @@ def test_the_file_may_be_left_out_and_l1_is_refused(tmp_path: Path) -> None:
     assert config == AttackConfig(name="sanity", norm="L1")
     with pytest.raises(InputError, match="norm: expected Linf or L2"):
         run_sanity(tmp_path / "run", config)
-    with pytest.raises(InputError, match="override 'sanity.draws=1'"):
+    with pytest.raises(InputError, match=r"override 'sanity\.draws=1'"):
         load_config(AttackConfig, None, ["name=mine", "sanity.draws=1"])
 
 
