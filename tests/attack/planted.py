@@ -212,6 +212,30 @@ class TrainingMode(Wrapped):
         return self.network(functional.dropout(images, 0.1, self.training))
 
 
+class OnlyAtRest(Wrapped):
+    """A gradient for images that nobody has touched; none for values that no photograph of 10 bits has."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        off_grid = (images * 1020 - (images * 1020).round()).abs().amax((1, 2, 3), keepdim=True) > 0.01
+        return self.network(torch.where(off_grid, images.detach(), images))
+
+
+class Rounding(Wrapped):
+    """Confidence so close to 1 that float32 has no slope left."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.tanh(4 * self.network(images))
+
+
+class Storm(Wrapped):
+    """A new random linear function on top of each logit: small in value, large in slope."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.network(images)
+        slopes = torch.randn(logits.shape[1], *images.shape[1:]).to(images)
+        return logits + ((images - 0.29).unsqueeze(1) * slopes).sum((2, 3, 4))
+
+
 PLANTED: dict[Callable[[nn.Module], nn.Module], set[str]] = {
     HugeTemperature: {"saturated softmax"},
     RoundedInput: {"quantised input"},
@@ -233,4 +257,6 @@ PLANTED: dict[Callable[[nn.Module], nn.Module], set[str]] = {
     Detector: {"false gradient", "non-differentiable step"},
     Undefined: {"NaN gradient"},
     TrainingMode: {"training mode"},
+    OnlyAtRest: {"masked gradient", "non-differentiable step"},
+    Rounding: {"vanishing gradient"},
 }

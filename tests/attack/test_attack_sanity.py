@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from attack.honest import EPS, fashion, honest
-from attack.planted import PLANTED, Wrapped
+from attack.planted import PLANTED, OnlyAtRest, Storm, Wrapped
 from torch import Tensor, nn
 
 from kapdist.attack.sanity import Ball, examine, run_sanity
 from kapdist.attack.sanity import signal as signals
+from kapdist.attack.sanity.effort import excess
 from kapdist.attack.sanity.probes import fgsm, pgd
 from kapdist.attack.sanity.run import stored_violations
 from kapdist.attack.sanity.subject import Subject, margin
@@ -85,6 +86,21 @@ class DroppedPixels(Wrapped):
         return self.network(images * (torch.rand_like(images[:, :1]) > 0.05))
 
 
+def test_an_attack_that_had_too_few_steps_is_called_unfinished() -> None:
+    assert "unfinished attack" in report(network(), LITTLE.model_copy(update={"iterations": 1}))["causes"]
+
+
+def test_a_gradient_of_the_clean_image_alone_is_seen_in_one_step_being_better() -> None:
+    found = report(OnlyAtRest(network()).eval())
+    assert dict(failures(found))["one step"] > 0.5
+
+
+def test_noise_that_drowns_the_gradient_is_flagged_though_it_is_declared() -> None:
+    storm = report(Storm(network()).eval(), mode="fresh")
+    assert "agreement" in dict(failures(storm))
+    assert storm["causes"][0] == "randomness"
+
+
 def test_a_report_is_a_function_of_its_arguments() -> None:
     torch.manual_seed(1)
     first = report(DroppedPixels(network()).eval(), LEAST, seed=3)
@@ -138,6 +154,16 @@ def test_attacks_break_exactly_what_is_within_reach_of_a_linear_model(norm: str)
         delta = (found - images).flatten(1)
         size = delta.abs().amax(1) if norm == "Linf" else delta.norm(dim=1)
         assert size.max() <= eps * (1 + 1e-5)
+
+
+def test_an_image_beyond_eps_is_measured() -> None:
+    images = torch.full((2, 3, 2, 2), 0.5)
+    ball = Ball("Linf", 0.1)
+    assert excess(ball.surface(images, 0), images, ball) < 1e-6
+    assert excess(images + torch.tensor([0.05, 0.12]).view(2, 1, 1, 1), images, ball) == pytest.approx(
+        0.2, rel=1e-3
+    )
+    assert excess(images / 0, images, ball) == float("inf")
 
 
 def test_numbers_of_a_linear_model_are_those_of_its_weights() -> None:
