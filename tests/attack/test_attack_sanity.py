@@ -67,6 +67,13 @@ def test_an_honest_model_is_not_flagged(kind: str) -> None:
     assert left > 0.5 if kind == "adversarial" else left < 0.3
 
 
+def test_an_honest_model_is_not_flagged_in_l2_either() -> None:
+    images, labels = fashion("test", LITTLE.num_images)
+    found = examine(network(), images, labels, Ball("L2", 0.8), LITTLE)
+    assert failures(found) == []
+    assert found["attacks"]["pgd"] < 0.5
+
+
 def test_declared_noise_is_examined_and_undeclared_noise_is_flagged() -> None:
     noisy = honest("noisy cnn")
     declared = report(noisy, mode="fresh")

@@ -137,9 +137,10 @@ class Effort:
 
     def sweep(self, curves: dict[str, object]) -> dict[str, float | None]:
         """Return whether robust accuracy falls with eps, and what is left when there is no bound."""
-        sizes = sorted({0.0, *(factor * self.ball.eps for factor in EPS_FACTORS if factor * self.ball.eps < 1)})
-        left = []
-        for eps in sizes:
+        largest = self.everything.eps
+        sizes = [0.0, *(factor * self.ball.eps for factor in EPS_FACTORS if factor * self.ball.eps < largest)]
+        left = [1.0]  # eps 0 leaves the images as they are, all of them right
+        for eps in sizes[1:]:
             ball = self.ball.resized(eps)
             broken = self.broken["pgd"] if eps == self.ball.eps else self.breaks(self.run(ball=ball).last, ball)
             left.append(accuracy(broken))
@@ -150,21 +151,20 @@ class Effort:
 
     def unbounded(self) -> Tensor:
         """Return what falls when any image may be shown: both losses, in steps of a tenth of the range."""
-        everything = self.ball.resized(1.0 if self.ball.norm == "Linf" else float(self.images[0].numel() ** 0.5))
         broken = torch.zeros_like(self.labels, dtype=torch.bool)
         for loss in (cross_entropy, margin):
             ascent = pgd(
                 self.subject,
                 self.images,
                 self.labels,
-                everything,
+                self.everything,
                 iterations=2 * self.config.iterations,
                 seed=self.seed,
                 draws=self.draws,
                 loss=loss,
                 step=0.1,
             )
-            broken |= self.breaks(ascent.last, everything)
+            broken |= self.breaks(ascent.last, self.everything)
         return broken
 
     def averages(self, curves: dict[str, object]) -> dict[str, float | None]:
@@ -177,6 +177,11 @@ class Effort:
             left[count] = self.breaks(self.run(draws=count).last) if count != self.draws else left[count]
         curves["draws"] = {"x": counts, "y": [accuracy(left[count]) for count in counts]}
         return {"draws": gained(left[2 * self.draws], left[self.draws])}
+
+    @property
+    def everything(self) -> Ball:
+        """The ball that holds all images."""
+        return self.ball.resized(1.0 if self.ball.norm == "Linf" else float(self.images[0].numel() ** 0.5))
 
     @property
     def white_box(self) -> Tensor:
