@@ -162,6 +162,23 @@ def attack_merge(directory: AttackDirectory) -> None:
     say(merge(directory).describe())
 
 
+@attack.command("sanity")
+def attack_sanity(
+    run: Run,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="YAML file of an attack, if any; overrides."),
+    ] = None,
+) -> None:
+    """Examine whether an attack on the model can be believed; verdicts are results, the exit code is 0."""
+    config, overrides = file_and_overrides(words or [], name="sanity")
+    resolved = attack_config(config, overrides)
+    from kapdist.attack.sanity import run_sanity
+    from kapdist.attack.sanity.run import print_report
+
+    print_report(run_sanity(run, resolved))
+
+
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
@@ -175,7 +192,15 @@ def report(
     print(page.resolve())
 
 
-def attack_config(path: Path, overrides: list[str] | None) -> Any:
+def file_and_overrides(words: list[str], name: str) -> tuple[Path | None, list[str]]:
+    """Tell a config file from the overrides that follow it; without a file the config is called `name`."""
+    if words and "=" not in words[0]:
+        return Path(words[0]), words[1:]
+    named = any(word.startswith("name=") for word in words)
+    return None, words if named else [f"name={name}", *words]
+
+
+def attack_config(path: Path | None, overrides: list[str] | None) -> Any:
     from kapdist.config import AttackConfig
     from kapdist.configfile import load_config
 

@@ -246,6 +246,23 @@ class AttackedModelConfig(Section):
     """Weights for the factory's model, safetensors or a plain state_dict."""
 
 
+class SanityConfig(Section):
+    """Owner: attack/sanity. How much effort goes into finding out whether an attack's number can be believed."""
+
+    num_images: Natural = 64
+    """Images to examine, the first of the attack's choice."""
+    iterations: Natural = 20
+    """Iterations of PGD; twice as many must break no more."""
+    restarts: Natural = 5
+    """Random starts of PGD; together they must break hardly more than the first."""
+    draws: Annotated[int, Field(ge=2)] = 10
+    """Draws of a noisy model's noise that an attack averages over; twice as many must break no more."""
+    queries: Natural = 500
+    """Queries of the Square attack, which must break nothing that PGD leaves."""
+    surrogate: Path | None = None
+    """Another run, best an undefended one: its adversarial images must break nothing that PGD leaves."""
+
+
 class AttackConfig(Section):
     """An attack on a trained model."""
 
@@ -285,6 +302,8 @@ class AttackConfig(Section):
     """Keep the adversarial images."""
     timeout_minutes: Positive = 24 * 60.0
     """Longest time that `attack run` waits for its shards."""
+    sanity: SanityConfig = SanityConfig()
+    """The report of `attack sanity` on this model."""
 
     @model_validator(mode="after")
     def attacks_go_with_custom(self) -> AttackConfig:

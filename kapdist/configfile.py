@@ -15,6 +15,8 @@ from pydantic import ValidationError
 from kapdist.config import AnySection, Section, dotted_keys
 from kapdist.errors import InputError
 
+DEFAULTS = "the defaults"  # where a value comes from when no file was named
+
 
 def load_config(model: type[AnySection], path: Path | None, overrides: Sequence[str] = ()) -> AnySection:
     """Read a config: defaults, then the file if there is one, then the overrides.
@@ -28,14 +30,14 @@ def load_config(model: type[AnySection], path: Path | None, overrides: Sequence[
     try:
         container = OmegaConf.to_container(values, resolve=True)
     except OmegaConfBaseException as error:
-        raise InputError(path or "config", "interpolations that resolve", first_line(error)) from None
+        raise InputError(path or DEFAULTS, "interpolations that resolve", first_line(error)) from None
     assert isinstance(container, dict)
     if path is not None:
         container.setdefault("name", path.parent.name if path.name == "config.yaml" else path.stem)
     try:
         return model.model_validate(container)
     except ValidationError as error:
-        raise InputError(*describe(error, model, path, overrides)) from None
+        raise InputError(*describe(error, model, path or DEFAULTS, overrides)) from None
 
 
 def dump_config(config: Section) -> str:
@@ -80,13 +82,13 @@ def parse_override(word: str, model: type[Section]) -> Any:
 
 
 def describe(
-    error: ValidationError, model: type[Section], path: Path | None, overrides: Sequence[str]
+    error: ValidationError, model: type[Section], path: Path | str, overrides: Sequence[str]
 ) -> tuple[str, str, str]:
     """Say the first of pydantic's findings as (place, expected, found), and how many more there are."""
     first, *others = error.errors()
     key = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and not part.startswith("function-"))
     override = next((word for word in overrides if word.partition("=")[0] == key), None)
-    place = f"override {override!r}" if override else f"{path or 'config'}: {key}" if key else str(path or "config")
+    place = f"override {override!r}" if override else f"{path}: {key}" if key else str(path)
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
         return place, f"a known key{nearest(key, model)}", repr(key) + more

@@ -90,6 +90,7 @@ class AttackDir:
         self.logs = self.root / "logs"
         self.records = self.root / "records.parquet"
         self.summary = self.root / "summary.json"
+        self.sanity = self.root / "sanity.json"
         self.lock = self.root / "LOCK"
         self.code = self.root / "code"
         self.slurm = self.root / "slurm"
