@@ -117,7 +117,7 @@ def array(sandbox: Sandbox, shards: int) -> tuple[float, float, int]:
     sandbox.launch("train", "short.yaml", "train.batch_size=500", "train.evaluate_every_epochs=1")
     wait_until(done.exists, "the run to attack")
     attack = done.parent / "attacks" / "attack"
-    words = [f"cluster.shards={shards}", "cluster.max_array_size=128"]
+    words = [f"cluster.shards={shards}", "cluster.max_array_size=128", "cluster.shards_at_once=4"]
     queued = sandbox.launch("attack", done.parent, "attack.yaml", *words)
     seconds = wait_until(lambda: (attack / "summary.json").exists() or (attack / "FAILED").exists(), "the summary")
     if not (attack / "summary.json").exists():

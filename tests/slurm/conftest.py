@@ -1,4 +1,4 @@
-"""One sandbox (tools/slurm_sandbox.py) for all tests under tests/slurm; they run one by one, in one worker."""
+"""A sandbox (tools/slurm_sandbox.py) for the tests of a file under tests/slurm, which run one after another."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.slurm)
-            item.add_marker(pytest.mark.xdist_group("slurm"))
+            item.add_marker(pytest.mark.xdist_group(f"slurm {item.path.name}"))  # a sandbox for each worker
 
 
 def run_tool(*words: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
