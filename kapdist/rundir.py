@@ -34,6 +34,7 @@ class RunDir:
         self.best_weights = self.root / "best.safetensors"
         self.attempts = self.root / "attempts"
         self.attacks = self.root / "attacks"
+        self.worst_case = self.attacks / "worst_case.json"
         self.done = self.root / "DONE"
         self.failed = self.root / "FAILED"
         self.lock = self.root / "LOCK"

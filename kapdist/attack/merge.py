@@ -7,9 +7,10 @@ from pathlib import Path
 
 import polars as pl
 
-from kapdist.attack.plan import AttackPlan, read_plan
+from kapdist.attack.plan import AttackPlan, read_plan, run_of
 from kapdist.attack.records import write_table
 from kapdist.attack.summary import Summary, summarise
+from kapdist.attack.worst import write_worst_case
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, locked, write_atomic, write_json
 
@@ -36,6 +37,7 @@ def merge_chunks(attack: AttackDir, plan: AttackPlan) -> Summary:
     write_table(records, attack.records)
     write_atomic(attack.root / "summary.csv", pl.DataFrame(summary.rows()).write_csv())
     write_json(attack.summary, summary.describe())
+    write_worst_case(run_of(attack))
     return summary
 
 

@@ -1,8 +1,4 @@
-"""One shard of an attack: the chunks c with c % num_shards == shard, each written once and never done again.
-
-Chunks are dealt out in turn and not in stretches: neighbouring images are often of one class and so equally
-hard, and a stretch of robust ones would keep one shard busy long after the others.
-"""
+"""One shard of an attack: its share of the chunks, each written once and never done again."""
 
 from __future__ import annotations
 
@@ -14,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import kapdist.attack.images as images_of
+from kapdist.attack.balance import deal
+from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.model import load_model
 from kapdist.attack.plan import PACKAGES, AttackPlan, read_plan, run_of
 from kapdist.attack.planning import device_kind
 from kapdist.attack.records import chunk_table, is_done, write_table
-from kapdist.attack.stock import attack_chunk
 from kapdist.environment import package_versions
 from kapdist.errors import InputError
 from kapdist.progress import Progress
@@ -37,7 +34,7 @@ def run_shard(attack_dir: Path, shard: int, num_shards: int) -> None:
         raise InputError("shard", f"a number from 0 to {num_shards - 1}", str(shard))
     attack = AttackDir(attack_dir)
     plan = read_plan(attack)
-    mine = range(shard, plan.num_chunks, num_shards)
+    mine = deal(plan, num_shards)[shard]
     todo = [chunk for chunk in mine if not is_done_with_images(attack, plan, chunk)]
     print(f"shard {shard} of {num_shards}: {len(mine)} chunks, {len(mine) - len(todo)} done already", flush=True)
     if todo:
