@@ -222,7 +222,8 @@ def rescored_images(kind: str, records: pl.DataFrame, plan: AttackPlan) -> Resco
 
 
 def largest_norm(stage: Stage, records: pl.DataFrame) -> float:
-    largest = records.filter(pl.col(f"{stage.name}_broke"))[f"{stage.name}_norm"].max()
+    norms, broke = records[f"{stage.name}_norm"], records[f"{stage.name}_broke"]
+    largest = norms.filter(broke.fill_null(False)).max()
     return 0.0 if largest is None else float(largest)  # type: ignore[arg-type]
 
 
