@@ -51,8 +51,8 @@ def passes(outcome: ChunkOutcome) -> tuple[int, int]:
 
 
 SETTINGS = [
-    (("apgd-dlr", "apgd-t"), "Linf", 0.028),
-    (("fab-t", "apgd-dlr"), "L2", 0.3),
+    (("apgd-dlr", "fab-t"), "Linf", 0.028),
+    (("apgd-t",), "L2", 0.3),
     (("apgd-ce",), "L1", 1.5),
 ]
 
