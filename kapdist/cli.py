@@ -126,9 +126,9 @@ def attack_run(
 ) -> None:
     """Plan, attack all shards in local processes, merge."""
     resolved = attack_config(config, overrides)
-    from kapdist.attack import run_attack
+    from kapdist.attack import run_attack, write_worst_case
 
-    say(run_attack(run, resolved).describe())
+    say(run_attack(run, resolved).describe() | {"worst_case": write_worst_case(run).describe()["cases"]})
 
 
 @attack.command("plan")
@@ -157,9 +157,18 @@ def attack_shard(
 @attack.command("merge")
 def attack_merge(directory: AttackDirectory) -> None:
     """Check that every chunk is there once, add them up, write the summary."""
-    from kapdist.attack import merge
+    from kapdist.attack import merge, write_worst_case
 
-    say(merge(directory).describe())
+    summary = merge(directory).describe()
+    say(summary | {"worst_case": write_worst_case(directory.resolve().parent.parent).describe()["cases"]})
+
+
+@attack.command("worst")
+def attack_worst(run: Run) -> None:
+    """Unite all merged attacks of a run: what withstood everything tried, and what broke what first."""
+    from kapdist.attack import write_worst_case
+
+    say(write_worst_case(run).describe())
 
 
 @attack.command("sanity")

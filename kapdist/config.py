@@ -5,12 +5,13 @@ defaults < YAML file < ``section.key=value``. Nothing mutates a config; whatever
 
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -29,7 +30,27 @@ def fraction(value: Any) -> Any:
     return value
 
 
-Epsilon = Annotated[float, BeforeValidator(fraction), Field(gt=0, allow_inf_nan=False)]
+def one_or_several(value: Any) -> Any:
+    """Read sizes, each a number or a fraction; several are sorted."""
+    if not isinstance(value, list | tuple):
+        return size(value)
+    sizes = sorted(size(one) for one in value)
+    if not sizes or len(set(sizes)) != len(sizes):
+        raise ValueError("each eps once, and one at least")
+    return tuple(sizes) if len(sizes) > 1 else sizes[0]
+
+
+def size(value: Any) -> float:
+    try:
+        number = float(fraction(value))
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not 0 < number < math.inf:
+        raise ValueError("a finite number greater than 0, such as 4/255, or a list of them")
+    return number
+
+
+Epsilon = Annotated[float | tuple[float, ...], PlainValidator(one_or_several)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Natural = Annotated[int, Field(ge=1)]
@@ -280,13 +301,26 @@ class AttackConfig(Section):
     norm: Literal["Linf", "L2", "L1"] = "Linf"
     """Norm that bounds the perturbation."""
     eps: Epsilon = 4 / 255
-    """Size of the perturbation; a fraction such as 4/255 may be written."""
-    version: Literal["standard", "plus", "rand", "custom"] = "standard"
-    """AutoAttack's list of attacks; custom takes `attacks`."""
+    """Size of the perturbation; a fraction such as 4/255 may be written. A list is tried from the smallest on, and
+    what falls is broken at every larger one."""
+    version: Literal["standard", "plus", "rand", "eot-standard", "custom"] = "standard"
+    """AutoAttack's list of attacks; custom takes `attacks`. For noisy models eot-standard has those of standard on
+    the model averaged over `eot` draws; rand is the library's own, for comparison."""
     attacks: tuple[Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"], ...] = ()
     """The list of attacks of version custom, in order."""
     noise: Literal["off", "fixed", "fresh"] = "off"
-    """Mode of the model's activation noise under attack."""
+    """Mode of the model's activation noise under attack. Any but fresh declares the model deterministic; say fresh
+    for a factory's model that is not."""
+    eot: Annotated[int, Field(ge=0)] = 0
+    """Noise draws averaged inside the model; 0 takes 20 for eot-standard, and else 1, no average."""
+    rescore: Annotated[int, Field(ge=0)] = 100
+    """Fresh draws that clean and adversarial images are scored under afterwards, if the noise is fresh."""
+    images_per_pass: Natural = 512
+    """Rows of the largest batch of draws, the bound on memory; a gradient of more costs a second forward pass."""
+    screen: Annotated[int, Field(ge=0)] = 10
+    """Steps of a short APGD before the list, whose finds count; 0 has none. Never with single noisy draws."""
+    compact: bool = True
+    """Compute an image no more within an attack once it has fallen (deterministic models): the same verdicts."""
     fold: bool = True
     """Attack a run's model, if its noise is off, with averages and norms folded into its convolutions: the same
     function to rounding, in half the time. Factories' models are attacked as they are."""
@@ -311,6 +345,14 @@ class AttackConfig(Section):
             raise ValueError("attacks with version custom, and only then")
         if len(set(self.attacks)) != len(self.attacks):
             raise ValueError("each attack once in attacks")
+        return self
+
+    @model_validator(mode="after")
+    def averages_are_of_noise(self) -> AttackConfig:
+        if (self.eot > 1 or self.version == "eot-standard") and self.noise != "fresh":
+            raise ValueError("noise=fresh for an average over draws (eot, version eot-standard)")
+        if self.version == "rand" and self.eot > 1:
+            raise ValueError("eot of 0 or 1 with version rand, which has an average of its own")
         return self
 
 

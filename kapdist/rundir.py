@@ -36,6 +36,7 @@ class RunDir:
         self.attacks = self.root / "attacks"
         self.code = self.root / "code"
         self.slurm = self.root / "slurm"
+        self.worst_case = self.attacks / "worst_case.json"
         self.done = self.root / "DONE"
         self.failed = self.root / "FAILED"
         self.lock = self.root / "LOCK"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
 import re
+from collections.abc import Sequence
 
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir
@@ -12,24 +14,36 @@ from kapdist.rundir import AttackDir
 CHUNK = re.compile(r"chunk-(\d+)\.parquet")
 
 
-def chunks_of(num_chunks: int, shard: int, num_shards: int) -> range:
-    """Return the chunks of a shard, dealt out in turn and not in stretches.
+def deal(costs: Sequence[float], num_shards: int) -> list[list[int]]:
+    """Return the chunks of every shard, ascending: the costliest chunk first, each to the shard that has least.
 
-    Neighbouring images are often of one class and so equally hard: a stretch of robust ones would keep one shard
-    busy long after the others.
+    Chunks of equal cost are dealt out in turn and not in stretches: neighbouring images are often of one class and
+    so equally hard, and a stretch of robust ones would keep one shard busy long after the others. Source: Graham,
+    "Bounds on multiprocessing timing anomalies", 1969.
     """
-    return range(shard, num_chunks, num_shards)
+    hands: list[list[int]] = [[] for _ in range(num_shards)]
+    loads = [(0.0, shard) for shard in range(num_shards)]
+    for chunk in sorted(range(len(costs)), key=lambda chunk: (-costs[chunk], chunk)):
+        load, shard = loads[0]
+        hands[shard].append(chunk)
+        heapq.heapreplace(loads, (load + costs[chunk], shard))
+    return [sorted(hand) for hand in hands]
 
 
-def num_chunks(attack: AttackDir) -> int:
-    """Return the number of chunks of a planned attack.
+def chunk_sizes(num_images: int, chunk_size: int) -> list[float]:
+    """Return the images of every chunk: what it costs where nothing was measured."""
+    return [float(min(chunk_size, num_images - start)) for start in range(0, num_images, chunk_size)]
+
+
+def planned_costs(attack: AttackDir) -> list[float]:
+    """Return the expected cost of every chunk of a planned attack.
 
     Raises:
         InputError: there is no plan, or it is not one.
     """
     try:
         plan = json.loads(attack.plan.read_text())
-        return -(-len(plan["images"]) // int(plan["chunk_size"]))
+        return plan.get("costs") or chunk_sizes(len(plan["images"]), int(plan["chunk_size"]))
     except FileNotFoundError:
         raise InputError(
             attack.root, "an attack directory (kapdist attack plan RUN CONFIG)", "no plan.json"
@@ -50,9 +64,7 @@ def finished_chunks(attack: AttackDir) -> set[int]:
 
 def missing_shards(attack: AttackDir, num_shards: int) -> dict[int, list[int]]:
     """Return {shard: its chunks that have no file}, of the shards that lack any."""
-    finished, planned = finished_chunks(attack), num_chunks(attack)
-    lacking = {
-        shard: [c for c in chunks_of(planned, shard, num_shards) if c not in finished]
-        for shard in range(num_shards)
-    }
+    finished = finished_chunks(attack)
+    hands = enumerate(deal(planned_costs(attack), num_shards))
+    lacking = {shard: [chunk for chunk in hand if chunk not in finished] for shard, hand in hands}
     return {shard: chunks for shard, chunks in lacking.items() if chunks}

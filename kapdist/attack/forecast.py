@@ -11,11 +11,12 @@ import polars as pl
 
 from kapdist.attack.cost import Passes, passes_per_image
 from kapdist.attack.plan import AttackName, AttackPlan, Norm, Settings, read_plan
+from kapdist.attack.planning import draws_of, screen_of, sweep_of
 from kapdist.attack.stock import resolve
 from kapdist.config import AttackConfig
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, RunDir
-from kapdist.sharding import chunks_of
+from kapdist.sharding import chunk_sizes, deal
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,8 @@ class Measured:
     passes_per_second: float
     """Images forward and backward, per second and shard."""
     passes_per_image: float
-    attacks: tuple[AttackName, ...]
-    settings: Settings
-    norm: Norm
-    eps: float
-    num_classes: int
+    what: tuple[tuple[AttackName, ...], Settings, Norm, tuple[float, ...], int, int]
+    """List of attacks and its settings, norm, all eps, draws, classes: what two attacks of one cost share."""
 
 
 @dataclass(frozen=True)
@@ -79,19 +77,21 @@ def forecast_attack(
     Raises:
         InputError: an attack that needs more classes than there are.
     """
-    attacks, settings, notes = resolve(config.version, config.attacks, config.norm, config.eps, num_classes)
-    passes = passes_per_image(attacks, settings, num_classes)
+    sweep, draws, screen = sweep_of(config), draws_of(config), screen_of(config)
+    attacks, settings, notes = resolve(config.version, config.attacks, config.norm, sweep[-1], num_classes)
+    passes = passes_per_image(attacks, settings, num_classes, screen=screen, num_eps=len(sweep), draws=draws)
     per_image = sum(attack.total for attack in passes)
-    num_chunks = count_chunks(num_images, config.chunk_size)
-    chunks = [len(chunks_of(num_chunks, shard, num_shards)) for shard in range(num_shards)]
-    images = images_of_shards(num_images, config.chunk_size, num_shards)
+    sizes = chunk_sizes(num_images, config.chunk_size)
+    hands = deal(sizes, num_shards)
+    chunks = [len(hand) for hand in hands]
+    images = [int(sum(sizes[chunk] for chunk in hand)) for hand in hands]
     rate, source = passes_per_second, "--passes-per-second" if passes_per_second else None
     if rate is None and measured:
         rate, source = measured.passes_per_second, measured.source
-    same = measured is not None and is_same(measured, config, attacks, settings, num_classes)
+    same = measured is not None and measured.what == (attacks, settings, config.norm, sweep, draws, num_classes)
     return AttackForecast(
         num_images=num_images,
-        num_chunks=num_chunks,
+        num_chunks=len(sizes),
         num_shards=num_shards,
         at_a_time=min(at_a_time, num_shards),
         chunks_per_shard=(min(chunks), max(chunks)),
@@ -110,31 +110,12 @@ def hours(passes: float, passes_per_second: float | None) -> float | None:
     return None if passes_per_second is None else passes / passes_per_second / 3600
 
 
-def count_chunks(num_images: int, chunk_size: int) -> int:
-    return -(-num_images // chunk_size)
-
-
-def images_of_shards(num_images: int, chunk_size: int, num_shards: int) -> list[int]:
-    """Return the images of each shard; the last chunk may be a short one."""
-    num_chunks = count_chunks(num_images, chunk_size)
-    images = [chunk_size * len(chunks_of(num_chunks, shard, num_shards)) for shard in range(num_shards)]
-    images[(num_chunks - 1) % num_shards] -= num_chunks * chunk_size - num_images
-    return images
-
-
 def makespan(images: list[int], at_a_time: int) -> int:
     """Return the images that go one after the other on the busiest GPU; a GPU that is free takes the next shard."""
     busy = [0] * at_a_time
     for count in images:
         heapq.heapreplace(busy, busy[0] + count)
     return max(busy)
-
-
-def is_same(
-    measured: Measured, config: AttackConfig, attacks: tuple[AttackName, ...], settings: Settings, num_classes: int
-) -> bool:
-    ours = attacks, settings, config.norm, config.eps, num_classes
-    return ours == (measured.attacks, measured.settings, measured.norm, measured.eps, measured.num_classes)
 
 
 def notes_on_shards(chunks: list[int]) -> list[str]:
@@ -155,20 +136,16 @@ def measure(run: Path, name: str) -> Measured | None:
 
 def add_up(attack: AttackDir, plan: AttackPlan, files: list[Path]) -> Measured:
     """Add passes and seconds of the chunks that are done; every row of a chunk repeats them."""
-    columns = [f"{name}_chunk_{way}" for name in plan.attacks for way in ("forwards", "backwards")]
+    columns = ["chunk_forwards", "chunk_backwards"]
     try:
         records = pl.read_parquet(files, glob=False, columns=["chunk", "chunk_seconds", *columns])
     except Exception:  # whatever damaged bytes lead polars to
         raise InputError(attack.root, "chunks that can be read, to measure by", "damaged ones") from None
     chunks = records.unique("chunk")
-    passes = len(records) + int(chunks.select(pl.sum_horizontal(columns).sum()).item())  # one clean forward each
+    passes = len(records) * plan.eot + sum(int(chunks[name].list.sum().sum()) for name in columns)  # clean first
     return Measured(
         source=f"{attack.root} ({plan.device}, {chunks.height} of {plan.num_chunks} chunks)",
         passes_per_second=passes / float(chunks["chunk_seconds"].sum()),
         passes_per_image=passes / len(records),
-        attacks=plan.attacks,
-        settings=plan.settings,
-        norm=plan.norm,
-        eps=plan.eps,
-        num_classes=plan.model.num_classes,
+        what=(plan.attacks, plan.settings, plan.norm, plan.sweep, plan.eot, plan.model.num_classes),
     )

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import polars as pl
 
-from kapdist.attack.plan import AttackPlan, read_plan
+from kapdist.attack.plan import AttackPlan, read_plan, run_of
 from kapdist.attack.records import write_table
 from kapdist.attack.summary import Summary, summarise
+from kapdist.attack.worst import write_worst_case
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, locked, write_atomic, write_json
 
@@ -29,26 +30,27 @@ def merge(attack_dir: Path) -> Summary:
 
 def merge_chunks(attack: AttackDir, plan: AttackPlan) -> Summary:
     """Merge without taking the lock, for a caller that holds it."""
-    files = sorted(attack.chunks.glob("*.parquet"))
-    check_chunks(read_index(files), plan, attack)
-    records = pl.read_parquet(files, glob=False).sort("image")
+    records = read_chunk_files(sorted(attack.chunks.glob("*.parquet")), plan, attack)
     summary = summarise(records, plan)
     write_table(records, attack.records)
     write_atomic(attack.root / "summary.csv", pl.DataFrame(summary.rows()).write_csv())
     write_json(attack.summary, summary.describe())
+    write_worst_case(run_of(attack))
     return summary
 
 
-def read_index(files: list[Path]) -> pl.DataFrame:
-    """Return which image of which chunk and plan is in which file."""
-    schema = {"plan": pl.String, "chunk": pl.Int32, "image": pl.Int64, "file": pl.String}
-    if not files:
-        return pl.DataFrame(schema=schema)
+def read_chunk_files(files: list[Path], plan: AttackPlan, attack: AttackDir) -> pl.DataFrame:
+    """Read all files at once and check them; one after the other where that fails, to say what is wrong."""
     try:
-        table = pl.scan_parquet(files, glob=False, include_file_paths="file").select(*schema).collect()
-    except Exception:  # whatever damaged bytes, or the columns of another plan, lead polars to
-        return read_index_one_by_one(files)
-    return table.with_columns(pl.col("file").str.split("/").list.last())
+        table = pl.read_parquet(files, glob=False, include_file_paths="file")
+        index = table.select("plan", "chunk", "image", pl.col("file").str.split("/").list.last())
+    except Exception:  # whatever damaged bytes, the columns of another plan, or no files lead polars to
+        check_chunks(read_index_one_by_one(files), plan, attack)
+        raise
+    check_chunks(index, plan, attack)
+    records = table.drop("file")
+    # The images of a plan ascend, and so do its chunks.
+    return records if records["image"].is_sorted() else records.sort("image")
 
 
 def read_index_one_by_one(files: list[Path]) -> pl.DataFrame:
@@ -63,7 +65,8 @@ def read_index_one_by_one(files: list[Path]) -> pl.DataFrame:
     if damaged:
         expected = "whole chunks (remove these and run the shards again)"
         raise InputError(files[0].parent, expected, f"damaged {listed(damaged)}")
-    return pl.concat(tables)
+    schema = {"plan": pl.String, "chunk": pl.Int32, "image": pl.Int64, "file": pl.String}
+    return pl.concat(tables) if tables else pl.DataFrame(schema=schema)
 
 
 def check_chunks(index: pl.DataFrame, plan: AttackPlan, attack: AttackDir) -> None:

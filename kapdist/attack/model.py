@@ -9,11 +9,11 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kapdist.attack.plan import PlannedModel
 from kapdist.config import KapConfig, ModelConfig
@@ -52,7 +52,8 @@ def load_model(source: PlannedModel, run: Path) -> nn.Module:
 def fast(model: nn.Module, source: PlannedModel) -> nn.Module:
     """Return a model of our own in the form that computes the same logits soonest."""
     model = fold(model, norms=True) if source.folded else model
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    # What fold puts in the place of norms is new, and so in training mode.
+    return model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
 
 def weights_path(factory: str | None, weights: Path | None, run: Path) -> Path | None:
@@ -157,100 +158,7 @@ def check_factory(source: PlannedModel) -> None:
         raise InputError(f"model.factory={source.factory}", "the factory's file as planned", "another sha256")
 
 
-def check_classifier(model: nn.Module, place: object, num_classes: int, resolution: int, gradients: bool) -> None:
-    """Show the model a few images, (6, 3, resolution, resolution) in [0, 1], and refuse what cannot be attacked.
-
-    Raises:
-        InputError: it fails, or its output is not (batch, num_classes) finite logits, is a probability, or does
-            not depend differentiably on the images although an attack follows gradients.
-    """
-    device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
-    images = torch.rand(6, 3, resolution, resolution, generator=torch.Generator().manual_seed(0))
-    images[4], images[5] = 0, 1
-    try:
-        with torch.random.fork_rng(devices=[]):
-            logits = model(images.to(device).requires_grad_(gradients))
-    except Exception as error:
-        raise InputError(place, f"logits of images {tuple(images.shape)} in [0, 1]", said(error)) from error
-    check_logits(logits, place, (len(images), num_classes))
-    if gradients and not logits.requires_grad:
-        found = "logits without a gradient (a detached branch? custom attacks=[square] needs none)"
-        raise InputError(place, "logits that depend differentiably on the images", found)
-
-
-def check_logits(logits: Any, place: object, shape: tuple[int, int]) -> None:
-    if not isinstance(logits, Tensor):
-        raise InputError(place, "a tensor of logits", f"a {type(logits).__name__}")
-    if tuple(logits.shape) != shape:
-        found = f"{tuple(logits.shape)} (num_classes= says how many there are)"
-        raise InputError(place, f"logits (batch, classes) = {shape}", found)
-    if not logits.isfinite().all():
-        raise InputError(place, "finite logits", "NaN or infinity")
-    sums_to_one = (logits.sum(1) - 1).abs().max() < 1e-4
-    if sums_to_one and logits.min() >= 0 and logits.max() <= 1:
-        found = "probabilities (rows in [0, 1] that sum to 1): AutoAttack's losses would mean nothing"
-        raise InputError(place, "logits", found)
-
-
 def said(error: Exception) -> str:
     """Return an error as one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-class CountedModel(nn.Module):
-    """The model as an attack sees it: images that pass forward and backward are counted, its randomness is its own.
-
-    The library resets torch's global seed at every attack. A model that draws from the global generator would
-    start over with it, so its forwards draw from a stream apart.
-    """
-
-    def __init__(self, model: nn.Module, device: torch.device, seed: int) -> None:
-        super().__init__()
-        self.model = model
-        self.stream = RandomStream(device, seed)
-        self.forwards = 0
-        self.backwards = 0
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.forwards += len(images)
-        with self.stream:
-            logits: Tensor = self.model(images)
-        if logits.requires_grad:
-            logits.register_hook(self.count_backward)
-        return logits
-
-    def count_backward(self, gradient: Tensor) -> None:
-        self.backwards += len(gradient)
-
-
-class RandomStream:
-    """A place in torch's global random streams that is left and taken up again."""
-
-    def __init__(self, device: torch.device, seed: int) -> None:
-        self.device = device
-        self.state = [torch.Generator(kind).manual_seed(seed).get_state() for kind in self.kinds()]
-        self.outside: list[Tensor] = []
-
-    def kinds(self) -> list[torch.device]:
-        cpu = torch.device("cpu")
-        return [cpu] if self.device.type == "cpu" else [cpu, self.device]
-
-    def get(self) -> list[Tensor]:
-        state = [torch.get_rng_state()]
-        return state if self.device.type == "cpu" else [*state, torch.cuda.get_rng_state(self.device)]
-
-    def put(self, state: list[Tensor]) -> None:
-        torch.set_rng_state(state[0])
-        if self.device.type != "cpu":
-            torch.cuda.set_rng_state(state[1], self.device)
-
-    def __enter__(self) -> None:
-        self.outside = self.get()
-        self.put(self.state)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.state = self.get()
-        self.put(self.outside)

@@ -7,6 +7,7 @@ that a run directory may be moved between two shards.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +16,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, fingerprint, write_json
+from kapdist.sharding import chunk_sizes
 
 AttackName = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
+StageAttack = Literal["screen", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
 Norm = Literal["Linf", "L2", "L1"]
 PACKAGES = ("kapdist", "torch", "numpy", "pyautoattack")
 
@@ -66,20 +69,44 @@ class Settings(Frozen):
     square_queries: int
 
 
+class Stage(Frozen):
+    """One attack at one eps; its name is that of its columns in the records."""
+
+    name: str
+    attack: StageAttack
+    eps: float
+
+
 class AttackPlan(Frozen):
     """One attack on one model, to the last detail that decides a verdict."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     name: str
     run: str
     model: PlannedModel
     data: PlannedData
     norm: Norm
     eps: float
-    version: Literal["standard", "plus", "rand", "custom"]
+    """The largest, which the accuracy is stated for."""
+    smaller_eps: tuple[float, ...] = ()
+    """Ascending; tried first, and what falls there is not attacked again: it counts as broken from there on."""
+    version: Literal["standard", "plus", "rand", "eot-standard", "custom"]
     attacks: tuple[AttackName, ...]
     settings: Settings
     noise: Literal["off", "fixed", "fresh"]
+    """fresh: the model is noisy. Any other says that it is deterministic."""
+    screen: int = 0
+    """Steps of the short attack that goes first; 0: none."""
+    compact: bool = False
+    """What has fallen is not computed again within an attack (deterministic models)."""
+    eot: int = 1
+    """Draws that are averaged inside the model; 1: none are."""
+    draws_together: bool = True
+    """Draws may share a batch. False: the model's noise is one for the whole batch."""
+    images_per_pass: int = 512
+    """Rows of the largest batch of averaged or scored draws: their grouping decides which noise each row gets."""
+    rescore: int = 0
+    """Fresh draws that stored images are scored under; 0: none are."""
     seed: int
     chunk_size: int
     threads: int
@@ -92,18 +119,20 @@ class AttackPlan(Frozen):
     images_sha256: str
     notes: tuple[str, ...]
     """What a reader of the result should know about this plan."""
+    costs: tuple[float, ...] = ()
+    """Expected work of each chunk, in any unit; shards are balanced by it. Empty: as many as there are images."""
     images: tuple[int, ...]
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the verdicts, JSON values: no names, no places."""
-        values = self.model_dump(mode="json", exclude={"name", "run", "notes", "images"})
+        values = self.model_dump(mode="json", exclude={"name", "run", "notes", "costs", "images"})
         del values["model"]["weights"], values["data"]["path"]
         return values
 
     def describe(self) -> dict[str, Any]:
         """Return the plan as JSON values, without the list of images."""
         derived = {"fingerprint": self.fingerprint, "num_chunks": self.num_chunks}
-        return self.model_dump(mode="json", exclude={"images"}) | derived
+        return self.model_dump(mode="json", exclude={"images", "costs"}) | derived
 
     @cached_property
     def fingerprint(self) -> str:
@@ -113,6 +142,11 @@ class AttackPlan(Frozen):
     def num_chunks(self) -> int:
         return -(-len(self.images) // self.chunk_size)
 
+    @property
+    def expected_costs(self) -> Sequence[float]:
+        """What each chunk is expected to cost, to deal them out by."""
+        return self.costs or chunk_sizes(len(self.images), self.chunk_size)
+
     def chunk_images(self, chunk: int) -> tuple[int, ...]:
         """Return the ids of the images of a chunk, ascending."""
         return self.images[chunk * self.chunk_size : (chunk + 1) * self.chunk_size]
@@ -120,6 +154,25 @@ class AttackPlan(Frozen):
     @property
     def passes_gradients(self) -> bool:
         return any(name != "square" for name in self.attacks)
+
+    @property
+    def deterministic(self) -> bool:
+        return self.noise != "fresh"
+
+    @property
+    def sweep(self) -> tuple[float, ...]:
+        """All eps, ascending."""
+        return (*self.smaller_eps, self.eps)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What is run, in order: the screen and the list of attacks, at each eps."""
+        attacks: tuple[StageAttack, ...] = ("screen", *self.attacks) if self.screen else self.attacks
+        return tuple(
+            Stage(name=f"{attack}@{eps:.6g}" if self.smaller_eps else attack, attack=attack, eps=eps)
+            for eps in self.sweep
+            for attack in attacks
+        )
 
 
 def run_of(attack: AttackDir) -> Path:

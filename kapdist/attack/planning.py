@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 
 import kapdist.attack.images as images_of
+from kapdist.attack.balance import chunk_costs
+from kapdist.attack.ball import vacuous_eps
+from kapdist.attack.classifier import check_classifier, check_deterministic, noise_differs_by_row
 from kapdist.attack.images import ImageSet
 from kapdist.attack.model import (
-    check_classifier,
     factory_sha256,
     file_sha256_of,
     find_factory,
@@ -17,11 +19,12 @@ from kapdist.attack.model import (
     state_sha256,
     weights_path,
 )
-from kapdist.attack.plan import PACKAGES, AttackPlan, PlannedModel, read_plan, write_plan
+from kapdist.attack.plan import PACKAGES, AttackPlan, Norm, PlannedModel, read_plan, write_plan
 from kapdist.attack.stock import resolve
 from kapdist.config import AttackConfig, Config
 from kapdist.environment import package_versions, usable_cpus
 from kapdist.errors import InputError
+from kapdist.kap import noise
 from kapdist.rng import permutation
 from kapdist.rundir import AttackDir, RunDir, fingerprint, locked
 
@@ -55,19 +58,27 @@ def make_plan(run: Path, config: AttackConfig, attack: AttackDir) -> AttackPlan:
     run_config = config_of(run, config)
     image_set = images_of.describe_images(config.data, run_config)
     model = plan_model(run, config, run_config, image_set)
-    attacks, settings, notes = resolve(config.version, config.attacks, config.norm, config.eps, model.num_classes)
+    *smaller, eps = sweep_of(config)
+    attacks, settings, notes = resolve(config.version, config.attacks, config.norm, eps, model.num_classes)
     images = choose_images(config, image_set)
+    draws = draws_of(config)
     plan = AttackPlan(
         name=config.name,
         run=RunDir(run).name,
         model=model,
         data=image_set.data,
         norm=config.norm,
-        eps=config.eps,
+        eps=eps,
+        smaller_eps=tuple(smaller),
         version=config.version,
         attacks=attacks,
         settings=settings,
         noise=config.noise,
+        screen=screen_of(config),
+        compact=config.compact and config.noise != "fresh",
+        eot=draws,
+        images_per_pass=config.images_per_pass,
+        rescore=config.rescore if config.noise == "fresh" else 0,
         seed=config.seed,
         chunk_size=config.chunk_size,
         threads=resolve_threads(config, attack),
@@ -76,18 +87,53 @@ def make_plan(run: Path, config: AttackConfig, attack: AttackDir) -> AttackPlan:
         packages=package_versions(PACKAGES),
         num_images=len(images),
         images_sha256=fingerprint(list(images)),
-        notes=(*notes, *notes_on_noise(config)),
+        notes=(*notes, *notes_on_noise(config, draws), *notes_on_eps(config.norm, eps, image_set)),
+        costs=costs_of(run, config, attack, model, image_set, images),
         images=images,
     )
     return checked(plan, run)
+
+
+def sweep_of(config: AttackConfig) -> tuple[float, ...]:
+    """Return all eps, ascending."""
+    return config.eps if isinstance(config.eps, tuple) else (config.eps,)
+
+
+def draws_of(config: AttackConfig) -> int:
+    return config.eot or (20 if config.version == "eot-standard" else 1)
+
+
+def screen_of(config: AttackConfig) -> int:
+    """Return the steps of the screen; where verdicts are single draws, one more attack would break more: none."""
+    single = config.noise == "fresh" and draws_of(config) == 1
+    return 0 if single else config.screen
+
+
+def costs_of(
+    run: Path,
+    config: AttackConfig,
+    attack: AttackDir,
+    model: PlannedModel,
+    image_set: ImageSet,
+    images: tuple[int, ...],
+) -> tuple[float, ...]:
+    """Return the expected work of each chunk; a plan that is there keeps its own, or shards would deal anew."""
+    if attack.plan.exists():
+        return read_plan(attack).costs
+    return chunk_costs(run, model, image_set.data, images, config.chunk_size)
 
 
 def checked(plan: AttackPlan, run: Path) -> AttackPlan:
     """Build the model as a shard will, show it a few images, and return the plan."""
     network = load_model(plan.model, run)
     place = place_of(plan.model, run)
-    check_classifier(network, place, plan.model.num_classes, plan.data.resolution, plan.passes_gradients)
-    return plan
+    with noise(network, plan.noise, seed=plan.seed):
+        check_classifier(network, place, plan.model.num_classes, plan.data.resolution, plan.passes_gradients)
+        if plan.deterministic:
+            check_deterministic(network, place, plan.data.resolution)
+            return plan
+        together = noise_differs_by_row(network, plan.data.resolution)
+    return plan.model_copy(update={"draws_together": together})
 
 
 def place_of(model: PlannedModel, run: Path) -> str:
@@ -160,7 +206,18 @@ def device_kind(device: str) -> str:
     return torch.cuda.get_device_name()
 
 
-def notes_on_noise(config: AttackConfig) -> list[str]:
-    if config.noise != "fresh":
+def notes_on_noise(config: AttackConfig, draws: int) -> list[str]:
+    if config.noise != "fresh" or draws > 1:
         return []
-    return ["noise is fresh: one noisy draw decides each success, so harmless noise lowers the accuracy too"]
+    name = "the library's own average over gradients" if config.version == "rand" else "no average over the noise"
+    return [
+        f"{name}, for comparison: one noisy draw decides each success, so harmless noise lowers the accuracy too "
+        "(version eot-standard averages inside the model)"
+    ]
+
+
+def notes_on_eps(norm: Norm, eps: float, image_set: ImageSet) -> list[str]:
+    limit = vacuous_eps(norm, 3 * image_set.data.resolution**2)
+    if eps < limit:
+        return []
+    return [f"{norm} eps {eps:g} says nothing: from {limit:g} on every image can be turned into the same grey"]

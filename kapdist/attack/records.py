@@ -1,17 +1,20 @@
 """The rows of a chunk: one Parquet file per chunk, one row per image.
 
     image, label, clean_prediction    int
-    broken_by                         name of the attack that broke the image; null: misclassified, or robust
-    <attack>_broke                    bool; null: not attacked (misclassified, or broken before)
-    <attack>_norm                     of the image that the attack handed back; 0: it gave up
-    <attack>_prediction               for that image
-    <attack>_chunk_forwards           images that passed forward for this attack in the whole chunk
-    <attack>_chunk_backwards          the same backward
-    <attack>_chunk_seconds            time of this attack on the whole chunk
-    chunk, chunk_seconds, plan, kapdist
+    broken_by                         stage that broke the image; null: misclassified, or robust
+    broken_eps                        eps of that stage
+    <stage>_broke                     bool; null: not attacked (misclassified, or broken before)
+    <stage>_norm                      of the image that the attack handed back; 0: it gave up
+    <stage>_prediction                for that image
+    clean_draws_correct, clean_majority, adversarial_draws_correct, adversarial_majority
+                                      of re-scoring: right draws, class of most draws; null: not re-scored
+    chunk_forwards, chunk_backwards   of the whole chunk, a list with one number per stage: images that passed
+    chunk_library_forwards, chunk_library_backwards     what the library asked for, had nothing been left out
+    chunk_stage_seconds               time of each stage on the whole chunk
+    chunk_rescore_forwards, chunk, chunk_seconds, plan, kapdist
 
-Passes and seconds belong to a chunk, not to an image (an attack runs on the survivors as one batch), so every row
-of a chunk repeats them.
+A stage is an attack at one eps: its name, or name@eps where there are several. Passes and seconds belong to a
+chunk, not to an image (an attack runs on the survivors as one batch), so every row of a chunk repeats them.
 """
 
 from __future__ import annotations
@@ -22,31 +25,40 @@ from pathlib import Path
 import polars as pl
 from torch import Tensor
 
+from kapdist.attack.chunk import AttackOutcome, ChunkOutcome
 from kapdist.attack.plan import AttackPlan
-from kapdist.attack.stock import AttackOutcome, ChunkOutcome
+from kapdist.attack.rescore import Votes
 from kapdist.errors import InputError
 from kapdist.rundir import written_aside
+
+PASSES = ("forwards", "backwards", "library_forwards", "library_backwards")
 
 
 def chunk_table(plan: AttackPlan, chunk: int, labels: Tensor, outcome: ChunkOutcome) -> pl.DataFrame:
     """Return the rows of a chunk in the order of the plan's images."""
+    broken_by, broken_eps = breakers(outcome.attacks, len(labels))
     columns = {
         "image": pl.Series(plan.chunk_images(chunk), dtype=pl.Int64),
         "label": integers(labels),
         "clean_prediction": integers(outcome.clean_prediction),
-        "broken_by": pl.Series(breakers(outcome.attacks, len(labels)), dtype=pl.String),
+        "broken_by": pl.Series(broken_by, dtype=pl.String),
+        "broken_eps": pl.Series(broken_eps, dtype=pl.Float64),
     }
-    constants: dict[str, pl.Expr] = {}
     for attack in outcome.attacks:
         columns |= image_columns(attack)
-        constants |= chunk_columns(attack)
-    constants |= {
-        "chunk": pl.lit(chunk, pl.Int32),
-        "chunk_seconds": pl.lit(outcome.seconds, pl.Float64),
-        "plan": pl.lit(plan.fingerprint),
-        "kapdist": pl.lit(plan.packages["kapdist"], pl.String),
-    }
-    return pl.DataFrame(columns).with_columns(**constants)
+    columns |= vote_columns("clean", outcome.clean_votes, labels)
+    columns |= vote_columns("adversarial", outcome.adversarial_votes, labels)
+    return (
+        pl.DataFrame(columns)
+        .with_columns(**chunk_columns(outcome))
+        .with_columns(
+            chunk_rescore_forwards=pl.lit(outcome.rescore_forwards, pl.Int64),
+            chunk=pl.lit(chunk, pl.Int32),
+            chunk_seconds=pl.lit(outcome.seconds, pl.Float64),
+            plan=pl.lit(plan.fingerprint),
+            kapdist=pl.lit(plan.packages["kapdist"], pl.String),
+        )
+    )
 
 
 def image_columns(attack: AttackOutcome) -> dict[str, pl.Series]:
@@ -63,20 +75,31 @@ def image_columns(attack: AttackOutcome) -> dict[str, pl.Series]:
     return {f"{attack.name}_{name}": rows[name] for name in rows.columns}
 
 
-def chunk_columns(attack: AttackOutcome) -> dict[str, pl.Expr]:
-    return {
-        f"{attack.name}_chunk_forwards": pl.lit(attack.forwards, pl.Int64),
-        f"{attack.name}_chunk_backwards": pl.lit(attack.backwards, pl.Int64),
-        f"{attack.name}_chunk_seconds": pl.lit(attack.seconds, pl.Float64),
-    }
+def vote_columns(kind: str, votes: Votes | None, labels: Tensor) -> dict[str, pl.Series]:
+    names = f"{kind}_draws_correct", f"{kind}_majority"
+    if votes is None:
+        return {name: pl.Series([None] * len(labels), dtype=pl.Int32) for name in names}
+    correct = votes.correct(labels.to(votes.counts.device))
+    return dict(zip(names, (integers(correct), integers(votes.majority)), strict=True))
 
 
-def breakers(attacks: Sequence[AttackOutcome], num_images: int) -> list[str | None]:
+def chunk_columns(outcome: ChunkOutcome) -> dict[str, pl.Expr]:
+    """Return the lists with a number per stage."""
+    columns = {"chunk_stage_seconds": pl.lit(pl.Series([[attack.seconds for attack in outcome.attacks]])).first()}
+    for name in PASSES:
+        numbers = [getattr(attack, name) for attack in outcome.attacks]
+        columns[f"chunk_{name}"] = pl.lit(pl.Series([numbers], dtype=pl.List(pl.Int64))).first()
+    return columns
+
+
+def breakers(attacks: Sequence[AttackOutcome], num_images: int) -> tuple[list[str | None], list[float | None]]:
+    """Return the stage that broke each image and its eps."""
     names: list[str | None] = [None] * num_images
+    sizes: list[float | None] = [None] * num_images
     for attack in attacks:
         for row in attack.broke.nonzero().squeeze(1).tolist():
-            names[row] = attack.name
-    return names
+            names[row], sizes[row] = attack.name, attack.eps
+    return names, sizes
 
 
 def integers(values: Tensor) -> pl.Series:

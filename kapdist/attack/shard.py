@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 import kapdist.attack.images as images_of
+from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.model import load_model
 from kapdist.attack.plan import PACKAGES, AttackPlan, read_plan, run_of
 from kapdist.attack.planning import device_kind
 from kapdist.attack.records import chunk_table, is_done, write_table
-from kapdist.attack.stock import attack_chunk
 from kapdist.environment import package_versions
 from kapdist.errors import InputError
 from kapdist.progress import Progress
 from kapdist.rundir import AttackDir, written_aside
-from kapdist.sharding import chunks_of
+from kapdist.sharding import deal
 
 
 def run_shard(attack_dir: Path, shard: int, num_shards: int) -> None:
@@ -34,7 +34,7 @@ def run_shard(attack_dir: Path, shard: int, num_shards: int) -> None:
         raise InputError("shard", f"a number from 0 to {num_shards - 1}", str(shard))
     attack = AttackDir(attack_dir)
     plan = read_plan(attack)
-    mine = chunks_of(plan.num_chunks, shard, num_shards)
+    mine = deal(plan.expected_costs, num_shards)[shard]
     todo = [chunk for chunk in mine if not is_done_with_images(attack, plan, chunk)]
     print(f"shard {shard} of {num_shards}: {len(mine)} chunks, {len(mine) - len(todo)} done already", flush=True)
     if todo:

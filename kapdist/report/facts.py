@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from kapdist.report.reading import Attack, Run
+from kapdist.report.reading import Attack, Run, Summary
 from kapdist.report.table import plural
+from kapdist.report.worst import rescored_lines
 
 MISSING = "not recorded"
 Facts = list[tuple[str, str]]
@@ -40,10 +41,18 @@ def attack_facts(attack: Attack) -> Facts:
         ("Attacked weights sha256", said(summary.weights_sha256)),
         ("Device", said(summary.device)),
         ("Packages", packages_text(summary.packages)),
-        ("Passes", f"{summary.forwards:,} forward, {summary.backwards:,} backward"),
+        ("Passes", passes_text(summary)),
         ("Time", duration(summary.seconds)),
         ("Largest perturbation", said(None if summary.max_norm is None else f"{summary.max_norm:.6g}")),
+        *rescored_lines(attack),
     ]
+
+
+def passes_text(summary: Summary) -> str:
+    own = f"{summary.forwards:,} forward, {summary.backwards:,} backward"
+    if summary.library_forwards is None or summary.library_backwards is None:
+        return own
+    return f"{own}; the library's own: {summary.library_forwards:,}, {summary.library_backwards:,}"
 
 
 def said(value: object) -> str:

@@ -22,6 +22,8 @@ from kapdist.report.plots import Plot
 from kapdist.report.render import COLUMNS, NUMBERS, SHORT_COLUMNS, cells
 from kapdist.report.sanity import SanityView, sanity_views
 from kapdist.report.table import Block, Row
+from kapdist.report.worst import COLUMNS as WORST_COLUMNS
+from kapdist.report.worst import worst_views
 from kapdist.rundir import write_atomic
 
 PAGE = "index.html"
@@ -90,6 +92,8 @@ def render(
         sanity=sanity,
         without_metrics=[run.label for run in compared.runs if not run.metrics.train and not run.metrics.evaluate],
         runs=[(run, run_facts(run), [(it.name, attack_facts(it)) for it in run.attacks]) for run in compared.runs],
+        worst=[view for run in compared.runs for view in worst_views(run)],
+        worst_columns=WORST_COLUMNS,
         columns=COLUMNS,
         short_columns=SHORT_COLUMNS,
         numbers=NUMBERS,

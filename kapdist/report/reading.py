@@ -47,6 +47,22 @@ class Stage(Record):
     seconds: float = Count
 
 
+class RescoredImages(Record):
+    """A noisy model on given images, under fresh draws."""
+
+    single_draw: Accuracy
+    majority: Accuracy
+    worst: Accuracy
+
+
+class Rescored(Record):
+    """Clean and adversarial images under as many fresh draws."""
+
+    num_draws: int = Field(ge=1)
+    clean: RescoredImages
+    adversarial: RescoredImages
+
+
 class Summary(Record):
     """summary.json of one attack, as attack/ writes it."""
 
@@ -65,6 +81,9 @@ class Summary(Record):
     attacks: tuple[Stage, ...]
     forwards: int = Count
     backwards: int = Count
+    library_forwards: int | None = None
+    library_backwards: int | None = None
+    rescored: Rescored | None = None
     seconds: float = Count
     max_norm: float | None = None
     device: str | None = None

@@ -67,6 +67,7 @@ class World:
             "chunk_size": 4,
             "threads": 1,
             "device": "cpu",
+            "screen": 0,
         }
         return AttackConfig.model_validate(values | fields)
 

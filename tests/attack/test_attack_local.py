@@ -15,7 +15,8 @@ import torch
 
 import kapdist.attack.local as local
 from kapdist.attack import plan_attack, run_attack, run_shard
-from kapdist.attack.model import call_factory, check_classifier
+from kapdist.attack.classifier import check_classifier
+from kapdist.attack.model import call_factory
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir
 

@@ -17,8 +17,8 @@ import torch
 
 import kapdist.attack.shard as shard_module
 from kapdist.attack import merge, plan_attack, run_shard
+from kapdist.attack.ball import largest_norm, perturbation_norm
 from kapdist.attack.plan import read_plan, write_plan
-from kapdist.attack.stock import largest_norm, perturbation_norm
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, locked
 
@@ -248,8 +248,9 @@ def test_the_merge_counts_and_says_what_the_records_say(world: World) -> None:
 
 
 def count_passes(table: pl.DataFrame, name: str) -> tuple[int, int]:
-    chunks = table.group_by("chunk").first()
-    return chunks[f"{name}_chunk_forwards"].sum(), chunks[f"{name}_chunk_backwards"].sum()
+    chunks, number = table.group_by("chunk").first(), ["apgd-ce", "apgd-dlr"].index(name)
+    forwards, backwards = (chunks[f"chunk_{kind}"].list.get(number).sum() for kind in ("forwards", "backwards"))
+    return forwards, backwards
 
 
 def test_rows_of_images_that_were_not_attacked_are_null(finished: AttackDir) -> None:
@@ -283,7 +284,7 @@ def test_a_directory_without_a_plan_is_refused(tmp_path: Path) -> None:
     for step in (merge, lambda root: run_shard(root, 0, 1)):
         with pytest.raises(InputError, match=r"expected an attack directory .*, found no plan.json"):
             step(tmp_path)
-    (tmp_path / "plan.json").write_text('{"format": 2}')
+    (tmp_path / "plan.json").write_text('{"format": 1}')
     with pytest.raises(InputError, match="expected a plan of this version"):
         merge(tmp_path)
 

@@ -8,9 +8,10 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from kapdist.attack.model import CountedModel
+from kapdist.attack.chunk import attack_chunk
+from kapdist.attack.counted import CountedModel
 from kapdist.attack.plan import AttackPlan
-from kapdist.attack.stock import attack_chunk, resolve
+from kapdist.attack.stock import resolve
 from kapdist.errors import InputError
 from kapdist.kap import KAPConv2d
 from kapdist.rng import derive_seed

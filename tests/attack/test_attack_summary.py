@@ -2,7 +2,8 @@
 
 import pytest
 
-from kapdist.attack.summary import AttackSummary, notes_on_square, wilson
+from kapdist.attack.intervals import wilson
+from kapdist.attack.summary import AttackSummary, notes_on_square
 from kapdist.progress import Progress
 
 
@@ -31,12 +32,15 @@ def test_robustbench_s_interval_at_35_percent_of_5000_is_1_3_points() -> None:
 def attack(name: str, num_broken: int) -> AttackSummary:
     return AttackSummary(
         name=name,
+        eps=0.1,
         num_attacked=1000,
         num_broken=num_broken,
         num_robust_after=0,
         robust_accuracy_after=0,
         forwards=0,
         backwards=0,
+        library_forwards=0,
+        library_backwards=0,
         seconds=0,
     )
 

@@ -13,10 +13,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from kapdist.attack.ball import largest_norm, perturbation_norm
 from kapdist.attack.sanity.ball import Ball
 from kapdist.attack.sanity.probes import Ascent, fgsm, pgd, square
 from kapdist.attack.sanity.subject import Loss, Subject, cross_entropy, margin
-from kapdist.attack.stock import largest_norm, perturbation_norm
 from kapdist.config import SanityConfig
 
 EPS_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 import kapdist.attack.images as images_of
+from kapdist.attack.ball import largest_norm, perturbation_norm
 from kapdist.attack.model import load_model
 from kapdist.attack.plan import AttackPlan
-from kapdist.attack.planning import attack_dir_of, make_plan
+from kapdist.attack.planning import attack_dir_of, make_plan, sweep_of
 from kapdist.attack.sanity.ball import Ball
 from kapdist.attack.sanity.examine import STEPS, examine
 from kapdist.attack.sanity.verdict import CAUSES
 from kapdist.attack.shard import settle
-from kapdist.attack.stock import largest_norm, perturbation_norm
 from kapdist.config import AttackConfig, AttackedModelConfig
 from kapdist.errors import InputError
 from kapdist.progress import Progress
@@ -42,7 +42,7 @@ def run_sanity(run: Path, config: AttackConfig) -> dict[str, Any]:
     Raises:
         InputError: the model or the images cannot be had, the norm is L1, or no image is classified correctly.
     """
-    ball = Ball(norm_of(config), config.eps)
+    ball = Ball(norm_of(config), sweep_of(config)[-1])
     attack = attack_dir_of(run, config)
     plan = plan_of(run, config, attack)
     device = settle(plan)

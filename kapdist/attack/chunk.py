@@ -1,0 +1,246 @@
+"""One chunk of images under the attacks of a plan, attack after attack on those that are left.
+
+As the library's own run_standard_evaluation does it, but for: its state file (resuming from it always raises), its
+check for dynamic models (it ends with sys.settrace(None), which kills coverage and debuggers), targets that do not
+exist, and the caller's random state, which is given back.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from pyautoattack import AutoAttack
+from torch import Tensor, nn
+
+from kapdist.attack.ball import check_adversarial, drop_rounding, perturbation_norm
+from kapdist.attack.counted import CountedModel
+from kapdist.attack.noise import AveragedModel
+from kapdist.attack.plan import AttackPlan, Stage
+from kapdist.attack.rescore import Votes, cast_votes
+from kapdist.attack.stock import perturb, stock_library
+from kapdist.attack.watch import WatchedModel, passes_of_a_run
+from kapdist.errors import InputError
+from kapdist.kap import noise
+from kapdist.rng import derive_seed
+
+
+@dataclass(frozen=True)
+class AttackOutcome:
+    """One attack at one eps on a chunk of B images; tensors are (B,), meaningless where `attacked` is False."""
+
+    name: str
+    eps: float
+    attacked: Tensor
+    broke: Tensor
+    norm: Tensor
+    """Of the image that the attack handed back, float64; 0 where it gave up."""
+    prediction: Tensor
+    forwards: int
+    """Images that passed forward through the network, the one that decides the verdict included."""
+    backwards: int
+    library_forwards: int
+    """What the library asked for: its own passes on these images, had nothing been left out; 0 of the screen."""
+    library_backwards: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ChunkOutcome:
+    """All attacks on a chunk."""
+
+    clean_prediction: Tensor
+    attacks: tuple[AttackOutcome, ...]
+    adversarial: Tensor
+    """(B, 3, height, width): the image that broke the model, else the clean one."""
+    clean_votes: Votes | None
+    adversarial_votes: Votes | None
+    """Of the image that broke the model, else of the hardest point that an attack saw, else of the clean one."""
+    rescore_forwards: int
+    seconds: float
+
+
+@dataclass
+class Search:
+    """Where the attacks on a chunk stand."""
+
+    images: Tensor
+    labels: Tensor
+    robust: Tensor
+    adversarial: Tensor
+    hardest: Tensor
+    margins: Tensor
+    screened: Tensor
+    """(B,) bool: fell in the screen that went before; the next attack's batch still has their places."""
+
+
+def attack_chunk(model: nn.Module, images: Tensor, labels: Tensor, plan: AttackPlan, chunk: int) -> ChunkOutcome:
+    """Attack one chunk; the outcome is a function of the arguments alone.
+
+    Args:
+        model: in eval mode, frozen; on the device of the images.
+        images: (batch, 3, height, width), float32 in [0, 1].
+        labels: (batch,), int64.
+
+    Raises:
+        InputError: the model's logits are not finite, or it changed its own buffers.
+        RuntimeError: an adversarial image that would count leaves the ball, [0, 1] or the finite numbers.
+    """
+    started = time.perf_counter()
+    images = images.contiguous()  # the library calls .view on them, and channels-last would round otherwise
+    devices = [images.device] if images.device.type == "cuda" else []
+    noise_seed = derive_seed(plan.seed, "noise", chunk)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with torch.random.fork_rng(devices=devices), noise(model, plan.noise, seed=noise_seed), torch.no_grad():
+        own = plan.model.factory is None and plan.noise == "off"
+        counted = CountedModel(model, images.device, derive_seed(plan.seed, "model", chunk), inference=own)
+        watched = watched_model(counted, plan, chunk)
+        prediction = predict(watched, images, plan)
+        search = new_search(images, labels, prediction)
+        outcomes = attack_at_every_eps(watched, counted, search, plan, chunk)
+        attacked = counted.forwards
+        votes = rescore(counted, search, plan, chunk)
+    check_buffers(model, before, plan)
+    return ChunkOutcome(
+        clean_prediction=prediction,
+        attacks=tuple(outcomes),
+        adversarial=search.adversarial,
+        clean_votes=votes[0],
+        adversarial_votes=votes[1],
+        rescore_forwards=counted.forwards - attacked,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def watched_model(counted: CountedModel, plan: AttackPlan, chunk: int) -> WatchedModel:
+    """Return the model that the attacks see: averaged over draws where the plan says so."""
+    model: nn.Module = counted
+    if plan.eot > 1:
+        seed = derive_seed(plan.seed, "eot", chunk)
+        model = AveragedModel(counted, plan.eot, plan.images_per_pass, seed, plan.draws_together)
+    return WatchedModel(model, plan.norm, plan.compact, bool(plan.rescore), plan.eot)
+
+
+def new_search(images: Tensor, labels: Tensor, prediction: Tensor) -> Search:
+    margins = torch.full(labels.shape, torch.inf, device=images.device)
+    nothing = torch.zeros_like(labels, dtype=torch.bool)
+    return Search(images, labels, prediction == labels, images.clone(), images.clone(), margins, nothing)
+
+
+def attack_at_every_eps(
+    watched: WatchedModel, counted: CountedModel, search: Search, plan: AttackPlan, chunk: int
+) -> list[AttackOutcome]:
+    seed = derive_seed(plan.seed, "attack", chunk)
+    outcomes = []
+    for eps in plan.sweep:
+        library = stock_library(watched, plan, eps, seed, search.images.device)
+        for stage in plan.stages:
+            if stage.eps == eps:
+                outcomes.append(attack_survivors(library, counted, stage, search, plan))
+    return outcomes
+
+
+def attack_survivors(
+    library: AutoAttack, counted: CountedModel, stage: Stage, search: Search, plan: AttackPlan
+) -> AttackOutcome:
+    """Run one attack on the images that are left, from their clean form, and note what it found."""
+    started, watched = time.perf_counter(), library.model
+    passes = counted.forwards, counted.backwards
+    asked = watched.asked_forwards, watched.asked_backwards
+    attacked, found = search.robust.clone(), search.images.clone()
+    prediction = torch.zeros_like(search.labels)
+    if attacked.any():
+        found[attacked] = attack_batch(library, stage, search)[attacked]
+        prediction[attacked] = predict(watched, found[attacked], plan)
+    count_screened(library, stage, search)
+    broke = attacked & (prediction != search.labels)
+    check_adversarial(stage.name, plan.norm, stage.eps, search.images[broke], found[broke])
+    search.adversarial[broke] = found[broke]
+    search.robust &= ~broke
+    search.screened = broke if stage.attack == "screen" else torch.zeros_like(broke)
+    own = 0 if stage.attack == "screen" else 1
+    return AttackOutcome(
+        name=stage.name,
+        eps=stage.eps,
+        attacked=attacked,
+        broke=broke,
+        norm=perturbation_norm(found, search.images, plan.norm),
+        prediction=prediction,
+        forwards=counted.forwards - passes[0],
+        backwards=counted.backwards - passes[1],
+        library_forwards=own * (watched.asked_forwards - asked[0]),
+        library_backwards=own * (watched.asked_backwards - asked[1]),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def attack_batch(library: AutoAttack, stage: Stage, search: Search) -> Tensor:
+    """Return what an attack finds for all images of the chunk, those that it was not given unchanged."""
+    watched = library.model
+    rows = (search.robust | places_kept(watched, stage, search)).nonzero().squeeze(1)
+    images, labels = search.images[rows], search.labels[rows]
+    found = search.images.clone()
+    with watched.given(images, labels, stage.eps, ~search.robust[rows], search.adversarial[rows]) as batch:
+        adversarial = drop_rounding(perturb(library, stage.attack, images, labels).detach())
+        adversarial[batch.broken] = batch.found[batch.broken]
+        found[rows] = adversarial
+    harder = batch.margins < search.margins[rows]
+    search.hardest[rows[harder]] = batch.hardest[harder]
+    search.margins[rows[harder]] = batch.margins[harder]
+    return found
+
+
+def places_kept(watched: WatchedModel, stage: Stage, search: Search) -> Tensor:
+    """Return the screened images that stay in the batch, uncomputed, so that the others start as without it."""
+    if watched.compact and stage.attack.startswith("apgd"):
+        return search.screened
+    return torch.zeros_like(search.screened)
+
+
+def count_screened(library: AutoAttack, stage: Stage, search: Search) -> None:
+    """Add to what the library asks for what it would have asked for the screen's images, and was not asked."""
+    watched = library.model
+    kept = int(places_kept(watched, stage, search).sum()) * watched.passes_each
+    if not kept:
+        return
+    watched.asked_forwards += kept  # the verdict's
+    if not search.robust.any():  # it was not called at all
+        attack = library.apgd_targeted if stage.attack == "apgd-t" else library.apgd
+        forwards, backwards = passes_of_a_run(attack, 0)
+        watched.asked_forwards += kept * (1 + (stage.attack == "apgd-t") + forwards)
+        watched.asked_backwards += kept * backwards
+
+
+def predict(model: nn.Module, images: Tensor, plan: AttackPlan) -> Tensor:
+    logits = model(images)
+    if not logits.isfinite().all():
+        raise InputError(place_of(plan), "finite logits on every image", "NaN or infinity")
+    prediction: Tensor = logits.max(dim=1)[1]
+    return prediction
+
+
+def rescore(
+    counted: CountedModel, search: Search, plan: AttackPlan, chunk: int
+) -> tuple[Votes, Votes] | tuple[None, None]:
+    """Score the clean and the adversarial images under fresh draws, each with draws of its own."""
+    if not plan.rescore:
+        return None, None
+    unbroken = (search.adversarial == search.images).flatten(1).all(1)
+    adversarial = torch.where(unbroken[:, None, None, None], search.hardest, search.adversarial)
+    return (
+        cast_votes(counted, search.images, plan, derive_seed(plan.seed, "rescore clean", chunk)),
+        cast_votes(counted, adversarial, plan, derive_seed(plan.seed, "rescore adversarial", chunk)),
+    )
+
+
+def check_buffers(model: nn.Module, before: dict[str, Tensor], plan: AttackPlan) -> None:
+    after = dict(model.named_buffers())
+    changed = [name for name, old in before.items() if name not in after or not torch.equal(old, after[name])]
+    if changed or len(after) != len(before):
+        name = changed[0] if changed else "a new one"
+        raise InputError(place_of(plan), "a model whose buffers stay as they are under attack", f"{name} changed")
+
+
+def place_of(plan: AttackPlan) -> str:
+    return f"model.factory={plan.model.factory}" if plan.model.factory else plan.run

@@ -1,0 +1,77 @@
+"""What is no classifier that an attack could judge is refused before anything runs, in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kapdist.attack.model import said
+from kapdist.errors import InputError
+
+
+def check_classifier(model: nn.Module, place: object, num_classes: int, resolution: int, gradients: bool) -> None:
+    """Show the model a few images, (6, 3, resolution, resolution) in [0, 1], and refuse what cannot be attacked.
+
+    Raises:
+        InputError: it fails, or its output is not (batch, num_classes) finite logits, is a probability, or does
+            not depend differentiably on the images although an attack follows gradients.
+    """
+    images = shown_images(model, resolution)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            logits = model(images.requires_grad_(gradients))
+    except Exception as error:
+        raise InputError(place, f"logits of images {tuple(images.shape)} in [0, 1]", said(error)) from error
+    if training := [name or "the model" for name, module in model.named_modules() if module.training]:
+        raise InputError(place, "a model in evaluation mode after .eval()", f"{training[0]} in training mode")
+    check_logits(logits, place, (len(images), num_classes))
+    if gradients and not logits.requires_grad:
+        found = "logits without a gradient (a detached branch? custom attacks=[square] needs none)"
+        raise InputError(place, "logits that depend differentiably on the images", found)
+
+
+def check_logits(logits: Any, place: object, shape: tuple[int, int]) -> None:
+    if not isinstance(logits, Tensor):
+        raise InputError(place, "a tensor of logits", f"a {type(logits).__name__}")
+    if tuple(logits.shape) != shape:
+        found = f"{tuple(logits.shape)} (num_classes= says how many there are)"
+        raise InputError(place, f"logits (batch, classes) = {shape}", found)
+    if not logits.isfinite().all():
+        raise InputError(place, "finite logits", "NaN or infinity")
+    sums_to_one = (logits.sum(1) - 1).abs().max() < 1e-4
+    if sums_to_one and logits.min() >= 0 and logits.max() <= 1:
+        found = "probabilities (rows in [0, 1] that sum to 1): AutoAttack's losses would mean nothing"
+        raise InputError(place, "logits", found)
+
+
+def shown_images(model: nn.Module, resolution: int) -> Tensor:
+    """Return six images on the model's device, the last two black and white."""
+    device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+    images = torch.rand(6, 3, resolution, resolution, generator=torch.Generator().manual_seed(0))
+    images[4], images[5] = 0, 1
+    return images.to(device)
+
+
+def check_deterministic(model: nn.Module, place: object, resolution: int) -> None:
+    """Raise InputError unless two passes of the same images give the same logits."""
+    images = shown_images(model, resolution)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        first, second = model(images), model(images)
+    if not torch.allclose(first, second, rtol=1e-4, atol=1e-6):
+        found = f"logits {(first - second).abs().max().item():g} apart in two passes of the same images"
+        raise InputError(place, "a deterministic model (else noise=fresh, and version=eot-standard)", found)
+
+
+def noise_differs_by_row(model: nn.Module, resolution: int) -> bool:
+    """Tell whether the copies of an image in one batch get noise of their own.
+
+    Models that draw once for the whole batch, a random size for one, do not; their draws need passes of their own.
+    """
+    images = shown_images(model, resolution)[:1].repeat(6, 1, 1, 1)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        first, second = model(images), model(images)
+    shared = torch.allclose(first, first[:1].expand_as(first), rtol=1e-4, atol=1e-6)
+    differs_by_call = not torch.allclose(first, second, rtol=1e-4, atol=1e-6)
+    return not (shared and differs_by_call)

@@ -1,0 +1,83 @@
+"""The model with its images counted and with randomness of its own."""
+
+from __future__ import annotations
+
+import contextlib
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from kapdist.kap import seed_noise
+
+
+class CountedModel(nn.Module):
+    """The model as an attack sees it: images that pass forward and backward are counted, its randomness is its own.
+
+    The library resets torch's global seed at every attack. A model that draws from the global generator would
+    start over with it, so its forwards draw from a stream apart.
+
+    Args:
+        inference: pass without a gradient in inference mode; not for models that may keep a tensor for later.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, seed: int, inference: bool = False) -> None:
+        super().__init__()
+        self.model, self.inference = model, inference
+        self.stream = RandomStream(device, seed)
+        self.forwards = 0
+        self.backwards = 0
+
+    def reseed(self, seed: int) -> None:
+        """Start the model's randomness anew: the global stream that it sees, and the noise of its own."""
+        self.stream.start(seed)
+        seed_noise(self.model, seed)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.forwards += len(images)
+        bare = self.inference and not torch.is_grad_enabled()
+        with self.stream, torch.inference_mode() if bare else contextlib.nullcontext():
+            logits: Tensor = self.model(images)
+        if bare:
+            logits = logits.clone()  # an ordinary tensor again: Square writes into it
+        if logits.requires_grad:
+            logits.register_hook(self.count_backward)
+        return logits
+
+    def count_backward(self, gradient: Tensor) -> None:
+        self.backwards += len(gradient)
+
+
+class RandomStream:
+    """A place in torch's global random streams that is left and taken up again."""
+
+    def __init__(self, device: torch.device, seed: int) -> None:
+        self.device = device
+        self.start(seed)
+        self.outside: list[Tensor] = []
+
+    def start(self, seed: int) -> None:
+        self.state = [torch.Generator(kind).manual_seed(seed).get_state() for kind in self.kinds()]
+
+    def kinds(self) -> list[torch.device]:
+        cpu = torch.device("cpu")
+        return [cpu] if self.device.type == "cpu" else [cpu, self.device]
+
+    def get(self) -> list[Tensor]:
+        state = [torch.get_rng_state()]
+        return state if self.device.type == "cpu" else [*state, torch.cuda.get_rng_state(self.device)]
+
+    def put(self, state: list[Tensor]) -> None:
+        torch.set_rng_state(state[0])
+        if self.device.type != "cpu":
+            torch.cuda.set_rng_state(state[1], self.device)
+
+    def __enter__(self) -> None:
+        self.outside = self.get()
+        self.put(self.state)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.state = self.get()
+        self.put(self.outside)

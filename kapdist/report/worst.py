@@ -1,0 +1,119 @@
+"""attacks/worst_case.json -> what the page says about everything that was tried on a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import Field, ValidationError
+
+from kapdist.errors import InputError
+from kapdist.report.reading import Accuracy, Attack, Record, Run, read_json
+from kapdist.report.table import as_255ths, percent, plural
+
+
+class First(Record):
+    """What one attack broke before the others."""
+
+    source: str
+    attack: str
+    eps: float = Field(gt=0)
+    num_broken_first: int = Field(ge=0)
+    num_broken: int = Field(ge=0)
+
+
+class AtEps(Record):
+    """What withstood everything up to an eps."""
+
+    eps: float = Field(gt=0)
+    robust_accuracy: Accuracy
+
+
+class Source(Record):
+    """An attack that takes part."""
+
+    name: str
+    plan_fingerprint: str
+
+
+class Case(Record):
+    """One norm."""
+
+    norm: str
+    num_images: int = Field(ge=1)
+    sources: tuple[Source, ...]
+    sweep: tuple[AtEps, ...]
+    first: tuple[First, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Cases(Record):
+    cases: tuple[Case, ...]
+
+
+@dataclass(frozen=True)
+class WorstView:
+    """One case as the page shows it."""
+
+    title: str
+    lines: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+COLUMNS = ("Attack", "Of", "eps", "Broke first", "Broke")
+
+
+def worst_views(run: Run) -> list[WorstView]:
+    """Read a run's worst case; nothing where none was worked out or a later merge is not in it.
+
+    Raises:
+        InputError: the file is not what its name says.
+    """
+    path = run.dir.worst_case
+    found = read_json(path)
+    if found is None:
+        return []
+    try:
+        cases = Cases.model_validate(found).cases
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise InputError(f"{path}: {place}", "a worst case of this version", error.errors()[0]["msg"]) from None
+    return [view(run, case) for case in cases]
+
+
+def view(run: Run, case: Case) -> WorstView:
+    lines = [f"{eps_text(at.eps)}: {accuracy_text(at.robust_accuracy)} withstood everything." for at in case.sweep]
+    known = {source.plan_fingerprint for source in case.sources}
+    late = [attack.name for attack in run.attacks if attack.summary.plan_fingerprint not in known]
+    if late and len(case.sources) != len(run.attacks):
+        lines.append(f"Not of this norm, these weights or these images, and so not in it: {', '.join(late)}.")
+    lines += [note[0].upper() + note[1:] + "." for note in case.notes]
+    rows = [
+        (first.attack, first.source, eps_text(first.eps), str(first.num_broken_first), str(first.num_broken))
+        for first in case.first
+    ]
+    tried = ", ".join(source.name for source in case.sources)
+    title = f"{run.label}, {case.norm}, {plural(case.num_images, 'image')}: {tried}"
+    return WorstView(title, tuple(lines), tuple(rows))
+
+
+def eps_text(eps: float) -> str:
+    return f"{eps:.4g} ({as_255ths(eps)})"
+
+
+def accuracy_text(share: Accuracy) -> str:
+    return f"{percent(share.value)}% [{percent(share.low)}, {percent(share.high)}]"
+
+
+def rescored_lines(attack: Attack) -> list[tuple[str, str]]:
+    """Say how a noisy model does under fresh draws, as facts of its attack."""
+    rescored = attack.summary.rescored
+    if rescored is None:
+        return []
+    facts = []
+    for kind, images in (("clean", rescored.clean), ("adversarial", rescored.adversarial)):
+        text = (
+            f"one draw {accuracy_text(images.single_draw)}, majority {accuracy_text(images.majority)}, "
+            f"all draws {accuracy_text(images.worst)}"
+        )
+        facts.append((f"Under {rescored.num_draws} fresh draws, {kind} images", text))
+    return facts

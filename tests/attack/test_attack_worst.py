@@ -1,0 +1,130 @@
+"""The union over everything tried, and shards that are balanced by what was measured."""
+
+import itertools
+import threading
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from kapdist.attack import merge, plan_attack, run_shard
+from kapdist.attack.balance import image_seconds
+from kapdist.attack.plan import read_plan
+from kapdist.attack.worst import write_worst_case
+from kapdist.errors import InputError
+from kapdist.report.page import write_report
+from kapdist.rundir import AttackDir, RunDir, locked
+from kapdist.sharding import deal
+
+World = Any
+
+
+def attacked(world: World, name: str, num_shards: int = 1, **fields: object) -> AttackDir:
+    plan_attack(world.run, world.config(name=name, **fields))
+    attack = AttackDir(world.run / "attacks" / name)
+    for shard in reversed(range(num_shards)):
+        run_shard(attack.root, shard, num_shards)
+    merge(attack.root)
+    return attack
+
+
+def broken_at(attack: AttackDir, eps: float) -> set[int]:
+    table = pl.read_parquet(attack.records)
+    return set(table.filter(pl.col("broken_eps") <= eps)["image"])
+
+
+def test_an_image_is_robust_only_if_nothing_tried_broke_it(world: World, tmp_path: Path) -> None:
+    first = attacked(world, "a", eps=[0.01, 0.02], chunk_size=22)
+    second = attacked(world, "b", eps=0.012, attacks=("apgd-dlr",), chunk_size=11)
+    right = set(pl.read_parquet(first.records).filter(pl.col("label") == pl.col("clean_prediction"))["image"])
+    spared = min(right - broken_at(first, 1) - broken_at(second, 1))
+    other = pl.DataFrame({"image": [spared, 0], "attack": ["transfer"] * 2, "eps": [0.015] * 2, "order": [0, 0]})
+    other.write_parquet(first.root / "breaks-other.parquet")  # image 0 is wrong without an attack
+    (case,) = write_worst_case(world.run).cases
+    expected = {
+        eps: right - broken_at(first, eps) - broken_at(second, eps) - ({spared} if eps >= 0.015 else set())
+        for eps in (0.01, 0.012, 0.015, 0.02)
+    }
+    assert {at.eps: at.num_robust for at in case.sweep} == {eps: len(left) for eps, left in expected.items()}
+    assert case.num_clean_correct == len(right) == 18
+    counts = {(one.source, one.attack, one.eps): (one.num_broken_first, one.num_broken) for one in case.first}
+    assert sum(first for first, _ in counts.values()) == 18 - case.sweep[-1].num_robust
+    assert counts[("a", "apgd-ce", 0.01)][0] == len(broken_at(first, 0.01))
+    assert counts[("a/other", "transfer", 0.015)] == (1, 1)
+    assert counts[("b", "apgd-dlr", 0.012)] == (
+        len(broken_at(second, 1) - broken_at(first, 0.01)),
+        len(broken_at(second, 1)),
+    )
+    page = write_report([world.run], tmp_path / "report").read_text()
+    assert "Worst case over everything tried" in page
+    assert "a/other" in page
+    assert "Plan fingerprint" in page
+
+
+NOISY = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+from factory import build as network
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = network()
+
+    def forward(self, images):
+        return self.network(images + 0.02 * torch.randn_like(images))
+"""
+
+
+def test_seven_shards_have_the_records_of_one_with_noise_averages_and_an_eps_list(world: World) -> None:
+    (world.folder / "noisy.py").write_text(NOISY)
+    fields = {
+        "model": {"factory": "noisy.py:Noisy"},
+        "noise": "fresh",
+        "eot": 3,
+        "rescore": 4,
+        "images_per_pass": 2,
+    }
+    fields |= {"eps": [0.1, 0.3], "screen": 2, "num_images": 7, "chunk_size": 1}
+    one, seven = (attacked(world, f"n{count}", count, **fields) for count in (1, 7))
+    tables = [pl.read_parquet(attack.records).drop(pl.selectors.contains("seconds")) for attack in (one, seven)]
+    assert tables[0].equals(tables[1])
+    assert read_plan(one).fingerprint == read_plan(seven).fingerprint
+    assert read_plan(seven).costs  # measured by the first
+    assert tables[0]["adversarial_draws_correct"].null_count() == 0
+    assert set(tables[0]["clean_draws_correct"]) - {0, 4}
+
+
+def test_shards_are_balanced_by_what_an_earlier_attack_took(world: World) -> None:
+    attack = attacked(world, "first", eps=0.3)
+    seconds = image_seconds(attack)
+    table = pl.read_parquet(attack.records)
+    wrong = table.filter(pl.col("label") != pl.col("clean_prediction"))["image"]
+    assert seconds.filter(pl.col("image").is_in(wrong.implode()))["seconds"].sum() == 0
+    total = table.group_by("chunk").first()["chunk_stage_seconds"].list.sum().sum()
+    assert seconds["seconds"].sum() == pytest.approx(total)
+    plan_attack(world.run, world.config(name="second", eps=0.03))
+    plan = read_plan(AttackDir(world.run / "attacks" / "second"))
+    assert sum(plan.costs) == pytest.approx(total, rel=1e-3)
+    plan = plan.model_copy(update={"costs": (5.0, 4.0, 3.0, 3.0, 3.0, 0.0)})
+    assert deal(plan.expected_costs, 2) == [[0, 3, 5], [1, 2, 4]]  # loads 8 and 10: 5 | 4, 3 | 3, | 3
+    assert sorted(itertools.chain(*deal(plan.expected_costs, 7))) == list(range(6))
+
+
+def test_two_merges_of_one_run_at_once_both_count(world: World) -> None:
+    for name, attacks in (("a", ("apgd-ce",)), ("b", ("apgd-dlr",))):
+        plan_attack(world.run, world.config(name=name, num_images=4, eps=0.3, attacks=attacks))
+        run_shard(world.run / "attacks" / name, 0, 1)
+    threads = [threading.Thread(target=merge, args=(world.run / "attacks" / name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    sources = RunDir(world.run).worst_case.read_text()
+    assert '"name": "a"' in sources
+    assert '"name": "b"' in sources
+    attack = AttackDir(world.run / "attacks" / "a")
+    with locked(attack.lock), pytest.raises(InputError, match="nobody else at work"):
+        merge(attack.root)
