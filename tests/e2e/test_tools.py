@@ -49,13 +49,13 @@ def test_bench_loader_prints_ratios_and_skips_what_is_absent(tmp_path: Path) -> 
     assert "machine:" in printed
     absent = f"[*bench_stamps(Path('x.beton'), Path({str(tmp_path / 'absent')!r}), 40, 1, 16, 1)]"
     without = tool("-c", f"import sys; sys.path.insert(0, 'tools'); from bench_loader import *; print({absent})")
-    assert without.startswith("['photographs: skipped"), without
+    assert "photographs: skipped" in without
 
 
 @pytest.mark.slow
 def test_runs_that_are_killed_end_bitwise_equal() -> None:
     """Two kills of one rank; train/test_train_resume.py and slurm/test_slurm_training.py kill those of two."""
-    printed = tool("tools/kill_test.py", "--kills", "2", "--kills-per-run", "2", "--ranks", "1")
+    printed = tool("tools/kill_test.py", "--kills", "2", "--kills-per-run", "2", "--ranks", "1", "--seed", "1")
     assert "1 of 1 runs ended bitwise equal" in printed or "2 of 2 runs ended bitwise equal" in printed
 
 
