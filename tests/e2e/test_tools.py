@@ -54,8 +54,8 @@ def test_bench_loader_prints_ratios_and_skips_what_is_absent(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_runs_that_are_killed_end_bitwise_equal() -> None:
-    """Two kills of one rank; train/test_train_resume.py and slurm/test_slurm_training.py kill those of two."""
-    printed = tool("tools/kill_test.py", "--kills", "2", "--kills-per-run", "2", "--ranks", "1", "--seed", "1")
+    """One kill of two ranks; train/test_train_resume.py and slurm/test_slurm_training.py have more."""
+    printed = tool("tools/kill_test.py", "--kills", "1", "--seed", "5")
     assert "1 of 1 runs ended bitwise equal" in printed or "2 of 2 runs ended bitwise equal" in printed
 
 
