@@ -32,12 +32,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.fixture
 def run_ranks(tmp_path: Path) -> Callable[..., list[Finished]]:
-    """Run `python WORDS` on some ranks, in tmp_path, within a time limit in seconds."""
+    """Run `python WORDS` on some ranks, in tmp_path, within a time limit in seconds; see start_ranks for cold."""
 
-    def run(
-        words: Sequence[str], world_size: int = 1, timeout: float = 90, cwd: Path | None = None
-    ) -> list[Finished]:
-        return end_ranks(start_ranks(words, world_size, tmp_path), timeout)
+    def run(words: Sequence[str], world_size: int = 1, timeout: float = 90, cold: bool = False) -> list[Finished]:
+        return end_ranks(start_ranks(words, world_size, tmp_path, cold), timeout)
 
     return run
 

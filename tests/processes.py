@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -23,14 +26,79 @@ class Finished(NamedTuple):
     output: str
 
 
-def start_ranks(
-    words: Sequence[str], world_size: int, cwd: Path, environment: dict[str, str] | None = None
-) -> list[subprocess.Popen[bytes]]:
-    """Start `python WORDS` as the ranks of one job, as torchrun would; each in a process group of its own."""
+class WarmProcess:
+    """A process that tests/warm_start.py has forked: what these tests use of subprocess.Popen."""
+
+    def __init__(self, words: Sequence[str], cwd: Path, environment: dict[str, str]) -> None:
+        request = {"words": words, "cwd": str(cwd), "environment": environment}
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the object)
+        reading, writing = os.pipe()
+        self.answers = os.fdopen(reading)
+        socket.send_fds(warm_start(), [json.dumps(request).encode()], [self.output.fileno(), writing])
+        os.close(writing)
+        self.pid = int(self.answers.readline())
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None and select.select([self.answers], [], [], 0)[0]:
+            self.returncode = int(self.answers.readline())
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None and not select.select([self.answers], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+        code = self.poll()
+        assert code is not None
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+@functools.cache
+def warm_start() -> socket.socket:
+    """Start the process that forks the others; it ends with this one, when its socket closes."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("warm_start.py")), str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},  # no threads before a fork
+        start_new_session=True,
+    )
+    theirs.close()
+    return ours
+
+
+class ColdProcess(subprocess.Popen[bytes]):
+    """A process as a user starts it."""
+
+    def __init__(self, words: Sequence[str], cwd: Path, environment: dict[str, str]) -> None:
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the object)
+        super().__init__(
+            [sys.executable, *words],
+            cwd=cwd,
+            env=environment,
+            stdout=self.output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+Process = WarmProcess | ColdProcess
+
+
+def start_ranks(words: Sequence[str], world_size: int, cwd: Path, cold: bool = False) -> list[Process]:
+    """Start `python WORDS` as the ranks of one job, as torchrun would; each in a process group of its own.
+
+    They find torch imported (tests/warm_start.py) unless they are to start cold, as a user starts them.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = []
+    processes: list[Process] = []
     for rank in range(world_size):
         variables = {
             "RANK": rank,
@@ -40,22 +108,12 @@ def start_ranks(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
         }
-        env = os.environ | {key: str(value) for key, value in variables.items()} | (environment or {})
-        output = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process object)
-        process = subprocess.Popen(
-            [sys.executable, *words],
-            cwd=cwd,
-            env=env,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        process.output = output  # type: ignore[attr-defined]
-        processes.append(process)
+        environment = os.environ | {key: str(value) for key, value in variables.items()}
+        processes.append((ColdProcess if cold else WarmProcess)(words, cwd, environment))
     return processes
 
 
-def end_ranks(processes: Sequence[subprocess.Popen[bytes]], timeout: float) -> list[Finished]:
+def end_ranks(processes: Sequence[Process], timeout: float) -> list[Finished]:
     """Wait for all; when one fails the others have five seconds more, and no process is left behind."""
     deadline = time.monotonic() + timeout
     while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
@@ -70,16 +128,16 @@ def end_ranks(processes: Sequence[subprocess.Popen[bytes]], timeout: float) -> l
     return ended
 
 
-def kill_ranks(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def kill_ranks(processes: Sequence[Process]) -> None:
     for process in processes:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
-def read_output(process: subprocess.Popen[bytes]) -> str:
-    process.output.seek(0)  # type: ignore[attr-defined]
-    return process.output.read().decode(errors="replace")  # type: ignore[attr-defined]
+def read_output(process: Process) -> str:
+    process.output.seek(0)
+    return process.output.read().decode(errors="replace")
 
 
 def ranks_of_job(job: str, rank: int = 0) -> list[int]:

@@ -19,7 +19,7 @@ def metrics(run: RunDir) -> list[dict]:
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_run_leaves_everything_that_a_reader_needs(tiny_config: Path, run_ranks, world_size: int) -> None:
-    ends = run_ranks(["-m", "kapdist.cli", "train", str(tiny_config)], world_size)
+    ends = run_ranks(["-m", "kapdist.cli", "train", str(tiny_config)], world_size, cold=True)
     assert [end.code for end in ends] == [0] * world_size, ends
     run = RunDir(tiny_config.parent / "runs" / "tiny")
     for path in (run.config, run.plan, run.environment, run.weights, run.done, run.tensorboard):
@@ -54,19 +54,22 @@ def test_a_network_learns_its_images(tiny_config: Path, kapdist) -> None:
     assert losses[-1] < losses[0] / 3
 
 
-def test_a_finished_run_is_left_alone(tiny_config: Path, kapdist) -> None:
-    assert kapdist("train", tiny_config, "train.epochs=1").code == 0
-    run = RunDir(tiny_config.parent / "runs" / "tiny")
-    before = run.weights.read_bytes()
-    again = kapdist("train", tiny_config, "train.epochs=1")
+def test_a_finished_run_is_left_alone_by_itself_and_by_another_config_and_its_config_reproduces_it(
+    tiny_config: Path, kapdist
+) -> None:
+    words = ["train.epochs=1", "seed=3"]
+    assert kapdist("train", tiny_config, *words).code == 0
+    runs = tiny_config.parent / "runs"
+    before = (runs / "tiny" / "model.safetensors").read_bytes()
+    again = kapdist("train", tiny_config, *words)
     assert again.code == 0
     assert "is done" in again.output
-    assert run.weights.read_bytes() == before
 
+    other = kapdist("train", tiny_config, "train.epochs=2", "seed=3")
+    assert other.code == 2
+    assert "train.epochs = 1 as this run began" in other.output
+    assert (runs / "tiny" / "model.safetensors").read_bytes() == before
 
-def test_the_resolved_config_reproduces_the_run(tiny_config: Path, kapdist) -> None:
-    assert kapdist("train", tiny_config, "train.epochs=1", "seed=3").code == 0
-    runs = tiny_config.parent / "runs"
     assert kapdist("train", runs / "tiny" / "config.yaml", "name=again").code == 0
     first, second = (load_file(runs / name / "model.safetensors") for name in ("tiny", "again"))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -106,10 +109,3 @@ def test_wrong_input_is_said_once_by_two_ranks(tiny_config: Path, run_ranks) -> 
     ends = run_ranks(["-m", "kapdist.cli", "train", str(tiny_config), "data.train=absent.beton"], 2)
     assert [end.code for end in ends] == [2, 2]
     assert "".join(end.output for end in ends).count("absent.beton") == 1
-
-
-def test_another_config_does_not_continue_a_run(tiny_config: Path, kapdist) -> None:
-    assert kapdist("train", tiny_config, "train.epochs=1").code == 0
-    end = kapdist("train", tiny_config, "train.epochs=2")
-    assert end.code == 2
-    assert "train.epochs = 1 as this run began" in end.output

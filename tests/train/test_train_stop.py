@@ -36,23 +36,22 @@ def same_bits(one: RunDir, other: RunDir) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGINT])  # the tests below send SIGTERM
-def test_a_signal_to_one_rank_saves_all_and_the_run_continues_bit_by_bit(
-    tiny_config: Path, run_ranks, number: signal.Signals
-) -> None:
+def test_signals_to_one_rank_save_all_and_the_run_continues_bit_by_bit(tiny_config: Path, run_ranks) -> None:
+    """Stopped in its first epoch and again in its second; the tests below send SIGTERM."""
     folder = tiny_config.parent
     assert all(end.code == 0 for end in run_ranks([*WORDS, "name=whole"], 2))
     whole, asked = RunDir(folder / "runs" / "whole"), RunDir(folder / "runs" / "asked")
 
-    processes = start_ranks([*WORDS, "name=asked"], 2, folder)
-    wait_for(lambda: asked.metrics.exists() and asked.metrics.stat().st_size > 0)
-    os.kill(processes[1].pid, number)
-    ends = end_ranks(processes, 60)
-    assert [end.code for end in ends] == [RESUME, RESUME], ends
-    assert "stopped at step" in ends[0].output
-    assert asked.latest.exists()
-    assert not asked.failed.exists()
-    assert not asked.lock.exists()
+    for number, step in ((signal.SIGUSR2, 3), (signal.SIGINT, 9)):
+        processes = start_ranks([*WORDS, "name=asked"], 2, folder)
+        wait_for(lambda step=step: asked.metrics.exists() and f'"step": {step}' in asked.metrics.read_text())
+        os.kill(processes[1].pid, number)
+        ends = end_ranks(processes, 60)
+        assert [end.code for end in ends] == [RESUME, RESUME], ends
+        assert "stopped at step" in ends[0].output
+        assert asked.latest.exists()
+        assert not asked.failed.exists()
+        assert not asked.lock.exists()
 
     ends = end_ranks(start_ranks([*WORDS, "name=asked"], 2, folder), 90)
     assert [end.code for end in ends] == [0, 0], ends
