@@ -1,7 +1,7 @@
 """What Kernel Average Pooling costs: ResNet-50 training steps of several variants, paired in one run.
 
     python tools/bench_step.py [--steps 10] [--batch-size 16] [--pixels 160] [--threads N]
-                                [--variants plain kap activation]
+                                [--variants plain kap activation] [--device cuda] [--precision bf16] [--compile]
 
 Needs torch alone. Each round times one step of every variant, in turn, so that whatever else the machine does
 falls on all of them alike; a ratio is between two steps of the same round, never between two averages.
@@ -27,6 +27,7 @@ from kapdist.kap import KernelAveragePool, kapify
 from kapdist.models import resnet50
 
 NOISE_STD = 0.3
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -189,15 +190,27 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=160)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["plain", "kap", "activation"])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="autocast's, fp32 for none")
+    parser.add_argument("--compile", action="store_true", help="every variant under torch.compile")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     print("ResNet-50's training step with KAP (K = 3, weights form) beside the plain one; goal: at most 1.05 times")
-    print(f"machine:  {machine()}")
+    print(f"machine:  {machine(options.device)}")
     print(f"command:  python {' '.join(sys.argv)}")
-    batch_size, pixels = options.batch_size, options.pixels
-    size = f"batch {batch_size}, {pixels} px, channels_last, fp32, SGD with momentum"
+    size = f"batch {options.batch_size}, {options.pixels} px, channels_last, {options.precision}, SGD with momentum"
     print(f"runs:     {options.steps} paired rounds; {size}", flush=True)
-    print(step_table(bench_steps(options.variants, steps=options.steps, batch_size=batch_size, pixels=pixels)))
+    rows = bench_steps(
+        options.variants,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        pixels=options.pixels,
+        device=options.device,
+        dtype=PRECISIONS[options.precision],
+        compiled=options.compile,
+    )
+    print(step_table(rows))
 
 
 if __name__ == "__main__":

@@ -100,6 +100,19 @@ def check_forms(device: str) -> Iterator[Check]:
         yield Check(f"activation form: {setting}", relative_error(activations, expected), TOLERANCES[dtype])
 
 
+def check_gradients(device: str) -> Iterator[Check]:
+    """The average's gradient here against that of the written-out one on the CPU, in float64."""
+    formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    for layout, (name, memory_format) in product(("line", "sheet"), formats.items()):
+        z = torch.randn(4, 24, 7, 5, dtype=torch.double).to(memory_format=memory_format)
+        upstream = torch.randn_like(z)
+        here, there = z.to(device).requires_grad_(), z.requires_grad_()
+        average = KernelAveragePool(3, layout=layout)(here)
+        (found,) = torch.autograd.grad(average, here, upstream.to(device))
+        (expected,) = torch.autograd.grad(written_out_average(there, layout), there, upstream)
+        yield Check(f"gradient: {layout}, {name}", relative_error(found.cpu(), expected), 1e-12)
+
+
 def small_cnn(device: str) -> nn.Module:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 24, 3, groups=3), nn.ReLU(), nn.Conv2d(24, 12, 1)]
@@ -186,7 +199,13 @@ def check_deepspeed(device: str) -> Iterator[Check]:
 
 def print_checks(device: str) -> bool:
     passed = True
-    for checks in (check_forms(device), check_noise(device), check_compile(device), check_deepspeed(device)):
+    for checks in (
+        check_forms(device),
+        check_gradients(device),
+        check_noise(device),
+        check_compile(device),
+        check_deepspeed(device),
+    ):
         for check in checks:
             passed &= check.passed
             verdict = "ok" if check.passed else "FAILED"

@@ -3,13 +3,17 @@
 Source: "Learning Robust Kernel Ensembles with Kernel Average Pooling", ICLR 2023 submission.
 """
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 LAYOUTS = ("line", "sheet")
+_MOST_POOLED = 2**31 - 1  # entries that avg_pool2d counts on a GPU
 
 
 def kernel_average(z: Tensor, kernel_size: int, *, stride: int = 1, layout: str = "line", dim: int = 1) -> Tensor:
@@ -29,6 +33,8 @@ def kernel_average(z: Tensor, kernel_size: int, *, stride: int = 1, layout: str 
     grid = check_window(z.shape[dim], kernel_size, stride, layout)
     if kernel_size == 1 and stride == 1:
         return z
+    if torch.compiler.is_compiling() or z.numel() > _MOST_POOLED:
+        return _written_out(z, kernel_size, stride, grid, dim)
     average: Tensor = _KernelAverage.apply(z, kernel_size, stride, grid, dim)
     return average
 
@@ -67,24 +73,35 @@ def pooled_channels(channels: int, stride: int, layout: str) -> int:
     return math.prod(math.ceil(side / stride) for side in grid)
 
 
-class _KernelAverage(torch.autograd.Function):
-    """Shifted sums, and the counts put right at the edges; the transpose is the same, put right elsewhere.
+def _written_out(z: Tensor, kernel_size: int, stride: int, grid: tuple[int, ...], dim: int) -> Tensor:
+    """The average as sums of shifted copies: torch.compile makes one kernel of it and one of its transpose."""
+    sheet = z.unflatten(dim, grid)
+    for axis in range(dim, dim + len(grid)):
+        behind, half = [0, 0] * (sheet.dim() - 1 - axis), kernel_size // 2
+        shifts = [functional.pad(sheet, [*behind, shift, -shift]) for shift in range(-half, half + 1)]
+        place = torch.arange(sheet.shape[axis], device=z.device)
+        count = 1 + place.clamp(max=half) + place.flip(0).clamp(max=half)
+        sheet = sum(shifts[1:], shifts[0]) / count.to(z.dtype).view(-1, *[1] * (sheet.dim() - 1 - axis))
+        sheet = sheet[(slice(None),) * axis + (slice(None, None, stride),)]
+    return sheet.flatten(dim, dim + len(grid) - 1)
 
-    A Function of its own because autograd would replay each shifted in-place sum as several copies: measured
-    on all of ResNet-50's weights, its backward takes 4 to 7 times as long. Without a jvp, because torch.compile
-    refuses a Function that has one: forward-mode differentiation is not supported.
+
+class _KernelAverage(torch.autograd.Function):
+    """One 2-d average pool: where tensors are as small as weights a GPU waits for launches, not for memory.
+
+    The transpose is the same pool, after the edges' shares are put right. A Function of its own because autograd
+    would keep z, and because torch 2.11's avg_pool2d_backward is wrong on GPUs in channels_last. Without a jvp:
+    forward-mode differentiation is not supported.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(z: Tensor, kernel_size: int, stride: int, grid: tuple[int, ...], dim: int) -> Tensor:
-        sheet = z.unflatten(dim, grid)
-        for axis in range(dim, dim + len(grid)):
-            sheet = _average_axis(sheet, kernel_size, axis)
-        if stride > 1:
-            sheet = _every(sheet, stride, dim, len(grid)).clone()
-        return sheet.flatten(dim, dim + len(grid) - 1)
+        sheets = _as_sheets(z, grid, dim)
+        sizes, strides, paddings = _window(kernel_size, stride, grid)
+        means = functional.avg_pool2d(sheets, sizes, strides, paddings, count_include_pad=False)
+        return _from_sheets(means, z, dim)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -92,61 +109,67 @@ class _KernelAverage(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        dim, axes = ctx.dim, len(ctx.grid)
-        sheet = grad.unflatten(dim, [math.ceil(side / ctx.stride) for side in ctx.grid])
-        if ctx.stride > 1:
-            sheet = _spread(sheet, ctx.stride, ctx.grid, dim)
-        for axis in range(dim, dim + axes):
-            sheet = _spread_axis(sheet, ctx.kernel_size, axis)
-        return sheet.flatten(dim, dim + axes - 1), None, None, None, None
+        pooled = _as_sheets(grad, [math.ceil(side / ctx.stride) for side in ctx.grid], ctx.dim)
+        sheets = pooled if ctx.stride == 1 else _spread(pooled, ctx.stride, _sides(ctx.grid))
+        sizes, strides, paddings = _window(ctx.kernel_size, 1, ctx.grid)
+        if ctx.kernel_size > 1:
+            sheets = sheets * _edge_shares(ctx.kernel_size, ctx.grid, grad.dtype, grad.device)
+        shares = functional.avg_pool2d(sheets, sizes, strides, paddings, count_include_pad=True)
+        return _from_sheets(shares, grad, ctx.dim), None, None, None, None
 
 
-def _average_axis(z: Tensor, kernel_size: int, axis: int) -> Tensor:
-    """Means over the window around each entry of `axis`, as a new tensor of z's memory format."""
-    means, last = _shifted_sums(z, kernel_size, axis), z.shape[axis] - 1
-    for edge in range(kernel_size // 2):
-        scale = kernel_size / _count(edge, kernel_size)
-        means.select(axis, edge).mul_(scale)
-        means.select(axis, last - edge).mul_(scale)
-    return means
+@functools.lru_cache(maxsize=256)
+def _edge_shares(kernel_size: int, grid: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(h, w): how much larger than a whole window's the share of each kernel in its mean is, 1 inside."""
+    with torch.inference_mode(False), torch.no_grad():
+        whole = torch.ones(1, 1, *_sides(grid), dtype=torch.double, device=device)
+        exists = functional.avg_pool2d(whole, *_window(kernel_size, 1, grid), count_include_pad=True)
+        return exists[0, 0].reciprocal().to(dtype)
 
 
-def _spread_axis(grad: Tensor, kernel_size: int, axis: int) -> Tensor:
-    """The transpose of `_average_axis`: each entry's share goes to all entries of its window."""
-    shares, length = _shifted_sums(grad, kernel_size, axis), grad.shape[axis]
-    for edge in range(kernel_size // 2):
-        count = _count(edge, kernel_size)
-        missing = 1 / count - 1 / kernel_size  # the sums gave an edge's window 1 / kernel_size each
-        shares.narrow(axis, 0, count).add_(grad.narrow(axis, edge, 1), alpha=missing)
-        shares.narrow(axis, length - count, count).add_(grad.narrow(axis, length - 1 - edge, 1), alpha=missing)
-    return shares
+def _spread(pooled: Tensor, stride: int, sides: tuple[int, int]) -> Tensor:
+    """The transpose of taking every stride-th entry: zeros on the grid's other places."""
+    before, after = pooled.shape[:2]
+    full = pooled.new_zeros(before, *sides, after)
+    full[:, ::stride, ::stride] = pooled.permute(0, 2, 3, 1)
+    return full.permute(0, 3, 1, 2)
 
 
-def _shifted_sums(z: Tensor, kernel_size: int, axis: int) -> Tensor:
-    """Sums over the window around each entry of `axis`, divided by kernel_size even where fewer exist.
+def _sides(grid: Sequence[int]) -> tuple[int, int]:
+    """A line is a sheet of width 1."""
+    return (grid[0], grid[1]) if len(grid) == 2 else (grid[0], 1)
 
-    The division rides along with the sums: memory traffic is all that the average costs.
+
+def _window(kernel_size: int, stride: int, grid: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+    """avg_pool2d's sizes, strides and paddings, none along the width of a line."""
+    sizes = [min(kernel_size, side) for side in _sides(grid)]
+    strides = [min(stride, side) for side in _sides(grid)]
+    return sizes, strides, [size // 2 for size in sizes]
+
+
+def _as_sheets(z: Tensor, grid: Sequence[int], dim: int) -> Tensor:
+    """(before, after, height, width) in channels_last: the kernels as pixels, all else as batch and channels.
+
+    before counts the entries that lie farther apart in memory than the kernels, after those that lie closer:
+    for the two memory formats of torch's convolutions a view of z.
     """
-    sums, length, share = z / kernel_size, z.shape[axis], 1 / kernel_size
-    for shift in range(1, kernel_size // 2 + 1):
-        sums.narrow(axis, shift, length - shift).add_(z.narrow(axis, 0, length - shift), alpha=share)
-        sums.narrow(axis, 0, length - shift).add_(z.narrow(axis, shift, length - shift), alpha=share)
-    return sums
+    if _is_channels_last(z):
+        z, dim = z.permute(0, 2, 3, 1), (0, 3, 1, 2)[dim]
+    before, after = math.prod(z.shape[:dim]), math.prod(z.shape[dim + 1 :])
+    return z.reshape(before, *_sides(grid), after).permute(0, 3, 1, 2)
 
 
-def _count(edge: int, kernel_size: int) -> int:
-    """How many kernels the window around the edge-th kernel holds, where edge < kernel_size // 2."""
-    return kernel_size // 2 + 1 + edge
+def _from_sheets(sheets: Tensor, like: Tensor, dim: int) -> Tensor:
+    """The inverse of `_as_sheets`, with like's memory format and shape, save that dim has the sheets' kernels."""
+    shape = list(like.shape)
+    shape[dim] = sheets.shape[2] * sheets.shape[3]
+    lines = sheets.permute(0, 2, 3, 1)
+    if not _is_channels_last(like):
+        return lines.reshape(shape)
+    batch, channels, height, width = shape
+    return lines.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def _every(z: Tensor, stride: int, dim: int, axes: int) -> Tensor:
-    """A view of every stride-th entry of `axes` dimensions from `dim` on."""
-    return z[(slice(None),) * dim + (slice(None, None, stride),) * axes]
-
-
-def _spread(grad: Tensor, stride: int, grid: tuple[int, ...], dim: int) -> Tensor:
-    """The transpose of `_every`: zeros on the grid's other places."""
-    shape = (*grad.shape[:dim], *grid, *grad.shape[dim + len(grid) :])
-    full = grad.new_zeros(shape)
-    _every(full, stride, dim, len(grid)).copy_(grad)
-    return full
+def _is_channels_last(z: Tensor) -> bool:
+    """By the strides: is_contiguous also says yes to contiguous 1 x 1 weights, whose format must stay theirs."""
+    return z.dim() == 4 and z.stride()[1:] == (1, z.shape[3] * z.shape[1], z.shape[1])

@@ -105,10 +105,15 @@ def draw_noise(source: NoiseSource, z: Tensor, channels: int, layer: int) -> Ten
     # Drawn in memory order: torch fills a tensor that is not contiguous one by one, 5 times as slowly.
     if z.is_contiguous(memory_format=torch.channels_last) and not z.is_contiguous():
         shape = (batch, height, width, channels)
-        last: Tensor = torch.ops.kapdist.fresh_noise(z, shape, source.handle)
-        return last.permute(0, 3, 1, 2)
-    fresh: Tensor = torch.ops.kapdist.fresh_noise(z, (batch, channels, height, width), source.handle)
-    return fresh
+        return _draw_fresh(source, z, shape).permute(0, 3, 1, 2)
+    return _draw_fresh(source, z, (batch, channels, height, width))
+
+
+def _draw_fresh(source: NoiseSource, z: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if not torch.compiler.is_compiling():
+        return source.fresh(shape, z)  # an operator's way through the dispatcher costs time at every layer
+    drawn: Tensor = torch.ops.kapdist.fresh_noise(z, shape, source.handle)
+    return drawn
 
 
 # torch.compile cannot follow a generator, and breaking the graph at each layer would leave it nothing to

@@ -72,6 +72,30 @@ def test_memory_format_is_kept(dim: int, layout: str, stride: int) -> None:
         assert grad.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_pointwise_weights_keep_their_strides(memory_format: torch.memory_format) -> None:
+    z = torch.empty(12, 8, 1, 1, memory_format=memory_format).normal_().requires_grad_()
+    average = kernel_average(z, 3, dim=0)
+    assert average.stride() == z.stride()
+    (grad,) = torch.autograd.grad(average, z, torch.randn_like(average))
+    assert grad.stride() == z.stride()
+
+
+@pytest.mark.parametrize(("channels", "kernel_size", "stride", "layout"), WINDOWS)
+def test_compiled_average_equals_the_dense_matrix(
+    dense_average: Dense, channels: int, kernel_size: int, stride: int, layout: str
+) -> None:
+    torch.compiler.reset()
+    matrix = dense_average(channels, kernel_size, stride, layout)
+    z = torch.randn(channels, 3, dtype=torch.double, requires_grad=True)
+    compiled = torch.compile(kernel_average, fullgraph=True, backend="aot_eager")
+    average = compiled(z, kernel_size, stride=stride, layout=layout, dim=0)
+    torch.testing.assert_close(average, matrix @ z, rtol=0, atol=1e-14)
+    upstream = torch.randn_like(average)
+    (grad,) = torch.autograd.grad(average, z, upstream)
+    torch.testing.assert_close(grad, matrix.T @ upstream, rtol=0, atol=1e-14)
+
+
 def test_input_is_left_alone() -> None:
     z = torch.randn(2, 12, 3)
     before = z.clone()
