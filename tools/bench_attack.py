@@ -4,8 +4,8 @@
 
 Overhead: a shard (images from the beton, attack, checks, records) against pyautoattack alone on the same images in
 memory, chunk by chunk with the same seeds and one thread, in turn, in seconds of the CPU, which other work on the
-machine disturbs least; screen and leaving out are switched off, so that both do the same passes. Scaling: two shards
-at once against one, processes of one thread each, from start to end.
+machine disturbs least; screen and leaving out are switched off, so that both do the same passes. Scaling: two
+shards at once against one, processes of one thread each, from start to end.
 Passes: with both switched on, beside the library's own, on a model that falls at once and on one that never does.
 """
 
