@@ -12,7 +12,8 @@ quickstart: setup
 test:
 	tools/setup.sh --test
 	$(MAKE) --no-print-directory lint
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist worksteal --durations 15
+	# Four workers on two cores: those with the tests of Slurm mostly wait for Slurm.
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 4 --dist loadgroup --durations 15
 
 lint:
 	.venv/bin/ruff check .

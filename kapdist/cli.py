@@ -79,6 +79,47 @@ def train(config: Annotated[Path, typer.Argument(help="YAML file.")], overrides:
     train(resolved)
 
 
+@app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="YAML file of a training run or of an attack.")],
+    overrides: Overrides = None,
+    nodes: Annotated[int | None, typer.Option(help="Nodes of the job (1).")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(help="GPUs per node, one rank or shard each (1).")] = None,
+    num_images: Annotated[int | None, typer.Option(help="Images there are; default: those of the beton.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Run with measured costs; of an attack: the attacked one.")
+    ] = None,
+    images_per_second_per_rank: Annotated[float | None, typer.Option(help="Training: rate to count with.")] = None,
+    shards: Annotated[int | None, typer.Option(help="Attack: shards that share the chunks.")] = None,
+    passes_per_second: Annotated[float | None, typer.Option(help="Attack: rate of a shard to count with.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a training run or an attack will ask of a machine that need not be there."""
+    from kapdist.forecast import Forecast
+    from kapdist.forecast_view import show_attack, show_forecast
+    from kapdist.planner import Question, answer
+
+    found = answer(
+        Question(
+            config=config,
+            overrides=overrides or (),
+            nodes=nodes,
+            gpus_per_node=gpus_per_node,
+            num_images=num_images,
+            run=run,
+            images_per_second_per_rank=images_per_second_per_rank,
+            shards=shards,
+            passes_per_second=passes_per_second,
+        )
+    )
+    if as_json:
+        say(found.describe())
+    elif isinstance(found, Forecast):
+        show_forecast(found)
+    else:
+        show_attack(found)
+
+
 @attack.command("run")
 def attack_run(
     run: Run, config: Annotated[Path, typer.Argument(help="YAML file.")], overrides: Overrides = None
@@ -130,6 +171,23 @@ def attack_worst(run: Run) -> None:
     say(write_worst_case(run).describe())
 
 
+@attack.command("sanity")
+def attack_sanity(
+    run: Run,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="YAML file of an attack, if any; overrides."),
+    ] = None,
+) -> None:
+    """Examine whether an attack on the model can be believed; verdicts are results, the exit code is 0."""
+    config, overrides = file_and_overrides(words or [], name="sanity")
+    resolved = attack_config(config, overrides)
+    from kapdist.attack.sanity import run_sanity
+    from kapdist.attack.sanity.run import print_report
+
+    print_report(run_sanity(run, resolved))
+
+
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
@@ -143,7 +201,15 @@ def report(
     print(page.resolve())
 
 
-def attack_config(path: Path, overrides: list[str] | None) -> Any:
+def file_and_overrides(words: list[str], name: str) -> tuple[Path | None, list[str]]:
+    """Tell a config file from the overrides that follow it; without a file the config is called `name`."""
+    if words and "=" not in words[0]:
+        return Path(words[0]), words[1:]
+    named = any(word.startswith("name=") for word in words)
+    return None, words if named else [f"name={name}", *words]
+
+
+def attack_config(path: Path | None, overrides: list[str] | None) -> Any:
     from kapdist.config import AttackConfig
     from kapdist.configfile import load_config
 

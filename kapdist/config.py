@@ -189,8 +189,10 @@ class TrainConfig(Section):
 class EngineConfig(Section):
     """Owner: engine/."""
 
-    name: Literal["ddp"] = "ddp"
+    name: Literal["ddp", "deepspeed"] = "ddp"
     """Engine that runs the step."""
+    zero_stage: Annotated[int, Field(ge=0, le=2)] = 0
+    """What DeepSpeed divides among the ranks (ZeRO): 0 nothing, 1 the optimizer's state, 2 gradients too."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where; auto takes a GPU if there is one."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -203,6 +205,12 @@ class EngineConfig(Section):
     """CPU threads per rank; 0 divides the CPUs that this process may use among the ranks of the node."""
     timeout_minutes: Positive = 10.0
     """Longest wait of one rank for the others."""
+
+    @model_validator(mode="after")
+    def zero_goes_with_deepspeed(self) -> EngineConfig:
+        if self.zero_stage and self.name != "deepspeed":
+            raise ValueError("zero_stage above 0 with name deepspeed only")
+        return self
 
 
 class Config(Section):
@@ -228,12 +236,15 @@ class Config(Section):
         return self
 
 
-# What may differ when a run is continued: it decides how fast the run goes and what it says, not what it learns.
+# What may differ when a run is continued: it decides how fast the run goes and what it says, not what it learns
+# (the engines agree to rounding, like numbers of ranks, and read one another's checkpoints).
 MAY_CHANGE = (
     "runs_dir",
     "data.workers",
     "data.batches_ahead",
     "data.timeout_seconds",
+    "engine.name",
+    "engine.zero_stage",
     "engine.threads",
     "engine.timeout_minutes",
     "train.evaluate_every_epochs",
@@ -254,6 +265,23 @@ class AttackedModelConfig(Section):
     """`package.module:function` or `file.py:function` that returns the classifier; default: the run's own model."""
     weights: Path | None = None
     """Weights for the factory's model, safetensors or a plain state_dict."""
+
+
+class SanityConfig(Section):
+    """Owner: attack/sanity. How much effort goes into finding out whether an attack's number can be believed."""
+
+    num_images: Natural = 64
+    """Images to examine, the first of the attack's choice."""
+    iterations: Natural = 20
+    """Iterations of PGD; twice as many must break no more."""
+    restarts: Natural = 5
+    """Random starts of PGD; together they must break hardly more than the first."""
+    draws: Annotated[int, Field(ge=2)] = 10
+    """Draws of a noisy model's noise that an attack averages over; twice as many must break no more."""
+    queries: Natural = 500
+    """Queries of the Square attack, which must break nothing that PGD leaves."""
+    surrogate: Path | None = None
+    """Another run, best an undefended one: its adversarial images must break nothing that PGD leaves."""
 
 
 class AttackConfig(Section):
@@ -308,6 +336,8 @@ class AttackConfig(Section):
     """Keep the adversarial images."""
     timeout_minutes: Positive = 24 * 60.0
     """Longest time that `attack run` waits for its shards."""
+    sanity: SanityConfig = SanityConfig()
+    """The report of `attack sanity` on this model."""
 
     @model_validator(mode="after")
     def attacks_go_with_custom(self) -> AttackConfig:
@@ -326,7 +356,7 @@ class AttackConfig(Section):
         return self
 
 
-AnyConfig = TypeVar("AnyConfig", Config, AttackConfig)
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 def flatten(section: Section, prefix: str = "") -> dict[str, Any]:

@@ -12,28 +12,32 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from kapdist.config import AnyConfig, Section, dotted_keys
+from kapdist.config import AnySection, Section, dotted_keys
 from kapdist.errors import InputError
 
+DEFAULTS = "the defaults"  # where a value comes from when no file was named
 
-def load_config(model: type[AnyConfig], path: Path, overrides: Sequence[str] = ()) -> AnyConfig:
-    """Read a config: defaults, then the file, then the overrides.
+
+def load_config(model: type[AnySection], path: Path | None, overrides: Sequence[str] = ()) -> AnySection:
+    """Read a config: defaults, then the file if there is one, then the overrides.
 
     Raises:
         InputError: for an unreadable file, a duplicate or unknown key (names the nearest), a bad value (names
             the bound).
     """
-    values = OmegaConf.merge(read_yaml(path), *(parse_override(word, model) for word in unique(overrides)))
+    base = OmegaConf.create() if path is None else read_yaml(path)
+    values = OmegaConf.merge(base, *(parse_override(word, model) for word in unique(overrides)))
     try:
         container = OmegaConf.to_container(values, resolve=True)
     except OmegaConfBaseException as error:
-        raise InputError(path, "interpolations that resolve", first_line(error)) from None
+        raise InputError(path or DEFAULTS, "interpolations that resolve", first_line(error)) from None
     assert isinstance(container, dict)
-    container.setdefault("name", path.parent.name if path.name == "config.yaml" else path.stem)
+    if path is not None:
+        container.setdefault("name", path.parent.name if path.name == "config.yaml" else path.stem)
     try:
         return model.model_validate(container)
     except ValidationError as error:
-        raise InputError(*describe(error, model, path, overrides)) from None
+        raise InputError(*describe(error, model, path or DEFAULTS, overrides)) from None
 
 
 def dump_config(config: Section) -> str:
@@ -78,7 +82,7 @@ def parse_override(word: str, model: type[Section]) -> Any:
 
 
 def describe(
-    error: ValidationError, model: type[Section], path: Path, overrides: Sequence[str]
+    error: ValidationError, model: type[Section], path: Path | str, overrides: Sequence[str]
 ) -> tuple[str, str, str]:
     """Say the first of pydantic's findings as (place, expected, found), and how many more there are."""
     first, *others = error.errors()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import socket
@@ -11,8 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("kapdist", "torch", "ffcv", "numpy", "pyautoattack", "polars", "pydantic", "omegaconf")
-VARIABLES = ("SLURM_", "NCCL_", "OMP_", "MKL_", "CUDA_VISIBLE_DEVICES")
+PACKAGES = ("kapdist", "torch", "ffcv", "numpy", "deepspeed", "pyautoattack", "polars", "pydantic", "omegaconf")
+SNAPSHOT = Path(__file__).resolve().parents[1] / "GIT.json"
+VARIABLES = ("SLURM_", "NCCL_", "GLOO_", "OMP_", "MKL_", "CUDA_VISIBLE_DEVICES")
 
 
 def environment() -> dict[str, Any]:
@@ -32,9 +34,13 @@ def environment() -> dict[str, Any]:
 def usable_cpus(processes: int = 1) -> int:
     """Return the CPUs that this process may use, divided among the processes of its kind here; at least 1.
 
-    os.cpu_count() counts the whole machine, which is wrong under Slurm and in containers.
+    os.cpu_count() counts the whole machine, which is wrong under Slurm and in containers. A Slurm step that does
+    not bind its tasks still says how many CPUs each may use.
     """
-    return max(1, len(os.sched_getaffinity(0)) // processes)
+    share = len(os.sched_getaffinity(0)) // processes
+    if "SLURM_STEP_ID" in os.environ and "SLURM_CPUS_PER_TASK" in os.environ:
+        share = min(share, int(os.environ["SLURM_CPUS_PER_TASK"]))
+    return max(1, share)
 
 
 def package_versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
@@ -50,7 +56,12 @@ def package_version(name: str) -> str | None:
 
 
 def git_state() -> dict[str, str] | None:
-    """Return commit and diff of the checkout that kapdist runs from, None outside of one."""
+    """Return commit and diff of the checkout that kapdist runs from, None outside of one.
+
+    A queued job runs from a snapshot of the code, which says itself what it was taken from.
+    """
+    if SNAPSHOT.exists():
+        return json.loads(SNAPSHOT.read_text())
     commit = git("rev-parse", "HEAD")
     return None if commit is None else {"commit": commit.strip(), "diff": git("diff", "HEAD") or ""}
 

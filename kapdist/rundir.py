@@ -35,6 +35,8 @@ class RunDir:
         self.attempts = self.root / "attempts"
         self.attacks = self.root / "attacks"
         self.worst_case = self.attacks / "worst_case.json"
+        self.code = self.root / "code"
+        self.slurm = self.root / "slurm"
         self.done = self.root / "DONE"
         self.failed = self.root / "FAILED"
         self.lock = self.root / "LOCK"
@@ -89,7 +91,11 @@ class AttackDir:
         self.logs = self.root / "logs"
         self.records = self.root / "records.parquet"
         self.summary = self.root / "summary.json"
+        self.sanity = self.root / "sanity.json"
         self.lock = self.root / "LOCK"
+        self.code = self.root / "code"
+        self.slurm = self.root / "slurm"
+        self.failed = self.root / "FAILED"
 
     def chunk(self, index: int) -> Path:
         return self.chunks / f"chunk-{index:06d}.parquet"

@@ -80,3 +80,18 @@ def kill_ranks(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 def read_output(process: subprocess.Popen[bytes]) -> str:
     process.output.seek(0)  # type: ignore[attr-defined]
     return process.output.read().decode(errors="replace")  # type: ignore[attr-defined]
+
+
+def ranks_of_job(job: str, rank: int = 0) -> list[int]:
+    """Return the processes on this machine that are a rank of a Slurm job, found by their variables."""
+    wanted = {f"SLURM_JOB_ID={job}", f"SLURM_PROCID={rank}"}
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (path / "environ").read_bytes().decode(errors="replace").split("\0")
+            command = (path / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue  # gone, or not ours
+        if wanted <= set(variables) and "submitit.core._submit" in command and "srun" not in command:
+            found.append(int(path.name))
+    return found

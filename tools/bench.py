@@ -17,6 +17,8 @@ from pathlib import Path
 
 TOOLS = Path(__file__).parent
 HELP_RUNS = 5
+PLAN_RUNS = 5
+RANKS, SHARDS, TRAINING_IMAGES = 1024, 10_000, 1_281_167
 
 
 def commands(quick: bool) -> Iterator[list[str]]:
@@ -25,6 +27,7 @@ def commands(quick: bool) -> Iterator[list[str]]:
     yield [str(TOOLS / "bench_loop.py"), "--rounds", "2" if quick else "15"]
     yield [str(TOOLS / "bench_loader.py"), "--rounds", "2" if quick else "7"]
     yield [str(TOOLS / "bench_attack.py"), *(["--rounds", "2", "--chunks", "2"] if quick else [])]
+    yield [str(TOOLS / "bench_launch.py"), "--rounds", "2" if quick else "9"]
 
 
 def help_seconds() -> list[float]:
@@ -34,6 +37,30 @@ def help_seconds() -> list[float]:
         started = time.perf_counter()
         subprocess.run([sys.executable, "-m", "kapdist.cli", "--help"], check=True, stdout=subprocess.DEVNULL)
         seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def planning_seconds() -> list[float]:
+    """Return how long the forecasts take, with what each rank takes of two steps and each shard of an attack."""
+    from kapdist.attack.forecast import forecast_attack
+    from kapdist.config import AttackConfig, Config
+    from kapdist.forecast import Machine, forecast
+    from kapdist.train.footprint import footprint
+
+    data = {"train": "train.beton", "validation": "val.beton"}
+    train = {"batch_size": 16_384, "accumulation_steps": 2}
+    config = Config.model_validate({"name": "bench", "data": data, "model": {"name": "resnet50"}, "train": train})
+    attack = AttackConfig(name="bench", num_images=0)
+    weights = footprint(config)
+    seconds = []
+    for _ in range(PLAN_RUNS):
+        started = time.perf_counter()
+        plan = forecast(config, TRAINING_IMAGES, Machine(RANKS // 8, 8), weights, None).plan
+        shares = [plan.rank_batch(step, rank) for step in (0, plan.total_steps - 1) for rank in range(RANKS)]
+        found = forecast_attack(attack, 50_000, 1000, SHARDS, RANKS, 1000.0, None)
+        seconds.append(time.perf_counter() - started)
+        assert len(shares) == 2 * RANKS
+        assert found.num_shards == SHARDS
     return seconds
 
 
@@ -50,6 +77,12 @@ def main() -> None:
     spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
     print(
         f"\nkapdist --help: {statistics.median(seconds):.2f} s (median of {HELP_RUNS} processes, {spread}); goal: 1"
+    )
+    seconds = planning_seconds()
+    spread = f"{min(seconds):.3f} to {max(seconds):.3f}"
+    print(
+        f"planning at {RANKS:,} ranks / {SHARDS:,} shards: {statistics.median(seconds):.3f} s "
+        f"(median of {PLAN_RUNS} runs, {spread}); goal: 1"
     )
 
 

@@ -2,13 +2,15 @@
 
     python tools/gpu_check.py [--device cuda|cpu] [--steps 20] [--batch-size 128] [--pixels 160]
 
-Needs torch and numpy alone, no install. Without a GPU, or with --device cpu, it says so and runs the same
-checks on the CPU with a small network: that shows that the checks run, not that a GPU passes them.
+Needs torch and numpy alone, no install; with deepspeed installed the engines are compared on the GPU too. Without
+a GPU, or with --device cpu, it says so and runs the same checks on the CPU with a small network: that shows that
+the checks run, not that a GPU passes them.
 Exit code 1 when a check fails.
 """
 
 import argparse
 import copy
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -168,9 +170,23 @@ def peak_gib(setting: Setting, variant: str, dtype: torch.dtype, compiled: bool)
     return f"{(torch.cuda.max_memory_allocated() - before) / 2**30:.2f}"
 
 
+def check_deepspeed(device: str) -> Iterator[Check]:
+    """DeepSpeed's stages against DDP in every precision, on one GPU; nothing where there is no DeepSpeed."""
+    if device != "cuda" or importlib.util.find_spec("deepspeed") is None:
+        print("engines: skipped, which needs a GPU and deepspeed")
+        return
+    from bench_engines import check_engines
+
+    from kapdist.config import EngineConfig
+    from kapdist.engine import join
+
+    with join(EngineConfig(name="deepspeed", device="cuda")) as ranks:
+        yield from (Check(*agreement) for agreement in check_engines(ranks))
+
+
 def print_checks(device: str) -> bool:
     passed = True
-    for checks in (check_forms(device), check_noise(device), check_compile(device)):
+    for checks in (check_forms(device), check_noise(device), check_compile(device), check_deepspeed(device)):
         for check in checks:
             passed &= check.passed
             verdict = "ok" if check.passed else "FAILED"

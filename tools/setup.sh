@@ -19,6 +19,13 @@ need dataset-fashion-mnist test -e /usr/share/datasets/fashion-mnist/train-image
 if [ "${1:-}" = "--test" ]; then
     need chromium command -v chromium
     need tuxpaint-stamps-default test -d /usr/share/tuxpaint/stamps
+    # The Slurm of tests/slurm (tools/slurm_sandbox.py); the daemons lie outside a plain user's PATH.
+    daemon() { PATH="$PATH:/usr/sbin:/sbin" command -v "$1"; }
+    need slurm-wlm daemon slurmctld
+    need slurmdbd daemon slurmdbd
+    need munge daemon munged
+    need mariadb-server daemon mariadbd
+    need iproute2 daemon ip
 fi
 
 as_root=()

@@ -1,8 +1,7 @@
-"""Which shard does which chunk: the longest work first, each to the shard that has least (Graham 1969).
+"""What each chunk is expected to cost, as measured by an earlier attack on these weights and images.
 
-What a chunk costs is measured, where an earlier attack on these weights and images has left its records; else all
-images are taken to cost the same. Costs are fixed in the plan, so every shard deals alike; no verdict depends on
-them, as a chunk is the same whoever does it.
+Costs are fixed in the plan, so every shard deals alike (sharding.py); no verdict depends on them, as a chunk is the
+same whoever does it.
 """
 
 from __future__ import annotations
@@ -11,21 +10,9 @@ from pathlib import Path
 
 import polars as pl
 
-from kapdist.attack.plan import AttackPlan, PlannedData, PlannedModel, read_plan
+from kapdist.attack.plan import PlannedData, PlannedModel, read_plan
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, RunDir
-
-
-def deal(plan: AttackPlan, num_shards: int) -> list[list[int]]:
-    """Return the chunks of every shard, ascending; a pure function of the plan."""
-    costs = plan.costs or [float(len(plan.chunk_images(chunk))) for chunk in range(plan.num_chunks)]
-    hands: list[list[int]] = [[] for _ in range(num_shards)]
-    loads = [0.0] * num_shards
-    for chunk in sorted(range(plan.num_chunks), key=lambda chunk: (-costs[chunk], chunk)):
-        shard = loads.index(min(loads))
-        hands[shard].append(chunk)
-        loads[shard] += costs[chunk]
-    return [sorted(hand) for hand in hands]
 
 
 def chunk_costs(

@@ -1,4 +1,4 @@
-"""One shard of an attack: its share of the chunks, each written once and never done again."""
+"""One shard of an attack: each of its chunks is written once and never done again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 import kapdist.attack.images as images_of
-from kapdist.attack.balance import deal
 from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.model import load_model
 from kapdist.attack.plan import PACKAGES, AttackPlan, read_plan, run_of
@@ -20,6 +19,7 @@ from kapdist.environment import package_versions
 from kapdist.errors import InputError
 from kapdist.progress import Progress
 from kapdist.rundir import AttackDir, written_aside
+from kapdist.sharding import chunks_of
 
 
 def run_shard(attack_dir: Path, shard: int, num_shards: int) -> None:
@@ -34,7 +34,7 @@ def run_shard(attack_dir: Path, shard: int, num_shards: int) -> None:
         raise InputError("shard", f"a number from 0 to {num_shards - 1}", str(shard))
     attack = AttackDir(attack_dir)
     plan = read_plan(attack)
-    mine = deal(plan, num_shards)[shard]
+    mine = chunks_of(plan.num_chunks, shard, num_shards, plan.costs)
     todo = [chunk for chunk in mine if not is_done_with_images(attack, plan, chunk)]
     print(f"shard {shard} of {num_shards}: {len(mine)} chunks, {len(mine) - len(todo)} done already", flush=True)
     if todo:

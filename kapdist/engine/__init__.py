@@ -1,9 +1,10 @@
 """The engines that run a step over ranks, behind one small protocol."""
 
 from kapdist.engine.ddp import DDPEngine
+from kapdist.engine.deepspeed import DeepSpeedEngine
 from kapdist.engine.protocol import Engine, StepResult
 from kapdist.engine.ranks import Ranks, join
 
-ENGINES = {"ddp": DDPEngine}
+ENGINES: dict[str, type[DDPEngine] | type[DeepSpeedEngine]] = {"ddp": DDPEngine, "deepspeed": DeepSpeedEngine}
 
-__all__ = ["ENGINES", "DDPEngine", "Engine", "Ranks", "StepResult", "join"]
+__all__ = ["ENGINES", "DDPEngine", "DeepSpeedEngine", "Engine", "Ranks", "StepResult", "join"]

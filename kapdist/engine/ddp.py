@@ -63,20 +63,12 @@ class DDPEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.scaler.unscale_(self.optimizer)
-        grad_norm = self.clip() if measure or self.clip_grad_norm else None
+        grad_norm = clip(self.module, self.clip_grad_norm) if measure or self.clip_grad_norm else None
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(grad_norm, skipped=self.scaler.get_scale() < scale)
-
-    def clip(self) -> Tensor:
-        """Return the norm of the gradient; scale it down to `clip_grad_norm` where that is set."""
-        parameters = [p for p in self.module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self.clip_grad_norm:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, norm)
-        return norm
 
     def sync_buffers(self) -> None:
         broadcast(self.module.buffers(), self.ranks)
@@ -99,8 +91,25 @@ def wrap(network: nn.Module, ranks: Ranks) -> DistributedDataParallel:
     return DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True)
 
 
+def clip(module: nn.Module, max_norm: float) -> Tensor:
+    """Return the norm of the gradient; scale it down to `max_norm` where that is above 0."""
+    parameters = [p for p in module.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if max_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
+
+
+@torch.no_grad()
 def broadcast(tensors: Iterable[Tensor], ranks: Ranks) -> None:
-    """Give every rank the tensors of rank 0."""
-    if ranks.world_size > 1:
-        for tensor in tensors:
-            torch.distributed.broadcast(tensor, src=0)
+    """Give every rank the tensors of rank 0, all of a type in one message."""
+    if ranks.world_size == 1:
+        return
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        by_type.setdefault(tensor.dtype, []).append(tensor)
+    for same in by_type.values():
+        message = torch.cat([tensor.flatten() for tensor in same])
+        torch.distributed.broadcast(message, src=0)
+        for tensor, part in zip(same, message.split([tensor.numel() for tensor in same]), strict=True):
+            tensor.copy_(part.view(tensor.shape))

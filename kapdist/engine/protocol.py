@@ -36,7 +36,11 @@ class Engine(Protocol):
         ...
 
     def step(self, lr: float, measure: bool) -> StepResult:
-        """Update the weights at this learning rate and clear the gradients; measure their norm if asked to."""
+        """Update the weights at this learning rate and clear the gradients; measure their norm if asked to.
+
+        Raises:
+            FloatingPointError: the gradient is not finite, which no loss scale explains (some engines see it).
+        """
         ...
 
     def sync_buffers(self) -> None:
@@ -44,7 +48,10 @@ class Engine(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """Return weights, buffers, optimizer and scaler, as plain containers of tensors."""
+        """Return weights, buffers, optimizer and scaler, as plain containers of tensors; every rank must ask.
+
+        It is the same on all ranks and depends neither on their number nor on the engine.
+        """
         ...
 
     def load_state(self, state: dict[str, Any]) -> None:

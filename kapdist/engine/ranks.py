@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 
 from kapdist.config import EngineConfig
+from kapdist.engine.contained import forget_groups
+from kapdist.engine.rendezvous import meeting
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
 
@@ -127,34 +129,41 @@ def join(config: EngineConfig) -> Iterator[Ranks]:
     """Join the job's ranks: NCCL on GPUs, gloo on CPUs; leave them at the end.
 
     Raises:
-        InputError: cuda is asked for and there is none, or ranks are many and no MASTER_ADDR says where they meet.
+        InputError: cuda is asked for and there is none, or ranks are many and nothing says where they meet.
     """
     rank, world_size, local_rank, local_world_size = ranks_from(os.environ)
     device = choose_device(config.device, local_rank)
     ranks = Ranks(rank, world_size, local_rank, local_world_size, device)
     torch.set_num_threads(config.threads or ranks.cpus)
-    if world_size == 1:
+    if world_size == 1 and config.name == "ddp":
         yield ranks
         return
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        if name not in os.environ:
-            raise InputError(f"environment variable {name}", f"where {world_size} ranks meet", "nothing")
+    with meeting(rank, world_size, os.environ, timedelta(minutes=config.timeout_minutes)) as store:
+        form_group(ranks, config, store)
+        if world_size > 1 and device.type == "cuda":
+            ranks = replace(ranks, control=dist.new_group(backend="gloo"))
+        try:
+            yield ranks
+        finally:
+            # Who still refers to the group (a DDP reducer in a cycle) would destroy it while the interpreter
+            # exits, and its threads would then abort the process after all work was done.
+            gc.collect()
+            if config.name == "deepspeed":
+                forget_groups()
+            dist.destroy_process_group()
+
+
+def form_group(ranks: Ranks, config: EngineConfig, store: dist.Store) -> None:
+    """Form torch's default group; a process alone (DeepSpeed wants a group all the same) meets nobody."""
+    cuda = ranks.device.type == "cuda"
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        rank=rank,
-        world_size=world_size,
+        "nccl" if cuda else "gloo",
+        store=store,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
         timeout=timedelta(minutes=config.timeout_minutes),
-        device_id=device if device.type == "cuda" else None,
+        device_id=ranks.device if cuda else None,
     )
-    if device.type == "cuda":
-        ranks = replace(ranks, control=dist.new_group(backend="gloo"))
-    try:
-        yield ranks
-    finally:
-        # Who still refers to the group (a DDP reducer in a cycle) would destroy it while the interpreter exits,
-        # and its threads would then abort the process after all work was done.
-        gc.collect()
-        dist.destroy_process_group()
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:

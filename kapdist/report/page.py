@@ -20,6 +20,7 @@ from kapdist.report.examples import Example, Pixels, encode_png, examples
 from kapdist.report.facts import attack_facts, run_facts
 from kapdist.report.plots import Plot
 from kapdist.report.render import COLUMNS, NUMBERS, SHORT_COLUMNS, cells
+from kapdist.report.sanity import SanityView, sanity_views
 from kapdist.report.table import Block, Row
 from kapdist.report.worst import COLUMNS as WORST_COLUMNS
 from kapdist.report.worst import worst_views
@@ -51,11 +52,13 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     views = view_blocks(compared, looks)
     training = [plots.loss_plot(compared.runs, looks), plots.evaluation_plot(compared.runs, looks)]
     curves = [plot for plot in training if plot is not None]
-    for plot in [*curves, *(plot for view in views for plot in view.plots)]:
+    sanity = sanity_views(compared.runs)
+    shown = [*(plot for view in views for plot in view.plots), *(plot for view in sanity for plot in view.plots)]
+    for plot in [*curves, *shown]:
         write_atomic(out / f"{plot.name}.png", plot.png)
     write_atomic(out / "table.md", compared.markdown())
     write_atomic(out / "table.csv", compared.csv())
-    write_atomic(out / PAGE, render(compared, views, curves))
+    write_atomic(out / PAGE, render(compared, views, curves, sanity))
     return out / PAGE
 
 
@@ -73,7 +76,9 @@ def view_blocks(compared: Comparison, looks: dict[str, dict[str, Any]]) -> list[
     return views
 
 
-def render(compared: Comparison, views: Sequence[View], curves: Sequence[Plot]) -> str:
+def render(
+    compared: Comparison, views: Sequence[View], curves: Sequence[Plot], sanity: Sequence[SanityView]
+) -> str:
     loader = jinja2.PackageLoader("kapdist.report", package_path="")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -84,6 +89,7 @@ def render(compared: Comparison, views: Sequence[View], curves: Sequence[Plot]) 
         lead=lead(compared.runs, compared.blocks),
         views=views,
         curves=curves,
+        sanity=sanity,
         without_metrics=[run.label for run in compared.runs if not run.metrics.train and not run.metrics.evaluate],
         runs=[(run, run_facts(run), [(it.name, attack_facts(it)) for it in run.attacks]) for run in compared.runs],
         worst=[view for run in compared.runs for view in worst_views(run)],

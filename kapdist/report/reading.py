@@ -206,9 +206,13 @@ def labels(roots: Sequence[Path]) -> list[str]:
 def read_run(root: Path, label: str) -> Run:
     run = RunDir(root)
     merged = sorted(path.parent for path in run.attacks.glob("*/summary.json"))
-    others = sorted(path.name for path in run.attacks.glob("*") if path.is_dir() and path not in merged)
+    examined = {path.parent for path in run.attacks.glob("*/sanity.json")}
+    planned = {path.parent for path in run.attacks.glob("*/plan.json")}
+    others = sorted(path.name for path in run.attacks.glob("*") if path.is_dir())
+    # A sanity report has a directory of its own where nothing was attacked under its name.
+    unmerged = [name for name in others if run.attacks / name not in {*merged, *(examined - planned)}]
     # A model from outside has attacks and no config; anything with neither is not ours.
-    config = None if merged and not run.config.exists() else run.load_config()
+    config = None if (merged or examined) and not run.config.exists() else run.load_config()
     return Run(
         dir=run,
         label=label,
@@ -217,7 +221,7 @@ def read_run(root: Path, label: str) -> Run:
         environment=read_json(run.environment),
         metrics=read_metrics(run.metrics),
         attacks=tuple(Attack(AttackDir(path), read_summary(path / "summary.json")) for path in merged),
-        unmerged=tuple(others),
+        unmerged=tuple(unmerged),
     )
 
 

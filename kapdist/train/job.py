@@ -77,6 +77,7 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
     if ranks.first:
         write_json(this.run.plan, plan.describe() | {"data": data.fingerprint})
     model = ranks.together(lambda: initial_model(config, ranks))
+    ema = make_ema(model, config.optim)  # a copy of the model before an engine has its hooks in it
     optimizer = make_optimizer(model, config.optim)
     engine = ENGINES[config.engine.name](model, optimizer, config.engine, ranks, config.optim.clip_grad_norm)
     return Job(
@@ -85,7 +86,7 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
         run=this.run,
         plan=plan,
         engine=engine,
-        ema=make_ema(model, config.optim),
+        ema=ema,
         data=data,
         validation=validation,
         train_loader=ranks.together(lambda: make_loader(config, data, ranks, training=True)),

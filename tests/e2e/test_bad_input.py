@@ -202,5 +202,41 @@ def run_merge(monkeypatch: pytest.MonkeyPatch) -> None:
     run_main()
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train.yaml --nodes 0", "--nodes: expected 1 or more, found 0"),
+        ("train.yaml --gpus-per-node -8", "--gpus-per-node"),
+        ("train.yaml --num-images 0", "--num-images"),
+        ("train.yaml --nodes 30", "train.batch_size: expected at least 30"),
+        ("train.yaml --num-images 7", "train.batch_size: expected at most the 7 images"),
+        ("train.yaml data.train=absent.beton", "or --num-images M to plan without one, found no file"),
+        ("train.yaml --images-per-second-per-rank 0", "--images-per-second-per-rank"),
+        ("train.yaml --images-per-second-per-rank nan", "--images-per-second-per-rank"),
+        ("train.yaml --run nowhere", "nowhere: expected a run directory"),
+        ("train.yaml --shards 3", "--shards: expected train.yaml to be the config of an attack"),
+        ("train.yaml train.epoch=1", "nearest: train.epochs"),
+        ("train.yaml kap.pool_size=99", "kap"),
+        ("absent.yaml", "absent.yaml: expected a config file"),
+        ("attack.yaml --run nowhere", "nowhere"),
+        ("attack.yaml", "num_classes"),
+        ("attack.yaml --run runs/done --shards 0", "--shards: expected 1 or more, found 0"),
+        ("attack.yaml --run runs/done --nodes 0", "--nodes"),
+        ("attack.yaml --run runs/done --passes-per-second -1", "--passes-per-second"),
+        ("attack.yaml --run runs/done --images-per-second-per-rank 1", "the config of a training run"),
+        ("attack.yaml --run runs/done num_images=71", "num_images: expected at most the 70 images there are"),
+        ("attack.yaml num_classes=10 num_images=0", "--num-images M"),
+    ],
+)
+def test_plans_that_cannot_be(here: Path, refusal, command: str, words: str) -> None:
+    assert words in refusal(f"plan {command}")
+
+
+def test_metrics_that_tell_no_rate(here: Path, refusal) -> None:
+    (here / "runs" / "done" / "plan.json").write_text("{}")
+    (here / "runs" / "done" / "metrics.jsonl").write_text("")
+    assert "runs/done: expected a run with a plan and metrics" in refusal("plan train.yaml --run runs/done")
+
+
 def test_a_report_of_what_is_no_run(here: Path, refusal) -> None:
     assert "nowhere" in refusal("report nowhere")

@@ -33,6 +33,12 @@ def test_bench_loop_prints_a_ratio() -> None:
     assert re.search(r"^ratio [\d.]+ \(median of 1 paired rounds", printed, flags=re.MULTILINE), printed
 
 
+def test_bench_launch_prints_seconds() -> None:
+    printed = tool("tools/bench_launch.py", "--rounds", "1")
+    assert re.search(r"launch/status.py of 1,000 shards, 10,000 chunks: \d+\.\d\d s", printed)
+    assert re.search(r"launch/train.py --dry-run: \d+\.\d\d s", printed)
+
+
 def test_bench_loader_prints_ratios_and_skips_what_is_absent(tmp_path: Path) -> None:
     if not STAMPS.is_dir():
         pytest.skip("Debian's package tuxpaint-stamps-default is not installed")

@@ -26,6 +26,7 @@ def reference(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
 def main() -> None:
     with join(EngineConfig(device="cpu", timeout_minutes=1)) as ranks:
         gradients_agree(ranks)
+        buffers_travel_once_a_step(ranks)
         values_travel(ranks)
 
 
@@ -53,6 +54,20 @@ def gradients_agree(ranks: Ranks) -> None:
     expected = reference(images, labels)
     for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-7)
+
+
+def buffers_travel_once_a_step(ranks: Ranks) -> None:
+    """Before the first forward of a step alone, however many parts it has: what a forecast of traffic counts."""
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
+    engine = DDPEngine(model, torch.optim.SGD(model.parameters(), lr=1.0), EngineConfig(), ranks)
+    sent, send = [], engine.network._sync_buffers
+    engine.network._sync_buffers = lambda: sent.append(1) or send()
+    for _ in range(2):
+        for index in range(3):
+            with engine.accumulating(more=index < 2):
+                engine.backward(engine.forward(torch.randn(5, 6)).square().sum())
+        engine.step(lr=0.1, measure=False)
+    assert len(sent) == 2, f"{len(sent)} exchanges of buffers in two steps"
 
 
 def values_travel(ranks: Ranks) -> None:

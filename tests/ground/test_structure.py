@@ -3,13 +3,25 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-GROUND = {"config", "configfile", "environment", "errors", "plan", "progress", "rng", "rundir"}
+GROUND = {
+    "config",
+    "configfile",
+    "environment",
+    "errors",
+    "forecast",
+    "forecast_view",
+    "plan",
+    "progress",
+    "rng",
+    "rundir",
+    "sharding",
+}
 MAY_IMPORT = {
     "kap": set(),
     "models": {"kap"},
@@ -18,13 +30,16 @@ MAY_IMPORT = {
     "train": {"engine", "data", "models", "kap"},
     "attack": {"engine", "data", "models", "kap"},
     "report": set(),
-    "cli": {"report", "attack", "train", "data"},
+    "planner": {"attack", "train", "data"},
+    "cli": {"report", "planner", "attack", "train", "data"},
 }
 ONLY_IN = {"ffcv": "data", "pyautoattack": "attack", "deepspeed": "engine", "submitit": "launch"}
+LAUNCH_NEEDS = {"kapdist", "launch", "submitit", "pydantic", "rich"}
+IN_A_JOB = {"rank.py", "aggregate.py"}
 NEVER = {"torchvision", "timm", "launch", "tools"}
 
 
-def imports(path: Path) -> Iterator[str]:
+def imports(path: Path, counts: Callable[[ast.AST], bool] = lambda node: True) -> Iterator[str]:
     """Every module that a file imports at run time; imports for annotations alone do not count."""
     tree = ast.parse(path.read_text())
     typing_only = {
@@ -34,7 +49,7 @@ def imports(path: Path) -> Iterator[str]:
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
-        if id(node) in typing_only:
+        if id(node) in typing_only or not counts(node):
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -67,9 +82,31 @@ def test_imports_point_one_way(path: Path) -> None:
             assert rest[0] in allowed, f"{path}: {here} may not import {rest[0]}"
 
 
+def launched() -> list[Path]:
+    return sorted((ROOT / "launch").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", launched(), ids=lambda path: path.name)
+def test_launch_stands_on_the_ground(path: Path) -> None:
+    """What a login node loads; only what runs inside of a job imports more, when it is called."""
+    tree = ast.parse(path.read_text())
+    begun = {id(node) for node in tree.body}
+    for name in imports(path, lambda node: path.name not in IN_A_JOB or id(node) in begun):
+        top, *rest = name.split(".")
+        assert top in sys.stdlib_module_names | LAUNCH_NEEDS, f"{path}: imports {name}"
+        if top == "kapdist" and rest:
+            assert rest[0] in GROUND, f"{path}: a login node should not need {name}"
+
+
+def test_submitting_and_looking_need_no_torch() -> None:
+    loaded = modules_after("import launch.train, launch.status, launch.screen")
+    assert not {"torch", "ffcv", "deepspeed", "numpy", "polars", "matplotlib"} & loaded
+
+
 def modules_after(statement: str) -> set[str]:
     program = f"import sys; {statement}; print(' '.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=ROOT)
     return {name.split(".")[0] for name in done.stdout.split()}
 
 
@@ -88,7 +125,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_files_and_functions_stay_small() -> None:
-    for path in [*files(), *sorted((ROOT / "tools").rglob("*.py"))]:
+    for path in [*files(), *launched(), *sorted((ROOT / "tools").rglob("*.py"))]:
         text = path.read_text()
         assert text.count("\n") <= 400, f"{path}: more than 400 lines"
         for node in ast.walk(ast.parse(text)):

@@ -1,0 +1,94 @@
+"""The same job on this machine, without Slurm: its ranks, their restarts, its last word."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from kapdist.errors import RESUME
+from kapdist.rundir import RunDir
+from launch.after import after_training
+from launch.cluster import ClusterConfig
+
+POLL_SECONDS = 0.1
+GRACE_SECONDS = 30.0
+
+
+def train(run: RunDir, cluster: ClusterConfig) -> int:
+    """Start all ranks here, again after failures as on a cluster; return the exit code.
+
+    Ctrl-C and TERM are passed on to the ranks, which save; the run is then left as it is, to be continued.
+    """
+    job = LocalJob(run, cluster)
+    while True:
+        code = job.start_once()
+        if job.asked:
+            return 0 if run.done.exists() else code or RESUME
+        what = after_training(run, code, cluster, None)
+        if what != "again":
+            return 0 if what == "done" else code or 1
+
+
+class LocalJob:
+    """The ranks of one run on this machine."""
+
+    def __init__(self, run: RunDir, cluster: ClusterConfig) -> None:
+        self.run, self.cluster = run, cluster
+        self.asked = 0
+        self.starts = 0
+
+    def start_once(self) -> int:
+        """Run the ranks until all have ended; a rank that fails ends the others. Returns the largest code."""
+        self.starts += 1
+        meeting = self.run.slurm / f"rendezvous-{os.getpid()}.{self.starts}.json"
+        meeting.parent.mkdir(parents=True, exist_ok=True)
+        ranks = [self.start(rank, meeting) for rank in range(self.cluster.ranks)]
+        before = {n: signal.signal(n, self.pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
+        self.ranks = ranks
+        try:
+            return self.wait(ranks)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            for rank in ranks:
+                if rank.poll() is None:
+                    rank.kill()
+                    rank.wait()
+            meeting.unlink(missing_ok=True)
+
+    def start(self, rank: int, meeting: Path) -> subprocess.Popen[bytes]:
+        variables = {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(self.cluster.ranks),
+            "LOCAL_RANK": str(rank),
+            "LOCAL_WORLD_SIZE": str(self.cluster.ranks),
+            "KAPDIST_RENDEZVOUS": str(meeting),
+            "PYTHONPATH": os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")])),
+        }
+        environment = os.environ | self.cluster.environment | variables
+        command = [self.cluster.python or sys.executable, "-m", "launch.rank", str(self.run.root)]
+        # A session of its own: Ctrl-C of the terminal comes once, from here.
+        return subprocess.Popen(command, env=environment, start_new_session=True)
+
+    def pass_on(self, number: int, frame: FrameType | None) -> None:
+        self.asked = number
+        for rank in self.ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
+
+    def wait(self, ranks: list[subprocess.Popen[bytes]]) -> int:
+        """Wait for all; after the first that ends badly the others get the grace that Slurm would give."""
+        deadline = float("inf")
+        while any(rank.poll() is None for rank in ranks):
+            if deadline == float("inf") and any(rank.poll() for rank in ranks):
+                deadline = time.monotonic() + GRACE_SECONDS
+            if time.monotonic() > deadline:
+                break
+            time.sleep(POLL_SECONDS)
+        codes = [rank.poll() for rank in ranks]
+        return max(1 if code is None else code if code >= 0 else 128 - code for code in codes)

@@ -1,0 +1,162 @@
+"""What Slurm is told and asked: submit, requeue, cancel, the state of jobs. Every call has a time limit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from kapdist.errors import InputError
+from launch.submission import Submission
+
+SECONDS = 60.0
+ANSWERS = 3  # tries to get one: a busy controller may give none
+
+
+def submit(what: Submission, calls: Sequence[Callable[[], None]]) -> str:
+    """Queue a job that calls the first of `calls` on every rank, or an array with an element for each of them.
+
+    Returns the job's number.
+
+    Raises:
+        InputError: Slurm refuses it, in Slurm's own words, or is not there.
+    """
+    if shutil.which("sbatch") is None:
+        raise InputError("sbatch", "Slurm on this machine (or --local)", "nothing")
+    try:
+        executor = submitit.SlurmExecutor(what.folder, python=what.python)
+        executor.update_parameters(**what.parameters)
+        with outside_of_jobs():
+            jobs = executor.submit_array(calls) if what.elements > 1 else [executor.submit(calls[0])]
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise InputError("sbatch", "a job that this cluster takes", own_words(str(error))) from None
+    return str(jobs[0].job_id).partition("_")[0]
+
+
+@contextlib.contextmanager
+def outside_of_jobs() -> Iterator[None]:
+    """Hide the job that this process belongs to: sbatch hands variables down, and a job takes them for its own."""
+    kept = {key: value for key, value in os.environ.items() if key.startswith("SLURM_") and key != "SLURM_CONF"}
+    for key in kept:
+        del os.environ[key]
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def own_words(text: str) -> str:
+    """Return what Slurm's tool said, in one line."""
+    lines = [line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in text.splitlines()]
+    return "; ".join(line for line in lines if line) or "no reason given"
+
+
+def ask(*words: str, seconds: float = SECONDS) -> str | None:
+    """Return what a command of Slurm prints, None where it fails, takes too long or is not there."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=seconds)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def job_facts(job: str) -> dict[str, str]:
+    """Return `scontrol show job` as a mapping; empty when Slurm does not know the job, or does not answer."""
+    for _ in range(ANSWERS):
+        text = ask("scontrol", "show", "job", "-o", job) or ""
+        if text:
+            break
+        time.sleep(1)
+    return dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", text))
+
+
+def states(jobs: Iterable[str]) -> dict[str, str]:
+    """Return {job or array element: state} of the jobs that Slurm still holds or accounts for.
+
+    The queue's word comes first; accounting, where there is any, knows those that have left it.
+    """
+    numbers = list(jobs)
+    if not numbers:
+        return {}
+    return accounted(numbers) | {job: state for job, (state, _) in (queued(numbers) or {}).items()}
+
+
+def queued(
+    jobs: Iterable[str], users: Iterable[str] = (), seconds: float = SECONDS
+) -> dict[str, tuple[str, str]] | None:
+    """Return {job or array element: (state, reason)} of the jobs that are in the queue; None if Slurm is silent.
+
+    One unknown number makes squeue refuse the whole list, so all jobs of the users, or of this one, are asked for.
+    """
+    whose = "--user=" + ",".join(sorted(users)) if users else "--me"
+    words = ("squeue", whose, "--noheader", "--array", "--states=all", "--format=%i|%T|%r")
+    text = ask(*words, seconds=seconds)
+    if text is None:
+        return None
+    wanted = set(jobs)
+    rows = (line.split("|", 2) for line in text.splitlines() if line.count("|") >= 2)
+    return {job: (state, reason) for job, state, reason in rows if job.partition("_")[0] in wanted}
+
+
+def accounted(jobs: Iterable[str], seconds: float = SECONDS) -> dict[str, str]:
+    """Return {job or array element: state} of the jobs that have accounts; none where Slurm keeps none."""
+    words = ("sacct", "-X", "-n", "-P", "-j", ",".join(jobs), "-o", "JobID,State")
+    rows = (line.split("|") for line in (ask(*words, seconds=seconds) or "").splitlines())
+    return {job: state.split()[0] for job, state, *_ in rows if state and "[" not in job}
+
+
+def alive(jobs: Iterable[str]) -> list[str]:
+    """Return those of the jobs that wait or run, and those that may: Slurm did not answer for them."""
+    jobs = list(jobs)
+    queued = ask("squeue", "--me", "--noheader", "--format=%A|%F")
+    if queued is None:
+        return jobs if shutil.which("squeue") else []
+    numbers = {number for line in queued.splitlines() for number in line.split("|")}
+    return [job for job in jobs if job in numbers]
+
+
+def max_array_size() -> int:
+    """Return the cluster's MaxArraySize, the first index that an array may not have; Slurm's default if unknown."""
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config") or "")
+    return int(found[1]) if found else 1001
+
+
+def this_job() -> str | None:
+    """Return the number of the job that this process belongs to, of an array element as <array>_<element>."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def requeue(job: str) -> bool:
+    """Have the job start again; return whether it will. That it is about to already is as good."""
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=SECONDS)
+    return done.returncode == 0 or "pending" in done.stderr.lower()
+
+
+def restart_count() -> str:
+    """Return how often this job was started before, as Slurm writes it."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0")
+
+
+def cancel_and_wait(jobs: Sequence[str]) -> None:
+    """Cancel jobs and wait until none of them is left in the queue.
+
+    Raises:
+        TimeoutError: Slurm did not end them in a minute.
+    """
+    if not jobs:
+        return
+    subprocess.run(["scancel", *jobs], capture_output=True, timeout=SECONDS)
+    deadline = time.monotonic() + SECONDS
+    while left := alive(jobs):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"Slurm has not ended job {', '.join(left)} in {SECONDS:g} s")
+        time.sleep(0.2)

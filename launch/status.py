@@ -1,0 +1,80 @@
+"""Say where a run, its jobs and its attacks stand: python launch/status.py RUN [--watch [SECONDS]] [--json]"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# The checkout that this file lies in, as for the other commands.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import json
+import math
+import time
+
+from launch.command import command_line
+from launch.standing import standing
+
+WATCH_SECONDS = 10.0
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.json:
+        print(json.dumps(standing(arguments.run).describe(), indent=2))
+    elif arguments.watch is None:
+        from rich.console import Console
+
+        from launch.screen import screen
+
+        Console().print(screen(standing(arguments.run)))
+    else:
+        watch(arguments.run, arguments.watch)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="launch/status.py", description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="run directory, or attack directory")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print everything as JSON")
+    how.add_argument(
+        "--watch",
+        type=seconds,
+        nargs="?",
+        const=WATCH_SECONDS,
+        metavar="SECONDS",
+        help="look again every so many seconds, until it is done or failed (Ctrl-C ends it)",
+    )
+    return parser.parse_args()
+
+
+def seconds(word: str) -> float:
+    """Read a time to wait."""
+    if not 0.1 <= (value := float(word)) < math.inf:
+        raise argparse.ArgumentTypeError("expected at least 0.1 s")
+    return value
+
+
+def watch(root: Path, pause: float) -> None:
+    """Show it until nothing more will happen, or until Ctrl-C, which is how one leaves."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from launch.screen import screen
+
+    found, console = standing(root), Console()
+    with Live(screen(found), console=console, auto_refresh=False) as live:
+        try:
+            while not found.ended:
+                time.sleep(pause)
+                found = standing(root)
+                live.update(screen(found), refresh=True)
+        except KeyboardInterrupt:
+            pass
+    if not console.is_terminal:
+        print()  # Live ends the last line on a terminal only
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,110 @@
+"""What is given to Slurm, as a value: the same one is printed by --dry-run and submitted. Pure."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from submitit.slurm.slurm import _make_sbatch_string
+
+from launch.cluster import ClusterConfig
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One job, or one array of jobs.
+
+    Args:
+        folder: where its script, logs and pickles go.
+        parameters: of submitit's SlurmExecutor, in sbatch's own names.
+        python: the interpreter on the nodes.
+        elements: of the array; 0 is a single job.
+    """
+
+    folder: Path
+    parameters: dict[str, Any]
+    python: str
+    elements: int = 0
+    about: dict[str, Any] = field(default_factory=dict)
+    """Written beside the job's number: kind, shards, snapshot."""
+
+    def script(self) -> str:
+        """Return the batch script, as submitit writes it."""
+        command = f"{self.python} -u -m submitit.core._submit {shlex.quote(str(self.folder.absolute()))}"
+        # submitit makes a plain job of an array with one element.
+        map_count = self.elements if self.elements > 1 else None
+        return _make_sbatch_string(command, self.folder, **self.parameters, map_count=map_count)
+
+
+def submission(
+    name: str,
+    folder: Path,
+    cluster: ClusterConfig,
+    snapshot: Path,
+    last_word: str,
+    *,
+    whole_nodes: bool = False,
+    sbatch: dict[str, str] | None = None,
+    elements: int = 0,
+    **about: Any,
+) -> Submission:
+    """Put together what one job asks for.
+
+    Args:
+        name: of the job, as squeue shows it.
+        snapshot: the code that the job runs.
+        last_word: module and arguments that are run when the ranks have ended, with their exit code after them.
+        whole_nodes: all nodes and ranks of the cluster's config; else one task.
+        sbatch: options of this job alone.
+        about: for the record of the jobs.
+    """
+    python = cluster.python or shlex.quote(sys.executable)
+    parameters: dict[str, Any] = {
+        "job_name": name,
+        "time": cluster.time_minutes,
+        "nodes": cluster.nodes if whole_nodes else 1,
+        "ntasks_per_node": cluster.ranks_per_node if whole_nodes else 1,
+        "cpus_per_task": cluster.cpus_per_rank,
+        "gpus_per_node": gpus(cluster, whole_nodes),
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "signal_delay_s": cluster.signal_seconds,
+        "array_parallelism": cluster.shards_at_once,
+        "wckey": None,
+        "stderr_to_stdout": True,
+        "additional_parameters": {"requeue": True} | memory(cluster) | cluster.sbatch | (sbatch or {}),
+        "srun_args": ["--kill-on-bad-exit=1", "--mpi=none", *cluster.srun],
+        "setup": setup(folder, cluster, snapshot),
+        "teardown": [f"exec {python} -m {last_word} $?"],
+    }
+    return Submission(folder, parameters, python, elements, about | {"snapshot": str(snapshot.absolute())})
+
+
+def memory(cluster: ClusterConfig) -> dict[str, str]:
+    return {"mem": f"{round(cluster.memory_gb * 1024)}M"} if cluster.memory_gb else {}
+
+
+def gpus(cluster: ClusterConfig, whole_nodes: bool) -> int | None:
+    """A single task takes one GPU where the cluster's nodes have any."""
+    if not cluster.gpus_per_node:
+        return None
+    return cluster.gpus_per_node if whole_nodes else 1
+
+
+def setup(folder: Path, cluster: ClusterConfig, snapshot: Path) -> list[str]:
+    """The shell lines before srun."""
+    start = "$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
+    return [
+        *cluster.setup,
+        *(f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items()),
+        f"export PYTHONPATH={shlex.quote(str(snapshot.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        # Every start of the job has a meeting point of its own, so a requeue never meets the ranks before it.
+        f"export KAPDIST_RENDEZVOUS={shlex.quote(str(folder.absolute()))}/rendezvous-{start}.json",
+        "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not read the latter since 22.05",
+        "trap : TERM  # Slurm's TERM is for the ranks; this shell stays for the last word",
+    ]

@@ -1,0 +1,262 @@
+"""Defences that hide their gradient instead of being robust, on top of an honestly trained network.
+
+Each is a few lines after the papers that broke its kind; PLANTED says which causes a report may name for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Wrapped(nn.Module):
+    """A defence around a network."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+
+class HugeTemperature(Wrapped):
+    """Logits so large that the softmax saturates (Carlini & Wagner 2016 on distillation)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 2000 * self.network(images)
+
+
+class RoundedInput(Wrapped):
+    """Sixteen grey levels; rounding has a gradient of zero."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network((15 * images).round() / 15)
+
+
+class Thermometer(Wrapped):
+    """Each grey value as the number of thresholds below it (Buckman et al. 2018)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        thresholds = torch.arange(0.05, 1, 0.1).to(images)
+        return self.network((images.unsqueeze(-1) > thresholds).to(images.dtype).mean(-1))
+
+
+class Jpeg(Wrapped):
+    """Blocks of 8 x 8 whose cosine coefficients are rounded, as JPEG rounds them (Guo et al. 2018)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        steps = torch.arange(8, dtype=images.dtype)
+        basis = torch.cos(math.pi * (2 * steps[None] + 1) * steps[:, None] / 16) / 2
+        basis[0] /= math.sqrt(2)
+        size = images.shape[-1]
+        blocks = images.unfold(2, 8, 8).unfold(3, 8, 8)
+        coefficients = (basis @ blocks @ basis.T / 0.1).round() * 0.1
+        rebuilt = (basis.T @ coefficients @ basis).permute(0, 1, 2, 4, 3, 5)
+        return self.network(rebuilt.reshape(len(images), 3, size, size).clamp(0, 1))
+
+
+class RandomShift(Wrapped):
+    """A random resize and place on a black canvas at every call (Xie et al. 2018)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        size = images.shape[-1]
+        side = int(torch.randint(size - 3, size + 1, ()))
+        top, left = torch.randint(0, size - side + 1, (2,)).tolist()
+        small = functional.interpolate(images, side, mode="bilinear")
+        return self.network(functional.pad(small, (left, size - side - left, top, size - side - top)))
+
+
+class NoisyLogits(Wrapped):
+    """Noise on the logits, which hides small changes from attacks that ask for scores."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.network(images)
+        return logits + 0.5 * torch.randn_like(logits)
+
+
+class Squashed(Wrapped):
+    """Saturating units one after the other, whose derivatives multiply to nothing."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.network(images)
+        for _ in range(6):
+            logits = torch.tanh(4 * logits)
+        return 5 * logits
+
+
+class FlatSlope(Wrapped):
+    """Steep confidence far from the boundary: the margin moves by less than float32 can say."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.sigmoid(30 * functional.softmax(self.network(images), 1) - 15) * 10
+
+
+class Negated(torch.autograd.Function):
+    """The identity, with a gradient of the wrong sign."""
+
+    @staticmethod
+    def forward(context: object, images: Tensor) -> Tensor:
+        return images.clone()
+
+    @staticmethod
+    def backward(context: object, gradient: Tensor) -> Tensor:
+        return -gradient
+
+
+class WrongSign(Wrapped):
+    """Backward leads downhill."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(Negated.apply(images))
+
+
+class DetachedBranch(Wrapped):
+    """The network's answer carries no gradient; a smooth branch that decides nothing carries one."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            answer = self.network(images)
+        places = torch.linspace(0, 1, answer.shape[1]).to(images)
+        return answer + 1e-3 * (images.mean((1, 2, 3)).unsqueeze(1) * places)
+
+
+class StraightThrough(Wrapped):
+    """The forward pass is the network, the backward pass that of its mirror image."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        answer, decoy = self.network(images), self.network(images.flip(3))
+        return decoy + (answer - decoy).detach()
+
+
+class Argmax(Wrapped):
+    """Only the class is told."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.network(images)
+        return 10 * functional.one_hot(logits.argmax(1), logits.shape[1]).to(images.dtype)
+
+
+class Ripples(Wrapped):
+    """A fine ripple on every pixel: hardly another image, quite another derivative (shattered gradients)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images + 0.004 * torch.sin(4000 * images))
+
+
+class WinnersTakeAll(Wrapped):
+    """Only the strongest of a layer's values live (Xiao et al. 2020), here two fifths of the image's edges."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        blurred = functional.avg_pool2d(images, 3, 1, 1)
+        edges = (images - blurred).flatten(1)
+        limit = edges.abs().kthvalue(int(0.6 * edges.shape[1]), dim=1, keepdim=True).values
+        kept = torch.where(edges.abs() >= limit, edges, 0).view_as(images)
+        return self.network(blurred + kept)
+
+
+class Counter(Wrapped):
+    """The class scores move a little with the number of calls so far."""
+
+    calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        logits = self.network(images)
+        return logits + 0.3 * torch.sin(self.calls * torch.arange(1.0, 1 + logits.shape[1])).to(images)
+
+
+class LateTurn(Wrapped):
+    """An honest network for the first hundred calls, which is when people look; a constant afterwards."""
+
+    calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        logits = self.network(images)
+        return logits if self.calls < 100 else logits.detach().round()
+
+
+class BatchStandardised(Wrapped):
+    """Each image is shifted by its batch's mean brightness."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network((images - images.mean() + 0.29).clamp(0, 1))
+
+
+class Detector(Wrapped):
+    """An image with too much fine structure is taken for an attack: smoothed, without a gradient."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        smooth = functional.avg_pool2d(images, 3, 1, 1)
+        fine = (images - smooth).abs().mean((1, 2, 3))
+        attacked = (fine > 0.75 * images.std((1, 2, 3)) * 0.3).view(-1, 1, 1, 1)
+        return self.network(torch.where(attacked, smooth.detach(), images))
+
+
+class Undefined(Wrapped):
+    """A square root at zero: forward is finite, backward is not."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images) + (0 * images).abs().sum((1, 2, 3), keepdim=False).sqrt().unsqueeze(1)
+
+
+class TrainingMode(Wrapped):
+    """Dropout that stays on in evaluation, whatever eval() says."""
+
+    def train(self, mode: bool = True) -> TrainingMode:
+        return super().train(True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(functional.dropout(images, 0.1, self.training))
+
+
+class OnlyAtRest(Wrapped):
+    """A gradient for images that nobody has touched; none for values that no photograph of 10 bits has."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        off_grid = (images * 1020 - (images * 1020).round()).abs().amax((1, 2, 3), keepdim=True) > 0.01
+        return self.network(torch.where(off_grid, images.detach(), images))
+
+
+class Rounding(Wrapped):
+    """Confidence so close to 1 that float32 has no slope left."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.tanh(4 * self.network(images))
+
+
+class Storm(Wrapped):
+    """A new random linear function on top of each logit: small in value, large in slope."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.network(images)
+        slopes = torch.randn(logits.shape[1], *images.shape[1:]).to(images)
+        return logits + ((images - 0.29).unsqueeze(1) * slopes).sum((2, 3, 4))
+
+
+PLANTED: dict[Callable[[nn.Module], nn.Module], set[str]] = {
+    HugeTemperature: {"saturated softmax"},
+    RoundedInput: {"quantised input"},
+    Thermometer: {"quantised input"},
+    Jpeg: {"quantised input", "non-differentiable step"},
+    RandomShift: {"randomness"},
+    NoisyLogits: {"randomness"},
+    Squashed: {"vanishing gradient"},
+    FlatSlope: {"vanishing gradient"},
+    WrongSign: {"false gradient"},
+    DetachedBranch: {"false gradient"},
+    StraightThrough: {"false gradient"},
+    Argmax: {"discrete output"},
+    Ripples: {"shattered gradient"},
+    WinnersTakeAll: {"shattered gradient", "false gradient"},
+    Counter: {"state"},
+    LateTurn: {"state"},
+    BatchStandardised: {"batch"},
+    Detector: {"false gradient", "non-differentiable step"},
+    Undefined: {"NaN gradient"},
+    TrainingMode: {"training mode"},
+    OnlyAtRest: {"masked gradient", "non-differentiable step"},
+    Rounding: {"vanishing gradient"},
+}

@@ -1,0 +1,261 @@
+"""Planted defences are found out and the right cause is named; honest models pass."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from attack.honest import EPS, fashion, honest
+from attack.planted import PLANTED, OnlyAtRest, Storm, Wrapped
+from torch import Tensor, nn
+
+from kapdist.attack.sanity import Ball, examine, run_sanity
+from kapdist.attack.sanity import signal as signals
+from kapdist.attack.sanity.effort import excess
+from kapdist.attack.sanity.probes import fgsm, pgd
+from kapdist.attack.sanity.run import stored_violations
+from kapdist.attack.sanity.subject import Subject, margin
+from kapdist.attack.sanity.verdict import CAUSES, CHECKS, judged, overall
+from kapdist.cli import file_and_overrides
+from kapdist.config import AttackConfig, SanityConfig
+from kapdist.configfile import load_config
+from kapdist.errors import InputError
+from kapdist.rundir import AttackDir, write_json
+
+LITTLE = SanityConfig(num_images=24, iterations=10, restarts=2, draws=2, queries=30)
+LEAST = SanityConfig(num_images=8, iterations=2, restarts=2, draws=2, queries=5)
+BALL = Ball("Linf", EPS)
+
+
+@cache
+def network() -> nn.Module:
+    """The honest network that all defences are planted on."""
+    return honest("cnn")
+
+
+def report(model: nn.Module, config: SanityConfig = LITTLE, **options: object) -> dict:
+    images, labels = fashion("test", config.num_images)
+    return examine(model, images, labels, BALL, config, **options)
+
+
+def number(found: dict, name: str) -> float:
+    return next(check["value"] for check in found["checks"] if check["name"] == name)
+
+
+def failures(found: dict) -> list:
+    return [(check["name"], check["value"]) for check in found["checks"] if check["status"] == "fail"]
+
+
+@pytest.mark.parametrize("defence", PLANTED, ids=lambda defence: defence.__name__)
+def test_a_planted_defence_is_flagged_with_its_cause(defence: Callable[[nn.Module], nn.Module]) -> None:
+    found = report(defence(copy.deepcopy(network())).eval().requires_grad_(False))
+    assert found["verdict"] == "fail"
+    assert set(found["causes"]) & PLANTED[defence], found["causes"]
+
+
+@pytest.mark.parametrize("kind", ["plain", "adversarial", "kap"])
+def test_an_honest_model_is_not_flagged(kind: str) -> None:
+    found = report(honest(kind))
+    assert found["verdict"] == "pass", [check for check in found["checks"] if check["status"] in ("warn", "fail")]
+    left = found["attacks"]["pgd, restarts"]
+    assert left > 0.5 if kind == "adversarial" else left < 0.3
+
+
+def test_an_honest_model_is_not_flagged_in_l2_either() -> None:
+    images, labels = fashion("test", LITTLE.num_images)
+    found = examine(network(), images, labels, Ball("L2", 0.8), LITTLE)
+    assert failures(found) == []
+    assert found["attacks"]["pgd"] < 0.5
+
+
+def test_declared_noise_is_examined_and_undeclared_noise_is_flagged() -> None:
+    noisy = honest("noisy cnn")
+    declared = report(noisy, mode="fresh")
+    assert declared["draws"] == LITTLE.draws
+    assert failures(declared) == []
+    assert number(declared, "flips") > 0
+    for name in ("agreement", "draws", "transfer off", "transfer fixed"):
+        assert number(declared, name) is not None
+    off = report(noisy, mode="off")
+    assert (off["draws"], number(off, "flips")) == (1, None)
+
+
+class DroppedPixels(Wrapped):
+    """Random numbers from torch's global stream."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images * (torch.rand_like(images[:, :1]) > 0.05))
+
+
+def test_an_attack_that_had_too_few_steps_is_called_unfinished() -> None:
+    assert "unfinished attack" in report(network(), LITTLE.model_copy(update={"iterations": 1}))["causes"]
+
+
+def test_a_gradient_of_the_clean_image_alone_is_seen_in_one_step_being_better() -> None:
+    found = report(OnlyAtRest(network()).eval())
+    assert dict(failures(found))["one step"] > 0.5
+
+
+def test_noise_that_drowns_the_gradient_is_flagged_though_it_is_declared() -> None:
+    storm = report(Storm(network()).eval(), mode="fresh")
+    assert "agreement" in dict(failures(storm))
+    assert storm["causes"][0] == "randomness"
+
+
+def test_a_report_is_a_function_of_its_arguments() -> None:
+    torch.manual_seed(1)
+    first = report(DroppedPixels(network()).eval(), LEAST, seed=3)
+    torch.manual_seed(2)
+    np.random.seed(5)
+    assert report(DroppedPixels(network()).eval(), LEAST, seed=3) == first
+    assert report(DroppedPixels(network()).eval(), LEAST, seed=4) != first
+
+
+def test_a_surrogate_breaks_what_a_masked_model_hides() -> None:
+    masked = next(defence for defence in PLANTED if defence.__name__ == "RoundedInput")(network()).eval()
+    assert number(report(masked, surrogate=network()), "surrogate") > 0.3
+    assert number(report(network(), surrogate=network()), "surrogate") == 0
+
+
+# The probes against answers that are known.
+
+
+class Linear(nn.Module):
+    """Two logits, +- w . x / 2: the margin towards class 1 is w . x, its gradient w everywhere."""
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weights", weights)
+
+    def forward(self, images: Tensor) -> Tensor:
+        score = ((images - 0.5) * self.weights).flatten(1).sum(1) / 2
+        return torch.stack([-score, score], 1)
+
+
+def linear() -> tuple[Subject, Tensor, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    weights = torch.randn(3, 4, 4, generator=random)
+    images = 0.3 + 0.4 * torch.rand(16, 3, 4, 4, generator=random)
+    subject = Subject(Linear(weights), "off", seed=0, batch_size=5)
+    return subject, images, subject.logits(images).argmax(1)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_attacks_break_exactly_what_is_within_reach_of_a_linear_model(norm: str) -> None:
+    subject, images, labels = linear()
+    weights = subject.model.weights
+    distance = -margin(subject.logits(images), labels) / (weights.abs().sum() if norm == "Linf" else weights.norm())
+    eps = distance.sort().values[6:8].mean().item()
+    ball = Ball(norm, eps)  # type: ignore[arg-type]
+    for found in (
+        fgsm(subject, images, labels, ball),
+        pgd(subject, images, labels, ball, iterations=20, seed=0).last,
+    ):
+        assert torch.equal(subject.logits(found).argmax(1) != labels, distance < eps)
+        delta = (found - images).flatten(1)
+        size = delta.abs().amax(1) if norm == "Linf" else delta.norm(dim=1)
+        assert size.max() <= eps * (1 + 1e-5)
+
+
+def test_an_image_beyond_eps_is_measured() -> None:
+    images = torch.full((2, 3, 2, 2), 0.5)
+    ball = Ball("Linf", 0.1)
+    assert excess(ball.surface(images, 0), images, ball) < 1e-6
+    assert excess(images + torch.tensor([0.05, 0.12]).view(2, 1, 1, 1), images, ball) == pytest.approx(
+        0.2, rel=1e-3
+    )
+    assert excess(images / 0, images, ball) == float("inf")
+
+
+def test_numbers_of_a_linear_model_are_those_of_its_weights() -> None:
+    subject, images, labels = linear()
+    found = signals.measure(subject, [images], labels, BALL, seed=0)
+    margins = margin(subject.logits(images), labels)
+    assert found["neighbours"] == pytest.approx(1)
+    assert found["false"] == pytest.approx(0, abs=1e-6)
+    assert (found["nan"], found["zero"], found["quantised"], found["saturated"]) == (0, 0, 0, 0)
+    promised = EPS * subject.model.weights.abs().sum() / margins.abs()
+    assert found["vanishing"] == pytest.approx(promised.double().quantile(0.1).item(), rel=1e-5)
+
+
+def test_a_draw_has_its_own_numbers_and_leaves_the_others_alone() -> None:
+    images, _ = fashion("test", 4)
+    subject = Subject(DroppedPixels(network()).eval(), "off", seed=0, batch_size=4)
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    first, other = subject.logits(images, 1), subject.logits(images, 2)
+    assert torch.equal(subject.logits(images, 1), first)
+    assert not torch.equal(other, first)
+    assert torch.equal(torch.get_rng_state(), state)
+    fixed = Subject(DroppedPixels(network()).eval(), "fixed", seed=0, batch_size=4)
+    assert torch.equal(fixed.logits(images, 1), fixed.logits(images, 2))
+
+
+def test_every_check_is_judged_on_both_sides_of_its_thresholds() -> None:
+    assert {check.cause for check in CHECKS} == set(CAUSES)
+    for check in CHECKS:
+        side = 1 if check.worse == "above" else -1
+        for status, threshold in (("fail", check.fail), ("warn", check.warn)):
+            if threshold is not None:
+                assert check.judge(threshold + side * 1e-9) == status
+                assert check.judge(threshold) != status
+        assert check.source.partition(", ")[2].startswith("https://arxiv.org/abs/")
+    numbers: dict[str, float | None] = {check.name: None for check in CHECKS}
+    assert overall(judged(numbers)) == "pass"
+    assert overall(judged(numbers | {"nan": float("inf")})) == "fail"
+    with pytest.raises(KeyError, match="extra"):
+        judged(numbers | {"extra": 1.0})
+
+
+# The command.
+
+
+def test_the_command_writes_a_report_and_failures_are_no_errors(kapdist, small_betons, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Rounded(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.head = nn.Linear(3072, 10)\n"
+        "    def forward(self, x):\n        return self.head((x * 15).round().flatten(1) / 15)\n"
+        "def build():\n    torch.manual_seed(0)\n    return Rounded()\n"
+    )
+    (tmp_path / "aa.yaml").write_text(
+        "eps: 8/255\nthreads: 1\nsanity: {num_images: 24, iterations: 3, queries: 20}\n"
+    )
+    words = ("attack", "sanity", "run", "aa.yaml", "model.factory=model.py:build", f"data={small_betons[1]}")
+    done = kapdist(*words, "device=cpu", "sanity.restarts=2")
+    assert done.code == 0, done.output
+    assert "quantised input" in done.output
+    assert "verdict: fail" in done.output
+    found = json.loads((tmp_path / "run/attacks/aa/sanity.json").read_text())
+    assert found["verdict"] == "fail"
+    assert (found["restarts"], found["num_images"], len(found["weights_sha256"])) == (2, 24, 64)
+
+
+def test_the_file_may_be_left_out_and_l1_is_refused(tmp_path: Path) -> None:
+    assert file_and_overrides(["aa.yaml", "eps=0.1"], "sanity") == (Path("aa.yaml"), ["eps=0.1"])
+    assert file_and_overrides(["name=mine"], "sanity") == (None, ["name=mine"])
+    config = load_config(AttackConfig, *file_and_overrides(["norm=L1"], "sanity"))
+    assert config == AttackConfig(name="sanity", norm="L1")
+    with pytest.raises(InputError, match="norm: expected Linf or L2"):
+        run_sanity(tmp_path / "run", config)
+    with pytest.raises(InputError, match=r"override 'sanity\.draws=1'"):
+        load_config(AttackConfig, None, ["name=mine", "sanity.draws=1"])
+
+
+def test_stored_images_are_held_to_the_rules(tmp_path: Path) -> None:
+    attack = AttackDir(tmp_path)
+    assert stored_violations(attack) is None
+    write_json(attack.plan, {"norm": "Linf", "eps": 0.1})
+    clean = np.full((4, 3, 2, 2), 0.5, dtype=np.float32)
+    found = clean + np.float32(0.1) * np.array([1, -1, 1.1, 0], dtype=np.float32).reshape(4, 1, 1, 1)
+    found[3, 0, 0, 0] = np.nan
+    attack.adversarial.mkdir()
+    np.save(attack.clean_images(0), clean)
+    np.save(attack.adversarial_images(0), found)
+    assert stored_violations(attack) == 0.5

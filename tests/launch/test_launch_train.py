@@ -1,0 +1,138 @@
+"""Queueing a training: what is printed, what is written, what is refused. No Slurm is needed here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kapdist.rundir import RunDir
+
+ROOT = Path(__file__).parents[2]
+
+
+def launch(
+    *words: object, cwd: Path, script: str = "train", path: str | None = None
+) -> subprocess.CompletedProcess:
+    """Run launch/SCRIPT.py; `path` takes the place of PATH."""
+    command = [sys.executable, ROOT / "launch" / f"{script}.py", *map(str, words)]
+    environment = os.environ | ({"PATH": path} if path is not None else {})
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_a_dry_run_prints_the_script_and_writes_nothing(tiny_config: Path) -> None:
+    words = ["cluster.nodes=3", "cluster.ranks_per_node=2", "cluster.gpus_per_node=2", "cluster.time_minutes=90"]
+    words += ["cluster.partition=a b", "cluster.sbatch={gres: 'gpu:x:2', exclusive: true}", "cluster.memory_gb=1.5"]
+    words += ["cluster.environment={NCCL_IB_HCA: mlx5}", "cluster.setup=[module load cuda]", "seed=4"]
+    done = launch(tiny_config, *words, "--dry-run", cwd=tiny_config.parent)
+    assert done.returncode == 0, done.stderr
+    script, _, config = done.stdout.partition("# " + str(RunDir(tiny_config.parent / "runs" / "tiny").config))
+    options = {line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")}
+    assert {"--nodes=3", "--ntasks-per-node=2", "--gpus-per-node=2", "--time=90", "--partition='a b'"} <= options
+    assert {"--gres=gpu:x:2", "--exclusive", "--mem=1536M", "--requeue", "--signal=USR2@120"} <= options
+    assert "--kill-on-bad-exit=1" in script
+    assert "export NCCL_IB_HCA=mlx5" in script
+    assert script.index("module load cuda") < script.index("srun ")
+    resolved = [line.removeprefix("#   ") for line in config.splitlines() if line.startswith("#   ")]
+    assert yaml.safe_load("\n".join(resolved))["seed"] == 4
+    assert not (tiny_config.parent / "runs").exists()
+    checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_the_same_words_are_printed_and_submitted(tiny_config: Path, tmp_path: Path) -> None:
+    """The sbatch in front of Slurm's only keeps what it is given."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "sbatch").write_text(f'#!/bin/bash\ncp "$1" {tmp_path}/given.sh; echo Submitted batch job 7\n')
+    (tools / "srun").write_text("#!/bin/bash\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    words = [tiny_config, "cluster.nodes=2", "cluster.account=me"]
+    path = f"{tools}:/usr/bin:/bin"
+    printed = launch(*words, "--dry-run", cwd=tmp_path).stdout.partition("\n# /")[0]
+    done = launch(*words, cwd=tmp_path, path=path)
+    assert "job 7" in done.stdout, done.stderr
+    assert (tmp_path / "given.sh").read_text() == printed
+
+
+@pytest.mark.parametrize("script", ["train", "attack"])
+def test_without_slurm_the_command_says_so(tiny_config: Path, tmp_path: Path, script: str) -> None:
+    (tmp_path / "attack.yaml").write_text("{}")
+    words = [tiny_config] if script == "train" else [tmp_path / "runs" / "tiny", tmp_path / "attack.yaml"]
+    done = launch(*words, cwd=tmp_path, script=script, path=f"{tmp_path}/none:/usr/lib/git-core")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("kapdist: sbatch: expected Slurm on this machine")
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("cluster.nodes=0", "nodes"),
+        ("cluster.node=2", "nearest: nodes"),
+        ("model.nmae=x", "nearest: model.name"),
+        ("cluster.time_minutes=soon", "time_minutes"),
+    ],
+)
+def test_wrong_words_are_one_line_and_exit_code_2(tiny_config: Path, word: str, expected: str) -> None:
+    done = launch(tiny_config, word, "--dry-run", cwd=tiny_config.parent)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_run_directory_of_another_config_is_refused(tiny_config: Path) -> None:
+    run = RunDir(tiny_config.parent / "runs" / "tiny")
+    run.root.mkdir(parents=True)
+    run.config.write_text(tiny_config.read_text() + "seed: 5\n")
+    done = launch(tiny_config, cwd=tiny_config.parent)
+    assert done.returncode == 2
+    assert "seed = 5 as this run began" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "found"), [("ro", "Read-only file system"), ("full", "No space left on device")]
+)
+def test_a_run_directory_that_takes_nothing(tiny_config: Path, option: str, found: str) -> None:
+    runs = tiny_config.parent / "runs"
+    runs.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(runs)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system takes root")
+    try:
+        if option == "full":
+            with pytest.raises(OSError, match="No space left"):
+                (runs / "filler").write_bytes(bytes(128 * 1024))
+        else:
+            subprocess.run(["mount", "-o", "remount,ro", str(runs)], check=True)
+        done = launch(tiny_config, cwd=tiny_config.parent)
+    finally:
+        subprocess.run(["umount", str(runs)], check=True)
+    assert done.returncode == 2
+    assert found in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_snapshot_is_what_the_checkout_was(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    subprocess.run(["git", "clone", "-q", ROOT, checkout], check=True)
+    (checkout / "kapdist" / "rng.py").write_text("changed = 1\n")
+    (checkout / "new.py").write_text("new = 1\n")
+    (checkout / "runs").mkdir()
+    (checkout / "runs" / "huge").write_text("ignored")
+    program = "import sys; from pathlib import Path; from launch.snapshot import snapshot; "
+    program += f"print(snapshot(Path({str(tmp_path)!r}) / 'code', Path('runs')))"
+    for number in ("1", "2"):
+        done = subprocess.run([sys.executable, "-c", program], cwd=checkout, capture_output=True, text=True)
+        assert done.stdout.strip() == str(tmp_path / "code" / number), done.stderr
+    (checkout / "new.py").write_text("edited later\n")
+    copy = tmp_path / "code" / "1"
+    assert (copy / "new.py").read_text() == "new = 1\n"
+    assert (copy / "kapdist" / "rng.py").read_text() == "changed = 1\n"
+    assert (copy / "launch" / "rank.py").exists()
+    assert not (copy / "runs").exists()
+    assert "changed = 1" in (tmp_path / "code" / "1.diff").read_text()

@@ -1,0 +1,93 @@
+"""A queued attack: shards that fail, die and are preempted; nothing is lost, doubled or done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from processes import ranks_of_job
+
+from kapdist.rundir import AttackDir, RunDir
+from kapdist.sharding import finished_chunks
+
+ROOT = Path(__file__).parents[2]
+PYTHON = Path(sys.executable)
+ATTACK = """
+num_images: 64
+chunk_size: 8
+eps: 8/255
+version: custom
+attacks: [apgd-ce]
+threads: 1
+"""
+CLUSTER = [
+    "cluster.partition=low",
+    "cluster.shards=4",
+    "cluster.shards_at_once=2",
+    "cluster.max_array_size=3",
+    "cluster.max_failures=1",
+    "cluster.shard_retries=1",
+]
+
+
+@pytest.fixture
+def trained(tiny_config: Path, kapdist) -> RunDir:
+    """A run to attack."""
+    ended = kapdist("train", tiny_config)
+    assert ended.code == 0, ended.output
+    (tiny_config.parent / "quick.yaml").write_text(ATTACK)
+    return RunDir(tiny_config.parent / "runs" / "tiny")
+
+
+def launch(slurm, run: RunDir, *words: str, check: bool = True):
+    command = [PYTHON, ROOT / "launch" / "attack.py", run.root, "quick.yaml", *CLUSTER, *words]
+    return slurm.run(command, cwd=run.root.parents[1], check=check)
+
+
+def lines(attack: AttackDir, kind: str) -> list[dict]:
+    text = (attack.slurm / "jobs.jsonl").read_text()
+    return [line for line in map(json.loads, text.splitlines()) if line["kind"] == kind]
+
+
+def test_a_bad_shard_a_killed_one_and_a_preempted_one(slurm, trained: RunDir) -> None:
+    slurm.restore()
+    attack = trained.attack("quick")
+    obstacle = attack.chunk(3)  # nothing can be written where a directory is
+    (obstacle / "in the way").mkdir(parents=True)
+    launch(slurm, trained)
+    assert "waits or runs" in launch(slurm, trained).stdout
+    arrays = [line["job"] for line in lines(attack, "shards")]
+    assert [line["shards"] for line in lines(attack, "shards")] == [[0, 1, 2], [3]]
+
+    slurm.wait_until(lambda: bool(finished_chunks(attack)), "a first chunk", 90)
+    first = slurm.job(f"{arrays[0]}_1")["JobId"]
+    slurm.wait_until(lambda: bool(ranks_of_job(first)), "shard 1", 60)
+    os.kill(ranks_of_job(first)[0], signal.SIGKILL)
+    slurm.submit("-p", "high", "-w", "n1", "--exclusive", "--wrap", "sleep 1")
+
+    slurm.wait_until(lambda: attack.failed.exists(), "the verdict of the aggregation", 240)
+    last = lines(attack, "aggregate")[-1]["job"]
+    assert slurm.wait_for_state(last, {"COMPLETED", "FAILED"}) == "FAILED"
+    reason = attack.failed.read_text()
+    assert "shard 3 without 2 chunks" in reason
+    assert "shard 0" not in reason
+    assert not attack.summary.exists()
+    assert finished_chunks(attack) == {0, 1, 2, 4, 5, 6}
+    assert len(lines(attack, "aggregate")) == 2
+
+    before = {chunk: attack.chunk(chunk).stat().st_mtime_ns for chunk in finished_chunks(attack)}
+    (obstacle / "in the way").rmdir()
+    obstacle.rmdir()
+    assert "1 shards" in launch(slurm, trained).stdout
+    slurm.wait_until(lambda: attack.summary.exists() or attack.failed.exists(), "the summary", 120)
+    assert not attack.failed.exists(), attack.failed.read_text()
+    assert {chunk: attack.chunk(chunk).stat().st_mtime_ns for chunk in before} == before
+    assert json.loads(attack.summary.read_text())["num_images"] == 64
+    assert pl.read_parquet(attack.records)["image"].is_unique().all()
+    slurm.wait_until(lambda: (attack.root / "report" / "index.html").exists(), "the report", 30)
+    assert "done" in launch(slurm, trained).stdout

@@ -1,0 +1,159 @@
+"""A queued training ends with the bits of an undisturbed one, whatever Slurm did to it on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from processes import ranks_of_job
+from results import numbers
+from safetensors.torch import load_file
+
+from kapdist.rundir import RunDir
+from launch.after import newest_step
+from launch.restarts import Restarts
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = [sys.executable, ROOT / "launch" / "train.py"]
+CLUSTER = ["--cluster", ROOT / "configs" / "cluster" / "sandbox.yaml"]
+LONG = ["train.epochs=40", "train.evaluate_every_epochs=20", "train.checkpoint_every_steps=5"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, small_betons: tuple[Path, Path]) -> Callable[[], RunDir]:
+    """The run that the others must equal: two ranks on this machine, started now and waited for when called."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done: list[subprocess.CompletedProcess[str]] = []
+    command = [*map(str, LAUNCH), "tiny.yaml", "--local", "cluster.nodes=2", *LONG]
+    write_config(folder, small_betons)
+
+    def run() -> None:
+        done.append(subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+
+    def wait() -> RunDir:
+        thread.join(300)
+        assert done, "the undisturbed run takes too long"
+        assert done[0].returncode == 0, done[0].stdout + done[0].stderr
+        return RunDir(folder / "runs" / "tiny")
+
+    return wait
+
+
+def write_config(folder: Path, betons: tuple[Path, Path]) -> None:
+    from conftest import TINY
+
+    (folder / "tiny.yaml").write_text(TINY.format(train=betons[0], test=betons[1]))
+
+
+class Queued:
+    """A training in the sandbox's queue."""
+
+    def __init__(self, slurm, folder: Path, *words: str) -> None:
+        self.slurm, self.folder, self.run = slurm, folder, RunDir(folder / "runs" / "tiny")
+        self.launch(*words)
+        self.job = json.loads((self.run.slurm / "jobs.jsonl").read_text().splitlines()[-1])["job"]
+
+    def launch(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.slurm.run([*LAUNCH, "tiny.yaml", *CLUSTER, *LONG, *words], cwd=self.folder, check=check)
+
+    def update(self, *words: str) -> None:
+        self.slurm.run(["scontrol", "update", f"JobId={self.job}", *words])
+
+    def restarts(self) -> int:
+        return int(self.slurm.job(self.job).get("Restarts", 0))
+
+    def wait_for_a_checkpoint(self, attempt: int) -> None:
+        """Wait until this attempt has gone further than the ones before it."""
+        self.slurm.wait_until(lambda: self.run.last_attempt() == attempt, f"attempt {attempt}", 90)
+        step = newest_step(self.run)
+        self.slurm.wait_until(lambda: newest_step(self.run) > step, f"a checkpoint after step {step}", 90)
+
+    def wait_for_restart(self, count: int) -> None:
+        self.slurm.wait_until(lambda: self.restarts() == count, f"restart {count} of job {self.job}", 90)
+
+    def wait_until_done(self) -> None:
+        self.slurm.wait_until(lambda: self.run.done.exists() or self.run.failed.exists(), "DONE", 150)
+        assert self.run.done.exists(), self.run.failed.read_text() + self.log()
+        self.slurm.wait_for_state(self.job, "COMPLETED", 60)
+
+    def log(self) -> str:
+        return "\n".join(path.read_text() for path in sorted(self.run.slurm.glob("*.out")))
+
+
+@pytest.fixture
+def queued(slurm, tmp_path: Path, small_betons: tuple[Path, Path]) -> Callable[..., Queued]:
+    slurm.restore()
+    write_config(tmp_path, small_betons)
+    return lambda *words: Queued(slurm, tmp_path, *words)
+
+
+def assert_equal_bits(run: RunDir, whole: RunDir) -> None:
+    first, second = load_file(whole.weights), load_file(run.weights)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert numbers(run) == numbers(whole)
+
+
+def test_timed_out_once_and_preempted_twice(slurm, queued, undisturbed) -> None:
+    training = queued("cluster.time_minutes=1", "cluster.signal_seconds=38")
+    again = training.launch()
+    assert f"job {training.job} waits or runs" in again.stdout
+
+    training.wait_for_restart(1)  # told to stop 22 s after the start, saved, and queued itself again
+    assert [end.failed for end in Restarts(training.run.slurm / "ends.jsonl").read()] == [False]
+    training.update("TimeLimit=30")
+
+    for attempt, partition in ((2, "low0"), (3, "low")):  # with 20 s of grace, then with none
+        training.wait_for_a_checkpoint(attempt)
+        high = slurm.submit("-p", "high", "-N2", "--exclusive", "--wrap", "sleep 1")
+        training.wait_for_restart(attempt)
+        training.update(f"Partition={partition}")
+        slurm.wait_for_state(high, "COMPLETED")
+
+    training.wait_until_done()
+    assert_equal_bits(training.run, undisturbed())
+    assert training.run.last_attempt() == 4
+    assert all(training.run.rank_log(n, rank).exists() for n in (1, 2, 3, 4) for rank in (0, 1))
+    assert not training.run.failed.exists()
+    assert "done" in training.launch().stdout
+
+
+def test_a_killed_rank_a_dead_node_a_cut_link_and_an_administrator(slurm, queued, undisturbed) -> None:
+    training = queued("engine.timeout_minutes=0.3", "train.stall_minutes=0.5")
+    training.wait_for_a_checkpoint(1)
+    for pid in ranks_of_job(training.job, rank=1):
+        os.kill(pid, signal.SIGKILL)
+    training.wait_for_restart(1)
+    assert [end.code for end in Restarts(training.run.slurm / "ends.jsonl").read()] == [128 + signal.SIGKILL]
+
+    training.wait_for_a_checkpoint(2)
+    slurm.stop_node("n2", hard=True)
+    training.wait_for_restart(2)
+    slurm.start_node("n2")
+
+    training.wait_for_a_checkpoint(3)
+    slurm.cut()
+    training.wait_for_restart(3)
+    slurm.mend()
+
+    training.wait_for_a_checkpoint(4)
+    slurm.run(["scontrol", "requeue", training.job])
+    training.wait_for_restart(4)
+
+    training.wait_for_a_checkpoint(5)
+    slurm.run(["scancel", "--signal=USR2", training.job])
+    training.wait_for_restart(5)
+
+    training.wait_until_done()
+    assert_equal_bits(training.run, undisturbed())
