@@ -14,16 +14,23 @@ from kapdist.rundir import AttackDir
 CHUNK = re.compile(r"chunk-(\d+)\.parquet")
 
 
-def deal(costs: Sequence[float], num_shards: int) -> list[list[int]]:
-    """Return the chunks of every shard, ascending: the costliest chunk first, each to the shard that has least.
+def chunks_of(num_chunks: int, shard: int, num_shards: int, costs: Sequence[float] = ()) -> Sequence[int]:
+    """Return the chunks of a shard, ascending; with costs they are balanced, else dealt out in turn.
 
-    Chunks of equal cost are dealt out in turn and not in stretches: neighbouring images are often of one class and
-    so equally hard, and a stretch of robust ones would keep one shard busy long after the others. Source: Graham,
-    "Bounds on multiprocessing timing anomalies", 1969.
+    In turn and not in stretches: neighbouring images are often of one class and so equally hard, and a stretch of
+    robust ones would keep one shard busy long after the others.
     """
+    return deal(num_chunks, num_shards, costs)[shard] if costs else range(shard, num_chunks, num_shards)
+
+
+def deal(num_chunks: int, num_shards: int, costs: Sequence[float] = ()) -> list[Sequence[int]]:
+    """Return the chunks of every shard: the costliest first, each to the shard that has least (Graham 1969)."""
+    if not costs:
+        return [range(shard, num_chunks, num_shards) for shard in range(num_shards)]
+    assert len(costs) == num_chunks
     hands: list[list[int]] = [[] for _ in range(num_shards)]
     loads = [(0.0, shard) for shard in range(num_shards)]
-    for chunk in sorted(range(len(costs)), key=lambda chunk: (-costs[chunk], chunk)):
+    for chunk in sorted(range(num_chunks), key=lambda chunk: (-costs[chunk], chunk)):
         load, shard = loads[0]
         hands[shard].append(chunk)
         heapq.heapreplace(loads, (load + costs[chunk], shard))
@@ -41,9 +48,18 @@ def planned_costs(attack: AttackDir) -> list[float]:
     Raises:
         InputError: there is no plan, or it is not one.
     """
+    return chunks_and_costs(attack)[0]
+
+
+def chunks_and_costs(attack: AttackDir) -> tuple[int, list[float]]:
+    """Return the number of chunks of a planned attack and their costs, if the plan has any.
+
+    Raises:
+        InputError: there is no plan, or it is not one.
+    """
     try:
         plan = json.loads(attack.plan.read_text())
-        return plan.get("costs") or chunk_sizes(len(plan["images"]), int(plan["chunk_size"]))
+        return -(-len(plan["images"]) // int(plan["chunk_size"])), list(plan.get("costs", ()))
     except FileNotFoundError:
         raise InputError(
             attack.root, "an attack directory (kapdist attack plan RUN CONFIG)", "no plan.json"
@@ -64,7 +80,7 @@ def finished_chunks(attack: AttackDir) -> set[int]:
 
 def missing_shards(attack: AttackDir, num_shards: int) -> dict[int, list[int]]:
     """Return {shard: its chunks that have no file}, of the shards that lack any."""
-    finished = finished_chunks(attack)
-    hands = enumerate(deal(planned_costs(attack), num_shards))
-    lacking = {shard: [chunk for chunk in hand if chunk not in finished] for shard, hand in hands}
+    finished, (planned, costs) = finished_chunks(attack), chunks_and_costs(attack)
+    hands = deal(planned, num_shards, costs)
+    lacking = {shard: [chunk for chunk in hand if chunk not in finished] for shard, hand in enumerate(hands)}
     return {shard: chunks for shard, chunks in lacking.items() if chunks}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from kapdist.rundir import AttackDir, RunDir, write_atomic
-from kapdist.sharding import deal, finished_chunks, planned_costs
+from kapdist.sharding import chunks_and_costs, chunks_of, finished_chunks
 from launch import slurm
 from launch.cluster import ClusterConfig, load_cluster
 from launch.restarts import End, Restarts, Verdict, verdict
@@ -37,7 +37,8 @@ def after_shard(
     attack: AttackDir, shard: int, num_shards: int, code: int, cluster: ClusterConfig, job: str | None
 ) -> Verdict:
     """Note how a start of a shard ended; why it was given up is in slurm/failed/shard-<n>."""
-    mine = set(deal(planned_costs(attack), num_shards)[shard])
+    planned, costs = chunks_and_costs(attack)
+    mine = set(chunks_of(planned, shard, num_shards, costs))
     done = len(mine & finished_chunks(attack))
     ends = Restarts(shard_ends(attack, shard)).add(End(code, done, job))
     what, why = verdict(ends, done == len(mine), cluster)

@@ -1,7 +1,7 @@
-"""What a chunk will cost, where an earlier attack on these weights and images has left its records.
+"""What each chunk is expected to cost, as measured by an earlier attack on these weights and images.
 
-Costs are fixed in the plan, so every shard deals alike (kapdist/sharding.py); no verdict depends on them, as a
-chunk is the same whoever does it.
+Costs are fixed in the plan, so every shard deals alike (sharding.py); no verdict depends on them, as a chunk is the
+same whoever does it.
 """
 
 from __future__ import annotations

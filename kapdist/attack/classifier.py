@@ -24,8 +24,6 @@ def check_classifier(model: nn.Module, place: object, num_classes: int, resoluti
             logits = model(images.requires_grad_(gradients))
     except Exception as error:
         raise InputError(place, f"logits of images {tuple(images.shape)} in [0, 1]", said(error)) from error
-    if training := [name or "the model" for name, module in model.named_modules() if module.training]:
-        raise InputError(place, "a model in evaluation mode after .eval()", f"{training[0]} in training mode")
     check_logits(logits, place, (len(images), num_classes))
     if gradients and not logits.requires_grad:
         found = "logits without a gradient (a detached branch? custom attacks=[square] needs none)"
@@ -52,6 +50,12 @@ def shown_images(model: nn.Module, resolution: int) -> Tensor:
     images = torch.rand(6, 3, resolution, resolution, generator=torch.Generator().manual_seed(0))
     images[4], images[5] = 0, 1
     return images.to(device)
+
+
+def check_evaluation_mode(model: nn.Module, place: object) -> None:
+    """Raise InputError if a part of the model is in training mode, though .eval() was called."""
+    if training := [name or "the model" for name, module in model.named_modules() if module.training]:
+        raise InputError(place, "a model in evaluation mode after .eval()", f"{training[0]} in training mode")
 
 
 def check_deterministic(model: nn.Module, place: object, resolution: int) -> None:

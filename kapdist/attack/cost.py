@@ -77,6 +77,17 @@ def passes(name: AttackName, settings: Settings, num_classes: int, fab_restarts:
     return Passes(name, 4 + settings.square_queries, 0)  # the stripes it starts from, and its result, count apart
 
 
+def screen_passes(steps: int) -> Passes:
+    """Return those of the short APGD that goes first: a start and its steps, a prediction before and after."""
+    return Passes("screen", steps + 3, steps + 1)
+
+
+def averaged(passes: Passes, draws: int, recomputed: bool) -> Passes:
+    """Return the passes on a model that averages draws; a gradient in parts takes every forward twice."""
+    twice = passes.backwards if recomputed else 0
+    return Passes(passes.name, draws * (passes.forwards + twice), draws * passes.backwards)
+
+
 def apgd_steps(settings: Settings) -> int:
     """Return the gradients of one APGD run: one at every start and one per iteration, each over `eot` draws."""
     stages = SHRINKING_STAGES if settings.apgd_shrinking_eps else 1

@@ -9,9 +9,9 @@ from typing import Any
 
 import polars as pl
 
-from kapdist.attack.cost import Passes, passes_per_image
+from kapdist.attack.cost import Passes, averaged, passes_per_image, screen_passes
 from kapdist.attack.plan import AttackName, AttackPlan, Norm, Settings, read_plan
-from kapdist.attack.planning import draws_of, screen_of, sweep_of
+from kapdist.attack.protocol import Protocol, protocol_of
 from kapdist.attack.stock import resolve
 from kapdist.config import AttackConfig
 from kapdist.errors import InputError
@@ -27,8 +27,11 @@ class Measured:
     passes_per_second: float
     """Images forward and backward, per second and shard."""
     passes_per_image: float
-    what: tuple[tuple[AttackName, ...], Settings, Norm, tuple[float, ...], int, int]
-    """List of attacks and its settings, norm, all eps, draws, classes: what two attacks of one cost share."""
+    attacks: tuple[AttackName, ...]
+    settings: Settings
+    norm: Norm
+    protocol: Protocol
+    num_classes: int
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,9 @@ def forecast_attack(
     Raises:
         InputError: an attack that needs more classes than there are.
     """
-    sweep, draws, screen = sweep_of(config), draws_of(config), screen_of(config)
-    attacks, settings, notes = resolve(config.version, config.attacks, config.norm, sweep[-1], num_classes)
-    passes = passes_per_image(attacks, settings, num_classes, screen=screen, num_eps=len(sweep), draws=draws)
+    protocol = protocol_of(config)
+    attacks, settings, notes = resolve(config.version, config.attacks, config.norm, protocol.eps, num_classes)
+    passes = passes_of_all(config, protocol, passes_per_image(attacks, settings, num_classes))
     per_image = sum(attack.total for attack in passes)
     sizes = chunk_sizes(num_images, config.chunk_size)
     hands = deal(sizes, num_shards)
@@ -106,6 +109,20 @@ def forecast_attack(
     )
 
 
+def passes_of_all(config: AttackConfig, protocol: Protocol, listed: tuple[Passes, ...]) -> tuple[Passes, ...]:
+    """Return what every stage takes: the screen and the list at each eps, each draw by itself, the re-scoring."""
+    clean, *attacks = listed
+    if protocol.screen:
+        attacks = [screen_passes(protocol.screen), *attacks]
+    times = len(protocol.sweep)
+    every = [Passes(attack.name, times * attack.forwards, times * attack.backwards) for attack in attacks]
+    in_parts = protocol.eot > 1 and protocol.eot * config.chunk_size > config.images_per_pass
+    found = [averaged(attack, protocol.eot, in_parts) for attack in (clean, *every)]
+    if protocol.rescore:
+        found.append(Passes("re-scoring", 2 * protocol.rescore, 0))
+    return tuple(found)
+
+
 def hours(passes: float, passes_per_second: float | None) -> float | None:
     return None if passes_per_second is None else passes / passes_per_second / 3600
 
@@ -116,6 +133,13 @@ def makespan(images: list[int], at_a_time: int) -> int:
     for count in images:
         heapq.heapreplace(busy, busy[0] + count)
     return max(busy)
+
+
+def is_same(
+    measured: Measured, config: AttackConfig, attacks: tuple[AttackName, ...], settings: Settings, num_classes: int
+) -> bool:
+    ours = attacks, settings, config.norm, protocol_of(config), num_classes
+    return ours == (measured.attacks, measured.settings, measured.norm, measured.protocol, measured.num_classes)
 
 
 def notes_on_shards(chunks: list[int]) -> list[str]:
@@ -137,15 +161,21 @@ def measure(run: Path, name: str) -> Measured | None:
 def add_up(attack: AttackDir, plan: AttackPlan, files: list[Path]) -> Measured:
     """Add passes and seconds of the chunks that are done; every row of a chunk repeats them."""
     columns = ["chunk_forwards", "chunk_backwards"]
+    others = ["chunk", "chunk_seconds", "chunk_rescore_forwards"]
     try:
-        records = pl.read_parquet(files, glob=False, columns=["chunk", "chunk_seconds", *columns])
+        records = pl.read_parquet(files, glob=False, columns=[*others, *columns])
     except Exception:  # whatever damaged bytes lead polars to
         raise InputError(attack.root, "chunks that can be read, to measure by", "damaged ones") from None
     chunks = records.unique("chunk")
-    passes = len(records) * plan.eot + sum(int(chunks[name].list.sum().sum()) for name in columns)  # clean first
+    attacked = sum(int(chunks[name].list.sum().sum()) for name in columns)
+    passes = len(records) * plan.eot + attacked + int(chunks["chunk_rescore_forwards"].sum())
     return Measured(
         source=f"{attack.root} ({plan.device}, {chunks.height} of {plan.num_chunks} chunks)",
         passes_per_second=passes / float(chunks["chunk_seconds"].sum()),
         passes_per_image=passes / len(records),
-        what=(plan.attacks, plan.settings, plan.norm, plan.sweep, plan.eot, plan.model.num_classes),
+        attacks=plan.attacks,
+        settings=plan.settings,
+        norm=plan.norm,
+        protocol=Protocol(plan.sweep, plan.eot, plan.screen, plan.compact, plan.rescore),
+        num_classes=plan.model.num_classes,
     )

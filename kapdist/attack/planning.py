@@ -9,7 +9,12 @@ import torch
 import kapdist.attack.images as images_of
 from kapdist.attack.balance import chunk_costs
 from kapdist.attack.ball import vacuous_eps
-from kapdist.attack.classifier import check_classifier, check_deterministic, noise_differs_by_row
+from kapdist.attack.classifier import (
+    check_classifier,
+    check_deterministic,
+    check_evaluation_mode,
+    noise_differs_by_row,
+)
 from kapdist.attack.images import ImageSet
 from kapdist.attack.model import (
     factory_sha256,
@@ -20,6 +25,7 @@ from kapdist.attack.model import (
     weights_path,
 )
 from kapdist.attack.plan import PACKAGES, AttackPlan, Norm, PlannedModel, read_plan, write_plan
+from kapdist.attack.protocol import protocol_of
 from kapdist.attack.stock import resolve
 from kapdist.config import AttackConfig, Config
 from kapdist.environment import package_versions, usable_cpus
@@ -54,14 +60,20 @@ def write_new_plan(run: Path, config: AttackConfig, attack: AttackDir) -> Attack
     return plan
 
 
-def make_plan(run: Path, config: AttackConfig, attack: AttackDir) -> AttackPlan:
+def make_plan(run: Path, config: AttackConfig, attack: AttackDir, *, examined: bool = False) -> AttackPlan:
+    """Return the plan without writing it.
+
+    Args:
+        examined: the model will be examined, and what no attack should be trusted on is a finding: a model that
+            is noisy though declared deterministic, or in training mode, is not refused.
+    """
     run_config = config_of(run, config)
     image_set = images_of.describe_images(config.data, run_config)
     model = plan_model(run, config, run_config, image_set)
-    *smaller, eps = sweep_of(config)
+    protocol = protocol_of(config)
+    eps = protocol.eps
     attacks, settings, notes = resolve(config.version, config.attacks, config.norm, eps, model.num_classes)
     images = choose_images(config, image_set)
-    draws = draws_of(config)
     plan = AttackPlan(
         name=config.name,
         run=RunDir(run).name,
@@ -69,16 +81,16 @@ def make_plan(run: Path, config: AttackConfig, attack: AttackDir) -> AttackPlan:
         data=image_set.data,
         norm=config.norm,
         eps=eps,
-        smaller_eps=tuple(smaller),
+        smaller_eps=protocol.sweep[:-1],
         version=config.version,
         attacks=attacks,
         settings=settings,
         noise=config.noise,
-        screen=screen_of(config),
-        compact=config.compact and config.noise != "fresh",
-        eot=draws,
+        screen=protocol.screen,
+        compact=protocol.compact,
+        eot=protocol.eot,
         images_per_pass=config.images_per_pass,
-        rescore=config.rescore if config.noise == "fresh" else 0,
+        rescore=protocol.rescore,
         seed=config.seed,
         chunk_size=config.chunk_size,
         threads=resolve_threads(config, attack),
@@ -87,20 +99,11 @@ def make_plan(run: Path, config: AttackConfig, attack: AttackDir) -> AttackPlan:
         packages=package_versions(PACKAGES),
         num_images=len(images),
         images_sha256=fingerprint(list(images)),
-        notes=(*notes, *notes_on_noise(config, draws), *notes_on_eps(config.norm, eps, image_set)),
+        notes=(*notes, *notes_on_noise(config, protocol.eot), *notes_on_eps(config.norm, eps, image_set)),
         costs=costs_of(run, config, attack, model, image_set, images),
         images=images,
     )
-    return checked(plan, run)
-
-
-def sweep_of(config: AttackConfig) -> tuple[float, ...]:
-    """Return all eps, ascending."""
-    return config.eps if isinstance(config.eps, tuple) else (config.eps,)
-
-
-def draws_of(config: AttackConfig) -> int:
-    return config.eot or (20 if config.version == "eot-standard" else 1)
+    return checked(plan, run, examined)
 
 
 def screen_of(config: AttackConfig) -> int:
@@ -118,19 +121,22 @@ def costs_of(
     images: tuple[int, ...],
 ) -> tuple[float, ...]:
     """Return the expected work of each chunk; a plan that is there keeps its own, or shards would deal anew."""
-    if attack.plan.exists():
-        return read_plan(attack).costs
+    if attack.plan.exists() and (before := read_plan(attack)).images == images:
+        return before.costs
     return chunk_costs(run, model, image_set.data, images, config.chunk_size)
 
 
-def checked(plan: AttackPlan, run: Path) -> AttackPlan:
+def checked(plan: AttackPlan, run: Path, examined: bool) -> AttackPlan:
     """Build the model as a shard will, show it a few images, and return the plan."""
     network = load_model(plan.model, run)
     place = place_of(plan.model, run)
     with noise(network, plan.noise, seed=plan.seed):
         check_classifier(network, place, plan.model.num_classes, plan.data.resolution, plan.passes_gradients)
+        if not examined:
+            check_evaluation_mode(network, place)
         if plan.deterministic:
-            check_deterministic(network, place, plan.data.resolution)
+            if not examined:
+                check_deterministic(network, place, plan.data.resolution)
             return plan
         together = noise_differs_by_row(network, plan.data.resolution)
     return plan.model_copy(update={"draws_together": together})

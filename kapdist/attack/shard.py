@@ -34,7 +34,7 @@ def run_shard(attack_dir: Path, shard: int, num_shards: int) -> None:
         raise InputError("shard", f"a number from 0 to {num_shards - 1}", str(shard))
     attack = AttackDir(attack_dir)
     plan = read_plan(attack)
-    mine = deal(plan.expected_costs, num_shards)[shard]
+    mine = chunks_of(plan.num_chunks, shard, num_shards, plan.costs)
     todo = [chunk for chunk in mine if not is_done_with_images(attack, plan, chunk)]
     print(f"shard {shard} of {num_shards}: {len(mine)} chunks, {len(mine) - len(todo)} done already", flush=True)
     if todo:

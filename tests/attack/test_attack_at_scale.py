@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from kapdist.attack import merge
 from kapdist.attack.chunk import AttackOutcome, ChunkOutcome
+from kapdist.attack.intervals import wilson
 from kapdist.attack.plan import AttackPlan, write_plan
 from kapdist.attack.records import chunk_table, write_table
-from kapdist.attack.summary import wilson
 from kapdist.errors import InputError
 from kapdist.rng import generator
 from kapdist.rundir import AttackDir, fingerprint
@@ -63,11 +63,8 @@ def made_up(plan: AttackPlan, chunk: int, fate: np.ndarray) -> ChunkOutcome:
         broke = mine == number
         norm, prediction = 0.01 * broke.double(), broke.long()
         count = int(attacked.sum())
-        passes = {"forwards": number * count, "backwards": count}
-        library = {f"library_{way}": passed for way, passed in passes.items()}
-        attacks.append(
-            AttackOutcome(name, 0.02, attacked, broke, norm, prediction, **passes, **library, seconds=0.5)
-        )
+        passes = number * count, count, number * count, count
+        attacks.append(AttackOutcome(name, plan.eps, attacked, broke, norm, prediction, *passes, 0.5))
     return ChunkOutcome((mine == 3).long(), tuple(attacks), torch.empty(0), None, None, 0, 1.25)
 
 

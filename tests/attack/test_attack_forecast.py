@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.cost import passes_per_image
 from kapdist.attack.forecast import AttackForecast, Measured, forecast_attack, makespan, measure
 from kapdist.attack.plan import AttackPlan, write_plan
 from kapdist.attack.records import chunk_table, write_table
-from kapdist.attack.stock import attack_chunk
 from kapdist.config import AttackConfig
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, RunDir, fingerprint
@@ -71,17 +71,18 @@ def test_standard_autoattack_on_5000_images() -> None:
     found = forecast(passes_per_second=10_000.0)
     assert {attack.name: (attack.forwards, attack.backwards) for attack in found.passes} == {
         "clean": (1, 0),
+        "screen": (13, 11),  # ten steps
         "apgd-ce": (103, 101),  # a start and 100 iterations, a prediction before and after
         "apgd-t": (920, 909),  # the same for 9 targets, each chosen by a forward
         "fab-t": (1829, 900),  # 9 targets x 100 iterations x 2, 3 apiece, 2
         "square": (5004, 0),
     }
-    assert found.passes_per_image == 9767
+    assert found.passes_per_image == 9791
     assert (found.num_chunks, found.chunks_per_shard) == (79, (4, 5))
     assert found.images_per_shard == (4 * 64, 5 * 64)
-    assert found.worst_shard_hours == pytest.approx(5000 * 9767 / 10_000 / 3600)
+    assert found.worst_shard_hours == pytest.approx(5000 * 9791 / 10_000 / 3600)
     # Fifteen shards of five chunks (the last but one's last chunk is short) and one of four, two after another.
-    assert found.worst_hours == pytest.approx(2 * 320 * 9767 / 10_000 / 3600)
+    assert found.worst_hours == pytest.approx(2 * 320 * 9791 / 10_000 / 3600)
 
 
 def test_without_a_measure_no_hours_are_made_up() -> None:
@@ -108,7 +109,7 @@ def test_a_finished_attack_tells_its_rate(tmp_path: Path, make_plan: Callable[..
     assert found is not None
     records = pl.read_parquet(sorted(attack.chunks.glob("*.parquet")))
     chunks = [records.filter(pl.col("chunk") == number).row(0, named=True) for number in (0, 1)]
-    passes = 8 + sum(chunk[f"apgd-ce_chunk_{way}"] for chunk in chunks for way in ("forwards", "backwards"))
+    passes = 8 + sum(sum(chunk[f"chunk_{way}"]) for chunk in chunks for way in ("forwards", "backwards"))
     assert found.passes_per_image == passes / 8
     assert found.passes_per_second == pytest.approx(passes / sum(chunk["chunk_seconds"] for chunk in chunks))
     assert "2 of 2 chunks" in found.source
@@ -131,7 +132,8 @@ def with_sha256(plan: AttackPlan) -> AttackPlan:
 
 def assert_uses(found: Measured, plan: AttackPlan) -> None:
     """The very attack again: as many images fall; another eps: its worst case alone."""
-    same, other = ({"version": "custom", "attacks": ("apgd-ce",), "eps": eps} for eps in (plan.eps, 2 * plan.eps))
+    as_planned = {"version": "custom", "attacks": ("apgd-ce",), "screen": 0, "compact": False}
+    same, other = (as_planned | {"eps": eps} for eps in (plan.eps, 2 * plan.eps))
     known = forecast_attack(config(**same), 1000, 10, 4, 4, None, found)
     assert known.measured_shard_hours == pytest.approx(
         1000 * found.passes_per_image / found.passes_per_second / 3600

@@ -1,6 +1,7 @@
 """The union over everything tried, and shards that are balanced by what was measured."""
 
 import itertools
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from kapdist.attack.worst import write_worst_case
 from kapdist.errors import InputError
 from kapdist.report.page import write_report
 from kapdist.rundir import AttackDir, RunDir, locked
-from kapdist.sharding import deal
+from kapdist.sharding import deal, missing_shards
 
 World = Any
 
@@ -105,12 +106,18 @@ def test_shards_are_balanced_by_what_an_earlier_attack_took(world: World) -> Non
     assert seconds.filter(pl.col("image").is_in(wrong.implode()))["seconds"].sum() == 0
     total = table.group_by("chunk").first()["chunk_stage_seconds"].list.sum().sum()
     assert seconds["seconds"].sum() == pytest.approx(total)
-    plan_attack(world.run, world.config(name="second", eps=0.03))
-    plan = read_plan(AttackDir(world.run / "attacks" / "second"))
+    plan_attack(world.run, world.config(name="second", eps=0.3))
+    attack_of_plan = AttackDir(world.run / "attacks" / "second")
+    plan = read_plan(attack_of_plan)
+    hands = deal(plan.num_chunks, 2, plan.costs)
+    run_shard(attack_of_plan.root, 0, 2)  # the login node knows what is left as the shard does
+    assert missing_shards(attack_of_plan, 2) == {1: hands[1]}
+    shutil.rmtree(attack_of_plan.chunks)
     assert sum(plan.costs) == pytest.approx(total, rel=1e-3)
-    plan = plan.model_copy(update={"costs": (5.0, 4.0, 3.0, 3.0, 3.0, 0.0)})
-    assert deal(plan.expected_costs, 2) == [[0, 3, 5], [1, 2, 4]]  # loads 8 and 10: 5 | 4, 3 | 3, | 3
-    assert sorted(itertools.chain(*deal(plan.expected_costs, 7))) == list(range(6))
+    costs = (5.0, 4.0, 3.0, 3.0, 3.0, 0.0)
+    assert deal(6, 2, costs) == [[0, 3, 5], [1, 2, 4]]  # loads 8 and 10: 5 | 4, 3 | 3, | 3
+    assert sorted(itertools.chain(*deal(6, 7, costs))) == list(range(6))
+    assert missing_shards(attack_of_plan, 1) == {0: list(range(6))}
 
 
 def test_two_merges_of_one_run_at_once_both_count(world: World) -> None:

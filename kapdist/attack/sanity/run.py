@@ -17,7 +17,8 @@ import kapdist.attack.images as images_of
 from kapdist.attack.ball import largest_norm, perturbation_norm
 from kapdist.attack.model import load_model
 from kapdist.attack.plan import AttackPlan
-from kapdist.attack.planning import attack_dir_of, make_plan, sweep_of
+from kapdist.attack.planning import attack_dir_of, make_plan
+from kapdist.attack.protocol import protocol_of
 from kapdist.attack.sanity.ball import Ball
 from kapdist.attack.sanity.examine import STEPS, examine
 from kapdist.attack.sanity.verdict import CAUSES
@@ -42,7 +43,7 @@ def run_sanity(run: Path, config: AttackConfig) -> dict[str, Any]:
     Raises:
         InputError: the model or the images cannot be had, the norm is L1, or no image is classified correctly.
     """
-    ball = Ball(norm_of(config), sweep_of(config)[-1])
+    ball = Ball(norm_of(config), protocol_of(config).eps)
     attack = attack_dir_of(run, config)
     plan = plan_of(run, config, attack)
     device = settle(plan)
@@ -89,7 +90,7 @@ def norm_of(config: AttackConfig) -> Literal["Linf", "L2"]:
 def plan_of(run: Path, config: AttackConfig, attack: AttackDir) -> AttackPlan:
     """Plan as an attack by scores alone would: a model without any gradient is a finding here, not wrong input."""
     update = {"num_images": config.sanity.num_images, "version": "custom", "attacks": ("square",)}
-    return make_plan(run, config.model_copy(update=update), attack)
+    return make_plan(run, config.model_copy(update=update), attack, examined=True)
 
 
 def chunks(plan: AttackPlan) -> Iterator[tuple[Tensor, Tensor]]:
