@@ -37,13 +37,8 @@ def deal(num_chunks: int, num_shards: int, costs: Sequence[float] = ()) -> list[
     return [sorted(hand) for hand in hands]
 
 
-def chunk_sizes(num_images: int, chunk_size: int) -> list[float]:
-    """Return the images of every chunk: what it costs where nothing was measured."""
-    return [float(min(chunk_size, num_images - start)) for start in range(0, num_images, chunk_size)]
-
-
-def planned_costs(attack: AttackDir) -> list[float]:
-    """Return the expected cost of every chunk of a planned attack.
+def num_chunks(attack: AttackDir) -> int:
+    """Return the number of chunks of a planned attack.
 
     Raises:
         InputError: there is no plan, or it is not one.

@@ -18,7 +18,7 @@ from kapdist.config import AttackConfig
 from kapdist.configfile import dump_config, load_config
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, RunDir, write_atomic
-from kapdist.sharding import missing_shards, planned_costs
+from kapdist.sharding import missing_shards, num_chunks
 from launch import jobs, slurm
 from launch.after import CLUSTER
 from launch.array import ATTACK, AttackJobs
@@ -89,7 +89,7 @@ def shards_to_run(
 ) -> tuple[list[int], int]:
     """Return (shards that lack a chunk, number of shards): never more shards than chunks."""
     if planned:
-        total = min(cluster.shards, len(planned_costs(attack)))
+        total = min(cluster.shards, num_chunks(attack))
         return list(missing_shards(attack, total)) or [0], total
     chunks = -(-config.num_images // config.chunk_size) or cluster.shards
     total = min(cluster.shards, chunks)

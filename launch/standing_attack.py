@@ -10,7 +10,7 @@ from typing import Any
 
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir
-from kapdist.sharding import finished_chunks, missing_shards, planned_costs
+from kapdist.sharding import finished_chunks, missing_shards, num_chunks
 from launch.after import first_line, shard_ends, shard_failed
 from launch.restarts import Restarts
 from launch.standing_train import Verdict, at_work, read_json, scan
@@ -95,7 +95,7 @@ RESULT = ("num_images", "clean_accuracy", "robust_accuracy")
 def planned_chunks(directory: AttackDir) -> int | None:
     """Return the number of chunks, None before there is a plan."""
     try:
-        return len(planned_costs(directory))
+        return num_chunks(directory)
     except InputError:
         return None
 

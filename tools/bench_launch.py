@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from kapdist.rundir import AttackDir, write_atomic, write_json
-from kapdist.sharding import deal
+from kapdist.sharding import chunks_of
 from launch.after import shard_failed
 from launch.cluster import ClusterConfig
 from launch.jobs import remember
@@ -39,8 +39,8 @@ def make_attack(root: Path) -> AttackDir:
     attack = AttackDir(root)
     write_json(attack.plan, {"images": list(range(NUM_CHUNKS * CHUNK_SIZE)), "chunk_size": CHUNK_SIZE})
     attack.chunks.mkdir()
-    for hand in deal([1.0] * NUM_CHUNKS, NUM_SHARDS)[: NUM_SHARDS * 9 // 10]:
-        for chunk in hand:
+    for shard in range(NUM_SHARDS * 9 // 10):
+        for chunk in chunks_of(NUM_CHUNKS, shard, NUM_SHARDS):
             attack.chunk(chunk).touch()
     what = submission(
         "bench",

@@ -26,37 +26,14 @@ class Passes:
         return self.forwards + self.backwards
 
 
-def passes_per_image(
-    attacks: Sequence[AttackName],
-    settings: Settings,
-    num_classes: int,
-    *,
-    screen: int = 0,
-    num_eps: int = 1,
-    draws: int = 1,
-) -> tuple[Passes, ...]:
-    """Return the passes of each attack in order, the forward of the clean prediction first.
-
-    Args:
-        screen: steps of the short attack that goes first; 0: none.
-        num_eps: how many eps are tried, with all attacks at each.
-        draws: passes that are averaged where the attack asks for one.
-    """
-    once = list_once(attacks, settings, num_classes)
-    if screen:
-        once.insert(0, Passes("screen", 1 + screen, 1 + screen))
-    swept = [Passes(one.name, num_eps * draws * one.forwards, num_eps * draws * one.backwards) for one in once]
-    return (Passes("clean", draws, 0), *swept)
-
-
-def list_once(attacks: Sequence[AttackName], settings: Settings, num_classes: int) -> list[Passes]:
-    """Return the passes of a list of attacks at one eps."""
-    counted = []
+def passes_per_image(attacks: Sequence[AttackName], settings: Settings, num_classes: int) -> tuple[Passes, ...]:
+    """Return the passes of each attack in order, the forward of the clean prediction first."""
+    counted = [Passes("clean", 1, 0)]
     for position, name in enumerate(attacks):
         # The library's fab-t sets fab's restarts to one, and so they stay for a fab that follows.
         restarts = 1 if "fab-t" in attacks[:position] else settings.fab_restarts
         counted.append(passes(name, settings, num_classes, restarts))
-    return counted
+    return tuple(counted)
 
 
 def passes(name: AttackName, settings: Settings, num_classes: int, fab_restarts: int) -> Passes:

@@ -16,7 +16,7 @@ from kapdist.attack.stock import resolve
 from kapdist.config import AttackConfig
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, RunDir
-from kapdist.sharding import chunk_sizes, deal
+from kapdist.sharding import chunks_of
 
 
 @dataclass(frozen=True)
@@ -84,17 +84,16 @@ def forecast_attack(
     attacks, settings, notes = resolve(config.version, config.attacks, config.norm, protocol.eps, num_classes)
     passes = passes_of_all(config, protocol, passes_per_image(attacks, settings, num_classes))
     per_image = sum(attack.total for attack in passes)
-    sizes = chunk_sizes(num_images, config.chunk_size)
-    hands = deal(sizes, num_shards)
-    chunks = [len(hand) for hand in hands]
-    images = [int(sum(sizes[chunk] for chunk in hand)) for hand in hands]
+    num_chunks = count_chunks(num_images, config.chunk_size)
+    chunks = [len(chunks_of(num_chunks, shard, num_shards)) for shard in range(num_shards)]
+    images = images_of_shards(num_images, config.chunk_size, num_shards)
     rate, source = passes_per_second, "--passes-per-second" if passes_per_second else None
     if rate is None and measured:
         rate, source = measured.passes_per_second, measured.source
-    same = measured is not None and measured.what == (attacks, settings, config.norm, sweep, draws, num_classes)
+    same = measured is not None and is_same(measured, config, attacks, settings, num_classes)
     return AttackForecast(
         num_images=num_images,
-        num_chunks=len(sizes),
+        num_chunks=num_chunks,
         num_shards=num_shards,
         at_a_time=min(at_a_time, num_shards),
         chunks_per_shard=(min(chunks), max(chunks)),
@@ -125,6 +124,18 @@ def passes_of_all(config: AttackConfig, protocol: Protocol, listed: tuple[Passes
 
 def hours(passes: float, passes_per_second: float | None) -> float | None:
     return None if passes_per_second is None else passes / passes_per_second / 3600
+
+
+def count_chunks(num_images: int, chunk_size: int) -> int:
+    return -(-num_images // chunk_size)
+
+
+def images_of_shards(num_images: int, chunk_size: int, num_shards: int) -> list[int]:
+    """Return the images of each shard; the last chunk may be a short one."""
+    num_chunks = count_chunks(num_images, chunk_size)
+    images = [chunk_size * len(chunks_of(num_chunks, shard, num_shards)) for shard in range(num_shards)]
+    images[(num_chunks - 1) % num_shards] -= num_chunks * chunk_size - num_images
+    return images
 
 
 def makespan(images: list[int], at_a_time: int) -> int:

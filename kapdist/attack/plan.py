@@ -7,7 +7,6 @@ that a run directory may be moved between two shards.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, fingerprint, write_json
-from kapdist.sharding import chunk_sizes
 
 AttackName = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
 StageAttack = Literal["screen", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
@@ -141,11 +139,6 @@ class AttackPlan(Frozen):
     @property
     def num_chunks(self) -> int:
         return -(-len(self.images) // self.chunk_size)
-
-    @property
-    def expected_costs(self) -> Sequence[float]:
-        """What each chunk is expected to cost, to deal them out by."""
-        return self.costs or chunk_sizes(len(self.images), self.chunk_size)
 
     def chunk_images(self, chunk: int) -> tuple[int, ...]:
         """Return the ids of the images of a chunk, ascending."""

@@ -106,12 +106,6 @@ def make_plan(run: Path, config: AttackConfig, attack: AttackDir, *, examined: b
     return checked(plan, run, examined)
 
 
-def screen_of(config: AttackConfig) -> int:
-    """Return the steps of the screen; where verdicts are single draws, one more attack would break more: none."""
-    single = config.noise == "fresh" and draws_of(config) == 1
-    return 0 if single else config.screen
-
-
 def costs_of(
     run: Path,
     config: AttackConfig,

@@ -19,7 +19,7 @@ from kapdist.environment import package_versions
 from kapdist.errors import InputError
 from kapdist.progress import Progress
 from kapdist.rundir import AttackDir, written_aside
-from kapdist.sharding import deal
+from kapdist.sharding import chunks_of
 
 
 def run_shard(attack_dir: Path, shard: int, num_shards: int) -> None:

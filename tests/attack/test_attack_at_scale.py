@@ -20,7 +20,7 @@ from kapdist.attack.records import chunk_table, write_table
 from kapdist.errors import InputError
 from kapdist.rng import generator
 from kapdist.rundir import AttackDir, fingerprint
-from kapdist.sharding import deal, missing_shards
+from kapdist.sharding import chunks_of, missing_shards
 
 MOST_SHARDS = 10_000
 NUM_CHUNKS, CHUNK_SIZE = 2000, 4
@@ -31,7 +31,7 @@ ATTACKS = "apgd-ce", "square"
 @settings(max_examples=50)
 @given(st.integers(1, 20_000), st.integers(1, MOST_SHARDS))
 def test_every_chunk_has_one_shard(num_chunks: int, num_shards: int) -> None:
-    owned = deal([1.0] * num_chunks, num_shards)
+    owned = [chunks_of(num_chunks, shard, num_shards) for shard in range(num_shards)]
     assert Counter(chunk for chunks in owned for chunk in chunks) == Counter(range(num_chunks))
     assert max(map(len, owned)) - min(map(len, owned)) <= 1
 
@@ -81,7 +81,7 @@ def test_a_merge_of_2000_chunks_of_10000_shards_is_exact(
     plan = make_plan("Linf", 0.02, ATTACKS, images_sha256=fingerprint(list(images)), **many)
     attack = AttackDir(tmp_path / "runs" / "r" / "attacks" / "aa")
     write_plan(attack, plan)
-    chunks = [chunk for hand in deal(plan.expected_costs, MOST_SHARDS) for chunk in hand]
+    chunks = [chunk for shard in range(MOST_SHARDS) for chunk in chunks_of(NUM_CHUNKS, shard, MOST_SHARDS)]
     left_out = chunks[1234]
     for chunk in reversed(chunks):
         if chunk != left_out:

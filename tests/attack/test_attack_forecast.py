@@ -12,12 +12,13 @@ from torch import nn
 
 from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.cost import passes_per_image
-from kapdist.attack.forecast import AttackForecast, Measured, forecast_attack, makespan, measure
+from kapdist.attack.forecast import AttackForecast, Measured, forecast_attack, images_of_shards, makespan, measure
 from kapdist.attack.plan import AttackPlan, write_plan
 from kapdist.attack.records import chunk_table, write_table
 from kapdist.config import AttackConfig
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, RunDir, fingerprint
+from kapdist.sharding import chunks_of
 
 
 class Sure(nn.Module):
@@ -89,6 +90,14 @@ def test_without_a_measure_no_hours_are_made_up() -> None:
     found = forecast()
     assert (found.passes_per_second, found.rate_source) == (None, None)
     assert (found.worst_hours, found.worst_shard_hours, found.measured_shard_hours) == (None, None, None)
+
+
+@pytest.mark.parametrize("num_images", [1, 63, 64, 65, 1000])
+@pytest.mark.parametrize("num_shards", [1, 3, 16, 40])
+def test_images_of_shards_are_those_of_their_chunks(num_images: int, num_shards: int) -> None:
+    chunks = [range(64 * c, min(64 * (c + 1), num_images)) for c in range(-(-num_images // 64))]
+    expected = [sum(len(chunks[c]) for c in chunks_of(len(chunks), s, num_shards)) for s in range(num_shards)]
+    assert images_of_shards(num_images, 64, num_shards) == expected
 
 
 def test_shards_without_chunks_are_said() -> None:

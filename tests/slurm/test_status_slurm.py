@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kapdist.rundir import AttackDir, RunDir, write_atomic, write_json
-from kapdist.sharding import deal
+from kapdist.sharding import chunks_of
 from launch.cluster import ClusterConfig
 from launch.jobs import remember
 from launch.submission import submission
@@ -96,7 +96,7 @@ def test_the_shards_of_an_array(clean, tmp_path: Path) -> None:
     directory = AttackDir(tmp_path / "attacks" / "a")
     write_json(directory.plan, {"images": list(range(10)), "chunk_size": 1})
     directory.chunks.mkdir()
-    for chunk in deal([1.0] * 10, 5)[0]:
+    for chunk in chunks_of(10, 0, 5):
         directory.chunk(chunk).touch()
     script = "case $SLURM_ARRAY_TASK_ID in 0) exit 0;; 1) exit 3;; esac; exec sleep 300"
     words = ["--array=0-4%2", "--wrap", script]
