@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from kapdist.engine import Ranks
 from kapdist.rundir import RunDir, write_atomic
@@ -60,6 +59,8 @@ class MetricsLog:
         self.progress: Progress | None = None
         if not active:
             return
+        from torch.utils.tensorboard import SummaryWriter  # rank 0 alone waits for its import
+
         self.total_steps = total_steps
         forget_after(run, step)
         self.file = run.metrics.open("a", buffering=1)
