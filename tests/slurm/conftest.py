@@ -19,13 +19,16 @@ import pytest
 
 TOOL = Path(__file__).parents[2] / "tools" / "slurm_sandbox.py"
 HERE = Path(__file__).parent
+LONGEST = "test_slurm_training.py"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slurm's tests come first, the longest of all: they mostly wait, while other workers compute."""
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.slurm)
             item.add_marker(pytest.mark.xdist_group(f"slurm {item.path.name}"))  # a sandbox for each worker
+    items.sort(key=lambda item: (not item.path.is_relative_to(HERE), item.path.name != LONGEST))
 
 
 def run_tool(*words: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
