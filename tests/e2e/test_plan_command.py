@@ -113,6 +113,6 @@ def test_what_a_reader_sees(tiny_config: Path, printed: Callable[..., str]) -> N
     attack = tiny_config.with_name("attack.yaml")
     attack.write_text("{num_images: 5000}")
     seen = printed(attack, "num_classes=1000", "--shards", 300, "--passes-per-second", 1000)
-    for figure in ("Attack in 300 shards, 300 at a time", "79", "0 to 1", "1,829", "5,004", "48,835,000 at most"):
+    for figure in ("Attack in 300 shards, 300 at a time", "79", "0 to 1", "1,829", "5,004", "48,955,000 at most"):
         assert figure in seen
     assert "with nothing to do, as there are 79 chunks: 221" in seen

@@ -64,13 +64,13 @@ def test_a_bad_shard_a_killed_one_and_a_preempted_one(slurm, trained: RunDir) ->
     arrays = [line["job"] for line in lines(attack, "shards")]
     assert [line["shards"] for line in lines(attack, "shards")] == [[0, 1, 2], [3]]
 
-    slurm.wait_until(lambda: bool(finished_chunks(attack)), "a first chunk", 90)
+    slurm.wait_until(lambda: bool(finished_chunks(attack)), "a first chunk", 240)
     first = slurm.job(f"{arrays[0]}_1")["JobId"]
-    slurm.wait_until(lambda: bool(ranks_of_job(first)), "shard 1", 60)
+    slurm.wait_until(lambda: bool(ranks_of_job(first)), "shard 1", 240)
     os.kill(ranks_of_job(first)[0], signal.SIGKILL)
     slurm.submit("-p", "high", "-w", "n1", "--exclusive", "--wrap", "sleep 1")
 
-    slurm.wait_until(lambda: attack.failed.exists(), "the verdict of the aggregation", 240)
+    slurm.wait_until(lambda: attack.failed.exists(), "the verdict of the aggregation", 480)
     last = lines(attack, "aggregate")[-1]["job"]
     assert slurm.wait_for_state(last, {"COMPLETED", "FAILED"}) == "FAILED"
     reason = attack.failed.read_text()
@@ -84,10 +84,10 @@ def test_a_bad_shard_a_killed_one_and_a_preempted_one(slurm, trained: RunDir) ->
     (obstacle / "in the way").rmdir()
     obstacle.rmdir()
     assert "1 shards" in launch(slurm, trained).stdout
-    slurm.wait_until(lambda: attack.summary.exists() or attack.failed.exists(), "the summary", 120)
+    slurm.wait_until(lambda: attack.summary.exists() or attack.failed.exists(), "the summary", 240)
     assert not attack.failed.exists(), attack.failed.read_text()
     assert {chunk: attack.chunk(chunk).stat().st_mtime_ns for chunk in before} == before
     assert json.loads(attack.summary.read_text())["num_images"] == 64
     assert pl.read_parquet(attack.records)["image"].is_unique().all()
-    slurm.wait_until(lambda: (attack.root / "report" / "index.html").exists(), "the report", 30)
+    slurm.wait_until(lambda: (attack.root / "report" / "index.html").exists(), "the report", 120)
     assert "done" in launch(slurm, trained).stdout

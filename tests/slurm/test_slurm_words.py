@@ -45,7 +45,7 @@ def test_the_readme_s_way_from_a_config_to_a_report(slurm, checkout: Path) -> No
     assert "slurm_sandbox.py up" in first
     assert "slurm_sandbox.py down" in last
     script = "\n".join(["set -e", PATH, *lines]).replace("num_images=64", "num_images=6")
-    done = slurm.run(["bash", "-c", script], timeout=240, cwd=checkout)
+    done = slurm.run(["bash", "-c", script], timeout=480, cwd=checkout)
     run = RunDir(checkout / "runs" / "queued")
     assert run.done.exists(), done.stdout + done.stderr
     assert json.loads(run.attack("attack").summary.read_text())["num_images"] == 6
@@ -56,7 +56,7 @@ def test_the_batch_script_trains(slurm, checkout: Path) -> None:
     slurm.restore()
     (command,) = block_with("sbatch examples/train.sbatch")
     job = slurm.run(["bash", "-c", f"{PATH}; {command}"], cwd=checkout).stdout.split()[-1]
-    state = slurm.wait_for_state(job, {"COMPLETED", "FAILED"}, 120)
+    state = slurm.wait_for_state(job, {"COMPLETED", "FAILED"}, 240)
     assert state == "COMPLETED", (checkout / f"slurm-{job}.out").read_text()
     run = RunDir(checkout / "runs" / "kap")
     assert run.done.exists()
@@ -81,9 +81,9 @@ def test_a_job_that_is_cancelled_stays_cancelled(slurm, checkout: Path) -> None:
     printed = slurm.run(launch, cwd=checkout).stdout
     job = re.findall(r"job (\d+)", printed)[0]
     run = RunDir(checkout / "runs" / "kap")
-    slurm.wait_until(lambda: run.rank_log(1, 0).exists(), "the first attempt", 60)
+    slurm.wait_until(lambda: run.rank_log(1, 0).exists(), "the first attempt", 180)
     slurm.run(["scancel", job])
-    assert slurm.wait_for_state(job, {"CANCELLED", "PENDING", "COMPLETED"}, 60) == "CANCELLED"
+    assert slurm.wait_for_state(job, {"CANCELLED", "PENDING", "COMPLETED"}, 120) == "CANCELLED"
     assert slurm.job(job)["Restarts"] == "0"
     assert not run.done.exists()
     assert "waits or runs" not in slurm.run([*launch, "cluster.sbatch={hold: true}"], cwd=checkout).stdout
