@@ -140,9 +140,9 @@ def read_output(process: Process) -> str:
     return process.output.read().decode(errors="replace")
 
 
-def ranks_of_job(job: str, rank: int = 0) -> list[int]:
-    """Return the processes on this machine that are a rank of a Slurm job, found by their variables."""
-    wanted = {f"SLURM_JOB_ID={job}", f"SLURM_PROCID={rank}"}
+def ranks_of_job(slurm_conf: str, job: str, rank: int = 0) -> list[int]:
+    """Return the processes on this machine that are a rank of a sandbox's job, found by their variables."""
+    wanted = {f"SLURM_CONF={slurm_conf}", f"SLURM_JOB_ID={job}", f"SLURM_PROCID={rank}"}
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:

@@ -66,8 +66,9 @@ def test_a_bad_shard_a_killed_one_and_a_preempted_one(slurm, trained: RunDir) ->
 
     slurm.wait_until(lambda: bool(finished_chunks(attack)), "a first chunk", 240)
     first = slurm.job(f"{arrays[0]}_1")["JobId"]
-    slurm.wait_until(lambda: bool(ranks_of_job(first)), "shard 1", 240)
-    os.kill(ranks_of_job(first)[0], signal.SIGKILL)
+    conf = slurm.facts["slurm_conf"]
+    slurm.wait_until(lambda: bool(ranks_of_job(conf, first)), "shard 1", 240)
+    os.kill(ranks_of_job(conf, first)[0], signal.SIGKILL)
     slurm.submit("-p", "high", "-w", "n1", "--exclusive", "--wrap", "sleep 1")
 
     slurm.wait_until(lambda: attack.failed.exists(), "the verdict of the aggregation", 480)
