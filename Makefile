@@ -12,8 +12,8 @@ quickstart: setup
 test:
 	tools/setup.sh --test
 	$(MAKE) --no-print-directory lint
-	# Three workers on two cores: one waits for Slurm most of the time.
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 3 --dist loadgroup --durations 15
+	# Three workers on two cores: the tests of Slurm come first and mostly wait.
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 3 --dist load --durations 15
 
 lint:
 	.venv/bin/ruff check .

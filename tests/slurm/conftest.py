@@ -1,4 +1,4 @@
-"""A sandbox (tools/slurm_sandbox.py) for the tests of a file under tests/slurm, which run one after another."""
+"""A sandbox (tools/slurm_sandbox.py) for each worker that runs tests under tests/slurm."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.slurm)
-            item.add_marker(pytest.mark.xdist_group(f"slurm {item.path.name}"))  # a sandbox for each worker
     items.sort(key=lambda item: (not item.path.is_relative_to(HERE), item.path.name != LONGEST))
 
 
