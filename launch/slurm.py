@@ -77,17 +77,6 @@ def job_facts(job: str) -> dict[str, str]:
     return dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", text))
 
 
-def states(jobs: Iterable[str]) -> dict[str, str]:
-    """Return {job or array element: state} of the jobs that Slurm still holds or accounts for.
-
-    The queue's word comes first; accounting, where there is any, knows those that have left it.
-    """
-    numbers = list(jobs)
-    if not numbers:
-        return {}
-    return accounted(numbers) | {job: state for job, (state, _) in (queued(numbers) or {}).items()}
-
-
 def queued(
     jobs: Iterable[str], users: Iterable[str] = (), seconds: float = SECONDS
 ) -> dict[str, tuple[str, str]] | None:

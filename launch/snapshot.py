@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -74,9 +73,3 @@ def describe(folder: Path) -> str:
     state = git_state()
     commit = state["commit"][:12] if state else "no commit"
     return f"{folder}: {len(code_files())} files at {commit}{', modified' if state and state['diff'] else ''}"
-
-
-def read_commit(target: Path) -> str | None:
-    """Return the commit that a snapshot was made at."""
-    state = json.loads((target / "GIT.json").read_text())
-    return state["commit"] if state else None
