@@ -284,6 +284,11 @@ class SanityConfig(Section):
     """Another run, best an undefended one: its adversarial images must break nothing that PGD leaves."""
 
 
+AttackName = Literal[
+    "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "random-noise", "hard-label", "transfer"
+]
+
+
 class AttackConfig(Section):
     """An attack on a trained model."""
 
@@ -306,8 +311,15 @@ class AttackConfig(Section):
     version: Literal["standard", "plus", "rand", "eot-standard", "custom"] = "standard"
     """AutoAttack's list of attacks; custom takes `attacks`. For noisy models eot-standard has those of standard on
     the model averaged over `eot` draws; rand is the library's own, for comparison."""
-    attacks: tuple[Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"], ...] = ()
-    """The list of attacks of version custom, in order."""
+    attacks: tuple[AttackName, ...] = ()
+    """The list of attacks of version custom, in order: the library's, and three of our own that use no gradient of
+    the model (random-noise, hard-label, transfer)."""
+    random_draws: Natural = 1000
+    """Points of the ball that random-noise tries."""
+    hard_label_queries: Natural = 10_000
+    """Predictions per image that hard-label asks for."""
+    transfer_from: Path | None = None
+    """The run whose model transfer attacks, to try on this one what breaks that."""
     noise: Literal["off", "fixed", "fresh"] = "off"
     """Mode of the model's activation noise under attack. Any but fresh declares the model deterministic; say fresh
     for a factory's model that is not."""
@@ -345,6 +357,12 @@ class AttackConfig(Section):
             raise ValueError("attacks with version custom, and only then")
         if len(set(self.attacks)) != len(self.attacks):
             raise ValueError("each attack once in attacks")
+        return self
+
+    @model_validator(mode="after")
+    def transfers_come_from_a_run(self) -> AttackConfig:
+        if ("transfer" in self.attacks) != (self.transfer_from is not None):
+            raise ValueError("transfer_from=RUN with transfer among attacks, and only then")
         return self
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kapdist.attack.ball import check_adversarial, drop_rounding, perturbation_norm
 from kapdist.attack.counted import CountedModel
 from kapdist.attack.noise import AveragedModel
-from kapdist.attack.plan import AttackPlan, Stage
+from kapdist.attack.plan import OWN_ATTACKS, AttackPlan, Stage
 from kapdist.attack.rescore import Votes, cast_votes
 from kapdist.attack.stock import perturb, stock_library
 from kapdist.attack.watch import WatchedModel, passes_of_a_run
@@ -38,10 +38,10 @@ class AttackOutcome:
     """Of the image that the attack handed back, float64; 0 where it gave up."""
     prediction: Tensor
     forwards: int
-    """Images that passed forward through the network, the one that decides the verdict included."""
+    """Images that passed forward through the network (and a surrogate), those that decide the verdict included."""
     backwards: int
     library_forwards: int
-    """What the library asked for: its own passes on these images, had nothing been left out; 0 of the screen."""
+    """What the library asked for: its own passes on these images, had nothing been left out; 0 of our attacks."""
     library_backwards: int
     seconds: float
 
@@ -75,13 +75,21 @@ class Search:
     """(B,) bool: fell in the screen that went before; the next attack's batch still has their places."""
 
 
-def attack_chunk(model: nn.Module, images: Tensor, labels: Tensor, plan: AttackPlan, chunk: int) -> ChunkOutcome:
+def attack_chunk(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    plan: AttackPlan,
+    chunk: int,
+    surrogate: nn.Module | None = None,
+) -> ChunkOutcome:
     """Attack one chunk; the outcome is a function of the arguments alone.
 
     Args:
         model: in eval mode, frozen; on the device of the images.
         images: (batch, 3, height, width), float32 in [0, 1].
         labels: (batch,), int64.
+        surrogate: the model that the attack `transfer` is made on, like `model`.
 
     Raises:
         InputError: the model's logits are not finite, or it changed its own buffers.
@@ -96,9 +104,10 @@ def attack_chunk(model: nn.Module, images: Tensor, labels: Tensor, plan: AttackP
         own = plan.model.factory is None and plan.noise == "off"
         counted = CountedModel(model, images.device, derive_seed(plan.seed, "model", chunk), inference=own)
         watched = watched_model(counted, plan, chunk)
+        other = counted_surrogate(surrogate, images.device, plan, chunk)
         prediction = predict(watched, images, plan)
         search = new_search(images, labels, prediction)
-        outcomes = attack_at_every_eps(watched, counted, search, plan, chunk)
+        outcomes = attack_at_every_eps(watched, (counted, *other), search, plan, chunk)
         attacked = counted.forwards
         votes = rescore(counted, search, plan, chunk)
     check_buffers(model, before, plan)
@@ -122,6 +131,19 @@ def watched_model(counted: CountedModel, plan: AttackPlan, chunk: int) -> Watche
     return WatchedModel(model, plan.norm, plan.compact, bool(plan.rescore), plan.eot)
 
 
+def counted_surrogate(
+    surrogate: nn.Module | None, device: torch.device, plan: AttackPlan, chunk: int
+) -> tuple[CountedModel, ...]:
+    if surrogate is None:
+        return ()
+    return (CountedModel(surrogate, device, derive_seed(plan.seed, "surrogate", chunk)),)
+
+
+def passes_through(networks: tuple[CountedModel, ...]) -> tuple[int, int]:
+    """Return the images that passed forward and backward so far."""
+    return sum(network.forwards for network in networks), sum(network.backwards for network in networks)
+
+
 def new_search(images: Tensor, labels: Tensor, prediction: Tensor) -> Search:
     margins = torch.full(labels.shape, torch.inf, device=images.device)
     nothing = torch.zeros_like(labels, dtype=torch.bool)
@@ -129,24 +151,24 @@ def new_search(images: Tensor, labels: Tensor, prediction: Tensor) -> Search:
 
 
 def attack_at_every_eps(
-    watched: WatchedModel, counted: CountedModel, search: Search, plan: AttackPlan, chunk: int
+    watched: WatchedModel, networks: tuple[CountedModel, ...], search: Search, plan: AttackPlan, chunk: int
 ) -> list[AttackOutcome]:
     seed = derive_seed(plan.seed, "attack", chunk)
     outcomes = []
     for eps in plan.sweep:
-        library = stock_library(watched, plan, eps, seed, search.images.device)
+        library = stock_library(watched, plan, eps, seed, search.images.device, *networks[1:])
         for stage in plan.stages:
             if stage.eps == eps:
-                outcomes.append(attack_survivors(library, counted, stage, search, plan))
+                outcomes.append(attack_survivors(library, networks, stage, search, plan))
     return outcomes
 
 
 def attack_survivors(
-    library: AutoAttack, counted: CountedModel, stage: Stage, search: Search, plan: AttackPlan
+    library: AutoAttack, networks: tuple[CountedModel, ...], stage: Stage, search: Search, plan: AttackPlan
 ) -> AttackOutcome:
     """Run one attack on the images that are left, from their clean form, and note what it found."""
     started, watched = time.perf_counter(), library.model
-    passes = counted.forwards, counted.backwards
+    passes = passes_through(networks)
     asked = watched.asked_forwards, watched.asked_backwards
     attacked, found = search.robust.clone(), search.images.clone()
     prediction = torch.zeros_like(search.labels)
@@ -159,7 +181,8 @@ def attack_survivors(
     search.adversarial[broke] = found[broke]
     search.robust &= ~broke
     search.screened = broke if stage.attack == "screen" else torch.zeros_like(broke)
-    own = 0 if stage.attack == "screen" else 1
+    forwards, backwards = passes_through(networks)
+    librarys = 0 if stage.attack in OWN_ATTACKS else 1
     return AttackOutcome(
         name=stage.name,
         eps=stage.eps,
@@ -167,10 +190,10 @@ def attack_survivors(
         broke=broke,
         norm=perturbation_norm(found, search.images, plan.norm),
         prediction=prediction,
-        forwards=counted.forwards - passes[0],
-        backwards=counted.backwards - passes[1],
-        library_forwards=own * (watched.asked_forwards - asked[0]),
-        library_backwards=own * (watched.asked_backwards - asked[1]),
+        forwards=forwards - passes[0],
+        backwards=backwards - passes[1],
+        library_forwards=librarys * (watched.asked_forwards - asked[0]),
+        library_backwards=librarys * (watched.asked_backwards - asked[1]),
         seconds=time.perf_counter() - started,
     )
 

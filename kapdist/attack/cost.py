@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kapdist.attack.plan import AttackName, Settings
+from kapdist.attack.plan import OwnSettings, Settings
+from kapdist.config import AttackName
 
 SHRINKING_STAGES = 3  # APGD with a shrinking eps (L1, Croce & Hein 2021) starts thrice, with 3, 2 and 1 times eps
 
@@ -26,17 +27,32 @@ class Passes:
         return self.forwards + self.backwards
 
 
-def passes_per_image(attacks: Sequence[AttackName], settings: Settings, num_classes: int) -> tuple[Passes, ...]:
+def passes_per_image(
+    attacks: Sequence[AttackName], settings: Settings, num_classes: int, own: OwnSettings | None = None
+) -> tuple[Passes, ...]:
     """Return the passes of each attack in order, the forward of the clean prediction first."""
     counted = [Passes("clean", 1, 0)]
     for position, name in enumerate(attacks):
         # The library's fab-t sets fab's restarts to one, and so they stay for a fab that follows.
         restarts = 1 if "fab-t" in attacks[:position] else settings.fab_restarts
-        counted.append(passes(name, settings, num_classes, restarts))
+        found = own_passes(name, settings, num_classes, own or OwnSettings())
+        counted.append(found or library_passes(name, settings, num_classes, restarts))
     return tuple(counted)
 
 
-def passes(name: AttackName, settings: Settings, num_classes: int, fab_restarts: int) -> Passes:
+def own_passes(name: AttackName, settings: Settings, num_classes: int, own: OwnSettings) -> Passes | None:
+    """Return the passes of an attack of ours, the verdict's included; None of the library's."""
+    if name == "random-noise":
+        return Passes(name, own.random_draws + 1, 0)
+    if name == "hard-label":
+        return Passes(name, own.hard_label_queries + 1, 0)
+    if name == "transfer":  # the model predicts, the surrogate is attacked, once for each loss
+        losses, steps = min(2, num_classes - 1), settings.iterations + 1
+        return Passes(name, losses * (1 + 1 + steps) + 1, losses * steps)
+    return None
+
+
+def library_passes(name: AttackName, settings: Settings, num_classes: int, fab_restarts: int) -> Passes:
     """Return one attack's passes; each predicts the clean image first, and its result is predicted last."""
     if name in ("apgd-ce", "apgd-dlr"):
         steps = settings.apgd_restarts * apgd_steps(settings)

@@ -10,10 +10,10 @@ from typing import Any
 import polars as pl
 
 from kapdist.attack.cost import Passes, averaged, passes_per_image, screen_passes
-from kapdist.attack.plan import AttackName, AttackPlan, Norm, Settings, read_plan
-from kapdist.attack.protocol import Protocol, protocol_of
+from kapdist.attack.plan import AttackPlan, Norm, OwnSettings, Settings, read_plan
+from kapdist.attack.protocol import Protocol, own_settings_of, protocol_of
 from kapdist.attack.stock import resolve
-from kapdist.config import AttackConfig
+from kapdist.config import AttackConfig, AttackName
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, RunDir
 from kapdist.sharding import chunks_of
@@ -29,6 +29,7 @@ class Measured:
     passes_per_image: float
     attacks: tuple[AttackName, ...]
     settings: Settings
+    own_settings: OwnSettings
     norm: Norm
     protocol: Protocol
     num_classes: int
@@ -82,7 +83,8 @@ def forecast_attack(
     """
     protocol = protocol_of(config)
     attacks, settings, notes = resolve(config.version, config.attacks, config.norm, protocol.eps, num_classes)
-    passes = passes_of_all(config, protocol, passes_per_image(attacks, settings, num_classes))
+    own = own_settings_of(config)
+    passes = passes_of_all(config, protocol, passes_per_image(attacks, settings, num_classes, own))
     per_image = sum(attack.total for attack in passes)
     num_chunks = count_chunks(num_images, config.chunk_size)
     chunks = [len(chunks_of(num_chunks, shard, num_shards)) for shard in range(num_shards)]
@@ -149,8 +151,9 @@ def makespan(images: list[int], at_a_time: int) -> int:
 def is_same(
     measured: Measured, config: AttackConfig, attacks: tuple[AttackName, ...], settings: Settings, num_classes: int
 ) -> bool:
-    ours = attacks, settings, config.norm, protocol_of(config), num_classes
-    return ours == (measured.attacks, measured.settings, measured.norm, measured.protocol, measured.num_classes)
+    ours = attacks, settings, own_settings_of(config), config.norm, protocol_of(config), num_classes
+    theirs = measured.attacks, measured.settings, measured.own_settings
+    return ours == (*theirs, measured.norm, measured.protocol, measured.num_classes)
 
 
 def notes_on_shards(chunks: list[int]) -> list[str]:
@@ -186,6 +189,7 @@ def add_up(attack: AttackDir, plan: AttackPlan, files: list[Path]) -> Measured:
         passes_per_image=passes / len(records),
         attacks=plan.attacks,
         settings=plan.settings,
+        own_settings=plan.own_settings.model_copy(update={"surrogate": None}),
         norm=plan.norm,
         protocol=Protocol(plan.sweep, plan.eot, plan.screen, plan.compact, plan.rescore),
         num_classes=plan.model.num_classes,

@@ -13,11 +13,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from kapdist.config import AttackName
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, fingerprint, write_json
 
-AttackName = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
-StageAttack = Literal["screen", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
+StageAttack = Literal["screen"] | AttackName
+OWN_ATTACKS: frozenset[StageAttack] = frozenset({"screen", "random-noise", "hard-label", "transfer"})
+"""Those that are none of the library's."""
+GRADIENT_FREE: frozenset[AttackName] = frozenset({"square", "random-noise", "hard-label", "transfer"})
 Norm = Literal["Linf", "L2", "L1"]
 PACKAGES = ("kapdist", "torch", "numpy", "pyautoattack")
 
@@ -67,6 +70,14 @@ class Settings(Frozen):
     square_queries: int
 
 
+class OwnSettings(Frozen):
+    """What our own attacks are given; of those that are not in the list, the defaults."""
+
+    random_draws: int = 0
+    hard_label_queries: int = 0
+    surrogate: PlannedModel | None = None
+
+
 class Stage(Frozen):
     """One attack at one eps; its name is that of its columns in the records."""
 
@@ -91,6 +102,7 @@ class AttackPlan(Frozen):
     version: Literal["standard", "plus", "rand", "eot-standard", "custom"]
     attacks: tuple[AttackName, ...]
     settings: Settings
+    own_settings: OwnSettings = OwnSettings()
     noise: Literal["off", "fixed", "fresh"]
     """fresh: the model is noisy. Any other says that it is deterministic."""
     screen: int = 0
@@ -125,6 +137,10 @@ class AttackPlan(Frozen):
         """Return what decides the verdicts, JSON values: no names, no places."""
         values = self.model_dump(mode="json", exclude={"name", "run", "notes", "costs", "images"})
         del values["model"]["weights"], values["data"]["path"]
+        if self.own_settings == OwnSettings():
+            del values["own_settings"]
+        elif self.own_settings.surrogate:
+            del values["own_settings"]["surrogate"]["weights"]
         return values
 
     def describe(self) -> dict[str, Any]:
@@ -146,7 +162,7 @@ class AttackPlan(Frozen):
 
     @property
     def passes_gradients(self) -> bool:
-        return any(name != "square" for name in self.attacks)
+        return not GRADIENT_FREE.issuperset(self.attacks)
 
     @property
     def deterministic(self) -> bool:

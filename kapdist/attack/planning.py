@@ -24,10 +24,10 @@ from kapdist.attack.model import (
     state_sha256,
     weights_path,
 )
-from kapdist.attack.plan import PACKAGES, AttackPlan, Norm, PlannedModel, read_plan, write_plan
-from kapdist.attack.protocol import protocol_of
+from kapdist.attack.plan import PACKAGES, AttackPlan, Norm, OwnSettings, PlannedModel, read_plan, write_plan
+from kapdist.attack.protocol import own_settings_of, protocol_of
 from kapdist.attack.stock import resolve
-from kapdist.config import AttackConfig, Config
+from kapdist.config import AttackConfig, AttackedModelConfig, Config
 from kapdist.environment import package_versions, usable_cpus
 from kapdist.errors import InputError
 from kapdist.kap import noise
@@ -85,6 +85,7 @@ def make_plan(run: Path, config: AttackConfig, attack: AttackDir, *, examined: b
         version=config.version,
         attacks=attacks,
         settings=settings,
+        own_settings=own_settings(config, model),
         noise=config.noise,
         screen=protocol.screen,
         compact=protocol.compact,
@@ -170,6 +171,29 @@ def plan_model(run: Path, config: AttackConfig, run_config: Config | None, image
         folded=factory is None and config.fold and config.noise == "off",
     )
     return planned.model_copy(update={"weights_sha256": sha256_of_weights(planned, run)})
+
+
+def own_settings(config: AttackConfig, model: PlannedModel) -> OwnSettings:
+    own = own_settings_of(config)
+    if config.transfer_from is None:
+        return own
+    return own.model_copy(update={"surrogate": plan_surrogate(config.transfer_from, config, model)})
+
+
+def plan_surrogate(run: Path, config: AttackConfig, model: PlannedModel) -> PlannedModel:
+    """Return the model of the run that transfers come from, its noise off and its weights where they lie.
+
+    Raises:
+        InputError: it is no finished run, or its classes are not those of the attacked model.
+    """
+    run_config = RunDir(run).load_config()
+    update = {"model": AttackedModelConfig(weights=RunDir(run).weights), "noise": "off", "num_classes": None}
+    image_set = images_of.describe_images(config.data, run_config)
+    surrogate = plan_model(run, config.model_copy(update=update), run_config, image_set)
+    if surrogate.num_classes != model.num_classes:
+        expected = f"a run with the {model.num_classes} classes of the attacked model"
+        raise InputError(f"transfer_from={run}", expected, f"{surrogate.num_classes} classes")
+    return surrogate
 
 
 def sha256_of_weights(planned: PlannedModel, run: Path) -> str:

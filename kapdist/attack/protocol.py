@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kapdist.attack.plan import OwnSettings
 from kapdist.config import AttackConfig
 
 EOT_STANDARD_DRAWS = 20
@@ -38,4 +39,12 @@ def protocol_of(config: AttackConfig) -> Protocol:
         screen=0 if noisy and draws == 1 else config.screen,
         compact=config.compact and not noisy,
         rescore=config.rescore if noisy else 0,
+    )
+
+
+def own_settings_of(config: AttackConfig) -> OwnSettings:
+    """Return what our own attacks in the list are given, without the surrogate; of others the plan has no trace."""
+    return OwnSettings(
+        random_draws=config.random_draws if "random-noise" in config.attacks else 0,
+        hard_label_queries=config.hard_label_queries if "hard-label" in config.attacks else 0,
     )

@@ -39,8 +39,15 @@ def run_shard(attack_dir: Path, shard: int, num_shards: int) -> None:
     print(f"shard {shard} of {num_shards}: {len(mine)} chunks, {len(mine) - len(todo)} done already", flush=True)
     if todo:
         device = settle(plan)
-        model = load_model(plan.model, run_of(attack)).to(device)
-        work(attack, plan, model, todo, device)
+        model, surrogate = models(plan, run_of(attack), device)
+        work(attack, plan, model, surrogate, todo, device)
+
+
+def models(plan: AttackPlan, run: Path, device: torch.device) -> tuple[nn.Module, nn.Module | None]:
+    """Return the model under attack and the one that transfers come from, if any do."""
+    surrogate = plan.own_settings.surrogate
+    model = load_model(plan.model, run).to(device)
+    return model, load_model(surrogate, run).to(device) if surrogate else None
 
 
 def settle(plan: AttackPlan) -> torch.device:
@@ -62,14 +69,21 @@ def settle(plan: AttackPlan) -> torch.device:
     return torch.device(device)
 
 
-def work(attack: AttackDir, plan: AttackPlan, model: nn.Module, chunks: list[int], device: torch.device) -> None:
+def work(
+    attack: AttackDir,
+    plan: AttackPlan,
+    model: nn.Module,
+    surrogate: nn.Module | None,
+    chunks: list[int],
+    device: torch.device,
+) -> None:
     robust = seen = 0
     with Progress("chunks", len(chunks)) as progress:
         progress.show(0)
         for done, (chunk, (images, labels)) in enumerate(
             zip(chunks, images_of.read_chunks(plan, chunks), strict=True), start=1
         ):
-            outcome = attack_chunk(model, images.to(device), labels.to(device), plan, chunk)
+            outcome = attack_chunk(model, images.to(device), labels.to(device), plan, chunk, surrogate)
             table = chunk_table(plan, chunk, labels, outcome)
             if plan.keep_adversarial:
                 write_images(attack.clean_images(chunk), images)

@@ -10,8 +10,12 @@ from pyautoattack import AutoAttack
 from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor, nn
 
-from kapdist.attack.plan import AttackName, AttackPlan, Norm, Settings, StageAttack
+from kapdist.attack.hard_label import RayS
+from kapdist.attack.plan import OWN_ATTACKS, AttackPlan, Norm, Settings, StageAttack
+from kapdist.attack.random_noise import RandomNoise
+from kapdist.attack.transfer import Transfer
 from kapdist.attack.watch import WatchedModel, watch
+from kapdist.config import AttackName
 from kapdist.errors import InputError
 from kapdist.rng import derive_seed
 
@@ -33,30 +37,56 @@ def perturb(library: AutoAttack, name: StageAttack, images: Tensor, labels: Tens
         attack.targeted = name == "fab-t"
         if attack.targeted:
             attack.n_restarts = 1  # and it stays so for a `fab` that follows, as in the library
-    else:
+    elif name == "square":
         attack = library.square
+    else:
+        attack = library.own_attacks[name]
     attack.seed = derive_seed(library.get_seed(), "screen") if name == "screen" else library.get_seed()
     adversarial: Tensor = attack.perturb(images, labels)
     return adversarial
 
 
-def stock_library(model: WatchedModel, plan: AttackPlan, eps: float, seed: int, device: torch.device) -> AutoAttack:
-    """Return a fresh AutoAttack as the plan wants it; its attacks keep state, so every chunk has its own."""
+def stock_library(
+    model: WatchedModel,
+    plan: AttackPlan,
+    eps: float,
+    seed: int,
+    device: torch.device,
+    surrogate: nn.Module | None = None,
+) -> AutoAttack:
+    """Return a fresh AutoAttack as the plan wants it, with attacks of our own beside the library's.
+
+    Its attacks keep state, so every chunk has its own.
+    """
     library = make_library(model, plan.version, plan.attacks, plan.norm, eps, seed, device)
     limit_targets(library, plan.model.num_classes)
     assert settings_of(library) == plan.settings, "the library is not the one that was planned with"
-    library.screen = screening(model, plan, eps, device)
+    library.screen = short_apgd(model, plan, eps, max(1, plan.screen), device)
+    library.own_attacks = own_attacks(model, plan, eps, device, surrogate)
     if plan.compact or plan.rescore:
         for attack in (library.screen, library.apgd, library.apgd_targeted, library.fab):
             watch(attack, model, plan.model.num_classes)
     return library
 
 
-def screening(model: nn.Module, plan: AttackPlan, eps: float, device: torch.device) -> APGDAttack:
-    """Return the short attack that goes first: a few steps of APGD on cross entropy, from a start of its own."""
+def short_apgd(model: nn.Module, plan: AttackPlan, eps: float, steps: int, device: torch.device) -> APGDAttack:
+    """Return APGD on cross entropy from one start; of a few steps, it is the screen that goes first."""
     logger = logging.getLogger("auto-attack")
-    steps = max(1, plan.screen)
     return APGDAttack(model, n_iter=steps, norm=plan.norm, eps=eps, eot_iter=1, device=device, logger=logger)
+
+
+def own_attacks(
+    model: nn.Module, plan: AttackPlan, eps: float, device: torch.device, surrogate: nn.Module | None
+) -> dict[str, RandomNoise | RayS | Transfer]:
+    own = plan.own_settings
+    attacks: dict[str, RandomNoise | RayS | Transfer] = {
+        "random-noise": RandomNoise(model, plan.norm, eps, own.random_draws),
+        "hard-label": RayS(model, plan.norm, eps, own.hard_label_queries),
+    }
+    if surrogate is not None:
+        apgd = short_apgd(surrogate, plan, eps, plan.settings.iterations, device)
+        attacks["transfer"] = Transfer(model, apgd, plan.model.num_classes)
+    return attacks
 
 
 def make_library(
@@ -68,7 +98,7 @@ def make_library(
     seed: int,
     device: torch.device,
 ) -> AutoAttack:
-    own_list = list(attacks) if version == "custom" else None
+    own_list = [name for name in attacks if name not in OWN_ATTACKS] if version == "custom" else None
     version = version.removeprefix("eot-")  # the average is the model's, not the library's
     return AutoAttack(model, attacks=own_list, device=device, eps=eps, norm=norm, seed=seed, version=version)
 
@@ -101,7 +131,7 @@ def resolve(
         InputError: an attack whose loss needs more classes than there are.
     """
     library = make_library(nn.Identity(), version, attacks, norm, eps, 0, torch.device("cpu"))
-    names: tuple[AttackName, ...] = tuple(library.attacks_to_run)
+    names: tuple[AttackName, ...] = tuple(attacks if version == "custom" else library.attacks_to_run)
     for name in names:
         if num_classes < FEWEST_CLASSES.get(name, 2):
             expected = f"at least {FEWEST_CLASSES[name]} classes for {name} (or version custom without it)"

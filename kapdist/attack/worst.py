@@ -1,7 +1,7 @@
 """The worst case over everything tried on a model: per image, the union of all that broke it.
 
-A source is one merged attack of the run, whatever its protocol, list and eps; whatever else leaves a table of
-breaks (transfers from another model do) is one too. An image that fell at some eps has fallen at every larger one.
+A source is one merged attack of the run, whatever its protocol, list and eps. An image that fell at some eps has
+fallen at every larger one.
 The union is over protocols too: what broke the model with its noise off counts against the model with its noise on,
 so that nothing that was found is left out; each source's own numbers stand beside it.
 """
@@ -125,12 +125,11 @@ def worst_case(members: list[Member]) -> WorstCase:
     plans = [plan for _, plan, _ in members]
     correct = (pl.col("label") == pl.col("clean_prediction")).all()
     clean = pl.concat([table for _, _, table in members]).group_by("image").agg(ok=correct)
-    own = [breaks_of(table, plan, attack.root.name) for attack, plan, table in members]
-    others = [table for attack, _, _ in members for table in other_breaks(attack)]
-    breaks = pl.concat([*own, *others]).join(clean.filter("ok"), on="image", how="semi")
+    broken = pl.concat([breaks_of(table, plan, attack.root.name) for attack, plan, table in members])
+    breaks = broken.join(clean.filter("ok"), on="image", how="semi")
     earliest = breaks.sort("eps", "source", "order", "image").unique("image", keep="first", maintain_order=True)
     num_images, num_correct = len(clean), int(clean["ok"].sum())
-    sizes = sorted({eps for plan in plans for eps in plan.sweep} | set(breaks["eps"]))
+    sizes = sorted({eps for plan in plans for eps in plan.sweep})
     robust = [num_correct - earliest.filter(pl.col("eps") <= eps).height for eps in sizes]
     return WorstCase(
         norm=plans[0].norm,
@@ -156,13 +155,6 @@ def breaks_of(table: pl.DataFrame, plan: AttackPlan, source: str) -> pl.DataFram
     attack = broken["broken_by"].replace_strict(names, attacks, return_dtype=pl.String)
     columns = {"image": broken["image"], "attack": attack, "eps": broken["broken_eps"], "order": order}
     return pl.DataFrame(columns, schema=BREAKS).with_columns(source=pl.lit(source))
-
-
-def other_breaks(attack: AttackDir) -> Iterator[pl.DataFrame]:
-    """Yield the tables of breaks that lie beside an attack's records: breaks-<name>.parquet, columns BREAKS."""
-    for path in sorted(attack.root.glob("breaks-*.parquet")):
-        name = f"{attack.root.name}/{path.stem.removeprefix('breaks-')}"
-        yield pl.read_parquet(path, glob=False).select(*BREAKS).cast(BREAKS).with_columns(source=pl.lit(name))
 
 
 def first_breaks(breaks: pl.DataFrame, earliest: pl.DataFrame) -> tuple[First, ...]:

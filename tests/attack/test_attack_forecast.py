@@ -13,7 +13,7 @@ from torch import nn
 from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.cost import passes_per_image
 from kapdist.attack.forecast import AttackForecast, Measured, forecast_attack, images_of_shards, makespan, measure
-from kapdist.attack.plan import AttackPlan, write_plan
+from kapdist.attack.plan import AttackPlan, OwnSettings, write_plan
 from kapdist.attack.records import chunk_table, write_table
 from kapdist.config import AttackConfig
 from kapdist.errors import InputError
@@ -42,19 +42,22 @@ class Sure(nn.Module):
         ("L2", "rand", ("apgd-ce", "apgd-dlr")),
         ("L2", "custom", ("apgd-dlr", "fab")),
         ("Linf", "custom", ("fab-t", "fab")),
+        ("L1", "custom", ("random-noise", "hard-label", "transfer")),
     ],
 )
 def test_a_robust_image_passes_as_often_as_the_forecast_says(
     make_plan: Callable[..., AttackPlan], norm: str, version: str, attacks: tuple
 ) -> None:
     plan = make_plan(norm, 1e-3, attacks if version == "custom" else (), version)
+    own = OwnSettings(random_draws=7, hard_label_queries=30)
+    plan = plan.model_copy(update={"own_settings": own})
     plan = plan.model_copy(update={"attacks": attacks})  # under L1 Square takes ten seconds, and counts alike
     model = Sure().eval().requires_grad_(False)
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    outcome = attack_chunk(model, images, torch.zeros(2, dtype=torch.int64), plan, chunk=0)
+    outcome = attack_chunk(model, images, torch.zeros(2, dtype=torch.int64), plan, chunk=0, surrogate=Sure())
     made = [(attack.name, attack.forwards, attack.backwards) for attack in outcome.attacks]
     assert not any(attack.broke.any() for attack in outcome.attacks)
-    clean, *expected = passes_per_image(plan.attacks, plan.settings, 10)
+    clean, *expected = passes_per_image(plan.attacks, plan.settings, 10, own)
     assert made == [(attack.name, 2 * attack.forwards, 2 * attack.backwards) for attack in expected]
     assert (clean.forwards, clean.backwards) == (1, 0)
 

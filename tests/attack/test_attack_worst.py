@@ -38,13 +38,11 @@ def broken_at(attack: AttackDir, eps: float) -> set[int]:
 def test_an_image_is_robust_only_if_nothing_tried_broke_it(world: World, tmp_path: Path) -> None:
     first = attacked(world, "a", eps=[0.01, 0.02], chunk_size=22)
     second = attacked(world, "b", eps=0.012, attacks=("apgd-dlr",), chunk_size=11)
+    third = attacked(world, "c", eps=0.015, attacks=("hard-label",), hard_label_queries=500, chunk_size=22)
     right = set(pl.read_parquet(first.records).filter(pl.col("label") == pl.col("clean_prediction"))["image"])
-    spared = min(right - broken_at(first, 1) - broken_at(second, 1))
-    other = pl.DataFrame({"image": [spared, 0], "attack": ["transfer"] * 2, "eps": [0.015] * 2, "order": [0, 0]})
-    other.write_parquet(first.root / "breaks-other.parquet")  # image 0 is wrong without an attack
     (case,) = write_worst_case(world.run).cases
     expected = {
-        eps: right - broken_at(first, eps) - broken_at(second, eps) - ({spared} if eps >= 0.015 else set())
+        eps: right - broken_at(first, eps) - broken_at(second, eps) - broken_at(third, eps)
         for eps in (0.01, 0.012, 0.015, 0.02)
     }
     assert {at.eps: at.num_robust for at in case.sweep} == {eps: len(left) for eps, left in expected.items()}
@@ -52,14 +50,14 @@ def test_an_image_is_robust_only_if_nothing_tried_broke_it(world: World, tmp_pat
     counts = {(one.source, one.attack, one.eps): (one.num_broken_first, one.num_broken) for one in case.first}
     assert sum(first for first, _ in counts.values()) == 18 - case.sweep[-1].num_robust
     assert counts[("a", "apgd-ce", 0.01)][0] == len(broken_at(first, 0.01))
-    assert counts[("a/other", "transfer", 0.015)] == (1, 1)
+    assert counts[("c", "hard-label", 0.015)][1] == len(broken_at(third, 1)) > 0
     assert counts[("b", "apgd-dlr", 0.012)] == (
         len(broken_at(second, 1) - broken_at(first, 0.01)),
         len(broken_at(second, 1)),
     )
     page = write_report([world.run], tmp_path / "report").read_text()
     assert "Worst case over everything tried" in page
-    assert "a/other" in page
+    assert "hard-label" in page
     assert "Plan fingerprint" in page
 
 

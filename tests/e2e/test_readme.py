@@ -59,7 +59,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, small_betons) -> Path:
 
 def smaller(command: str) -> str:
     """The same command on fewer images, where it says how many."""
-    words = {"sanity.num_images=32": "sanity.num_images=4 sanity.iterations=5", "num_images=64": "num_images=4"}
+    words = {
+        "sanity.num_images=32": "sanity.num_images=4 sanity.iterations=5",
+        "noise_on.yaml num_images=32": "noise_on.yaml num_images=2 eot=2 version=custom attacks=[apgd-ce]",
+        "num_images=64": "num_images=4",
+    }
     for word, fewer in words.items():
         command = command.replace(word, fewer)
     return command
