@@ -1,7 +1,7 @@
 """A LaTeX table (booktabs) of attacks side by side: a row per attack, a column per norm and eps.
 
-Numbers are those of the summaries. What differs between the attacks' protocols is a column, what does not is in the
-caption, so that no number stands without its protocol.
+Numbers are those of the summaries. A protocol that all attacks share is in the caption; where they differ, each row
+has a mark that is explained below the table, so that no number stands without its protocol.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ SPECIAL = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    "[": "{[}",  # would be the argument of the row's end before it
+    '"': "''",
+    "[": "{[}",  # at the beginning of a row it would be an argument of the one before
     "]": "{]}",
     "–": "--",
 }
@@ -45,33 +45,42 @@ Column = tuple[Norm, float]
 def latex_table(attacks: Sequence[Merged]) -> str:
     """Return a table environment that compiles with booktabs alone."""
     columns = columns_of(attacks)
-    protocols = [protocol_text(attack.plan) for attack in attacks]
-    same = len(set(protocols)) == 1
-    head = ["Model", *([] if same else ["Attack"]), "Images", "Clean", *map(column_text, columns)]
-    middle = [[] if same else [escape(protocol)] for protocol in protocols]
+    protocols = list(dict.fromkeys(protocol_text(attack.plan) for attack in attacks))
+    same = len(protocols) == 1
     rows = [
-        [name, *protocol, f"{attack.summary.num_images:,}", *accuracies(attack, columns)]
-        for name, protocol, attack in zip(row_names(attacks), middle, attacks, strict=True)
+        [
+            name + ("" if same else mark(protocols.index(protocol_text(attack.plan)))),
+            f"{attack.summary.num_images:,}",
+            *accuracies(attack, columns),
+        ]
+        for name, attack in zip(row_names(attacks), attacks, strict=True)
     ]
-    caption = f"{WHAT} Attack: {escape(protocols[0])}." if same else WHAT
+    marked = [f"{mark(number)}{escape(protocol)}" for number, protocol in enumerate(protocols)]
     lines = [
         "% \\usepackage{booktabs}",
         *(f"% {comment(attack)}" for attack in attacks),
         r"\begin{table}",
         r"  \centering",
-        rf"  \caption{{{caption}}}",
+        rf"  \caption{{{WHAT}{f' Attack: {escape(protocols[0])}.' if same else ''}}}",
         r"  \label{tab:robust-accuracy}",
-        rf"  \begin{{tabular}}{{{'l' if same else 'll'}r{'l' * (1 + len(columns))}}}",
+        rf"  \begin{{tabular}}{{lr{'l' * (1 + len(columns))}}}",
         r"    \toprule",
-        f"    {row(head)}",
+        f"    {row(['Model', 'Images', 'Clean', *map(column_text, columns)])}",
         r"    \midrule",
         *(f"    {row(cells)}" for cells in rows),
         r"    \bottomrule",
         r"  \end{tabular}",
-        *remarks(attacks),
+        *(
+            rf"  \par\smallskip{{\footnotesize {line}.\par}}"
+            for line in [*([] if same else marked), *remarks(attacks)]
+        ),
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def mark(number: int) -> str:
+    return rf"\textsuperscript{{{number + 1}}}"
 
 
 def columns_of(attacks: Sequence[Merged]) -> list[Column]:
@@ -92,11 +101,9 @@ def accuracies(attack: Merged, columns: Sequence[Column]) -> list[str]:
 
 
 def cell(accuracy: Proportion | None) -> str:
-    return "--" if accuracy is None else escape(interval(accuracy))
-
-
-def interval(accuracy: Proportion) -> str:
-    return f"{percent(accuracy.value)} [{percent(accuracy.low)}, {percent(accuracy.high)}]"
+    if accuracy is None:
+        return "--"
+    return rf"{percent(accuracy.value)} {{\scriptsize [{percent(accuracy.low)}, {percent(accuracy.high)}]}}"
 
 
 def percent(share: float) -> str:
@@ -124,12 +131,11 @@ def protocol_text(plan: AttackPlan) -> str:
 
 def remarks(attacks: Sequence[Merged]) -> list[str]:
     """Return the lines below the rows: what the summaries note, and scores under fresh noise."""
-    said = [
-        f"{name}: {escape(text)}."
+    return [
+        f"{name}: {text}"
         for name, attack in zip(row_names(attacks), attacks, strict=True)
-        for text in chain(attack.summary.notes, rescored_texts(attack.summary.rescored))
+        for text in chain(map(escape, attack.summary.notes), rescored_texts(attack.summary.rescored))
     ]
-    return [rf"  \par\smallskip{{\footnotesize {line}\par}}" for line in said]
 
 
 def rescored_texts(found: Rescored | None) -> list[str]:
@@ -137,8 +143,8 @@ def rescored_texts(found: Rescored | None) -> list[str]:
         return []
     kinds = {"clean": found.clean, "adversarial": found.adversarial}
     return [
-        f"{kind} images under {found.num_draws} fresh draws: single draw {interval(scores.single_draw)}, majority "
-        f"{interval(scores.majority)}, all draws right {interval(scores.worst)}"
+        f"{kind} images under {found.num_draws} fresh draws: single draw {cell(scores.single_draw)}, majority "
+        f"{cell(scores.majority)}, all draws right {cell(scores.worst)}"
         for kind, scores in kinds.items()
     ]
 
