@@ -173,7 +173,7 @@ def attack_worst(run: Run) -> None:
 
 @attack.command("export")
 def attack_export(
-    directories: Annotated[list[Path], typer.Argument(metavar="ATTACK_DIR...", help="Merged attacks.")],
+    directories: Annotated[list[Path], typer.Argument(metavar="ATTACK_DIR", help="Merged attacks.")],
     out: Annotated[Path, typer.Option(help="Folder for the files.")],
     formats: Annotated[
         list[str] | None,

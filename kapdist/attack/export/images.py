@@ -29,7 +29,7 @@ COLUMNS: dict[str, tuple[Any, str]] = {
     "eps": (pl.Float64, "largest size of the perturbation that was tried, images being in [0, 1]"),
     "broken_by": (pl.String, "attack that broke the image first; empty: none did, or misclassified without one"),
     "broken_eps": (pl.Float64, "size at which it did; an image has fallen at every larger one"),
-    "adversarial_norm": (pl.Float64, "norm of the perturbation that broke the image"),
+    "adversarial_norm": (pl.Float64, "norm of the perturbation that broke it, to float32 rounding"),
     "adversarial_prediction": (pl.Int32, "class that the model gives to the image that broke it"),
     "num_draws": (pl.Int32, "fresh noise draws that the image was scored under afterwards; empty: none"),
     "clean_draws_correct": (pl.Int32, "draws that were right on the clean image"),

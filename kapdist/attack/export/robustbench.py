@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from kapdist.attack.export.dataset import dataset_of
 from kapdist.attack.export.merged import Merged
 from kapdist.attack.intervals import wilson
 from kapdist.attack.plan import Norm, PlannedModel
@@ -76,17 +77,14 @@ class ModelInfo:
         return [name for name, value in self.values.items() if value in (None, FILL_IN)]
 
 
-def model_info(attack: Merged, entry: Entry, source: str | None) -> ModelInfo:
+def model_info(attack: Merged, entry: Entry) -> ModelInfo:
     """Return an attack's entry for the leaderboard.
-
-    Args:
-        source: what the attacked images were written from, as their manifest says; None: nobody knows.
 
     Raises:
         InputError: the leaderboard would not take it, and why.
     """
     check_deterministic(attack)
-    board = leaderboard_of(attack, dataset_of(attack, entry, source))
+    board = leaderboard_of(attack, dataset_of(attack.plan, entry.dataset, DATASETS))
     check_standard(attack, board)
     check_images(attack, board)
     robust = next(at.num_robust for at in attack.summary.sweep if is_eps(at.eps, board))
@@ -125,21 +123,6 @@ def check_deterministic(attack: Merged) -> None:
 def noise_std(model: PlannedModel) -> float | None:
     """Return the strength of the activation noise; None of a factory's model, which does not tell."""
     return None if model.architecture is None else model.architecture["kap"]["noise_std"]
-
-
-def dataset_of(attack: Merged, entry: Entry, source: str | None) -> str:
-    """Return the data set that is attacked: as its source says, or else the user."""
-    name, _, split = (source or "").partition("/")
-    named = bool(re.fullmatch(r"[a-z0-9-]+/(train|test|val|validation)", source or ""))
-    if entry.dataset is not None and entry.dataset not in DATASETS:
-        raise InputError("--dataset", " or ".join(DATASETS), entry.dataset)
-    if named and (split == "train" or name != (entry.dataset or name) or name not in DATASETS):
-        expected = f"test images of {entry.dataset or ' or '.join(DATASETS)}, as RobustBench has no others"
-        raise InputError(attack.plan.data.path, expected, str(source))
-    if not named and entry.dataset is None:
-        expected = f"--dataset {' or '.join(DATASETS)}, as the beton does not say what it was written from"
-        raise InputError(attack.plan.data.path, expected, source or "no manifest")
-    return entry.dataset or name
 
 
 def leaderboard_of(attack: Merged, dataset: str) -> Leaderboard:

@@ -12,7 +12,6 @@ from kapdist.attack.export.images import csv_bytes, csv_description, image_table
 from kapdist.attack.export.latex import latex_table
 from kapdist.attack.export.merged import Merged, read_all
 from kapdist.attack.export.robustbench import Entry, ModelInfo, model_info
-from kapdist.attack.plan import AttackPlan
 from kapdist.errors import InputError
 from kapdist.rundir import write_atomic
 
@@ -48,7 +47,9 @@ def export(
     remarks: list[str] = []
     if "model-info" in wanted:
         try:
-            files |= robustbench_files(attacks, entry or Entry(), remarks)
+            info = robustbench_info(attacks, entry or Entry())
+            files[info.path] = json.dumps(info.values, indent=2) + "\n"
+            remarks += remarks_on(info)
         except InputError as error:
             if formats:
                 raise
@@ -60,12 +61,10 @@ def export(
     return Exported(write(files, out), tuple(remarks))
 
 
-def robustbench_files(attacks: Sequence[Merged], entry: Entry, remarks: list[str]) -> Files:
+def robustbench_info(attacks: Sequence[Merged], entry: Entry) -> ModelInfo:
     if len(attacks) > 1:
         raise InputError("model-info", "one attack, as the file is one entry", f"{len(attacks)}")
-    info = model_info(attacks[0], entry, source_of(attacks[0].plan))
-    remarks += remarks_on(info)
-    return {info.path: json.dumps(info.values, indent=2) + "\n"}
+    return model_info(attacks[0], entry)
 
 
 def remarks_on(info: ModelInfo) -> list[str]:
@@ -77,17 +76,6 @@ def remarks_on(info: ModelInfo) -> list[str]:
     if info.values["unreliable"]:
         said.append("model-info: marked as unreliable, since Square broke what gradients had left")
     return said
-
-
-def source_of(plan: AttackPlan) -> str | None:
-    """Return what the attacked images were written from; None where their manifest is gone or another's."""
-    from kapdist.data.manifest import read_manifest  # its package loads FFCV, which takes seconds
-
-    try:
-        manifest = read_manifest(plan.data.path)
-    except InputError:
-        return None
-    return manifest.source if manifest.fingerprint == plan.data.fingerprint else None
 
 
 def image_files(attacks: Sequence[Merged], wanted: Sequence[str]) -> Files:
