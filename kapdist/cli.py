@@ -215,8 +215,10 @@ def attack_export(
         footnote=footnote,
     )
     exported = export(directories, out, formats or (), entry)
-    for line in [*exported.files, *exported.remarks]:
-        print(line)
+    for path in exported.files:
+        print(path)
+    for remark in exported.remarks:
+        print(remark, file=sys.stderr)
 
 
 @attack.command("sanity")

@@ -207,6 +207,12 @@ def test_model_info_of_a_whole_test_set_is_robustbench_s(tmp_path: Path, standar
     assert found.remarks == ()
 
 
+def test_more_images_than_the_test_set_has_are_not_the_test_set(tmp_path: Path, standard: MakePlan) -> None:
+    attack = attacked(tmp_path / "r" / "attacks" / "aa", standard(chunk_size=10_001), (ROBUST,) * 10_001)
+    with pytest.raises(InputError, match="at most the 10,000 test images of cifar10, found 10,001"):
+        export([attack.root], tmp_path / "out", ["model-info"], PAPER)
+
+
 def test_model_info_of_fewer_images_says_so_and_names_what_only_its_authors_know(
     tmp_path: Path, standard: MakePlan
 ) -> None:
@@ -322,6 +328,15 @@ def test_the_data_set_is_what_the_manifest_says_or_else_the_user(
     else:
         with pytest.raises(InputError, match=words):
             export([attack.root], tmp_path / "out", ["model-info"], Entry(dataset=asked))
+
+
+def test_the_manifest_of_another_beton_says_nothing(tmp_path: Path, standard: MakePlan) -> None:
+    plan, beton = standard(), tmp_path / "images.beton"
+    plan = plan.model_copy(update={"data": plan.data.model_copy(update={"path": beton})})
+    write_manifest(beton, manifest("cifar10/test", "another"))
+    attack = attacked(tmp_path / "r" / "attacks" / "aa", plan)
+    with pytest.raises(InputError, match="as the beton does not say"):
+        export([attack.root], tmp_path / "out", ["model-info"])
 
 
 def manifest(source: str, data_fingerprint: str) -> Manifest:
@@ -462,6 +477,10 @@ def with_fewer_records(attack: AttackDir) -> None:
     pl.read_parquet(attack.records).head(39).write_parquet(attack.records)
 
 
+def with_records_of_another_plan(attack: AttackDir) -> None:
+    pl.read_parquet(attack.records).with_columns(plan=pl.lit("0" * 64)).write_parquet(attack.records)
+
+
 def without_a_plan(attack: AttackDir) -> None:
     attack.plan.unlink()
 
@@ -476,6 +495,7 @@ def without_a_plan(attack: AttackDir) -> None:
         (without_records, r"records.parquet: expected the records of a merged attack \(merge again\)"),
         (with_half_records, r"records.parquet: expected the records of a merged attack \(merge again\)"),
         (with_fewer_records, "of this plan's 40 images, found others"),
+        (with_records_of_another_plan, "of this plan's 40 images, found others"),
         (without_a_plan, "expected an attack directory"),
     ],
 )
@@ -504,10 +524,11 @@ def test_the_command_writes_prints_and_refuses_in_one_line(
     words = ["--dataset", "cifar10", "--name", "T", "--authors", "A", "--link", "L", "--venue", "V"]
     words += ["--architecture", "X", "--additional-data", "--number-forward-passes", 2, "--footnote", "First."]
     assert run_command(monkeypatch, attack, "--out", out, *words, "--model-id", "A2026T") == 0
-    printed = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
     names = ["images.csv", "images.csv-metadata.json", "images.parquet", "table.tex"]
     names = ["model_info/cifar10/Linf/A2026T.json", *names]
-    assert printed[:-1] == [str(out / name) for name in names]
+    assert printed.out.splitlines() == [str(out / name) for name in names]
+    assert printed.err.startswith("model-info: footnote: First. Evaluated on 40 images")
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()) == sorted(names)
     info = written_info(out)
     assert [info[key] for key in KEYS[:5]] == ["L", "T", "A", True, 2]

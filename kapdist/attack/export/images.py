@@ -34,10 +34,7 @@ COLUMNS: dict[str, tuple[Any, str]] = {
     "num_draws": (pl.Int32, "fresh noise draws that the image was scored under afterwards; empty: none"),
     "clean_draws_correct": (pl.Int32, "draws that were right on the clean image"),
     "clean_majority": (pl.Int32, "class of most draws on the clean image"),
-    "adversarial_draws_correct": (
-        pl.Int32,
-        "draws right on the adversarial image, or on the hardest seen",
-    ),
+    "adversarial_draws_correct": (pl.Int32, "draws right on the adversarial image, or on the hardest seen"),
     "adversarial_majority": (pl.Int32, "class of most draws on that image"),
     "chunk": (pl.Int32, "chunk of the attack, as in adversarial/chunk-<number>.npy where images were kept"),
     "chunk_row": (pl.Int32, "row of the image in its chunk, from 0"),
