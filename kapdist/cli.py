@@ -171,6 +171,56 @@ def attack_worst(run: Run) -> None:
     say(write_worst_case(run).describe())
 
 
+@attack.command("export")
+def attack_export(
+    directories: Annotated[list[Path], typer.Argument(metavar="ATTACK_DIR", help="Merged attacks.")],
+    out: Annotated[Path, typer.Option(help="Folder for the files.")],
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="model-info, csv, parquet or latex, once each; default: all that apply."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="cifar10, cifar100 or imagenet, if the beton cannot tell.")
+    ] = None,
+    model_id: Annotated[
+        str | None, typer.Option(help="File name at RobustBench: <Name><Year><FirstWordOfTheTitle>.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Title of the paper.")] = None,
+    authors: Annotated[str | None, typer.Option(help="Authors, with commas.")] = None,
+    link: Annotated[str | None, typer.Option(help="Address of the paper.")] = None,
+    venue: Annotated[str | None, typer.Option(help='Such as "ICML 2020" or "Unpublished".')] = None,
+    architecture: Annotated[str | None, typer.Option(help="Default: as the run's config has it.")] = None,
+    additional_data: Annotated[
+        bool | None,
+        typer.Option("--additional-data/--no-additional-data", help="More than the training images was used."),
+    ] = None,
+    number_forward_passes: Annotated[
+        int | None, typer.Option(min=1, help="Of one prediction; 1 for a run's own model.")
+    ] = None,
+    footnote: Annotated[str | None, typer.Option(help="Said before what the attack itself has to say.")] = None,
+) -> None:
+    """Write RobustBench's model_info (deterministic models), CSV and Parquet of all images, a LaTeX table."""
+    from kapdist.attack.export import Entry, export
+
+    entry = Entry(
+        model_id=model_id,
+        dataset=dataset,
+        name=name,
+        authors=authors,
+        link=link,
+        venue=venue,
+        architecture=architecture,
+        additional_data=additional_data,
+        number_forward_passes=number_forward_passes,
+        footnote=footnote,
+    )
+    exported = export(directories, out, formats or (), entry)
+    for path in exported.files:
+        print(path)
+    for remark in exported.remarks:
+        print(remark, file=sys.stderr)
+
+
 @attack.command("sanity")
 def attack_sanity(
     run: Run,

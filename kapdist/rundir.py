@@ -9,7 +9,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,16 @@ class AttackDir:
 
     def shard_log(self, shard: int) -> Path:
         return self.logs / f"shard-{shard}.log"
+
+
+def labels(roots: Sequence[Path]) -> list[str]:
+    """Name each run by its directory, with as many parents as tell all of them apart."""
+    parts = [root.resolve().parts for root in roots]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(words[-length:]) for words in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from kapdist.config import Config
 from kapdist.errors import InputError
-from kapdist.rundir import AttackDir, RunDir, file_sha256
+from kapdist.rundir import AttackDir, RunDir, file_sha256, labels
 
 Share = Field(ge=0, le=1)
 Count = Field(ge=0)
@@ -191,16 +191,6 @@ def read_runs(paths: Sequence[Path]) -> tuple[Run, ...]:
     if not roots:
         raise InputError("runs", "at least one run directory", "none")
     return tuple(read_run(root, label) for root, label in zip(roots, labels(roots), strict=True))
-
-
-def labels(roots: Sequence[Path]) -> list[str]:
-    """Name each run by its directory, with as many parents as tell all of them apart."""
-    parts = [root.resolve().parts for root in roots]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(words[-length:]) for words in parts]
-        if len(set(names)) == len(names):
-            break
-    return names
 
 
 def read_run(root: Path, label: str) -> Run:

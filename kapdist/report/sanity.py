@@ -9,10 +9,11 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from kapdist.epsilon import as_255ths
 from kapdist.errors import InputError
 from kapdist.report.plots import Plot
 from kapdist.report.reading import Count, Record, Run, read_json
-from kapdist.report.table import as_255ths, plural
+from kapdist.report.table import plural
 
 Status = Literal["pass", "warn", "fail", "not asked"]
 

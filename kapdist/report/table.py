@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 
+from kapdist.epsilon import as_255ths
 from kapdist.report.reading import Accuracy, Attack, Run
 
 
@@ -156,13 +156,6 @@ def wilson(share: float, num_images: int) -> Accuracy:
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return Accuracy(value=share, low=max(0.0, centre - half), high=min(1.0, centre + half))
-
-
-def as_255ths(eps: float) -> str:
-    """Say a size in steps of an 8-bit image: 0.03137 is 8/255."""
-    steps = Fraction(eps * 255).limit_denominator(4)
-    number = f"{eps * 255:.3g}" if abs(float(steps) - eps * 255) > 1e-4 else f"{float(steps):g}"
-    return f"{number}/255"
 
 
 def percent(share: float) -> str:

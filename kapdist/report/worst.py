@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from pydantic import Field, ValidationError
 
+from kapdist.epsilon import as_255ths
 from kapdist.errors import InputError
 from kapdist.report.reading import Accuracy, Attack, Record, Run, read_json
-from kapdist.report.table import as_255ths, percent, plural
+from kapdist.report.table import percent, plural
 
 
 class First(Record):

@@ -13,6 +13,7 @@ GROUND = {
     "config",
     "configfile",
     "environment",
+    "epsilon",
     "errors",
     "forecast",
     "forecast_view",

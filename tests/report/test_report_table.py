@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from kapdist.epsilon import as_255ths
 from kapdist.report import comparison
 from kapdist.report.render import cells, short
-from kapdist.report.table import as_255ths, wilson
+from kapdist.report.table import wilson
 
 ONE_ATTACK = {"apgd-ce": 8}
 
