@@ -15,7 +15,7 @@ REFLECT = cv2.BORDER_REFLECT  # d c b a | a b c d | d c b a
 
 
 def gaussian(values: Floats, std: float, border: int = NEAREST, truncate: float = 4.0) -> Floats:
-    """Filter (height, width) or (height, width, channels) with a Gaussian; it ends at `truncate` times its `std`."""
+    """Filter (height, width) or (height, width, channels) with a Gaussian, cut at `truncate` times `std`."""
     radius = int(truncate * std + 0.5)
     if radius == 0:
         return values
