@@ -35,7 +35,7 @@ def predict_chunk(
         InputError: images that are not RGB, logits that are not finite, or a model that changes its buffers.
     """
     ids = plan.subject.chunk_images(chunk)
-    device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+    device = torch.device("cpu" if plan.subject.device == "cpu" else "cuda")
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     batch = corrupted(images, ids, plan, cell, pool).to(device)
     with torch.no_grad(), answering(model, plan, cell, chunk, device) as answer:
