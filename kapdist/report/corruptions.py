@@ -113,8 +113,3 @@ def read_corrupted(path: Path) -> Corrupted:
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}", first["msg"], "something else") from None
-
-
-def shade(share: float) -> str:
-    """Return how strongly the page colours an accuracy, from 0 to 1."""
-    return f"{share:.2f}"

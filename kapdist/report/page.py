@@ -16,7 +16,7 @@ from kapdist.environment import package_version
 from kapdist.report import plots
 from kapdist.report.claims import Claim, enumeration, lead
 from kapdist.report.comparison import Comparison, comparison
-from kapdist.report.corruptions import CorruptionsView, corruption_views, shade
+from kapdist.report.corruptions import CorruptionsView, corruption_views
 from kapdist.report.examples import Example, Pixels, encode_png, examples
 from kapdist.report.facts import attack_facts, run_facts
 from kapdist.report.plots import Plot
@@ -97,7 +97,6 @@ def render(
         curves=curves,
         sanity=sanity,
         corruptions=corruptions,
-        shade=shade,
         accuracy=accuracy_text,
         percent=percent,
         without_metrics=[run.label for run in compared.runs if not run.metrics.train and not run.metrics.evaluate],

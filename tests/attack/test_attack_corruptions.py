@@ -272,7 +272,7 @@ def test_snow_only_whitens() -> None:
 
 def test_frost_lays_a_photograph_over_the_image(tmp_path: Path) -> None:
     PIL.Image.new("RGB", (700, 300), (90, 130, 200)).save(tmp_path / "frost1.png")
-    source = FrostSource(tmp_path)
+    source = FrostSource.of(tmp_path)
     for height, width, own, other in ((32, 32, 0.9, 0.4), (64, 64, 0.8, 0.45), (400, 500, 0.7, 0.7)):
         image = scene(height, width)
         found = corrupt(image, "frost", 3, seed=0, image_id=0, frost_source=source)
@@ -280,7 +280,7 @@ def test_frost_lays_a_photograph_over_the_image(tmp_path: Path) -> None:
         assert np.abs(found - np.floor(expected)).max() <= 1
     assert len(source.name) == 64
     with pytest.raises(InputError, match="photographs of frost"):
-        _ = FrostSource(tmp_path / "empty").name
+        FrostSource.of(tmp_path / "empty")
 
 
 def test_drawn_frost_has_the_colours_and_the_contrast_of_photographs() -> None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import polars as pl
 import pytest
 import torch
@@ -19,6 +20,7 @@ from polars.testing import assert_frame_equal
 import kapdist.attack.corruptions.run as run_module
 import kapdist.attack.images as images_of
 from kapdist.attack.corruptions import KINDS, corrupt, run_corruptions
+from kapdist.attack.corruptions.shard import run_cells
 from kapdist.attack.corruptions.summary import Summary, csv_text
 from kapdist.config import AttackConfig
 from kapdist.configfile import load_config
@@ -167,6 +169,25 @@ def test_a_foreign_plan_is_refused(world, fields: dict) -> None:
     with pytest.raises(InputError, match="as this was planned"):
         run_corruptions(world.run, foreign)
     run_corruptions(world.run, settings(world, rescore=7, timeout_minutes=3))  # decides no prediction
+
+
+def test_other_photographs_of_frost_are_another_plan(world) -> None:
+    folder = world.folder / "photographs"
+    folder.mkdir()
+    PIL.Image.new("RGB", (90, 70), (200, 210, 220)).save(folder / "1.png")
+    config = settings(world, corruptions={"kinds": ["frost"], "frost": folder})
+    summary = run_corruptions(world.run, config)
+    assert len(summary.frost) == 64
+    assert not summary.notes[1:]  # of 8 pixels alone: this frost is photographed
+    PIL.Image.new("RGB", (90, 70), (0, 0, 0)).save(folder / "1.png")
+    with pytest.raises(InputError, match="frost = "):
+        run_corruptions(world.run, config)
+    directory(world).cell("frost-1").unlink()
+    with pytest.raises(InputError, match="photographs that were planned with"):
+        run_cells(directory(world), 0, 1)
+    (folder / "1.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="expected a photograph"):
+        run_corruptions(world.folder / "other", config)
 
 
 def test_errors_relative_to_a_reference_run(world) -> None:

@@ -49,17 +49,20 @@ class FrostSource:
     """The pictures of frost: a folder of photographs, or None for the drawn ones."""
 
     folder: Path | None = None
+    name: str = DRAWN
+    """What decides the pictures: "drawn", or the sha256 of the photographs."""
 
-    @property
-    def name(self) -> str:
-        """What decides the pictures: "drawn", or the sha256 of the photographs."""
-        if self.folder is None:
-            return DRAWN
-        return hashlib.sha256("".join(file_sha256(path) for path in photographs(self.folder)).encode()).hexdigest()
+    @staticmethod
+    def of(folder: Path | None) -> FrostSource:
+        """Return the photographs in a folder as they are now; without one the drawn pictures."""
+        if folder is None:
+            return FrostSource()
+        sums = "".join(file_sha256(path) for path in photographs(folder))
+        return FrostSource(folder, hashlib.sha256(sums.encode()).hexdigest())
 
     def layer(self, height: int, width: int, scale: float, random: np.random.Generator) -> Image:
         """Return a random cut, (height, width, 3), of one of the pictures at this scale."""
-        pictures = scaled_pictures(self.folder, scale)
+        pictures = scaled_pictures(self, scale)
         picture = pictures[random.integers(0, len(pictures))]
         picture = at_least(picture, height + 1, width + 1)
         top = random.integers(0, picture.shape[0] - height)
@@ -82,14 +85,21 @@ def photographs(folder: Path) -> list[Path]:
 
 
 @lru_cache(maxsize=8)
-def scaled_pictures(folder: Path | None, scale: float) -> tuple[Image, ...]:
-    if folder is None:
+def scaled_pictures(source: FrostSource, scale: float) -> tuple[Image, ...]:
+    if source.folder is None:
         pictures = [drawn(index) for index in range(NUM_PICTURES)]
     else:
-        pictures = [np.asarray(PIL.Image.open(path).convert("RGB")) for path in photographs(folder)]
+        pictures = [opened(path) for path in photographs(source.folder)]
     if scale == 1:
         return tuple(pictures)
     return tuple(cv2.resize(picture, (0, 0), fx=scale, fy=scale).astype(np.uint8) for picture in pictures)
+
+
+def opened(path: Path) -> Image:
+    try:
+        return np.asarray(PIL.Image.open(path).convert("RGB"))
+    except OSError as error:
+        raise InputError(path, "a photograph", str(error).splitlines()[0]) from None
 
 
 def at_least(picture: Image, height: int, width: int) -> Image:

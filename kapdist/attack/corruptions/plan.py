@@ -25,6 +25,7 @@ from kapdist.rundir import AttackDir, CorruptionsDir, fingerprint, write_json
 
 CLEAN, GAUSSIAN, UNIFORM = "clean", "random_gaussian", "random_uniform"
 RANDOM = (GAUSSIAN, UNIFORM)
+NOT_ASKED = "not asked"
 # Of an attack alone: no image under a corruption depends on it. The norm and every eps that count are in the cells.
 NOT_OURS = ("norm", "eps", "smaller_eps", "version", "attacks", "settings", "screen", "compact", "rescore")
 
@@ -54,7 +55,7 @@ class CorruptionPlan(Frozen):
     side: int
     """Side of the published set whose constants are taken: 32, 64 or 224."""
     frost: str
-    """The pictures of frost: "drawn", or the sha256 of photographs."""
+    """The pictures of frost: "drawn", the sha256 of photographs, or "not asked"."""
     frost_folder: Path | None
     libraries: dict[str, str]
     """Versions of what the filters and files come from."""
@@ -72,7 +73,7 @@ class CorruptionPlan(Frozen):
 
     @property
     def frost_source(self) -> FrostSource:
-        return FrostSource(self.frost_folder)
+        return FrostSource(self.frost_folder, self.frost)
 
     @property
     def num_passes(self) -> int:
@@ -108,12 +109,12 @@ def new_plan(
     }
     subject = make_plan(run, config.model_copy(update=update), AttackDir(directory.cells))
     wanted = config.corruptions
-    frost = FrostSource(wanted.frost.resolve() if wanted.frost else None)
+    frost = FrostSource.of(wanted.frost.resolve() if wanted.frost else None)
     return CorruptionPlan(
         subject=subject.model_copy(update={"attacks": (), "costs": (), "notes": ()}),
         cells=cells_of(config),
         side=nearest_side(subject.data.resolution, subject.data.resolution),
-        frost=frost.name if "frost" in wanted.kinds else "not asked",
+        frost=frost.name if "frost" in wanted.kinds else NOT_ASKED,
         frost_folder=frost.folder,
         libraries={"opencv": cv2.__version__, "pillow": PIL.__version__},
         notes=tuple(notes_on(subject, config)),

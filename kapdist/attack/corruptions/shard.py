@@ -9,13 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
+import numpy as np
 import PIL
 import polars as pl
 import torch
 
 import kapdist.attack.images as images_of
 from kapdist.attack.corruptions.cells import predict_chunk
-from kapdist.attack.corruptions.plan import Cell, CorruptionPlan, read_plan
+from kapdist.attack.corruptions.frost import FrostSource
+from kapdist.attack.corruptions.plan import NOT_ASKED, Cell, CorruptionPlan, read_plan
 from kapdist.attack.model import load_model
 from kapdist.attack.plan import run_of
 from kapdist.attack.records import write_table
@@ -70,6 +72,10 @@ def settle_all(plan: CorruptionPlan) -> torch.device:
     for name, version in (("opencv", cv2.__version__), ("pillow", PIL.__version__)):
         if plan.libraries[name] != version:
             raise InputError("environment", f"{name} {plan.libraries[name]} as planned", version)
+    if plan.frost != NOT_ASKED and FrostSource.of(plan.frost_folder) != plan.frost_source:
+        raise InputError(
+            "corruptions.frost", f"the photographs that were planned with ({plan.frost[:12]})", "others"
+        )
     cv2.setNumThreads(1)  # a process or a thread per CPU is enough
     return settle(plan.subject)
 
@@ -101,13 +107,14 @@ def read_cell(directory: CorruptionsDir, plan: CorruptionPlan, cell: Cell) -> pl
         return None
     try:
         table = pl.read_parquet(path, glob=False)
-        plans, images = table["plan"].unique().to_list(), tuple(table["image"])
-        names = set(zip(table["kind"], table["severity"], strict=True))
+        plans = table["plan"].unique().to_list()
+        whole = np.array_equal(table["image"].to_numpy(), plan.subject.images)
+        names = table.select("kind", "severity").unique().rows()
     except Exception:  # whatever the damaged bytes lead polars to
         return None
     if plans != [plan.fingerprint]:
         raise InputError(path, f"a cell of this plan ({plan.fingerprint[:12]})", "one of another plan")
-    return table if images == plan.subject.images and names == {(cell.kind, cell.severity)} else None
+    return table if whole and names == [(cell.kind, cell.severity)] else None
 
 
 def main(words: Sequence[str]) -> int:
