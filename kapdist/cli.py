@@ -238,6 +238,23 @@ def attack_sanity(
     print_report(run_sanity(run, resolved))
 
 
+@attack.command("corruptions")
+def attack_corruptions(
+    run: Run,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="YAML file of an attack, if any; overrides."),
+    ] = None,
+) -> None:
+    """Measure the accuracy under 15 common corruptions at 5 severities, and under random noise."""
+    config, overrides = file_and_overrides(words or [], name="corruptions")
+    resolved = attack_config(config, overrides)
+    from kapdist.attack.corruptions import run_corruptions
+    from kapdist.attack.corruptions.view import print_summary
+
+    print_summary(run_corruptions(run, resolved))
+
+
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],

@@ -35,6 +35,7 @@ class RunDir:
         self.attempts = self.root / "attempts"
         self.attacks = self.root / "attacks"
         self.worst_case = self.attacks / "worst_case.json"
+        self.corruptions = self.root / "corruptions"
         self.code = self.root / "code"
         self.slurm = self.root / "slurm"
         self.done = self.root / "DONE"
@@ -50,6 +51,9 @@ class RunDir:
 
     def attack(self, name: str) -> AttackDir:
         return AttackDir(self.attacks / name)
+
+    def corrupted(self, name: str) -> CorruptionsDir:
+        return CorruptionsDir(self.corruptions / name)
 
     def rank_log(self, attempt: int, rank: int) -> Path:
         return self.attempts / str(attempt) / f"rank-{rank}.log"
@@ -118,6 +122,18 @@ def labels(roots: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             break
     return names
+
+
+class CorruptionsDir(AttackDir):
+    """The directory of one run under corruptions: the plan, a file per kind and severity, the summary."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.cells = self.root / "cells"
+        self.table = self.root / "summary.csv"
+
+    def cell(self, name: str) -> Path:
+        return self.cells / f"{name}.parquet"
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -59,7 +59,7 @@ def run_shards(attack: AttackDir, plan: AttackPlan, config: AttackConfig) -> Non
         for shard in range(num_shards):
             children.append(start_shard(attack, shard, num_shards, plan.threads))
         with Progress(f"{plan.run}/{plan.name}", plan.num_chunks) as progress:
-            watch(attack, children, progress, deadline)
+            watch(attack, children, progress, deadline, Tally(attack).count)
     finally:
         end(children)
 
@@ -69,26 +69,38 @@ def shard_command(attack: AttackDir, shard: int, num_shards: int) -> list[str]:
 
 
 def start_shard(attack: AttackDir, shard: int, num_shards: int, threads: int) -> subprocess.Popen[bytes]:
+    return start_child(attack, shard, shard_command(attack, shard, num_shards), threads)
+
+
+def start_child(attack: AttackDir, shard: int, command: list[str], threads: int) -> subprocess.Popen[bytes]:
     attack.logs.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with attack.shard_log(shard).open("wb") as log:
-        command = shard_command(attack, shard, num_shards)
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
 
 
-def watch(attack: AttackDir, children: list[subprocess.Popen[bytes]], progress: Progress, deadline: float) -> None:
-    """Wait for the children; raise as soon as one fails or the time is up."""
-    tally = Tally(attack)
+def watch(
+    attack: AttackDir,
+    children: list[subprocess.Popen[bytes]],
+    progress: Progress,
+    deadline: float,
+    count: Callable[[], tuple[int, str]],
+) -> None:
+    """Wait for the children; raise as soon as one fails or the time is up.
+
+    Args:
+        count: says how much is done, and what else there is to say.
+    """
     while True:
         codes = [child.poll() for child in children]  # before the count, so that the last one is complete
-        progress.show(*tally.count())
+        progress.show(*count())
         for shard, code in enumerate(codes):
             if code:
                 fail(attack, shard, code)
         if all(code == 0 for code in codes):
             return
         if time.monotonic() > deadline:
-            done = f"{tally.count()[0]} chunks are done and kept: run it again to go on"
+            done = f"{count()[0]} {progress.unit} are done and kept: run it again to go on"
             raise TimeoutError(f"{attack.root}: timeout_minutes are over; {done}")
         time.sleep(POLL_SECONDS)
 

@@ -16,14 +16,15 @@ from kapdist.environment import package_version
 from kapdist.report import plots
 from kapdist.report.claims import Claim, enumeration, lead
 from kapdist.report.comparison import Comparison, comparison
+from kapdist.report.corruptions import CorruptionsView, corruption_views
 from kapdist.report.examples import Example, Pixels, encode_png, examples
 from kapdist.report.facts import attack_facts, run_facts
 from kapdist.report.plots import Plot
 from kapdist.report.render import COLUMNS, NUMBERS, SHORT_COLUMNS, cells
 from kapdist.report.sanity import SanityView, sanity_views
-from kapdist.report.table import Block, Row
+from kapdist.report.table import Block, Row, percent
 from kapdist.report.worst import COLUMNS as WORST_COLUMNS
-from kapdist.report.worst import worst_views
+from kapdist.report.worst import accuracy_text, worst_views
 from kapdist.rundir import write_atomic
 
 PAGE = "index.html"
@@ -53,12 +54,13 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     training = [plots.loss_plot(compared.runs, looks), plots.evaluation_plot(compared.runs, looks)]
     curves = [plot for plot in training if plot is not None]
     sanity = sanity_views(compared.runs)
+    corruptions = corruption_views(compared.runs)
     shown = [*(plot for view in views for plot in view.plots), *(plot for view in sanity for plot in view.plots)]
     for plot in [*curves, *shown]:
         write_atomic(out / f"{plot.name}.png", plot.png)
     write_atomic(out / "table.md", compared.markdown())
     write_atomic(out / "table.csv", compared.csv())
-    write_atomic(out / PAGE, render(compared, views, curves, sanity))
+    write_atomic(out / PAGE, render(compared, views, curves, sanity, corruptions))
     return out / PAGE
 
 
@@ -77,7 +79,11 @@ def view_blocks(compared: Comparison, looks: dict[str, dict[str, Any]]) -> list[
 
 
 def render(
-    compared: Comparison, views: Sequence[View], curves: Sequence[Plot], sanity: Sequence[SanityView]
+    compared: Comparison,
+    views: Sequence[View],
+    curves: Sequence[Plot],
+    sanity: Sequence[SanityView],
+    corruptions: Sequence[CorruptionsView],
 ) -> str:
     loader = jinja2.PackageLoader("kapdist.report", package_path="")
     environment = jinja2.Environment(
@@ -90,6 +96,9 @@ def render(
         views=views,
         curves=curves,
         sanity=sanity,
+        corruptions=corruptions,
+        accuracy=accuracy_text,
+        percent=percent,
         without_metrics=[run.label for run in compared.runs if not run.metrics.train and not run.metrics.evaluate],
         runs=[(run, run_facts(run), [(it.name, attack_facts(it)) for it in run.attacks]) for run in compared.runs],
         worst=[view for run in compared.runs for view in worst_views(run)],

@@ -202,7 +202,9 @@ def read_run(root: Path, label: str) -> Run:
     # A sanity report has a directory of its own where nothing was attacked under its name.
     unmerged = [name for name in others if run.attacks / name not in {*merged, *(examined - planned)}]
     # A model from outside has attacks and no config; anything with neither is not ours.
-    config = None if (merged or examined) and not run.config.exists() else run.load_config()
+    corrupted = any(run.corruptions.glob("*/summary.json"))
+    outside = (merged or examined or corrupted) and not run.config.exists()
+    config = None if outside else run.load_config()
     return Run(
         dir=run,
         label=label,

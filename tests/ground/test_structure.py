@@ -15,6 +15,7 @@ GROUND = {
     "environment",
     "epsilon",
     "errors",
+    "fields",
     "forecast",
     "forecast_view",
     "plan",
