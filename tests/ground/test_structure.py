@@ -14,6 +14,7 @@ GROUND = {
     "configfile",
     "environment",
     "errors",
+    "fields",
     "forecast",
     "forecast_view",
     "plan",
