@@ -97,9 +97,14 @@ class OptimConfig(Section):
     """Owner: train/optim.py."""
 
     lr: Positive = 0.5
-    """Peak learning rate, for the global batch size as it stands."""
+    """Peak learning rate, for a global batch of `lr_batch_size`."""
+    lr_batch_size: Annotated[int, Field(ge=0)] = 0
+    """Global batch size that lr was found for; the plan scales lr in proportion to train.batch_size (Goyal et al.
+    2017). 0 takes lr as it stands."""
     momentum: Probability = 0.9
-    """Nesterov momentum of SGD."""
+    """Momentum of SGD."""
+    nesterov: bool = True
+    """Nesterov's form of the momentum (Sutskever et al. 2013)."""
     weight_decay: NonNegative = 5e-5
     """On weights of convolutions and linear layers only, never on norms and biases."""
     warmup_epochs: NonNegative = 2.0
