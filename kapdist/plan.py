@@ -65,8 +65,9 @@ class Plan:
 
     def in_words(self) -> str:
         """Return the plan as a line for a log."""
-        steps = f"{self.epochs:,} epochs of {self.steps_per_epoch:,} steps, {self.batch_size:,} images each"
-        return f"{steps} over {self.world_size:,} ranks; peak learning rate {self.peak_lr_in_words()}"
+        steps = f"epochs {self.epochs:,}, steps per epoch {self.steps_per_epoch:,}"
+        batch = f"global batch {self.batch_size:,}, ranks {self.world_size:,}"
+        return f"{steps}, {batch}, peak learning rate {self.peak_lr_in_words()}"
 
     def describe(self) -> dict[str, int | float | str]:
         """Return the plan as JSON values (plan.json)."""
