@@ -74,7 +74,6 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
     """Open the data, make the plan, build model and engine; what is wrong with the input is found here."""
     data, validation = ranks.together(lambda: open_data(config))
     plan = ranks.together(lambda: make_plan(config, data.num_images, ranks.world_size))
-    log.info("plan: %s", plan.in_words())
     if ranks.first:
         write_json(this.run.plan, plan.describe() | {"data": data.fingerprint})
     model = ranks.together(lambda: initial_model(config, ranks))

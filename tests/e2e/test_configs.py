@@ -7,7 +7,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,10 +169,19 @@ def betons(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str
     return betons
 
 
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Give torch its threads back, which a run in this process sets."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 SMALL = [f"train.batch_size={BATCH}", "train.epochs=1", "optim.warmup_epochs=0", "model.width=0.25"]
 ONE_CPU = ["engine.device=cpu", "engine.threads=1", "engine.precision=fp32", "data.workers=1"]
 
 
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("path", trainings(), ids=called)
 def test_a_training_takes_two_steps_on_one_process(path: Path, betons: Callable, tmp_path: Path) -> None:
     name = path.parent.name
