@@ -1,11 +1,15 @@
-"""From a YAML file and ``section.key=value`` words to a config, with errors in the user's own words."""
+"""From a YAML file and ``section.key=value`` words to a config, with errors in the user's own words.
+
+``base: other.yaml``, relative to the file that says so, is a file to start from; the rest is what differs. A run is
+never named after its base, and the config in its directory is whole and needs none.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from omegaconf import OmegaConf
@@ -16,17 +20,25 @@ from kapdist.config import AnySection, Section, dotted_keys
 from kapdist.errors import InputError
 
 DEFAULTS = "the defaults"  # where a value comes from when no file was named
+BASE = "base"
+
+
+class Layer(NamedTuple):
+    """A file and what it says itself."""
+
+    path: Path
+    values: dict[str, Any]
 
 
 def load_config(model: type[AnySection], path: Path | None, overrides: Sequence[str] = ()) -> AnySection:
-    """Read a config: defaults, then the file if there is one, then the overrides.
+    """Read a config: defaults, then the file on its base if there are any, then the overrides.
 
     Raises:
-        InputError: for an unreadable file, a duplicate or unknown key (names the nearest), a bad value (names
-            the bound).
+        InputError: for an unreadable file, bases that lead back, a duplicate or unknown key (names the nearest), a
+            bad value (names the bound and the file that states it).
     """
-    base = OmegaConf.create() if path is None else read_yaml(path)
-    values = OmegaConf.merge(base, *(parse_override(word, model) for word in unique(overrides)))
+    layers = [] if path is None else read_layers(path)
+    values = OmegaConf.merge(merged(layers), *(parse_override(word, model) for word in unique(overrides)))
     try:
         container = OmegaConf.to_container(values, resolve=True)
     except OmegaConfBaseException as error:
@@ -37,7 +49,7 @@ def load_config(model: type[AnySection], path: Path | None, overrides: Sequence[
     try:
         return model.model_validate(container)
     except ValidationError as error:
-        raise InputError(*describe(error, model, path or DEFAULTS, overrides)) from None
+        raise InputError(*describe(error, model, layers, overrides)) from None
 
 
 def dump_config(config: Section) -> str:
@@ -45,7 +57,43 @@ def dump_config(config: Section) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def read_yaml(path: Path) -> Any:
+def read_layers(path: Path) -> list[Layer]:
+    """Read a file and the bases under it, the lowest first.
+
+    Raises:
+        InputError: an unreadable file, a base that is none or leads back to a file above it.
+    """
+    layers = [Layer(path, read_yaml(path))]
+    while BASE in layers[0].values:
+        below = base_of(layers)
+        del layers[0].values[BASE]
+        layers.insert(0, Layer(below, read_yaml(below)))
+        layers[0].values.pop("name", None)  # two runs would share a directory
+    return layers
+
+
+def base_of(layers: Sequence[Layer]) -> Path:
+    """Return the file that the lowest layer builds on."""
+    above, named = layers[0].path, layers[0].values[BASE]
+    place = f"{above}: {BASE}"
+    if not isinstance(named, str):
+        raise InputError(place, "the path of a config file, from this one's folder", repr(named))
+    below = above.parent / named
+    if not below.is_file():
+        raise InputError(place, "a config file", f"nothing at {below}")
+    chain = [layer.path.resolve() for layer in reversed(layers)]
+    if below.resolve() in chain:
+        names = [file.name for file in [*chain, below]]
+        raise InputError(place, "bases that come to an end", " -> ".join(names))
+    return below
+
+
+def merged(layers: Sequence[Layer]) -> Any:
+    """Return what a file says in all, its bases included."""
+    return OmegaConf.merge({}, *(layer.values for layer in layers))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = OmegaConf.load(path)
     except FileNotFoundError:
@@ -58,7 +106,7 @@ def read_yaml(path: Path) -> Any:
         raise InputError(place, "YAML", getattr(error, "problem", None) or first_line(error)) from None
     if not OmegaConf.is_dict(values):
         raise InputError(path, "a mapping of keys to values", "a list or a single value")
-    return values
+    return dict(OmegaConf.to_container(values, resolve=False))  # type: ignore[arg-type]  # a mapping's is one
 
 
 def unique(overrides: Sequence[str]) -> Sequence[str]:
@@ -82,12 +130,13 @@ def parse_override(word: str, model: type[Section]) -> Any:
 
 
 def describe(
-    error: ValidationError, model: type[Section], path: Path | str, overrides: Sequence[str]
+    error: ValidationError, model: type[Section], layers: Sequence[Layer], overrides: Sequence[str]
 ) -> tuple[str, str, str]:
     """Say the first of pydantic's findings as (place, expected, found), and how many more there are."""
     first, *others = error.errors()
     key = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and not part.startswith("function-"))
     override = next((word for word in overrides if word.partition("=")[0] == key), None)
+    path = stated_in(layers, key)
     place = f"override {override!r}" if override else f"{path}: {key}" if key else str(path)
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
@@ -97,6 +146,21 @@ def describe(
     expected = first["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("should be ")
     found = "the contrary" if first["type"] == "value_error" and not key else repr(first["input"])
     return place, expected, found + more
+
+
+def stated_in(layers: Sequence[Layer], key: str) -> Path | str:
+    """Return the file that a key's value comes from; the uppermost where none states it."""
+    if not layers:
+        return DEFAULTS
+    stating = [layer.path for layer in layers if states(layer.values, key)]
+    return stating[-1] if stating else layers[-1].path
+
+
+def states(values: Any, key: str) -> bool:
+    first, _, rest = key.partition(".")
+    if not isinstance(values, Mapping) or first not in values:
+        return False
+    return not rest or states(values[first], rest)
 
 
 def nearest(key: str, model: type[Section]) -> str:

@@ -38,7 +38,7 @@ def steps(found: Forecast) -> Rows:
     yield "epochs", f"{plan.epochs:,}"
     yield "steps per epoch", f"{plan.steps_per_epoch:,}"
     yield "steps", f"{plan.total_steps:,}, the first {plan.warmup_steps:,} warm up"
-    yield "peak learning rate", f"{plan.peak_lr:g}"
+    yield "peak learning rate", plan.peak_lr_in_words()
     for step, lr in found.lr:
         yield f"  after step {step:,}", f"{lr:.4g}"
 

@@ -26,6 +26,8 @@ class Plan:
     steps_per_epoch: int
     warmup_steps: int
     peak_lr: float
+    lr_scale: float
+    """What optim.lr was multiplied by for this batch size."""
     schedule: str
 
     @property
@@ -53,6 +55,20 @@ class Plan:
             return self.peak_lr * 0.5 * (1 + math.cos(math.pi * progress))
         return self.peak_lr * (1 - progress)
 
+    def peak_lr_in_words(self) -> str:
+        """Return e.g. "0.425 = 1.7 for 4,096 images, scaled to 1,024"."""
+        if self.lr_scale == 1:
+            return f"{self.peak_lr:g}"
+        found_for = round(self.batch_size / self.lr_scale)
+        lr = self.peak_lr / self.lr_scale
+        return f"{self.peak_lr:g} = {lr:g} for {found_for:,} images, scaled to {self.batch_size:,}"
+
+    def in_words(self) -> str:
+        """Return the plan as a line for a log."""
+        steps = f"epochs {self.epochs:,}, steps per epoch {self.steps_per_epoch:,}"
+        batch = f"global batch {self.batch_size:,}, ranks {self.world_size:,}"
+        return f"{steps}, {batch}, peak learning rate {self.peak_lr_in_words()}"
+
     def describe(self) -> dict[str, int | float | str]:
         """Return the plan as JSON values (plan.json)."""
         return asdict(self) | {"total_steps": self.total_steps}
@@ -78,6 +94,7 @@ def make_plan(config: Config, num_images: int, world_size: int) -> Plan:
     if smallest < 1:
         parts = world_size * train.accumulation_steps
         raise InputError("train.batch_size", f"at least {parts} (ranks x accumulation)", str(train.batch_size))
+    scale = lr_scale(config)
     return Plan(
         num_images=num_images,
         world_size=world_size,
@@ -86,9 +103,16 @@ def make_plan(config: Config, num_images: int, world_size: int) -> Plan:
         epochs=train.epochs,
         steps_per_epoch=steps_per_epoch,
         warmup_steps=warmup_steps(optim, train.epochs, steps_per_epoch),
-        peak_lr=optim.lr,
+        peak_lr=optim.lr * scale,
+        lr_scale=scale,
         schedule=optim.schedule,
     )
+
+
+def lr_scale(config: Config) -> float:
+    """Return the global batch size over the one that the learning rate was found for (Goyal et al. 2017, 2.1)."""
+    found_for = config.optim.lr_batch_size
+    return config.train.batch_size / found_for if found_for else 1.0
 
 
 def warmup_steps(optim: OptimConfig, epochs: int, steps_per_epoch: int) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kapdist.config import AttackConfig, Config
-from kapdist.configfile import load_config, read_yaml
+from kapdist.configfile import load_config, merged, read_layers
 from kapdist.errors import InputError
 from kapdist.forecast import Forecast, Machine, Rate, above_zero, at_least, forecast
 from kapdist.rundir import RunDir
@@ -59,7 +59,7 @@ def answer(question: Question) -> Forecast | AttackForecast:
 
 def describes_training(path: Path) -> bool:
     """Tell by the keys: a training config has sections of its own, and `data` is one of them."""
-    values = read_yaml(path)
+    values = merged(read_layers(path))
     return isinstance(values.get("data"), Mapping) or bool(TRAINING_SECTIONS & set(values))
 
 

@@ -42,6 +42,7 @@ def train(config: Config) -> None:
 def train_run(job: Job) -> None:
     """Resume, take the steps, write the weights and DONE."""
     step = resume(job)
+    log.info("plan: %s", job.plan.in_words())
     clock = Clock(job.config.train, job.plan, step)
     batches = training_batches(job.train_loader, job.plan, job.config, job.ranks.rank, step)
     with MetricsLog(

@@ -1,4 +1,4 @@
-"""SGD with Nesterov momentum; weight decay by module type; moving average of weights."""
+"""SGD with momentum; weight decay by module type; moving average of weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Return SGD over the model; the learning rate is written by the engine at every step."""
     groups = parameter_groups(model, config.weight_decay)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+    nesterov = config.nesterov and config.momentum > 0
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
 
 
 def make_ema(model: nn.Module, config: OptimConfig) -> AveragedModel | None:

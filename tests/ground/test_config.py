@@ -108,6 +108,50 @@ def test_files_that_are_no_configs(write, tmp_path: Path) -> None:
     assert "expected section.key=value" in refusal(Config, write(MINIMAL), "seed")
 
 
+def test_a_file_says_what_differs_from_its_base(write, tmp_path: Path) -> None:
+    below = "optim: {lr: 0.25, momentum: 0.5}\nmodel: {mean: [0.1, 0.2, 0.3]}\nname: lowest\n"
+    write(MINIMAL + below, "lowest.yaml")
+    write("base: lowest.yaml\noptim: {lr: 0.5}\nname: middle\n", "middle.yaml")
+    (tmp_path / "deeper").mkdir()
+    path = write("base: ../middle.yaml\nmodel: {mean: [0.4, 0.5, 0.6]}\n", "deeper/upper.yaml")
+    config = load_config(Config, path, ["train.epochs=3"])
+    assert (config.optim.lr, config.optim.momentum, config.train.epochs) == (0.5, 0.5, 3)
+    assert config.model.mean == (0.4, 0.5, 0.6)  # a list is one value
+    assert config.name == "upper"  # or two runs would share a directory
+    whole = load_config(Config, write(dump_config(config), "whole.yaml"))
+    assert whole == config
+
+
+def test_bases_that_are_refused(write, tmp_path: Path) -> None:
+    write(MINIMAL + "base: b.yaml", "a.yaml")
+    write("base: c.yaml", "b.yaml")
+    path = write("base: a.yaml", "c.yaml")
+    found = "expected bases that come to an end, found c.yaml -> a.yaml -> b.yaml -> c.yaml"
+    assert f"{tmp_path / 'b.yaml'}: base: {found}" in refusal(Config, path)
+    assert "found run.yaml -> run.yaml" in refusal(Config, write(MINIMAL + "base: run.yaml"))
+    absent = refusal(Config, write("base: absent.yaml"))
+    assert f"{tmp_path / 'run.yaml'}: base: expected a config file, found nothing at" in absent
+    for wrong in ("", "3", "[a.yaml, b.yaml]", "{a: 1}"):
+        assert "base: expected the path of a config file" in refusal(Config, write(f"base: {wrong}"))
+    write("- 1", "list.yaml")
+    assert "list.yaml: expected a mapping" in refusal(Config, write("base: list.yaml"))
+    assert "expected a known key" in refusal(Config, write(MINIMAL), "base=a.yaml")
+
+
+def test_a_mistake_is_looked_for_in_the_file_that_states_it(write, tmp_path: Path) -> None:
+    write(MINIMAL + "optim: {lr: -1}\ntrain: {epoch: 3}\n", "wrong.yaml")
+    upper = write("base: wrong.yaml\noptim: {momentum: 0.5}\n", "upper.yaml")
+    message = refusal(Config, upper, "train.epochs=2")
+    assert message.startswith(f"{tmp_path / 'wrong.yaml'}: optim.lr: ")
+    write("base: wrong.yaml\noptim: {lr: 1}\n", "upper.yaml")
+    assert refusal(Config, upper).startswith(f"{tmp_path / 'wrong.yaml'}: train.epoch: expected a known key")
+    write(MINIMAL, "right.yaml")
+    write("base: right.yaml\noptim: {lr: -1}\n", "upper.yaml")
+    assert refusal(Config, upper).startswith(f"{upper}: optim.lr: ")
+    write("seed: 1", "right.yaml")
+    assert refusal(Config, upper).startswith(f"{upper}: data: expected a value, found nothing")
+
+
 def test_eps_may_be_a_fraction(write) -> None:
     assert load_config(AttackConfig, write("eps: 8/255")).eps == 8 / 255
     assert load_config(AttackConfig, write("{}"), ["eps=4/255"]).eps == 4 / 255

@@ -67,6 +67,19 @@ def test_no_warm_up() -> None:
     assert make_plan(config(warmup_epochs=0, lr=0.5), 64, 1).lr(0) == 0.5
 
 
+def test_the_learning_rate_goes_with_the_batch() -> None:
+    """1.7 for 4,096 images is 0.425 for 1,024, on any number of ranks and in any number of parts."""
+    optim = {"lr": 1.7, "lr_batch_size": 4096}
+    for world_size, parts in ((1, 1), (8, 2)):
+        plan = make_plan(config(1024, accumulation_steps=parts, **optim), 100_000, world_size)
+        assert isclose(plan.peak_lr, 0.425)
+        assert isclose(max(map(plan.lr, range(plan.total_steps))), 0.425)
+        assert plan.peak_lr_in_words() == "0.425 = 1.7 for 4,096 images, scaled to 1,024"
+    as_found = make_plan(config(4096, **optim), 100_000, 1)
+    assert (as_found.peak_lr, as_found.peak_lr_in_words()) == (1.7, "1.7")
+    assert make_plan(config(1024, lr=1.7), 100_000, 1).peak_lr == 1.7
+
+
 def test_refusals() -> None:
     with pytest.raises(
         InputError, match=r"train\.batch_size: expected at most the 20 images of the data, found 32"
