@@ -86,9 +86,9 @@ def class_names(files: Files, layout: Layout) -> tuple[str, ...]:
         return tuple(line.strip() for line in files.text(layout.marker).splitlines() if line.strip())
     place = files.label(layout.marker)
     names = read_arrays(files.needed(layout.marker), place).get(layout.names_key)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list):
         raise InputError(place, f"a list {layout.names_key}", type(names).__name__)
-    return tuple(names)
+    return tuple(name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names)
 
 
 def read_pickle(files: Files, name: str, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
