@@ -63,55 +63,68 @@ class Worker:
         self.descriptor = os.open(job.path, os.O_WRONLY)
 
     def run(self) -> None:
-        waiting: list[tuple[int, list[Any]]] = []
+        waiting: list[tuple[int, np.ndarray]] = []
         while (part := self.board.take()) is not None:
-            waiting.append((part, [self.encode(index) for index in self.board.images(part)]))
+            waiting.append((part, self.encode_part(part)))
             self.board.encoded(part)
             while waiting and (len(waiting) >= PARTS_IN_MEMORY or self.placed(waiting[0][0])):
                 self.put(*waiting.pop(0))
-        for part, contents in waiting:
-            self.put(part, contents)
+        for part, content in waiting:
+            self.put(part, content)
+
+    def encode_part(self, part: int) -> np.ndarray:
+        """Return the bytes of a part's images, one behind the other."""
+        content = np.frombuffer(b"".join(self.encode(index) for index in self.board.images(part)), np.uint8)
+        records = self.board.part_records(part)
+        # All at once: for small images the call costs more than the sum.
+        records["checksum"] = checksums(content, ends_before(records["size"]), records["size"])
+        return content
 
     def encode(self, index: int) -> Any:
         """Note what is known of an image and return its bytes; none of one that cannot be read."""
         board, job = self.board, self.job
         board.at[self.slot] = index
-        record = board.records[index : index + 1]
-        record[:] = 0
         try:
             stored = encode(job.source, index, job.encoding, board.page_size)
         except UnreadableImageError as error:
             # Not the end of the worker: all unreadable images are reported together.
             job.notes.put(("unreadable", index, str(error)[:NOTE_CHARACTERS]))
+            board.records[index] = 0
             content: Any = b""
         else:
-            fill(record, stored)
             content = stored.content
+            board.records[index] = record_of(stored)
         board.done[self.slot] += 1
         return content
 
     def placed(self, part: int) -> bool:
         return bool(self.board.begins[part] >= 0)
 
-    def put(self, part: int, contents: list[Any]) -> None:
+    def put(self, part: int, content: np.ndarray) -> None:
         while not self.placed(part):
             time.sleep(TURN_SECONDS)
         sizes = self.board.part_records(part)["size"]
         begins, _ = place(int(self.board.begins[part]), sizes, self.board.page_size)
-        for begin, content in zip(begins.tolist(), contents, strict=True):
-            write_at(self.descriptor, content, self.job.start + begin)
+        # Only a page's border lies between images: what is together in the file is written together.
+        gaps = begins - ends_before(sizes)
+        for gap in np.unique(gaps):
+            images = np.flatnonzero(gaps == gap)
+            first, last = int(begins[images[0]]), int(begins[images[-1]] + sizes[images[-1]])
+            write_at(self.descriptor, content[first - gap : last - gap], self.job.start + first)
         self.board.states[part] = WRITTEN
 
 
-def fill(record: np.ndarray, stored: Stored) -> None:
-    content = np.frombuffer(stored.content, np.uint8)
-    content.setflags(write=False)
-    record["size"], record["checksum"] = len(content), checksums(content, np.array([0]), np.array([len(content)]))
-    for key in ("label", "height", "width", "mode", "kept"):
-        record[key] = getattr(stored, key)
+def ends_before(sizes: np.ndarray) -> np.ndarray:
+    """Return where each of some things begins that lie one behind the other."""
+    return np.cumsum(sizes) - sizes
 
 
-def write_at(descriptor: int, content: Any, offset: int) -> None:
+def record_of(stored: Stored) -> tuple[int, ...]:
+    """Return a RECORD; the checksum comes later."""
+    return stored.label, len(stored.content), 0, stored.height, stored.width, stored.mode, stored.kept
+
+
+def write_at(descriptor: int, content: np.ndarray, offset: int) -> None:
     left = memoryview(content)
     while left:
         count = os.pwrite(descriptor, left, offset)

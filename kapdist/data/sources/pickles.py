@@ -56,7 +56,7 @@ def read_arrays(content: bytes, place: object) -> dict[str, Any]:
     try:
         found = ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:  # damaged pickles raise nearly anything
-        raise InputError(place, expected, str(error) or type(error).__name__) from error
+        raise InputError(place, expected, " ".join(str(error).split()) or type(error).__name__) from error
     if not isinstance(found, dict):
         raise InputError(place, expected, f"a {type(found).__name__}")
     return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in found.items()}
