@@ -30,7 +30,8 @@ class Journal:
         for line in lines if first == self.first else []:
             try:
                 part, begin, records = json.loads(line)
-                parts[int(part)] = int(begin), np.frombuffer(base64.b64decode(records, validate=True), RECORD)
+                content = np.frombuffer(base64.b64decode(records, validate=True), RECORD)
+                parts[int(part)] = int(begin), content.copy()  # of bytes, which cannot be written
             except (ValueError, TypeError, binascii.Error):
                 continue  # the last line of a writer that was killed
         return parts

@@ -75,6 +75,7 @@ class Worker:
     def encode_part(self, part: int) -> np.ndarray:
         """Return the bytes of a part's images, one behind the other."""
         content = np.frombuffer(b"".join(self.encode(index) for index in self.board.images(part)), np.uint8)
+        content.setflags(write=False)  # already so, unless there is nothing in it
         records = self.board.part_records(part)
         # All at once: for small images the call costs more than the sum.
         records["checksum"] = checksums(content, ends_before(records["size"]), records["size"])
@@ -125,7 +126,7 @@ def record_of(stored: Stored) -> tuple[int, ...]:
 
 
 def write_at(descriptor: int, content: np.ndarray, offset: int) -> None:
-    left = memoryview(content)
+    left = content.data
     while left:
         count = os.pwrite(descriptor, left, offset)
         left, offset = left[count:], offset + count
