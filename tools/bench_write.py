@@ -3,7 +3,7 @@
     python tools/bench_write.py [--rounds 7] [--workers N] [--copies 4] [--stamps FOLDER]
 
 The photographs are Debian's tuxpaint stamps, over white, enlarged to a longer side of 500 pixels. A round is, in an
-order that alternates: their JPEG encoding at quality 90 alone, from pixels in memory, by as many processes, timed
+order that alternates: their JPEG encoding at quality 90 alone (FFCV's `encode_jpeg`), by as many processes, timed
 from when all of them are ready to when the last one is done; the same written by stock FFCV's writer; by ours; ours
 from JPEG files that are kept as they are; and ours from JPEG files that are decoded, shrunk to 256 pixels, encoded.
 Writing is timed whole: processes, checksums, sha256 of the file, manifest. A ratio is to the encoding of the same
@@ -34,6 +34,9 @@ from kapdist.data.board import fork
 from kapdist.data.guard import DatasetWriter, IntField, RGBImageField
 from kapdist.data.sources.folder import ClassFolder
 from kapdist.environment import usable_cpus
+
+# Only after kapdist.data: its guard keeps FFCV's import from changing torch's threads.
+from ffcv.fields.rgb_image import encode_jpeg  # isort: skip
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 SIDE, SMALL_SIDE, QUALITY, CHUNK = 500, 256, 90, 16
@@ -84,10 +87,17 @@ def photographs(folder: Path) -> list[np.ndarray]:
     return images
 
 
-def encoding(source: Photographs, workers: int) -> float:
-    """Return the seconds in which the processes make every image a JPEG."""
+def encoding(source: Photographs, workers: int, *, bgr: bool = False) -> float:
+    """Return the seconds in which the processes make every image a JPEG; BGR is what OpenCV itself takes."""
     ready, taken, ends = fork.Barrier(workers + 1), fork.Value("q", 0), fork.SimpleQueue()
-    bgr = [cv2.cvtColor(image, cv2.COLOR_RGB2BGR) for image in source.images]
+    images = [cv2.cvtColor(image, cv2.COLOR_RGB2BGR) for image in source.images] if bgr else source.images
+
+    def encode(index: int) -> None:
+        image = images[index % len(images)]
+        if bgr:
+            cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+        else:
+            encode_jpeg(image, QUALITY)
 
     def work() -> None:
         ready.wait()
@@ -98,7 +108,7 @@ def encoding(source: Photographs, workers: int) -> float:
             if begin >= len(source):
                 break
             for index in range(begin, min(begin + CHUNK, len(source))):
-                cv2.imencode(".jpg", bgr[index % len(bgr)], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+                encode(index)
         ends.put(time.monotonic())
 
     processes = [fork.Process(target=work) for _ in range(workers)]
@@ -193,6 +203,7 @@ def main() -> None:
         files = save(images, Path(folder)).repeated(options.copies)
         what: dict[str, Timed] = {
             "JPEG encoding alone": lambda: encoding(source, workers),
+            "the same from BGR pixels": lambda: encoding(source, workers, bgr=True),
             "stock FFCV, pixels": lambda: stock(source, path, workers),
             "kapdist, pixels": lambda: written(source, path, workers),
             "kapdist, JPEG files as they are": lambda: written(files, path, workers),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -65,9 +65,8 @@ class Encoding:
         """Return what a manifest calls this."""
         if self.jpeg_quality is None:
             return "raw"
-        changed = {key: value for key, value in asdict(self).items() if value != getattr(Encoding, key)}
-        share = f", {self.jpeg_share:g} of the images" if "jpeg_share" in changed else ""
-        small = f", raw up to {self.raw_up_to_bytes} bytes" if "raw_up_to_bytes" in changed else ""
+        share = f", {self.jpeg_share:g} of the images" if self.jpeg_share < 1 else ""
+        small = f", raw up to {self.raw_up_to_bytes} bytes" if self.raw_up_to_bytes else ""
         return f"jpeg quality {self.jpeg_quality}{share}{small}"
 
 

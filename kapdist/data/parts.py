@@ -19,7 +19,7 @@ from kapdist.data.writer import Job, Progress, Watch
 from kapdist.environment import package_versions
 
 # A part is what a killed writer loses per worker, and what each worker holds a few of in memory.
-PART_IMAGES, PARTS, PART_BYTES = 256, 64, 1 << 25
+PART_IMAGES, PARTS, PART_BYTES = 256, 256, 1 << 25
 USUAL_IMAGE_BYTES, JPEG_RATIO = 1 << 20, 8  # for want of better knowledge, and only for the parts' size
 PACKAGES = ("ffcv", "numpy", "opencv-python", "pillow")  # other versions may encode otherwise
 

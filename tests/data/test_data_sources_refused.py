@@ -57,9 +57,9 @@ def inner_tar(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
 
 
 def twice_one_class(root: Path) -> None:
-    one = formats.make_tar({"n01000001.tar": formats.make_tar({"a.JPEG": formats.jpeg(1)})})
-    end = len(formats.make_tar({}))
-    (root / "ILSVRC2012_img_train.tar").write_bytes(one[:-end] + one if len(one) > end else one)
+    inner = formats.make_tar({"a.JPEG": formats.jpeg(1)})
+    whole = formats.make_tar({"n01000001.tar": inner})
+    (root / "ILSVRC2012_img_train.tar").write_bytes(whole[: 512 + len(inner)] + whole)
 
 
 def text(name: str, old: str, new: str) -> Callable[[Path], None]:
@@ -106,6 +106,7 @@ BAD = [
         inner_tar(lambda tar: formats.make_tar({})),
         r"n02000003\.tar: .* images, found none",
     ),
+    (imagenet, "train", twice_one_class, rf"{TRAIN}: .* different names, found more than one n01000001\.tar"),
     (imagenet, "train", cut(TRAIN, 0.6), rf"{TRAIN}.*: expected a whole tar"),
     (imagenet, "train", other(TRAIN, formats.make_tar({"x": b""})), "expected one tar per class in it, found none"),
     (imagenet, "val", cut(VAL, 0.5), rf"{VAL}: expected a whole tar"),

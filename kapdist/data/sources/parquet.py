@@ -42,6 +42,7 @@ class ParquetImages(FileSource):
         super().__init__(name, class_names, labels)
         # groups: (row groups, 3): file, number in the file, first image
         self.paths, self.groups, self.column = paths, groups, column
+        self.first_of_file = groups[np.searchsorted(groups[:, 0], np.arange(len(paths))), 2]
         self.kept: tuple[int, int, Any] | None = None
 
     def content(self, index: int) -> bytes:
@@ -66,9 +67,8 @@ class ParquetImages(FileSource):
         return self.kept[2]
 
     def image_name(self, index: int) -> str:
-        file = self.groups[int(np.searchsorted(self.groups[:, 2], index, side="right")) - 1, 0]
-        first = self.groups[self.groups[:, 0] == file, 2].min()
-        return f"{self.paths[file].name}!row {index - int(first)}"
+        file = int(np.searchsorted(self.first_of_file, index, side="right")) - 1
+        return f"{self.paths[file].name}!row {index - int(self.first_of_file[file])}"
 
 
 def image_bytes(column: pa.ChunkedArray) -> pa.Array:
@@ -85,23 +85,26 @@ def parquet(path: Path, split: str | None, columns: Columns) -> ParquetImages:
         InputError: no such files, columns or split; labels without names.
     """
     paths = choose(path, split)
-    opened = [open_parquet(file, columns) for file in paths]
-    groups, first = [], 0
-    for number, file in enumerate(opened):
-        for group in range(file.metadata.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if rows:
-                groups.append((number, group, first))
-            first += rows
+    groups, values, first = [], [], 0
+    names: tuple[str, ...] = ()
+    filled: list[Path] = []
+    for file_path in paths:
+        # One after the other: a data set may have more files than a process may open.
+        with open_parquet(file_path, columns) as file:
+            for group in range(file.metadata.num_row_groups):
+                if rows := file.metadata.row_group(group).num_rows:
+                    groups.append((len(filled), group, first))
+                    first += rows
+            values.append(file.read(columns=[columns.label], use_threads=False).column(0))
+            names = names or names_of_metadata(file, columns)
+            filled += [file_path] if file.metadata.num_rows else []
     if not groups:
         raise InputError(path, "rows", "none")
-    labels, names = labels_and_names(read_labels(path, opened, columns))
-    names = names_of_metadata(opened[0], columns) or names
-    for file in opened:
-        file.close()
+    labels, found = labels_and_names(together(values, f"{path}, column {columns.label}"))
+    names = names or found
     check_labels_have_names(f"{path}, column {columns.label}", labels, len(names))
     name = f"{path}/{split}" if split else str(path)
-    return ParquetImages(name, names, labels, paths, np.array(groups), columns.image)
+    return ParquetImages(name, names, labels, filled, np.array(groups), columns.image)
 
 
 def choose(path: Path, split: str | None) -> list[Path]:
@@ -149,11 +152,11 @@ def open_parquet(path: Path, columns: Columns) -> pq.ParquetFile:
     return file
 
 
-def read_labels(path: Path, opened: list[pq.ParquetFile], columns: Columns) -> pa.ChunkedArray:
-    values = [file.read(columns=[columns.label], use_threads=False).column(0) for file in opened]
+def together(values: list[pa.ChunkedArray], place: str) -> pa.ChunkedArray:
+    """Return the columns of all files as one, words in place of a dictionary's numbers."""
     kinds = sorted({str(value.type) for value in values})
     if len(kinds) > 1:
-        raise InputError(f"{path}, column {columns.label}", "one type in all files", ", ".join(kinds))
+        raise InputError(place, "one type in all files", ", ".join(kinds))
     whole = pa.chunked_array([chunk for value in values for chunk in value.chunks], values[0].type)
     return whole.cast(whole.type.value_type) if pa.types.is_dictionary(whole.type) else whole
 
