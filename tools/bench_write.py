@@ -147,7 +147,8 @@ def save(images: list[np.ndarray], folder: Path) -> Files:
 
 def cpu_seconds() -> float:
     """Return what this process and its ended children have used."""
-    multiprocessing.active_children()  # stock FFCV does not wait for its own; this does
+    for child in multiprocessing.active_children():  # stock FFCV does not wait for its own
+        child.join()
     both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
