@@ -30,16 +30,31 @@ AttackDirectory = Annotated[Path, typer.Argument(help="Directory of a planned at
 
 @data.command("write")
 def data_write(
-    source: Annotated[str, typer.Argument(help="A folder of class folders, or fashion-mnist.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="fashion-mnist, or a path: class folders, ImageNet's tars, Parquet, CIFAR (docs/data.md)."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="The beton to write.")],
-    split: Annotated[str, typer.Option(help="train or test, of a named data set.")] = "train",
+    split: Annotated[str | None, typer.Option(help="train, val or test, where the source has splits.")] = None,
+    format: Annotated[str | None, typer.Option(help="What the files are, where that is not to be guessed.")] = None,
+    image_column: Annotated[str, typer.Option(help="Parquet: column with the images.")] = "image",
+    label_column: Annotated[str, typer.Option(help="Parquet: column with the labels.")] = "label",
     max_side: Annotated[int | None, typer.Option(help="Shrink images whose longer side exceeds this.")] = None,
-    jpeg_quality: Annotated[int | None, typer.Option(help="Store JPEG at this quality; else raw pixels.")] = None,
-    skip_unreadable: Annotated[bool, typer.Option(help="Leave unreadable files out and record them.")] = False,
+    jpeg_quality: Annotated[
+        int | None,
+        typer.Option(help="Store JPEG: files that are JPEG as they are, others at this quality; else pixels."),
+    ] = None,
+    jpeg_share: Annotated[float, typer.Option(help="Share of the images that become JPEG; the rest is raw.")] = 1.0,
+    raw_up_to_bytes: Annotated[int, typer.Option(help="Images with so few bytes of pixels stay raw.")] = 0,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", "--skip-bad", help="Leave unreadable images out and record them.")
+    ] = False,
     num_workers: Annotated[int, typer.Option(help="Writing processes; 0 takes the usable CPUs.")] = 0,
 ) -> None:
-    """Write a beton and its manifest."""
-    from kapdist.data import write
+    """Write a beton and its manifest; the same command again continues what was interrupted."""
+    from kapdist.data import Columns, write
     from kapdist.progress import Progress
 
     with Progress(out.name, unit="images") as progress:
@@ -47,8 +62,12 @@ def data_write(
             source,
             out,
             split=split,
+            format=format,
+            columns=Columns(image_column, label_column),
             max_side=max_side,
             jpeg_quality=jpeg_quality,
+            jpeg_share=jpeg_share,
+            raw_up_to_bytes=raw_up_to_bytes,
             skip_unreadable=skip_unreadable,
             num_workers=num_workers,
             progress=lambda done, total: progress.show(done, total=total),

@@ -7,10 +7,26 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 WORTH_A_LINE_SECONDS = 1.0  # what is done sooner says nothing in a log
+
+
+class RateColumn(ProgressColumn):
+    """How many a second, of late."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "")
 
 
 class Progress:
@@ -22,7 +38,15 @@ class Progress:
         self.done = -1
         words = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
         times = TimeElapsedColumn(), TimeRemainingColumn()
-        self.bar = Bar(words[0], BarColumn(), MofNCompleteColumn(), *times, words[1], console=Console(stderr=True))
+        self.bar = Bar(
+            words[0],
+            BarColumn(),
+            MofNCompleteColumn(),
+            RateColumn(),
+            *times,
+            words[1],
+            console=Console(stderr=True),
+        )
         self.task = self.bar.add_task(title, total=total, note="")
 
     def __enter__(self) -> Progress:

@@ -3,16 +3,27 @@
 from kapdist.data.beton import BetonInfo, check_labels, open_beton
 from kapdist.data.check import check, check_beton
 from kapdist.data.errors import WriterError
-from kapdist.data.folder import class_folder
 from kapdist.data.loader import Batch, Loader
 from kapdist.data.order import epoch_order, quasi_random_order, training_order
-from kapdist.data.sources import SOURCES, Source, fashion_mnist, make_source
+from kapdist.data.sources import (
+    FORMATS,
+    SOURCES,
+    Columns,
+    FileSource,
+    Source,
+    class_folder,
+    fashion_mnist,
+    make_source,
+)
 from kapdist.data.write import write, write_beton
 
 __all__ = [
+    "FORMATS",
     "SOURCES",
     "Batch",
     "BetonInfo",
+    "Columns",
+    "FileSource",
     "Loader",
     "Source",
     "WriterError",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ class Manifest:
     fingerprint: str
     packages: dict[str, str | None]
     checksums: np.ndarray
+    stored: dict[str, int] = field(default_factory=dict)
+    """How many images are stored how, and their bytes."""
+    writing: dict[str, Any] = field(default_factory=dict)
+    """How fast the last writer was: the one thing that differs when the same is written again."""
 
     def summary(self) -> dict[str, Any]:
         """Return the manifest as JSON values, without the checksums."""

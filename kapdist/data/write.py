@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kapdist.data.beton import read_layout, stored_bytes
-from kapdist.data.checksum import checksums
+from kapdist.data.beton import read_layout
+from kapdist.data.encode import JPEG, Encoding
 from kapdist.data.manifest import Manifest, content_fingerprint, write_manifest
-from kapdist.data.sources import Source, make_source
-from kapdist.data.writer import Progress, write_images
+from kapdist.data.parts import Parts
+from kapdist.data.sources import Columns, Source, make_source
+from kapdist.data.sources.base import check_class_names
+from kapdist.data.writer import NO_ROOM, Progress
 from kapdist.environment import package_versions, usable_cpus
 from kapdist.errors import InputError
-from kapdist.rundir import file_sha256, written_aside
+from kapdist.rundir import file_sha256, locked, sync
 
 PACKAGES = ("kapdist", "ffcv", "numpy", "opencv-python", "pillow")
 NAMED = 20  # how many bad images a message names
@@ -24,23 +31,16 @@ def write(
     source: str,
     out: Path,
     *,
-    split: str = "train",
-    skip_unreadable: bool = False,
-    max_side: int | None = None,
-    jpeg_quality: int | None = None,
-    num_workers: int = 0,
-    progress: Progress | None = None,
+    split: str | None = None,
+    format: str | None = None,
+    columns: Columns | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Write a source, by name or a folder of class folders, to a beton; return its manifest's summary."""
-    return write_beton(
-        make_source(source, split),
-        out,
-        skip_unreadable=skip_unreadable,
-        max_side=max_side,
-        jpeg_quality=jpeg_quality,
-        num_workers=num_workers,
-        progress=progress,
-    )
+    """Write a source, by name or path, to a beton; return its manifest's summary.
+
+    The first arguments are make_source's, the options write_beton's.
+    """
+    return write_beton(make_source(source, split, format=format, columns=columns), out, **options)
 
 
 def write_beton(
@@ -49,6 +49,8 @@ def write_beton(
     *,
     max_side: int | None = None,
     jpeg_quality: int | None = None,
+    jpeg_share: float = 1.0,
+    raw_up_to_bytes: int = 0,
     skip_unreadable: bool = False,
     num_workers: int = 0,
     timeout_seconds: float = 600.0,
@@ -56,9 +58,11 @@ def write_beton(
 ) -> dict[str, Any]:
     """Write every image of a source to `out` (FFCV) and `out`.json (the manifest), in the source's order.
 
+    What is done is kept in the folder `out`.writing until the end; the same call again goes on from there.
+    The file depends on the source and the options alone: not on workers, and not on how often it was interrupted.
+
     Args:
-        max_side: larger images are shrunk to this longer side, pixels (OpenCV INTER_AREA, as FFCV does).
-        jpeg_quality: 1 to 100 stores JPEG, encoded afresh by OpenCV; None stores raw pixels.
+        max_side, jpeg_quality, jpeg_share, raw_up_to_bytes: as of kapdist.data.encode.Encoding.
         skip_unreadable: leave unreadable images out and list them in the manifest, instead of refusing.
         num_workers: processes; 0 takes the CPUs that this process may use.
         timeout_seconds: longest time in which no worker begins another image.
@@ -68,60 +72,107 @@ def write_beton(
         The manifest's summary.
 
     Raises:
-        InputError: unreadable images (all of them are reported together), or nothing to write.
+        InputError: unreadable images (all of them are reported together), nothing to write, or a full disk.
         WriterError: a worker process died or stopped; names the image.
     """
-    check_options(max_side, jpeg_quality)
-    out = Path(out)
-    options: dict[str, Any] = {"max_side": max_side, "jpeg_quality": jpeg_quality, "progress": progress}
-    options |= {"num_workers": num_workers or usable_cpus(), "timeout_seconds": timeout_seconds}
-    with written_aside(out) as aside:
-        indices = range(len(source))
-        bad = write_images(source, aside, indices, **options)
-        if bad:
-            if not skip_unreadable or len(bad) == len(source):
-                raise unreadable(source, bad)
-            # Rare, and cheaper than decoding every image twice to know before.
-            write_images(source, aside, [index for index in indices if index not in bad], **options)
-        manifest = describe(source, aside, bad, max_side, jpeg_quality)
-    write_manifest(out, manifest)
+    encoding = Encoding(max_side, jpeg_quality, jpeg_share, raw_up_to_bytes)
+    encoding.check()
+    check_class_names(source.name, source.class_names)
+    if not len(source):
+        raise InputError(source.name, "images", "none")
+    out, started = Path(out), time.monotonic()
+    folder = out.with_name(f"{out.name}.writing")
+    with a_full_disk_in_one_line(out), locked(folder / "lock"), left_if_worth(folder, source, encoding) as parts:
+        workers = num_workers or usable_cpus()
+        bad = parts.write(workers, timeout_seconds, progress)
+        if bad and (not skip_unreadable or len(bad) == len(source)):
+            raise unreadable(source, bad)
+        parts.finish()
+        manifest = describe(source, parts, encoding, bad, pace(parts, workers, time.monotonic() - started))
+        # The manifest first: a writer that is killed between the two still has the file, and does this again.
+        write_manifest(out, manifest)
+        os.replace(parts.path, out)
+        sync(out.parent)
     return manifest.summary()
 
 
-def check_options(max_side: int | None, jpeg_quality: int | None) -> None:
-    if max_side is not None and not 1 <= max_side <= 65535:
-        raise InputError("max side", "1 to 65535 pixels", str(max_side))
-    if jpeg_quality is not None and not 1 <= jpeg_quality <= 100:
-        raise InputError("JPEG quality", "1 to 100", str(jpeg_quality))
+@contextlib.contextmanager
+def a_full_disk_in_one_line(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise InputError(out, "room on its disk", str(error)) from error
+        raise
+
+
+@contextlib.contextmanager
+def left_if_worth(folder: Path, source: Source, encoding: Encoding) -> Iterator[Parts]:
+    """Give the unfinished beton; leave its folder to the next writer if that could go on from it."""
+    parts = Parts(source, encoding, folder)
+    worth = False
+    try:
+        yield parts
+    except BaseException:
+        worth = bool(parts.noted)
+        raise
+    finally:
+        if not worth:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def unreadable(source: Source, bad: dict[int, str]) -> InputError:
     named = [f"{source.image_name(index)} ({reason})" for index, reason in sorted(bad.items())[:NAMED]]
     more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-    expected = "readable images (or --skip-unreadable)"
+    expected = "readable images (or --skip-unreadable; the others are kept for it)"
     return InputError(source.name, expected, f"{len(bad)} unreadable: {', '.join(named)}{more}")
 
 
 def describe(
-    source: Source, path: Path, bad: dict[int, str], max_side: int | None, jpeg_quality: int | None
+    source: Source, parts: Parts, encoding: Encoding, bad: dict[int, str], writing: dict[str, Any]
 ) -> Manifest:
-    layout = read_layout(path)
-    sums = checksums(stored_bytes(path), layout.offsets, layout.sizes)
-    shapes = list(zip(layout.heights.tolist(), layout.widths.tolist(), strict=True))
+    records = parts.board.records[parts.board.records["size"] > 0]
+    shapes = list(zip(records["height"].tolist(), records["width"].tolist(), strict=True))
+    sums = records["checksum"].copy()
     return Manifest(
         source=source.name,
         num_images=len(sums),
         class_names=tuple(source.class_names),
-        per_class=tuple(np.bincount(layout.labels, minlength=len(source.class_names)).tolist()),
+        per_class=tuple(np.bincount(records["label"], minlength=len(source.class_names)).tolist()),
         smallest=min(shapes, key=lambda shape: shape[0] * shape[1]),
         largest=max(shapes, key=lambda shape: shape[0] * shape[1]),
-        encoding="raw" if jpeg_quality is None else f"jpeg quality {jpeg_quality}",
-        max_side=max_side,
+        encoding=encoding.words(),
+        max_side=encoding.max_side,
         skipped=tuple({"image": source.image_name(index), "reason": bad[index]} for index in sorted(bad)),
-        size_bytes=path.stat().st_size,
-        sha256=file_sha256(path),
-        layout_sha256=layout.sha256,
-        fingerprint=content_fingerprint(sums, layout.labels, tuple(source.class_names)),
+        size_bytes=parts.path.stat().st_size,
+        sha256=file_sha256(parts.path),
+        layout_sha256=read_layout(parts.path).sha256,
+        fingerprint=content_fingerprint(sums, records["label"], tuple(source.class_names)),
         packages=package_versions(PACKAGES),
         checksums=sums,
+        stored=stored(records),
+        writing=writing,
     )
+
+
+def pace(parts: Parts, num_workers: int, seconds: float) -> dict[str, Any]:
+    """Return how fast this writer was; what an earlier one had done does not count."""
+    images = len(parts.source) - parts.images_before
+    return {
+        "seconds": round(seconds, 3),
+        "images": images,
+        "images_per_second": round(images / seconds, 1),
+        "num_workers": num_workers,
+    }
+
+
+def stored(records: np.ndarray) -> dict[str, int]:
+    """Return how many images are stored how, and the bytes of all of them."""
+    jpeg = records["mode"] == JPEG
+    kept = records["kept"] > 0
+    return {
+        "jpeg_as_it_was": int(kept.sum()),
+        "jpeg_encoded": int((jpeg & ~kept).sum()),
+        "raw": int((~jpeg).sum()),
+        "image_bytes": int(records["size"].sum()),
+    }

@@ -10,9 +10,9 @@ from PIL import Image
 from kapdist.data import check, check_labels, class_folder, open_beton, write, write_beton
 from kapdist.data.beton import HEADER_BYTES, stored_bytes
 from kapdist.data.checksum import checksums
-from kapdist.data.folder import read_image
 from kapdist.data.guard import HeaderType
 from kapdist.data.manifest import manifest_path
+from kapdist.data.sources.folder import read_image
 from kapdist.errors import InputError
 from kapdist.rundir import file_sha256
 
@@ -239,7 +239,24 @@ def spoiled(tmp_path: Path) -> Path:
 def test_unreadable_images_are_refused_together(spoiled: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"2 unreadable: a/4\.png \(.*\), b/7\.png \(.*\)$"):
         write(str(spoiled), tmp_path / "x.beton", num_workers=2)
-    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "x.beton.writing"}
+    # What could be read is kept for the decision: leave them out, or mend them.
+    write(str(spoiled), tmp_path / "x.beton", skip_unreadable=True, num_workers=2)
+    write(str(spoiled), tmp_path / "y.beton", skip_unreadable=True, num_workers=1)
+    assert (tmp_path / "x.beton").read_bytes() == (tmp_path / "y.beton").read_bytes()
+    assert not (tmp_path / "x.beton.writing").exists()
+
+
+def test_mended_images_take_their_places(spoiled: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="2 unreadable"):
+        write(str(spoiled), tmp_path / "x.beton", num_workers=2)
+    for name in ("a/4.png", "b/7.png"):
+        Image.new("RGB", (30, 20), "blue").save(spoiled / name)
+    write(str(spoiled), tmp_path / "x.beton", num_workers=2)
+    write(str(spoiled), tmp_path / "y.beton", num_workers=1)
+    assert (tmp_path / "x.beton").read_bytes() == (tmp_path / "y.beton").read_bytes()
+    assert open_beton(tmp_path / "x.beton").layout.widths.tolist() == [10, 12, 30, 16, 11, 13, 15, 30]
+    check(tmp_path / "x.beton")
 
 
 def test_skipped_images_are_recorded(spoiled: Path, tmp_path: Path) -> None:

@@ -1,20 +1,16 @@
-"""What the images are: a source gives pixels and a label for every number below its length."""
+"""Fashion-MNIST (Xiao et al. 2017, https://arxiv.org/abs/1708.07747): Debian's package, else a download."""
 
 from __future__ import annotations
 
-import difflib
 import gzip
 import hashlib
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from kapdist.data.folder import class_folder
 from kapdist.errors import InputError
 from kapdist.rundir import write_atomic
 
@@ -40,23 +36,6 @@ FASHION_MD5 = {
     "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
 }
 SPLITS = {"train": "train", "test": "t10k"}
-
-
-class Source(Protocol):
-    """Images and labels, before they are written to a beton."""
-
-    name: str
-    class_names: tuple[str, ...]
-    largest_bytes: int | None
-    """Bytes of the largest image, None where only decoding would tell."""
-
-    def __len__(self) -> int: ...
-
-    def item(self, index: int) -> tuple[np.ndarray, int]:
-        """Return (image (height, width, 3) uint8 RGB, label); raise UnreadableImageError."""
-
-    def image_name(self, index: int) -> str:
-        """Return what a message calls the image."""
 
 
 class FashionMnist:
@@ -138,23 +117,3 @@ def download(name: str, path: Path) -> None:
     if md5(content) != FASHION_MD5[name]:
         raise InputError(MIRROR + name, f"MD5 {FASHION_MD5[name]}", md5(content))
     write_atomic(path, content)
-
-
-SOURCES: dict[str, Callable[[str], Source]] = {"fashion-mnist": fashion_mnist}
-
-
-def make_source(source: str, split: str = "train") -> Source:
-    """Return a source by its name in SOURCES, with that split, or a folder of class folders.
-
-    Raises:
-        InputError: neither a name nor a folder; a split of a folder.
-    """
-    if source in SOURCES:
-        return SOURCES[source](split)
-    if not Path(source).exists():
-        near = difflib.get_close_matches(source, SOURCES, 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise InputError("source", f"{', '.join(SOURCES)} or a folder of class folders", f"{source}{hint}")
-    if split != "train":
-        raise InputError("split", "no split of a folder: give the folder of the split itself", split)
-    return class_folder(Path(source))

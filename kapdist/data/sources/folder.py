@@ -1,0 +1,96 @@
+"""A folder of class folders as a source: any size and kind of image."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from kapdist.data.errors import UnreadableImageError
+from kapdist.data.sources.base import FileSource
+from kapdist.data.sources.image import EXTENSIONS, decode_image, is_image_name
+from kapdist.errors import InputError
+
+SPLIT_FOLDERS = ("train", "val", "validation", "test")
+
+
+class ClassFolder(FileSource):
+    """The images below root/<class name>/, however deep; labels as torchvision's ImageFolder gives them."""
+
+    def __init__(self, root: Path) -> None:
+        names = class_names(root)
+        found = [image_files(root / name) for name in names]
+        empty = [name for name, files in zip(names, found, strict=True) if not files]
+        if empty:
+            raise InputError(
+                root, f"images ({' '.join(EXTENSIONS)}) in every class folder", f"none in {', '.join(empty)}"
+            )
+        super().__init__(str(root), names, np.repeat(np.arange(len(found)), [len(files) for files in found]))
+        self.root = root
+        self.files = [file for files in found for file in files]
+
+    def content(self, index: int) -> bytes:
+        return read_bytes(self.root / self.files[index])
+
+    def image_name(self, index: int) -> str:
+        return self.files[index]
+
+
+def split_folder(path: Path, split: str | None) -> Path:
+    """Return the folder of class folders of a split; the path itself where none is asked for.
+
+    Raises:
+        InputError: the split has no folder; or the class folders are splits.
+    """
+    if split is not None:
+        if not (path / split).is_dir():
+            expected = f"no split of a folder: give the folder of the split itself, or one with {split}/ in it"
+            raise InputError("split", expected, split)
+        return path / split
+    splits = [name for name in SPLIT_FOLDERS if (path / name).is_dir()]
+    if splits and set(splits) == set(class_names(path)):
+        raise InputError("split", f"--split {' or '.join(splits)} (folders of {path})", "none given")
+    return path
+
+
+def class_folder(path: Path) -> ClassFolder:
+    """Return the images of a folder whose first level of folders names the classes, sorted by name.
+
+    Names that begin with a dot are passed over, other kinds of file too; links are followed.
+
+    Raises:
+        InputError: no folder, no class folders, or a class folder without images.
+    """
+    return ClassFolder(Path(path))
+
+
+def class_names(root: Path) -> tuple[str, ...]:
+    if not root.is_dir():
+        raise InputError(root, "a folder of class folders", "a file" if root.exists() else "nothing")
+    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise InputError(root, "a folder of class folders", "no folder in it")
+    return tuple(names)
+
+
+def image_files(folder: Path) -> list[str]:
+    """Return the paths of the images below a class folder, relative to its parent, in torchvision's order."""
+    files = []
+    for place, _, names in sorted(os.walk(folder, followlinks=True)):
+        for name in sorted(names):
+            if is_image_name(name):
+                files.append(str(Path(place, name).relative_to(folder.parent)))
+    return files
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Return an image file as (height, width, 3) uint8 RGB; raise UnreadableImageError with the reason."""
+    return decode_image(read_bytes(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadableImageError(str(error.strerror)) from error

@@ -1,0 +1,186 @@
+"""Parquet files of encoded images and labels, such as the Hugging Face hub's (ILSVRC/imagenet-1k)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kapdist.data.errors import UnreadableImageError
+from kapdist.data.sources.base import FileSource, check_labels_have_names
+from kapdist.data.sources.columns import Columns
+from kapdist.errors import InputError
+
+# What a file's name says of its split: the hub's and torchvision's words.
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+
+
+class ParquetImages(FileSource):
+    """Images read a row group at a time; each process keeps one row group in memory."""
+
+    def __init__(
+        self,
+        name: str,
+        class_names: tuple[str, ...],
+        labels: np.ndarray,
+        paths: list[Path],
+        groups: np.ndarray,
+        column: str,
+    ) -> None:
+        super().__init__(name, class_names, labels)
+        # groups: (row groups, 3): file, number in the file, first image
+        self.paths, self.groups, self.column = paths, groups, column
+        self.first_of_file = groups[np.searchsorted(groups[:, 0], np.arange(len(paths))), 2]
+        self.kept: tuple[int, int, Any] | None = None
+
+    def content(self, index: int) -> bytes:
+        row = int(np.searchsorted(self.groups[:, 2], index, side="right")) - 1
+        try:
+            value = self.rows(row)[index - int(self.groups[row, 2])].as_py()
+        except (pa.ArrowException, OSError) as error:
+            raise UnreadableImageError(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+        if value is None:
+            raise UnreadableImageError("no bytes in its row")
+        return value
+
+    def rows(self, row: int) -> Any:
+        """Return the images of a row group, read by this process."""
+        if self.kept is None or self.kept[:2] != (os.getpid(), row):
+            self.kept = None  # one at a time in memory
+            file, number, _ = self.groups[row]
+            # A thread pool would not survive the fork of a writer's workers.
+            with pq.ParquetFile(self.paths[file], memory_map=False) as opened:
+                table = opened.read_row_group(int(number), columns=[self.column], use_threads=False)
+            self.kept = os.getpid(), row, image_bytes(table.column(0))
+        return self.kept[2]
+
+    def image_name(self, index: int) -> str:
+        file = int(np.searchsorted(self.first_of_file, index, side="right")) - 1
+        return f"{self.paths[file].name}!row {index - int(self.first_of_file[file])}"
+
+
+def image_bytes(column: pa.ChunkedArray) -> pa.Array:
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks)
+    return array.field("bytes") if pa.types.is_struct(array.type) else array
+
+
+def parquet(path: Path, split: str | None, columns: Columns) -> ParquetImages:
+    """Return the images of a Parquet file, or of a folder's (or its folder data/) that a split names.
+
+    Raises:
+        InputError: no such files, columns or split; labels without names.
+    """
+    paths = choose(path, split)
+    groups, values, first = [], [], 0
+    names: tuple[str, ...] = ()
+    filled: list[Path] = []
+    for file_path in paths:
+        # One after the other: a data set may have more files than a process may open.
+        with open_parquet(file_path, columns) as file:
+            for group in range(file.metadata.num_row_groups):
+                if rows := file.metadata.row_group(group).num_rows:
+                    groups.append((len(filled), group, first))
+                    first += rows
+            values.append(file.read(columns=[columns.label], use_threads=False).column(0))
+            names = names or names_of_metadata(file, columns)
+            filled += [file_path] if file.metadata.num_rows else []
+    if not groups:
+        raise InputError(path, "rows", "none")
+    labels, found = labels_and_names(together(values, f"{path}, column {columns.label}"))
+    names = names or found
+    check_labels_have_names(f"{path}, column {columns.label}", labels, len(names))
+    name = f"{path}/{split}" if split else str(path)
+    return ParquetImages(name, names, labels, filled, np.array(groups), columns.image)
+
+
+def choose(path: Path, split: str | None) -> list[Path]:
+    if path.is_file():
+        if split is not None:
+            raise InputError("split", "no split of one Parquet file", split)
+        return [path]
+    by_split: dict[str, list[Path]] = {}
+    for file in parquet_files(path):
+        by_split.setdefault(split_of(file), []).append(file)
+    words = sorted(set(by_split) - {""})
+    if not words and split is None:
+        return by_split[""]
+    wanted = SPLIT_WORDS.get(split or "train", split)
+    if wanted not in words:
+        found = split or "none given, and no files of a split train"
+        raise InputError("split", f"{' or '.join(words) or 'none'} (as the files in {path} are named)", found)
+    return by_split[str(wanted)]
+
+
+def parquet_files(path: Path) -> list[Path]:
+    return sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
+
+
+def split_of(file: Path) -> str:
+    """Return train, val, test or nothing: train-00000-of-00294.parquet is train."""
+    return SPLIT_WORDS.get(file.stem.replace("_", "-").split("-")[0].lower(), "")
+
+
+def open_parquet(path: Path, columns: Columns) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(path, "a whole Parquet file", str(error).splitlines()[0]) from error
+    schema = file.schema_arrow
+    for name in (columns.image, columns.label):
+        if name not in schema.names:
+            expected = f"a column {name} (or --image-column and --label-column)"
+            raise InputError(path, expected, f"columns {', '.join(schema.names)}")
+    kind = schema.field(columns.image).type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise InputError(f"{path}, column {columns.image}", "bytes, or a struct with bytes", str(kind))
+    return file
+
+
+def together(values: list[pa.ChunkedArray], place: str) -> pa.ChunkedArray:
+    """Return the columns of all files as one, words in place of a dictionary's numbers."""
+    kinds = sorted({str(value.type) for value in values})
+    if len(kinds) > 1:
+        raise InputError(place, "one type in all files", ", ".join(kinds))
+    whole = pa.chunked_array([chunk for value in values for chunk in value.chunks], values[0].type)
+    return whole.cast(whole.type.value_type) if pa.types.is_dictionary(whole.type) else whole
+
+
+def labels_and_names(values: pa.ChunkedArray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return (labels int64, class names): numbers name themselves, words are sorted."""
+    if values.null_count:
+        raise InputError("labels", "a label in every row", f"{values.null_count} rows without one")
+    if pa.types.is_integer(values.type):
+        labels = values.cast(pa.int64()).to_numpy()
+        return labels, tuple(map(str, range(int(labels.max()) + 1)))
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        names, labels = np.unique(np.array(values.to_pylist(), object), return_inverse=True)
+        return labels.astype(np.int64), tuple(map(str, names))
+    raise InputError("labels", "integers or words", str(values.type))
+
+
+def names_of_metadata(file: pq.ParquetFile, columns: Columns) -> tuple[str, ...]:
+    """Return the class names that the `datasets` library writes beside the columns; none where there are none."""
+    try:
+        metadata = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])
+        names = metadata["info"]["features"][columns.label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return ()
+    # Earlier versions wrote {"0": ..., "1": ...}.
+    names = [names[str(n)] for n in range(len(names))] if isinstance(names, dict) else names
+    return tuple(map(str, names))

@@ -1,0 +1,258 @@
+"""Bad input of every format: one line that names the place, what was expected and what was found."""
+
+import os
+import pickle
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import formats
+from kapdist.data import Columns, make_source, open_beton, write
+from kapdist.data.sources.matlab import read_matlab
+from kapdist.data.sources.pickles import read_arrays
+from kapdist.errors import InputError
+
+
+def imagenet(root: Path) -> Path:
+    formats.imagenet_train(root)
+    formats.imagenet_val(root)
+    return root
+
+
+def hub(root: Path) -> Path:
+    formats.hub_parquet(root, [formats.jpeg(n) for n in range(8)], [n % 3 for n in range(8)])
+    return root
+
+
+def cifar(root: Path) -> Path:
+    for name, content in formats.cifar10_files(formats.cifar_images(10), [0] * 10, binary=False).items():
+        (root / name).write_bytes(content)
+    return root
+
+
+def cut(name: str, keep: float) -> Callable[[Path], None]:
+    def change(root: Path) -> None:
+        content = (root / name).read_bytes()
+        (root / name).write_bytes(content[: int(keep * len(content)) // 512 * 512 + 100])
+
+    return change
+
+
+def inner_tar(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def apply(root: Path) -> None:
+        inner = {
+            f"{wnid}.tar": formats.make_tar({f"{wnid}_{n}.JPEG": formats.jpeg(n) for n in range(3)})
+            for wnid in formats.WNIDS
+        }
+        inner["n02000003.tar"] = change(inner["n02000003.tar"])
+        (root / "ILSVRC2012_img_train.tar").write_bytes(formats.make_tar(inner))
+
+    return apply
+
+
+def twice_one_class(root: Path) -> None:
+    inner = formats.make_tar({"a.JPEG": formats.jpeg(1)})
+    whole = formats.make_tar({"n01000001.tar": inner})
+    (root / "ILSVRC2012_img_train.tar").write_bytes(whole[: 512 + len(inner)] + whole)
+
+
+def text(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def change(root: Path) -> None:
+        content = (root / name).read_text()
+        assert old in content
+        (root / name).write_text(content.replace(old, new, 1))
+
+    return change
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda root: (root / name).unlink()
+
+
+def other(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda root: (root / name).write_bytes(content)
+
+
+def truth(lines: str) -> Callable[[Path], None]:
+    def change(root: Path) -> None:
+        shutil.unpack_archive(root / "ILSVRC2012_devkit_t12.tar.gz", root, filter="data")
+        (root / "ILSVRC2012_devkit_t12.tar.gz").unlink()
+        (root / "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt").write_text(lines)
+
+    return change
+
+
+def names_twice(root: Path) -> None:
+    files = formats.cifar10_files(formats.cifar_images(10), [0] * 10, binary=False)
+    (root / "batches.meta").write_bytes(files["batches.meta"].replace(b"class3", b"class4"))
+
+
+ANNOTATIONS = "val/val_annotations.txt"
+TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+BAD = [
+    # make, split, damage, what the line says
+    (imagenet, "train", inner_tar(lambda tar: tar[:1700]), r"!n02000003\.tar: expected a whole tar, found"),
+    (imagenet, "train", inner_tar(lambda tar: tar[:1536]), rf"{TRAIN}!n02000003\.tar: .* cut off .* after 1 files"),
+    (imagenet, "train", inner_tar(lambda tar: b"<html>" * 90), rf"{TRAIN}!n02000003\.tar: expected a whole tar"),
+    (
+        imagenet,
+        "train",
+        inner_tar(lambda tar: formats.make_tar({})),
+        r"n02000003\.tar: .* images, found none",
+    ),
+    (imagenet, "train", twice_one_class, rf"{TRAIN}: .* different names, found more than one n01000001\.tar"),
+    (imagenet, "train", cut(TRAIN, 0.6), rf"{TRAIN}.*: expected a whole tar"),
+    (imagenet, "train", other(TRAIN, formats.make_tar({"x": b""})), "expected one tar per class in it, found none"),
+    (imagenet, "val", cut(VAL, 0.5), rf"{VAL}: expected a whole tar"),
+    (imagenet, "val", truth("1\n2\n"), rf"{VAL}: expected 2 images \(the devkit's ground truth\), found 4"),
+    (imagenet, "val", truth("1\n2\n3\n4\n"), r"ground_truth\.txt: expected labels from 0 to 2, found -1 \(image 3"),
+    (imagenet, "val", truth("1\ntwo\n"), "expected an ILSVRC2012_ID on every line, found .*two"),
+    (imagenet, "val", cut("ILSVRC2012_devkit_t12.tar.gz", 0.5), r"expected a whole \.tar\.gz, found"),
+    (
+        imagenet,
+        "val",
+        remove("ILSVRC2012_devkit_t12.tar.gz"),
+        "labels of the validation images, found neither",
+    ),
+    (imagenet, "val", remove(VAL), f"expected {VAL}, found no such file"),
+    (imagenet, "test", lambda root: None, "split: expected train or val, found test"),
+    (formats.tiny_imagenet, "val", remove("val/images/val_2.JPEG"), r"1 missing: val/images/val_2\.JPEG"),
+    (
+        formats.tiny_imagenet,
+        "val",
+        text(ANNOTATIONS, "val_0.JPEG\t", "val_1.JPEG\t"),
+        r"line 2: .* val_1\.JPEG ag",
+    ),
+    (
+        formats.tiny_imagenet,
+        "val",
+        text(ANNOTATIONS, "n01000001", "n9"),
+        "a class of wnids.txt, found 'n9'",
+    ),
+    (formats.tiny_imagenet, "val", remove(ANNOTATIONS), "expected a file val/val_annotations.txt"),
+    (formats.tiny_imagenet, "val", other("val/images/z.JPEG", b""), r"found none of 1: val/images/z\.JPEG"),
+    (formats.tiny_imagenet, "train", text("wnids.txt", "n03000002", "n01000001"), "more than one 'n01000001'|n03"),
+    (formats.tiny_imagenet, "train", text("wnids.txt", "n03000002", "n03000003"), "found also n03000002"),
+    (formats.tiny_imagenet, "test", lambda root: None, r"found test \(its images have no labels\)"),
+    (cifar, "train", cut("data_batch_3", 0.5), "data_batch_3: expected a pickled dict of arrays"),
+    (cifar, "train", remove("data_batch_3"), "expected a file data_batch_3"),
+    (cifar, "train", names_twice, "expected classes with different names, found more than one 'class4'"),
+    (cifar, "val", lambda root: None, "split: expected train or test, found val"),
+    (hub, "train", cut("train-00001-of-00002.parquet", 0.9), "expected a whole Parquet file"),
+    (hub, "test", lambda root: None, "split: expected train .*found test"),
+]
+
+
+@pytest.mark.parametrize(("make", "split", "damage", "expected"), BAD)
+def test_one_line(tmp_path: Path, make, split: str, damage, expected: str) -> None:
+    place = make(tmp_path)
+    damage(place)
+    with pytest.raises(InputError, match=expected) as caught:
+        make_source(str(place), split)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (Columns("img", "label"), r"expected a column img \(or --image-column .*\), found columns image, label"),
+        (Columns("image", "fine_label"), "expected a column fine_label"),
+        (Columns("label", "label"), "column label: expected bytes, or a struct with bytes, found int64"),
+        (Columns("image", "image"), "labels: expected integers or words"),
+    ],
+)
+def test_a_parquet_without_the_columns(tmp_path: Path, columns: Columns, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        make_source(str(hub(tmp_path)), columns=columns)
+
+
+def test_labels_that_are_not_published(tmp_path: Path) -> None:
+    formats.hub_parquet(tmp_path, [formats.jpeg(1)] * 4, [-1] * 4, split="test")
+    with pytest.raises(InputError, match="expected labels from 0 to 2, found -1"):
+        make_source(str(tmp_path), "test")
+
+
+def test_class_folders_that_are_splits(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split / "n1").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"split: expected --split train or val .* found none given"):
+        make_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("make", [imagenet, hub])
+def test_an_image_that_does_not_decode_is_named_with_its_archive(tmp_path: Path, make, skip: bool) -> None:
+    half = formats.jpeg(1)[:400]
+    if make is hub:
+        formats.hub_parquet(tmp_path, [formats.jpeg(0), b"", half, formats.jpeg(3)], [0, 1, 2, 0])
+        names = [r"train-00000-of-00002.parquet!row 1", "train-00001-of-00002.parquet!row 0"]
+    else:
+        inner = formats.make_tar({"a.JPEG": formats.jpeg(0), "b.JPEG": b"", "c.JPEG": half})
+        (tmp_path / TRAIN).write_bytes(formats.make_tar({"n1.tar": inner}))
+        names = [f"{TRAIN}!n1.tar!b.JPEG", f"{TRAIN}!n1.tar!c.JPEG"]
+    out = tmp_path / "out" / "x.beton"
+    if not skip:
+        with pytest.raises(InputError, match=r"2 unreadable: .*cannot identify.*, .*(T|t)runcated") as caught:
+            write(str(tmp_path), out, split="train", jpeg_quality=90, num_workers=2)
+        assert all(name in str(caught.value) for name in names)
+        assert not out.exists()
+    else:
+        summary = write(str(tmp_path), out, split="train", jpeg_quality=90, num_workers=2, skip_unreadable=True)
+        assert [skipped["image"] for skipped in summary["skipped"]] == names
+        assert open_beton(out).num_images == summary["num_images"] == (2 if make is hub else 1)
+
+
+class Run:
+    """What a pickle can call when it is loaded."""
+
+    def __init__(self, function: Callable, *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        (Run(os.system, "touch executed"), r"posix\.system"),
+        (Run(eval, "1"), r"builtin.*\.eval"),
+        (Run(np.load, "x"), r"numpy\.load"),
+        (Run(getattr, "x", "load"), r"builtin.*\.getattr"),
+        (Run(np.ndarray, (1 << 40,)), "not callable"),
+    ],
+)
+def test_a_pickle_that_asks_for_more_than_arrays_is_refused_by_name(tmp_path, monkeypatch, value, named) -> None:
+    monkeypatch.chdir(tmp_path)
+    for protocol in (0, 2, 4):
+        content = pickle.dumps({"data": value}, protocol)
+        with pytest.raises(InputError, match=rf"x: expected a pickled dict of arrays.*{named}"):
+            read_arrays(content, "x")
+    assert not (tmp_path / "executed").exists()
+
+
+def dict_or_line(read: Callable[[], dict]) -> bool:
+    try:
+        return isinstance(read(), dict)
+    except InputError as error:
+        return str(error).startswith("x: expected") and "\n" not in str(error)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_dict_of_arrays_or_refused(content: bytes) -> None:
+    assert dict_or_line(lambda: read_arrays(b"\x80\x02" + content, "x"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 400), st.binary(min_size=1, max_size=4), st.booleans())
+def test_a_damaged_matlab_file_is_read_or_refused(at: int, junk: bytes, packed: bool) -> None:
+    body = formats.META_MAT[128:] if packed else zlib.decompress(formats.META_MAT[136:])
+    damaged = formats.META_MAT[:128] + body[:at] + junk + body[at + len(junk) :]
+    assert dict_or_line(lambda: read_matlab(damaged, "x"))
