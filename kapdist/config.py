@@ -6,28 +6,13 @@ defaults < YAML file < ``section.key=value``. Nothing mutates a config; whatever
 from __future__ import annotations
 
 import math
-import re
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
+from pydantic import Field, PlainValidator, field_validator, model_validator
 
-
-class Section(BaseModel):
-    """A part of the config that has one owner: frozen, and a key that nobody reads is refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
-
-
-def fraction(value: Any) -> Any:
-    """Read "4/255" as the number it means and leave everything else to pydantic."""
-    if isinstance(value, str) and re.fullmatch(r"\s*-?[\d.]+\s*/\s*-?[\d.]+\s*", value):
-        numerator, denominator = value.split("/")
-        if Fraction(denominator.strip()) == 0:
-            raise ValueError("a fraction that is not over zero")
-        return float(Fraction(numerator.strip()) / Fraction(denominator.strip()))
-    return value
+from kapdist.config_adversarial import AdversarialConfig
+from kapdist.section import Name, Natural, NonNegative, Positive, Probability, Section, fraction
 
 
 def one_or_several(value: Any) -> Any:
@@ -51,11 +36,6 @@ def size(value: Any) -> float:
 
 
 Epsilon = Annotated[float | tuple[float, ...], PlainValidator(one_or_several)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Natural = Annotated[int, Field(ge=1)]
-Probability = Annotated[float, Field(ge=0, lt=1)]
-Name = Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")]
 
 
 class DataConfig(Section):
@@ -227,6 +207,7 @@ class Config(Section):
     kap: KapConfig = KapConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
     engine: EngineConfig = EngineConfig()
 
     @model_validator(mode="after")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from kapdist.config import Config, OptimConfig
 from kapdist.errors import InputError
+from kapdist.plan_adversarial import AdversarialPlan, plan_adversarial
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What follows from a config; `step` counts finished optimizer steps and is the only clock.
+    """What follows from a config; `step` counts finished batches and is the only clock.
+
+    A step is one update of the weights (free adversarial training alone makes several of one batch).
 
     The images of an epoch are cut into `steps_per_epoch` batches that differ by at most one image, so every
     image is seen exactly once per epoch and there is no short last batch. Ranks and accumulation cut a batch
@@ -27,6 +31,7 @@ class Plan:
     warmup_steps: int
     peak_lr: float
     schedule: str
+    adversarial: AdversarialPlan | None = None
 
     @property
     def total_steps(self) -> int:
@@ -53,7 +58,7 @@ class Plan:
             return self.peak_lr * 0.5 * (1 + math.cos(math.pi * progress))
         return self.peak_lr * (1 - progress)
 
-    def describe(self) -> dict[str, int | float | str]:
+    def describe(self) -> dict[str, Any]:
         """Return the plan as JSON values (plan.json)."""
         return asdict(self) | {"total_steps": self.total_steps}
 
@@ -88,6 +93,7 @@ def make_plan(config: Config, num_images: int, world_size: int) -> Plan:
         warmup_steps=warmup_steps(optim, train.epochs, steps_per_epoch),
         peak_lr=optim.lr,
         schedule=optim.schedule,
+        adversarial=plan_adversarial(config.adversarial, train.epochs, steps_per_epoch),
     )
 
 

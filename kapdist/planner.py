@@ -18,7 +18,7 @@ from kapdist.rundir import RunDir
 if TYPE_CHECKING:
     from kapdist.attack.forecast import AttackForecast
 
-TRAINING_SECTIONS = {"train", "optim", "kap", "engine"}  # what an attack's config has none of
+TRAINING_SECTIONS = {"train", "optim", "kap", "engine", "adversarial"}  # what an attack's config has none of
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from kapdist.plan import Plan, make_plan
 from kapdist.rng import derive_seed
 from kapdist.rundir import RunDir, write_json, written_aside
 from kapdist.train import checkpoint
+from kapdist.train.adversary import Adversary
 from kapdist.train.attempt import Attempt
 from kapdist.train.batches import InputNoise
 from kapdist.train.evaluate import Evaluation, evaluate
@@ -58,6 +59,7 @@ class Job:
     train_loader: Loader
     eval_loader: Loader
     input_noise: InputNoise
+    adversary: Adversary | None
     meter: LossMeter
     last: LastEvaluation
     saver: checkpoint.Saver
@@ -92,6 +94,7 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
         train_loader=ranks.together(lambda: make_loader(config, data, ranks, training=True)),
         eval_loader=ranks.together(lambda: make_loader(config, validation, ranks, training=False)),
         input_noise=InputNoise(config.train.input_noise_std, config.seed, ranks.device),
+        adversary=Adversary(config, plan, plan.adversarial, engine, ranks) if plan.adversarial else None,
         meter=LossMeter(ranks),
         last=LastEvaluation(),
         saver=make_saver(config, ranks, this),

@@ -11,15 +11,18 @@ import pytest
 ROOT = Path(__file__).parents[2]
 GROUND = {
     "config",
+    "config_adversarial",
     "configfile",
     "environment",
     "errors",
     "forecast",
     "forecast_view",
     "plan",
+    "plan_adversarial",
     "progress",
     "rng",
     "rundir",
+    "section",
     "sharding",
 }
 MAY_IMPORT = {
