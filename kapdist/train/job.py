@@ -204,9 +204,14 @@ def seed_anew(job: Job, step: int) -> None:
 def validate(job: Job, step: int) -> Evaluation | None:
     """Evaluate the exported model over all ranks; None where a signal cut it short."""
     broadcast(job.evaluated.buffers(), job.ranks)
-    batch_size = job.config.train.eval_batch_size
     return evaluate(
-        job.evaluated, job.eval_loader, job.validation.num_images, batch_size, job.ranks, partial(poll, job, step)
+        job.evaluated,
+        job.eval_loader,
+        job.validation.num_images,
+        job.config.model.num_classes,
+        job.config.train.eval_batch_size,
+        job.ranks,
+        partial(poll, job, step),
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from kapdist.config import MAY_CHANGE, AttackConfig, Config, Section, dotted_keys, flatten
+from kapdist.config_evaluation import EvaluationConfig
 from kapdist.configfile import dump_config, load_config
 from kapdist.errors import InputError
 
@@ -151,7 +152,7 @@ def attributes_read_in(folder: Path) -> set[str]:
     return read
 
 
-@pytest.mark.parametrize("model", [Config, AttackConfig])
+@pytest.mark.parametrize("model", [Config, AttackConfig, EvaluationConfig])
 def test_every_key_reaches_a_line_of_code(model: type[Section]) -> None:
     read = attributes_read_in(ROOT / "kapdist")
     unread = [key for key in dotted_keys(model) if key.rpartition(".")[2] not in read]

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 GROUND = {
     "config",
     "config_adversarial",
+    "config_evaluation",
     "configfile",
     "environment",
     "errors",
