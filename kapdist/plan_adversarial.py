@@ -27,6 +27,11 @@ class AdversarialPlan:
     replays: int
     """Updates of the weights in one step of the training: 1, but for free."""
     clean_share: float
+    random_start: bool
+    statistics: str
+    """Of norms, while the steps of the attack are taken: "eval" or "train"."""
+    noise: str
+    """Of activations, likewise: "fresh", "fixed" or "off"."""
 
     def eps(self, step: int) -> float:
         """Size of the perturbation in the step after `step` finished ones."""
@@ -36,6 +41,11 @@ class AdversarialPlan:
 
     def step_size(self, step: int) -> float:
         return self.relative_step_size * self.eps(step)
+
+    @property
+    def reads_statistics(self) -> bool:
+        """Whether the attack reads running statistics, which ranks other than the first have to be given."""
+        return self.steps > 0 and self.statistics == "eval"
 
     @property
     def passes_per_image(self) -> int:
@@ -66,6 +76,9 @@ def plan_adversarial(config: AdversarialConfig, epochs: int, steps_per_epoch: in
         steps=steps,
         replays=(config.replays or REPLAYS) if config.mode == "free" else 1,
         clean_share=config.clean_share,
+        random_start=config.random_start,
+        statistics=config.statistics or ("train" if config.mode == "free" else "eval"),
+        noise=config.noise or "fresh",
     )
 
 

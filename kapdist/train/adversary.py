@@ -54,21 +54,17 @@ class Adversary:
         self.engine, self.ranks = engine, ranks
         self.counts = torch.zeros(4, dtype=torch.float64, device=ranks.device)
 
-    @property
-    def statistics(self) -> str:
-        return self.config.adversarial.statistics or "eval"
-
     def prepare(self, measure: bool) -> None:
         """Make the running statistics that the attack or a measurement reads those of rank 0, as all others do.
 
         Without it other ranks would attack with what their own images left, which no checkpoint has.
         """
-        if measure or (self.settings.steps and self.statistics == "eval"):
+        if measure or self.settings.reads_statistics:
             self.engine.sync_buffers()
 
     def start(self, part: Part, step: int) -> Part:
         """Return the part with the points that the attack starts from."""
-        if not self.config.adversarial.random_start:
+        if not self.settings.random_start:
             return part._replace(adversarial=part.images)
         start = random_start(self.ball(part, step), self.config.seed, self.plan.epoch(step), part.ids)
         return part._replace(adversarial=start)
@@ -107,12 +103,10 @@ class Adversary:
     @contextlib.contextmanager
     def mode(self, step: int) -> Iterator[None]:
         """Put the model into the mode in which it is attacked."""
-        model, noise = self.engine.module, self.config.adversarial.noise or "fresh"
-        seed = derive_seed(self.config.seed, "noise under attack", step) if noise == "fixed" else None
-        with (
-            kap.noise(model, noise, seed),
-            own_statistics(model) if self.statistics == "train" else evaluating(model),
-        ):
+        model, fixed = self.engine.module, self.settings.noise == "fixed"
+        seed = derive_seed(self.config.seed, "noise under attack", step) if fixed else None
+        mode = own_statistics if self.settings.statistics == "train" else evaluating
+        with kap.noise(model, self.settings.noise, seed), mode(model):
             yield
 
     def measure(self, part: Part) -> None:

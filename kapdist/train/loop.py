@@ -106,7 +106,7 @@ def train_step(job: Job, batches: Iterator[Batch], step: int, measure: bool) -> 
     if job.adversary is None:
         return update(job, parts, step, measure)
     job.adversary.prepare(measure)
-    if job.config.adversarial.mode == "free":
+    if not job.adversary.settings.steps:  # free: its updates are its attack
         return replay(job, job.adversary, list(parts), step, measure)
     return update(job, parts, step, measure)
 
@@ -147,9 +147,10 @@ def update(job: Job, parts: Iterable[Part], step: int, measure: bool) -> StepRes
 
 def training_loss(job: Job, part: Part) -> Tensor:
     """Return the summed loss of a part: of its images, of its adversarial ones instead, or of both, weighted."""
-    smoothing, clean_share = job.config.optim.label_smoothing, job.config.adversarial.clean_share
-    if part.adversarial is None:
+    smoothing = job.config.optim.label_smoothing
+    if job.adversary is None or part.adversarial is None:
         return part.loss(job.engine.forward(part.images), smoothing)
+    clean_share = job.adversary.settings.clean_share
     if not clean_share:
         return part.loss(job.engine.forward(part.adversarial), smoothing)
     clean, adversarial = job.engine.forward(torch.cat([part.images, part.adversarial])).chunk(2)

@@ -20,8 +20,10 @@ from kapdist import kap
 from kapdist.config import Config
 from kapdist.configfile import load_config
 from kapdist.errors import InputError
+from kapdist.forecast import Traffic, in_a_step
 from kapdist.kap import KAPConv2d
 from kapdist.plan import make_plan
+from kapdist.planner import measured_rate
 from kapdist.rundir import RunDir
 from kapdist.train.adversarial import Ball, pgd, random_start
 from kapdist.train.loop import describe, train_step
@@ -424,3 +426,41 @@ def test_a_warm_up_longer_than_the_training_is_refused(tiny_config: Path) -> Non
 def test_off_may_be_written_as_yaml_reads_it(tiny_config: Path) -> None:
     config = load_config(Config, tiny_config, ["adversarial.mode=off", "adversarial.noise=off"])
     assert (config.adversarial.mode, config.adversarial.noise) == ("off", "off")
+
+
+PASSES = [
+    ({"mode": "pgd", "steps": 7}, 8, 1),
+    ({"mode": "pgd", "steps": 7, "clean_share": 0.5}, 9, 1),
+    ({"mode": "fast"}, 2, 1),
+    ({"mode": "free", "replays": 4}, 4, 4),
+    ({"mode": "free", "replays": 4, "clean_share": 0.5}, 8, 4),
+]
+
+
+@pytest.mark.parametrize(("told", "passes", "updates"), PASSES)
+def test_a_forecast_counts_passes_and_updates(told: dict, passes: int, updates: int, monkeypatch) -> None:
+    """Against the images that go through a model, and the updates that are made, in a step."""
+    images, labels = pictures(12)
+    model = linear()
+    job = make_job(make_config(told), model, 12)
+    seen, made = [], []
+    model.register_forward_hook(lambda module, given, logits: seen.append(len(logits)))
+    update = job.engine.step
+    monkeypatch.setattr(job.engine, "step", lambda *words: made.append(1) or update(*words))
+    train_step(job, batches(job, images, labels, 1), 0, measure=False)
+    assert (sum(seen), len(made)) == (12 * passes, updates)
+    settings = job.plan.adversarial
+    assert (settings.passes_per_image, settings.replays) == (passes, updates)
+    sent = in_a_step(Traffic(100, 10, 7), settings, 7)
+    assert sent == Traffic(100 * updates, 10 * updates, 7 * updates + (0 if told["mode"] == "free" else 7))
+
+
+def test_a_rate_of_plain_training_is_divided_by_the_passes(tiny_config: Path, tmp_path: Path) -> None:
+    plain, robust = (load_config(Config, tiny_config, [f"adversarial.mode={mode}"]) for mode in ("off", "pgd"))
+    run = RunDir(tmp_path / "runs" / "tiny")
+    run.claim(plain)
+    run.plan.write_text('{"world_size": 2}')
+    run.metrics.write_text('{"kind": "train", "step": 3, "images_per_second": 800.0}\n')
+    assert measured_rate(run.root, plain).images_per_second == 400
+    assert measured_rate(run.root, robust).images_per_second == 50
+    assert "x 1/8" in measured_rate(run.root, robust).source
