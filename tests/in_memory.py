@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from kapdist.config import AdversarialConfig, Config, DataConfig, EngineConfig, OptimConfig, TrainConfig
-from kapdist.data import Batch
+from kapdist.data import Batch, open_beton
 from kapdist.engine import ENGINES, Ranks
 from kapdist.plan import make_plan, part
 from kapdist.rundir import RunDir
@@ -62,6 +62,14 @@ def pictures(num_images: int, side: int = SIDE) -> tuple[torch.Tensor, torch.Ten
     generator = torch.Generator().manual_seed(1)
     images = (1.5 * torch.rand(num_images, 3, side, side, generator=generator) - 0.25).clamp(0, 1)
     return images, torch.randint(0, CLASSES, (num_images,), generator=generator)
+
+
+def pixels(beton: Path) -> torch.Tensor:
+    """Return the images of a beton of raw pixels, read without the loader: (n, 3, 32, 32) in [0, 1]."""
+    info = open_beton(beton)
+    stored = np.fromfile(beton, np.uint8)
+    images = [stored[start : start + 3 * 32 * 32].reshape(32, 32, 3) for start in info.layout.offsets]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 
 
 def batches(job: Job, images: torch.Tensor, labels: torch.Tensor, steps: int) -> Iterator[Batch]:

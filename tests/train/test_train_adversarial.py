@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from in_memory import CLASSES, SIDE, batches, linear, make_config, make_job, pictures
+from in_memory import CLASSES, SIDE, batches, linear, make_config, make_job, pictures, pixels
 from results import numbers
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -19,9 +19,11 @@ from torch.nn import functional as F
 from kapdist import kap
 from kapdist.config import Config
 from kapdist.configfile import load_config
+from kapdist.data import open_beton
 from kapdist.errors import InputError
 from kapdist.forecast import Traffic, in_a_step
 from kapdist.kap import KAPConv2d
+from kapdist.models import MODELS
 from kapdist.plan import make_plan
 from kapdist.planner import measured_rate
 from kapdist.rundir import RunDir
@@ -464,3 +466,31 @@ def test_a_rate_of_plain_training_is_divided_by_the_passes(tiny_config: Path, tm
     assert measured_rate(run.root, plain).images_per_second == 400
     assert measured_rate(run.root, robust).images_per_second == 50
     assert "x 1/8" in measured_rate(run.root, robust).source
+
+
+def robust_accuracy(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> float:
+    """Under ten steps of PGD from a random start."""
+    model.eval()
+    ball = Ball(images, "Linf", eps)
+    start = random_start(ball, 0, 0, range(len(images)))
+    points = pgd(lambda x: F.cross_entropy(model(x), labels, reduction="sum"), ball, start, eps / 4, 10)
+    return (model(points).argmax(1) == labels).double().mean().item()
+
+
+def test_training_on_attacks_withstands_attacks(small_betons: tuple[Path, Path]) -> None:
+    """130 images of clothes, tested on 70 others: measured 0.00 plain, 0.36 fast, 0.41 free in as many updates."""
+    train, test = small_betons
+    images, labels = pixels(train), torch.from_numpy(open_beton(train).labels)
+    robust = {}
+    for mode, epochs in (("off", 10), ("fast", 10), ("free", 5)):
+        told = {"mode": mode, "eps": "8/255"} | ({"replays": 2} if mode == "free" else {})
+        config = make_config(told, {"lr": 0.2, "momentum": 0.9}, epochs=epochs, batch_size=50)
+        torch.manual_seed(0)
+        model = MODELS["resnet10"](num_classes=10, stem="cifar", width=0.125, mean=(0.286,) * 3, std=(0.353,) * 3)
+        job = make_job(config, model.train(), len(images))
+        source = batches(job, images, labels, job.plan.total_steps)
+        for step in range(job.plan.total_steps):
+            train_step(job, source, step, measure=False)
+        robust[mode] = robust_accuracy(model, pixels(test), torch.from_numpy(open_beton(test).labels), 8 / 255)
+    assert robust["fast"] > robust["off"] + 0.15
+    assert robust["free"] > robust["off"] + 0.15

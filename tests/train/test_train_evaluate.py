@@ -8,9 +8,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from in_memory import pixels
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -109,14 +109,6 @@ def run(tiny_config: Path) -> RunDir:
             model(pixels(config.data.validation))
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, run.weights)
     return run
-
-
-def pixels(beton: Path) -> Tensor:
-    """The images of a beton that stores them as they are, read without the loader: (n, 3, 32, 32) in [0, 1]."""
-    info = open_beton(beton)
-    stored = np.fromfile(beton, np.uint8)
-    images = [stored[start : start + 3 * 32 * 32].reshape(32, 32, 3) for start in info.layout.offsets]
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 
 
 def reference(run: RunDir, change: Callable[[Tensor], Tensor] = lambda x: x) -> tuple[Tensor, Tensor]:
