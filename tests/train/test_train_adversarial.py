@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kapdist import kap
-from kapdist.config import Config
+from kapdist.config import Config, flatten
 from kapdist.configfile import load_config
 from kapdist.data import open_beton
 from kapdist.errors import InputError
@@ -494,3 +494,10 @@ def test_training_on_attacks_withstands_attacks(small_betons: tuple[Path, Path])
         robust[mode] = robust_accuracy(model, pixels(test), torch.from_numpy(open_beton(test).labels), 8 / 255)
     assert robust["fast"] > robust["off"] + 0.15
     assert robust["free"] > robust["off"] + 0.15
+
+
+def test_the_example_is_the_plain_run_but_for_the_attack() -> None:
+    folder = Path(__file__).parents[2] / "configs" / "fashion_mnist"
+    plain, robust = (load_config(Config, folder / f"{name}.yaml") for name in ("plain", "adversarial"))
+    differing = {key for key, value in flatten(robust).items() if flatten(plain)[key] != value}
+    assert differing == {"name", "adversarial.mode", "adversarial.eps", "adversarial.eps_warmup_epochs"}
