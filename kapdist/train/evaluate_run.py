@@ -22,7 +22,7 @@ from kapdist.models.build import build_model
 from kapdist.models.weights import load_weights
 from kapdist.rng import derive_seed
 from kapdist.rundir import RunDir, file_sha256, write_json
-from kapdist.train.evaluate import Evaluation, evaluate
+from kapdist.train.evaluate import TOP, Evaluation, evaluate
 
 Result = dict[str, Any]
 
@@ -182,6 +182,7 @@ def describe_result(found: Evaluation, info: BetonInfo) -> Result:
         "num_top1": found.num_top1,
         "num_top5": found.num_top5,
         "loss_sum": found.loss_sum,
+        "num_classes": len(found.class_images),
         "classes": [{"name": name, "num_images": images, "num_top1": top1} for name, images, top1 in per_class],
         "bins": [asdict(one) for one in found.bins],
     }
@@ -204,9 +205,8 @@ def table(result: Result) -> Iterator[tuple[str, str]]:
     yield "weights", f"{result['weights']['file']} ({result['weights']['sha256'][:12]})"
     yield "resolution", f"{result['resolution']} px{crop}{', and mirrored' if settings['flip'] else ''}"
     yield "activation noise", settings["noise"] + (f", {settings['draws']} draws" if settings["draws"] > 1 else "")
-    top = f"top-{min(5, len(result['classes']))}"
     yield "top-1", f"{100 * result['top1']:.2f}% ({result['num_top1']:,})"
-    yield top, f"{100 * result['top5']:.2f}% ({result['num_top5']:,})"
+    yield f"top-{min(TOP, result['num_classes'])}", f"{100 * result['top5']:.2f}% ({result['num_top5']:,})"
     yield "loss", f"{result['loss']:.4f}"
     yield "expected calibration error", f"{100 * result['ece']:.2f}%"
     there = [one for one in result["classes"] if one["num_images"]]

@@ -103,10 +103,7 @@ def save_and_leave(job: Job, step: int) -> None:
 def train_step(job: Job, batches: Iterator[Batch], step: int, measure: bool) -> StepResult:
     """Take this rank's share of one global batch through one update; free adversarial training through several."""
     parts = (take_part(job, next(batches), step) for _ in range(job.plan.accumulation_steps))
-    if job.adversary is None:
-        return update(job, parts, step, measure)
-    job.adversary.prepare(measure)
-    if not job.adversary.settings.steps:  # free: its updates are its attack
+    if job.adversary and job.adversary.settings.mode == "free":
         return replay(job, job.adversary, list(parts), step, measure)
     return update(job, parts, step, measure)
 
@@ -131,6 +128,8 @@ def update(job: Job, parts: Iterable[Part], step: int, measure: bool) -> StepRes
     """Take the parts of a batch through forward, backward and one update of the weights."""
     # DDP averages over ranks whose shares may differ by an image: weigh by images, not by ranks.
     share = job.ranks.world_size / len(job.plan.batch(step))
+    if job.adversary:
+        job.adversary.prepare(measure)
     for index, part in enumerate(parts):
         if job.adversary:
             part = job.adversary.attack(part, step, measure)

@@ -30,6 +30,8 @@ def main() -> None:
             for name, stage in (("ddp", 0), ("deepspeed", 0), ("deepspeed", 2)):
                 found = trained(told, ranks, name, zero_stage=stage)
                 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=f"{told}, {name} {stage}")
+        expected, found = (trained(MODES[0], ranks, name, precision="bf16") for name in ("ddp", "deepspeed"))
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def starts_are_those_of_one_rank(ranks: Ranks) -> None:
