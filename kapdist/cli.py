@@ -99,6 +99,29 @@ def train(config: Annotated[Path, typer.Argument(help="YAML file.")], overrides:
 
 
 @app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Count what a trained run gets right, per class too, and how calibrated it is; on one or several ranks."""
+    from kapdist.config_evaluation import EvaluationConfig
+    from kapdist.configfile import load_config
+
+    resolved = load_config(EvaluationConfig, None, overrides or [])
+    from kapdist.forecast_view import show
+    from kapdist.train.evaluate_run import evaluate_run, table
+
+    result = evaluate_run(run, resolved)
+    if result is None:
+        return  # rank 0 says it
+    if as_json:
+        say(result)
+    else:
+        show(f"{run}: evaluation {resolved.name}", table(result))
+
+
+@app.command()
 def plan(
     config: Annotated[Path, typer.Argument(help="YAML file of a training run or of an attack.")],
     overrides: Overrides = None,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
+from kapdist.config_adversarial import AdversarialConfig
 from kapdist.config_attack import AttackConfig as AttackConfig
 from kapdist.config_attack import AttackedModelConfig as AttackedModelConfig
 from kapdist.config_attack import AttackName as AttackName
@@ -193,6 +194,7 @@ class Config(Section):
     kap: KapConfig = KapConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
     engine: EngineConfig = EngineConfig()
 
     @model_validator(mode="after")

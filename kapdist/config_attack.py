@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from kapdist.fields import CORRUPTIONS, Corruption, Epsilon, Name, Natural, Positive, Severity
+from kapdist.fields import CORRUPTIONS, Corruption, Epsilon, Name, Natural, Off, Positive, Severity
 from kapdist.section import Section
 
 
@@ -97,7 +97,7 @@ class AttackConfig(Section):
     """Predictions per image that hard-label asks for."""
     transfer_from: Path | None = None
     """The run whose model transfer attacks, to try on this one what breaks that."""
-    noise: Literal["off", "fixed", "fresh"] = "off"
+    noise: Annotated[Literal["off", "fixed", "fresh"], Off] = "off"
     """Mode of the model's activation noise under attack. Any but fresh declares the model deterministic; say fresh
     for a factory's model that is not."""
     eot: Annotated[int, Field(ge=0)] = 0

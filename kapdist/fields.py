@@ -7,7 +7,7 @@ import re
 from fractions import Fraction
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, PlainValidator
+from pydantic import BeforeValidator, Field, PlainValidator
 
 
 def fraction(value: Any) -> Any:
@@ -40,6 +40,13 @@ def size(value: Any) -> float:
     return number
 
 
+def written_off(value: Any) -> Any:
+    """Read what YAML makes of an unquoted `off`, which is false, as the word."""
+    return "off" if value is False else value
+
+
+Fractional = BeforeValidator(fraction)
+Off = BeforeValidator(written_off)
 Epsilon = Annotated[float | tuple[float, ...], PlainValidator(one_or_several)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]

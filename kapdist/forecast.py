@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kapdist.config import Config, TrainConfig
 from kapdist.errors import InputError
 from kapdist.plan import Plan, make_plan
+from kapdist.plan_adversarial import AdversarialPlan
 
 LR_STEPS = 5  # learning rates shown, besides the peak
 
@@ -54,7 +55,7 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that one rank receives in one optimizer step; all but the first rank receive as much."""
+    """Bytes that one rank receives in one step; all but the first rank receive as much."""
 
     gradients: int
     parameters: int
@@ -147,7 +148,11 @@ def forecast(
         images_per_micro_batch=share(plan, machine.ranks, plan.accumulation_steps),
         lr=tuple((step, plan.lr(step)) for step in shown_steps(plan)),
         footprint=footprint,
-        traffic=traffic(engine, stage, machine.ranks, footprint, plan.accumulation_steps),
+        traffic=in_a_step(
+            traffic(engine, stage, machine.ranks, footprint, plan.accumulation_steps),
+            plan.adversarial,
+            footprint.buffer_bytes if machine.ranks > 1 else 0,
+        ),
         memory=memory(stage, machine.ranks, footprint, momentum, ema),
         checkpoints=checkpoints(config.train, plan, footprint, momentum, ema, seconds),
         rate=rate,
@@ -192,6 +197,22 @@ def traffic(engine: str, zero_stage: int, ranks: int, footprint: Footprint, accu
         gradients=reductions * (2 * (ranks - 1) * footprint.gradient_bytes // ranks),
         parameters=gathered,
         buffers=footprint.buffer_bytes if engine == "ddp" else 0,
+    )
+
+
+def in_a_step(update: Traffic, adversarial: AdversarialPlan | None, buffers: int) -> Traffic:
+    """Return the traffic of a step, given an update's: free makes several, and an attack may need the statistics.
+
+    Attacks exchange nothing else: their gradients are those of images.
+    """
+    if adversarial is None:
+        return update
+    count = adversarial.replays
+    return replace(
+        update,
+        gradients=count * update.gradients,
+        parameters=count * update.parameters,
+        buffers=count * update.buffers + (buffers if adversarial.reads_statistics else 0),
     )
 
 

@@ -35,6 +35,9 @@ def steps(found: Forecast) -> Rows:
     if plan.accumulation_steps > 1:
         parts = f"{span(found.images_per_micro_batch)} in {plan.accumulation_steps} parts"
         yield "images per rank and forward", parts
+    if plan.adversarial is not None:
+        yield "passes per image and step", f"{plan.adversarial.passes_per_image:,} (adversarial training)"
+        yield "updates per step", f"{plan.adversarial.replays:,}"
     yield "epochs", f"{plan.epochs:,}"
     yield "steps per epoch", f"{plan.steps_per_epoch:,}"
     yield "steps", f"{plan.total_steps:,}, the first {plan.warmup_steps:,} warm up"

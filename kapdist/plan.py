@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from kapdist.config import Config, OptimConfig
 from kapdist.errors import InputError
+from kapdist.plan_adversarial import AdversarialPlan, plan_adversarial
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What follows from a config; `step` counts finished optimizer steps and is the only clock.
+    """What follows from a config; `step` counts finished batches and is the only clock.
+
+    A step is one update of the weights (free adversarial training alone makes several of one batch).
 
     The images of an epoch are cut into `steps_per_epoch` batches that differ by at most one image, so every
     image is seen exactly once per epoch and there is no short last batch. Ranks and accumulation cut a batch
@@ -29,6 +33,7 @@ class Plan:
     lr_scale: float
     """What optim.lr was multiplied by for this batch size."""
     schedule: str
+    adversarial: AdversarialPlan | None = None
 
     @property
     def total_steps(self) -> int:
@@ -69,7 +74,7 @@ class Plan:
         batch = f"global batch {self.batch_size:,}, ranks {self.world_size:,}"
         return f"{steps}, {batch}, peak learning rate {self.peak_lr_in_words()}"
 
-    def describe(self) -> dict[str, int | float | str]:
+    def describe(self) -> dict[str, Any]:
         """Return the plan as JSON values (plan.json)."""
         return asdict(self) | {"total_steps": self.total_steps}
 
@@ -106,6 +111,7 @@ def make_plan(config: Config, num_images: int, world_size: int) -> Plan:
         peak_lr=optim.lr * scale,
         lr_scale=scale,
         schedule=optim.schedule,
+        adversarial=plan_adversarial(config.adversarial, train.epochs, steps_per_epoch),
     )
 
 

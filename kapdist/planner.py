@@ -13,12 +13,13 @@ from kapdist.config import AttackConfig, Config
 from kapdist.configfile import load_config, merged, read_layers
 from kapdist.errors import InputError
 from kapdist.forecast import Forecast, Machine, Rate, above_zero, at_least, forecast
+from kapdist.plan_adversarial import plan_adversarial
 from kapdist.rundir import RunDir
 
 if TYPE_CHECKING:
     from kapdist.attack.forecast import AttackForecast
 
-TRAINING_SECTIONS = {"train", "optim", "kap", "engine"}  # what an attack's config has none of
+TRAINING_SECTIONS = {"train", "optim", "kap", "engine", "adversarial"}  # what an attack's config has none of
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,17 @@ def measured_rate(named: Path | None, config: Config) -> Rate | None:
         raise InputError(run.root, "a run with a plan and metrics, to measure by", repr(error)) from None
     if not rates:
         return None
-    return Rate(statistics.median(rates) / ranks, f"{run.metrics} (median of {len(rates)} lines, {ranks} ranks)")
+    source = f"{run.metrics} (median of {len(rates)} lines, {ranks} ranks)"
+    theirs, ours = passes(run.load_config()), passes(config)
+    if theirs != ours:
+        source += f", x {theirs}/{ours} for {ours} passes per image in place of {theirs}"
+    return Rate(statistics.median(rates) / ranks * theirs / ours, source)
+
+
+def passes(config: Config) -> int:
+    """Return how often a step of the training takes an image through the model."""
+    adversarial = plan_adversarial(config.adversarial, config.train.epochs, 1)
+    return adversarial.passes_per_image if adversarial else 1
 
 
 def given(value: int | None, default: int) -> int:

@@ -33,6 +33,7 @@ class RunDir:
         self.weights = self.root / "model.safetensors"
         self.best_weights = self.root / "best.safetensors"
         self.attempts = self.root / "attempts"
+        self.evaluations = self.root / "evaluations"
         self.attacks = self.root / "attacks"
         self.worst_case = self.attacks / "worst_case.json"
         self.corruptions = self.root / "corruptions"
@@ -48,6 +49,9 @@ class RunDir:
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:09d}"
+
+    def evaluation(self, name: str) -> Path:
+        return self.evaluations / f"{name}.json"
 
     def attack(self, name: str) -> AttackDir:
         return AttackDir(self.attacks / name)

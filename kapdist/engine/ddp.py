@@ -40,11 +40,16 @@ class DDPEngine:
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "fp16")
         # One static graph per batch size: an epoch's batches differ by at most one image.
         network: Any = torch.compile(module, dynamic=False) if config.compile else module
+        self.alone = network
         self.network = network if ranks.world_size == 1 else wrap(network, ranks)
 
     def forward(self, images: Tensor) -> Tensor:
         with self.autocast():
             return self.network(images)
+
+    def forward_alone(self, images: Tensor) -> Tensor:
+        with self.autocast():
+            return self.alone(images)
 
     def autocast(self) -> AbstractContextManager[Any]:
         if self.precision == torch.float32:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from kapdist.config import EngineConfig
 from kapdist.engine.contained import environment, load_deepspeed
-from kapdist.engine.ddp import broadcast, clip
+from kapdist.engine.ddp import PRECISIONS, broadcast, clip
 from kapdist.engine.protocol import StepResult
 from kapdist.engine.ranks import Ranks
 from kapdist.engine.zero import Partitioned
@@ -38,6 +39,7 @@ class DeepSpeedEngine:
         clip_grad_norm: float = 0.0,
     ) -> None:
         self.module, self.optimizer, self.ranks = module, optimizer, ranks
+        self.precision = PRECISIONS[config.precision]
         groups = [list(group["params"]) for group in optimizer.param_groups]
         self.engine = initialize(module, optimizer, config, ranks, clip_grad_norm)
         self.update: Replicated | Partitioned
@@ -52,6 +54,16 @@ class DeepSpeedEngine:
             self.sync_buffers()  # as DDP does and DeepSpeed does not
             self.begins_step = False
         return self.engine(images)
+
+    def forward_alone(self, images: Tensor) -> Tensor:
+        with self.autocast():
+            return self.engine.module(images)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """What their forward does around the module."""
+        if self.precision == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.ranks.device.type, self.precision)
 
     @contextlib.contextmanager
     def accumulating(self, more: bool) -> Iterator[None]:

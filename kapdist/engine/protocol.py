@@ -27,6 +27,13 @@ class Engine(Protocol):
         """Return logits (batch, classes) of images (batch, 3, height, width), in autocast."""
         ...
 
+    def forward_alone(self, images: Tensor) -> Tensor:
+        """Return logits as `forward` does, on this rank alone: nothing is exchanged, and no backward is expected.
+
+        What is differentiated is the caller's (torch.autograd.grad): gradients of parameters stay as they are.
+        """
+        ...
+
     def accumulating(self, more: bool) -> AbstractContextManager[None]:
         """Hold back the exchange of gradients inside this context while `more` parts of the batch follow."""
         ...

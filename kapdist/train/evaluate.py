@@ -15,6 +15,21 @@ from kapdist.data import Loader
 from kapdist.engine import Ranks
 from kapdist.plan import part
 
+NUM_BINS = 15  # Guo et al. 2017, section 5
+TOP = 5
+
+Predict = Callable[[Tensor, int], Tensor]
+"""From images and the number of their batch to logits (batch, classes)."""
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The images whose confidence, the probability of the predicted class, lies in one fifteenth of (0, 1]."""
+
+    num_images: int
+    num_right: int
+    confidence_sum: float
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -23,49 +38,121 @@ class Evaluation:
     num_images: int
     num_top1: int
     num_top5: int
+    """Images whose class is among the five best, or among all where there are fewer."""
     loss_sum: float
+    class_images: tuple[int, ...]
+    """Images of each class."""
+    class_top1: tuple[int, ...]
+    """Of these, the ones that were recognised."""
+    bins: tuple[Bin, ...]
+
+    @property
+    def calibration_error(self) -> float:
+        """Expected calibration error (Guo et al. 2017, https://arxiv.org/abs/1706.04599, equation 3)."""
+        return sum(abs(one.num_right - one.confidence_sum) for one in self.bins) / self.num_images
 
     def describe(self) -> dict[str, int | float]:
         return {
             "top1": self.num_top1 / self.num_images,
             "top5": self.num_top5 / self.num_images,
             "loss": self.loss_sum / self.num_images,
+            "ece": self.calibration_error,
             "num_images": self.num_images,
         }
 
 
 def evaluate(
-    model: nn.Module, loader: Loader, num_images: int, batch_size: int, ranks: Ranks, stopped: Callable[[], bool]
+    model: nn.Module,
+    loader: Loader,
+    num_images: int,
+    num_classes: int,
+    batch_size: int,
+    ranks: Ranks,
+    stopped: Callable[[], bool],
+    predict: Predict | None = None,
 ) -> Evaluation | None:
-    """Evaluate in fp32 with the activation noise off; every rank takes its share, nothing is padded or dropped.
+    """Evaluate in fp32; every rank takes its share of the batches, nothing is padded or dropped.
 
-    `stopped` is asked after every batch that all ranks have; where it says so, there is no evaluation.
+    Batches are cut before they are dealt, and sums are taken in their order: the result is the same to the last bit
+    on any number of ranks, of one kind of device and as many threads.
+
+    Args:
+        stopped: asked after every batch that all ranks have; where it says so, there is no evaluation.
+        predict: how logits come about; else they are the model's with its activation noise off.
     """
-    mine = part(range(num_images), ranks.rank, ranks.world_size)
-    batches = [np.asarray(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
-    num_common = num_images // ranks.world_size // batch_size
+    numbers = part(range(-(-num_images // batch_size)), ranks.rank, ranks.world_size)
+    batches = [np.arange(n * batch_size, min((n + 1) * batch_size, num_images)) for n in numbers]
+    num_common = -(-num_images // batch_size) // ranks.world_size
     finished = False
-    totals = torch.zeros(4, dtype=torch.float64, device=ranks.device)
+    tally = Tally(num_classes, ranks.device)
     was_training = model.training
     model.eval()
     with torch.inference_mode(), kap.noise(model, "off"):
-        for number, batch in enumerate(loader.batches(batches)):
-            totals += counts(model(batch.images), batch.labels)
-            if number < num_common and stopped():
+        for done, (number, batch) in enumerate(zip(numbers, loader.batches(batches), strict=True)):
+            tally.add(predict(batch.images, number) if predict else model(batch.images), batch.labels)
+            if done < num_common and stopped():
                 break
         else:
             finished = True
     model.train(was_training)
-    if not finished:
-        return None
-    num_images, num_top1, num_top5, loss_sum = ranks.sum(totals).tolist()
-    return Evaluation(int(num_images), int(num_top1), int(num_top5), loss_sum)
+    return tally.over(ranks) if finished else None
 
 
-def counts(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return (images, top-1 hits, top-5 hits, summed cross-entropy) as a float64 vector, exact up to 2^53."""
-    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    hits = best == labels[:, None]
-    loss = F.cross_entropy(logits.double(), labels, reduction="sum")
-    num_images = torch.tensor(len(labels), device=logits.device)
-    return torch.stack([num_images.double(), hits[:, 0].sum().double(), hits.sum().double(), loss])
+class Tally:
+    """What one rank has counted and summed so far."""
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self.num_classes = num_classes
+        self.counts = torch.zeros(3 + 2 * num_classes + 2 * NUM_BINS, dtype=torch.int64, device=device)
+        self.sums: list[Tensor] = []  # of each batch: the loss, and the confidence in each bin; float64
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch: logits (batch, classes), labels (batch,)."""
+        place = places(logits, labels)
+        right = place < 1
+        confidence = logits.double().softmax(1).amax(1)
+        bins = bin_of(confidence)
+        top = torch.stack([torch.tensor(len(labels), device=labels.device), right.sum(), (place < TOP).sum()])
+        classes = [count(labels, weight, self.num_classes) for weight in (torch.ones_like(right), right)]
+        binned = [count(bins, weight, NUM_BINS) for weight in (torch.ones_like(right), right)]
+        self.counts += torch.cat([top, *classes, *binned])
+        loss = F.cross_entropy(logits.double(), labels, reduction="sum")
+        confidences = confidence.new_zeros(NUM_BINS).index_add_(0, bins, confidence)
+        self.sums.append(torch.cat([loss[None], confidences]))
+
+    def over(self, ranks: Ranks) -> Evaluation:
+        """Return the evaluation over all ranks, which call this together."""
+        top, images, top1, bin_images, bin_right = self.split(ranks.sum(self.counts.clone()).tolist())
+        rows = [row for own in ranks.gather([row.tolist() for row in self.sums]) for row in own]
+        loss_sum, *confidence_sums = np.sum(np.array(rows), axis=0).tolist()
+        bins = tuple(Bin(*values) for values in zip(bin_images, bin_right, confidence_sums, strict=True))
+        num_images, num_top1, num_top5 = top
+        return Evaluation(num_images, num_top1, num_top5, loss_sum, tuple(images), tuple(top1), bins)
+
+    def split(self, counts: list[int]) -> list[list[int]]:
+        sizes = (3, self.num_classes, self.num_classes, NUM_BINS, NUM_BINS)
+        ends = np.cumsum(sizes).tolist()
+        return [counts[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def places(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return how many classes come before each image's own, (batch,); of equal logits the lower class comes first.
+
+    An image with logits that are not finite is not among the best, however few classes there are.
+    """
+    num_classes = logits.shape[1]
+    own = logits.gather(1, labels[:, None])
+    lower = torch.arange(num_classes, device=logits.device) < labels[:, None]
+    before = ((logits > own) | ((logits == own) & lower)).sum(1)
+    return before.where(logits.isfinite().all(1), max(TOP, num_classes))
+
+
+def bin_of(confidence: Tensor) -> Tensor:
+    """Return the bin of each confidence: m of (m / 15, (m + 1) / 15]."""
+    inner = torch.arange(1, NUM_BINS, dtype=torch.float64, device=confidence.device) / NUM_BINS
+    return torch.bucketize(confidence, inner)
+
+
+def count(keys: Tensor, chosen: Tensor, length: int) -> Tensor:
+    """Return how many chosen entries there are of each key, (length,) int64."""
+    return torch.zeros(length, dtype=torch.int64, device=keys.device).index_add_(0, keys, chosen.long())

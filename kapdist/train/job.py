@@ -24,6 +24,7 @@ from kapdist.plan import Plan, make_plan
 from kapdist.rng import derive_seed
 from kapdist.rundir import RunDir, write_json, written_aside
 from kapdist.train import checkpoint
+from kapdist.train.adversary import Adversary
 from kapdist.train.attempt import Attempt
 from kapdist.train.batches import InputNoise
 from kapdist.train.evaluate import Evaluation, evaluate
@@ -58,6 +59,7 @@ class Job:
     train_loader: Loader
     eval_loader: Loader
     input_noise: InputNoise
+    adversary: Adversary | None
     meter: LossMeter
     last: LastEvaluation
     saver: checkpoint.Saver
@@ -92,6 +94,7 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
         train_loader=ranks.together(lambda: make_loader(config, data, ranks, training=True)),
         eval_loader=ranks.together(lambda: make_loader(config, validation, ranks, training=False)),
         input_noise=InputNoise(config.train.input_noise_std, config.seed, ranks.device),
+        adversary=Adversary(config, plan, plan.adversarial, engine, ranks) if plan.adversarial else None,
         meter=LossMeter(ranks),
         last=LastEvaluation(),
         saver=make_saver(config, ranks, this),
@@ -201,9 +204,14 @@ def seed_anew(job: Job, step: int) -> None:
 def validate(job: Job, step: int) -> Evaluation | None:
     """Evaluate the exported model over all ranks; None where a signal cut it short."""
     broadcast(job.evaluated.buffers(), job.ranks)
-    batch_size = job.config.train.eval_batch_size
     return evaluate(
-        job.evaluated, job.eval_loader, job.validation.num_images, batch_size, job.ranks, partial(poll, job, step)
+        job.evaluated,
+        job.eval_loader,
+        job.validation.num_images,
+        job.config.model.num_classes,
+        job.config.train.eval_batch_size,
+        job.ranks,
+        partial(poll, job, step),
     )
 
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
 
 from kapdist.config import Config
 from kapdist.data import Batch
 from kapdist.engine import StepResult, join
 from kapdist.rundir import write_atomic
+from kapdist.train.adversary import Adversary, Part
 from kapdist.train.attempt import attempt
 from kapdist.train.batches import training_batches
 from kapdist.train.clock import Clock
 from kapdist.train.job import Job, export_weights, poll, prepare, resume, save, validate
 from kapdist.train.memory import peak_memory_bytes
 from kapdist.train.metrics import MetricsLog
-from kapdist.train.mixing import mix, mixed_cross_entropy
+from kapdist.train.mixing import mix
 from kapdist.train.stop import Stop
 from kapdist.train.watchdog import Watchdog
 
@@ -98,16 +102,40 @@ def save_and_leave(job: Job, step: int) -> None:
 
 
 def train_step(job: Job, batches: Iterator[Batch], step: int, measure: bool) -> StepResult:
-    """Take this rank's share of one global batch through forward, backward and update."""
+    """Take this rank's share of one global batch through one update; free adversarial training through several."""
+    parts = (take_part(job, next(batches), step) for _ in range(job.plan.accumulation_steps))
+    if job.adversary and job.adversary.settings.mode == "free":
+        return replay(job, job.adversary, list(parts), step, measure)
+    return update(job, parts, step, measure)
+
+
+def take_part(job: Job, batch: Batch, step: int) -> Part:
+    """Return a part of the batch with what is random about it on the device."""
+    mixed = mix(job.input_noise(batch, job.plan.epoch(step)), job.config.train, job.config.seed, step)
+    return Part(mixed.images, batch.labels, mixed.share, batch.indices.tolist())
+
+
+def replay(job: Job, adversary: Adversary, parts: list[Part], step: int, measure: bool) -> StepResult:
+    """Update on the same images several times, each time one step of the attack further."""
+    parts = [adversary.start(part, step) for part in parts]
+    for _ in range(adversary.settings.replays - 1):
+        parts = [part.with_gradient() for part in parts]
+        update(job, parts, step, measure=False)
+        parts = [adversary.reuse(part, step) for part in parts]
+    return update(job, parts, step, measure)
+
+
+def update(job: Job, parts: Iterable[Part], step: int, measure: bool) -> StepResult:
+    """Take the parts of a batch through forward, backward and one update of the weights."""
     # DDP averages over ranks whose shares may differ by an image: weigh by images, not by ranks.
     share = job.ranks.world_size / len(job.plan.batch(step))
-    for index in range(job.plan.accumulation_steps):
-        batch = next(batches)
-        mixed = mix(job.input_noise(batch, job.plan.epoch(step)), job.config.train, job.config.seed, step)
+    if job.adversary:
+        job.adversary.prepare(measure)
+    for index, part in enumerate(parts):
+        if job.adversary:
+            part = job.adversary.attack(part, step, measure)
         with job.engine.accumulating(more=index + 1 < job.plan.accumulation_steps):
-            logits = job.engine.forward(mixed.images).float()
-            smoothing = job.config.optim.label_smoothing
-            loss = share * mixed_cross_entropy(logits, batch.labels, mixed.share, smoothing)
+            loss = share * training_loss(job, part)
             job.engine.backward(loss)
         job.meter.add(loss)
     job.meter.count_step()
@@ -115,6 +143,18 @@ def train_step(job: Job, batches: Iterator[Batch], step: int, measure: bool) -> 
     if job.ema:
         job.ema.update_parameters(job.engine.module)
     return result
+
+
+def training_loss(job: Job, part: Part) -> Tensor:
+    """Return the summed loss of a part: of its images, of its adversarial ones instead, or of both, weighted."""
+    smoothing = job.config.optim.label_smoothing
+    if job.adversary is None or part.adversarial is None:
+        return part.loss(job.engine.forward(part.images), smoothing)
+    clean_share = job.adversary.settings.clean_share
+    if not clean_share:
+        return part.loss(job.engine.forward(part.adversarial), smoothing)
+    clean, adversarial = job.engine.forward(torch.cat([part.images, part.adversarial])).chunk(2)
+    return clean_share * part.loss(clean, smoothing) + (1 - clean_share) * part.loss(adversarial, smoothing)
 
 
 def describe(job: Job, result: StepResult, step: int) -> dict[str, float]:
@@ -129,4 +169,6 @@ def describe(job: Job, result: StepResult, step: int) -> dict[str, float]:
     values = {"epoch": step / job.plan.steps_per_epoch, "loss": loss, "lr": job.plan.lr(step - 1)}
     if result.grad_norm is not None:
         values["grad_norm"] = float(result.grad_norm)
+    if job.adversary:
+        values |= job.adversary.describe(step)
     return values

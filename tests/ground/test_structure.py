@@ -11,6 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 GROUND = {
     "config",
+    "config_adversarial",
+    "config_evaluation",
     "configfile",
     "environment",
     "epsilon",
@@ -21,6 +23,7 @@ GROUND = {
     "forecast",
     "forecast_view",
     "plan",
+    "plan_adversarial",
     "progress",
     "rng",
     "rundir",

@@ -1,0 +1,215 @@
+"""`kapdist evaluate`: a trained run on a beton, exactly, on any number of ranks; it writes one file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kapdist import kap
+from kapdist.config import Config, DataConfig, EngineConfig, flatten
+from kapdist.config_evaluation import MAY_DIFFER, EvaluationConfig
+from kapdist.data import BetonInfo, Loader, check_labels, open_beton
+from kapdist.engine import Ranks, join
+from kapdist.errors import InputError
+from kapdist.models.build import build_model
+from kapdist.models.weights import load_weights
+from kapdist.rng import derive_seed
+from kapdist.rundir import RunDir, file_sha256, write_json
+from kapdist.train.evaluate import TOP, Evaluation, evaluate
+
+Result = dict[str, Any]
+
+
+def evaluate_run(path: Path, config: EvaluationConfig) -> Result | None:
+    """Evaluate a run on every rank of the job and write RUN/evaluations/<name>.json.
+
+    Returns: the result on rank 0, None on the others.
+
+    Raises:
+        InputError: no finished run, a beton of other classes, weights that give no finite logits, or a result of
+            that name of other settings.
+    """
+    run = RunDir(path)
+    engine = EngineConfig(device=config.device, threads=config.threads, timeout_minutes=config.timeout_minutes)
+    with join(engine) as ranks:
+        known = ranks.together(lambda: run.load_config())
+        info, settings = ranks.together(lambda: open_images(known, config))
+        model = ranks.together(lambda: load_model(run, known, config, ranks.device))
+        loader = ranks.together(lambda: make_loader(known, settings, info, config, ranks))
+        result = ranks.from_first(lambda: describe_inputs(run, info, settings, config))
+        found = evaluate(
+            model,
+            loader,
+            info.num_images,
+            known.model.num_classes,
+            config.batch_size,
+            ranks,
+            stopped=lambda: False,
+            predict=Averaged(model, config),
+        )
+        assert found is not None
+        result |= describe_result(found, info)
+        ranks.from_first(lambda: keep(run, config, result, found))
+    return result if ranks.first else None
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """Logits as a config asks for them: the mean over views; of it the log of the mean probability over draws."""
+
+    model: nn.Module
+    config: EvaluationConfig
+
+    def __call__(self, images: Tensor, number: int) -> Tensor:
+        draws = [self.draw(images, number, draw) for draw in range(self.config.draws)]
+        if len(draws) == 1:
+            return draws[0]
+        log_probabilities = torch.stack([logits.double().log_softmax(1) for logits in draws])
+        return log_probabilities.logsumexp(0) - math.log(len(draws))
+
+    def draw(self, images: Tensor, number: int, draw: int) -> Tensor:
+        """Return the logits under one draw of the noise, which belongs to (seed, batch, draw)."""
+        seed = derive_seed(self.config.seed, "evaluation noise", number, draw)
+        with kap.noise(self.model, self.config.noise, seed):
+            logits: Tensor = self.model(images)
+            return (logits + self.model(images.flip(3))) / 2 if self.config.flip else logits
+
+
+def open_images(known: Config, config: EvaluationConfig) -> tuple[BetonInfo, DataConfig]:
+    """Open the beton; return it and how its images are to be read."""
+    info = open_beton(config.data or known.data.validation)
+    check_labels(info, known.model.num_classes)
+    if config.data is not None:
+        check_classes(info, known)
+    chosen: dict[str, Any] = {"resolution": config.resolution, "crop_ratio": config.crop_ratio}
+    chosen = {key: value for key, value in chosen.items() if value is not None}
+    if chosen:
+        chosen["crop"] = "random-resized"  # in evaluation the centre crop that goes with it
+    return info, known.data.model_copy(update=chosen)
+
+
+def check_classes(info: BetonInfo, known: Config) -> None:
+    """Refuse a beton of other classes: by their names where a beton of the run is at hand, else by their number."""
+    own = next((path for path in (known.data.validation, known.data.train) if path.is_file()), None)
+    names = open_beton(own).class_names if own else None
+    if names is None and len(info.class_names) != known.model.num_classes:
+        raise InputError(info.path, f"{known.model.num_classes} classes (the run's)", f"{len(info.class_names)}")
+    if names is not None and names != info.class_names:
+        raise InputError(info.path, f"the classes of {own}", difference(names, info.class_names))
+
+
+def difference(expected: tuple[str, ...], found: tuple[str, ...]) -> str:
+    if len(expected) != len(found):
+        return f"{len(found)} of them instead of {len(expected)}"
+    number = next(i for i, names in enumerate(zip(expected, found, strict=True)) if names[0] != names[1])
+    return f"{found[number]!r} instead of {expected[number]!r} as number {number}"
+
+
+def weights_path(run: RunDir, config: EvaluationConfig) -> Path:
+    path = run.weights if config.weights == "final" else run.best_weights
+    if not path.is_file():
+        raise InputError(path, f"the {config.weights} weights of a run that has got so far", "no file")
+    return path
+
+
+def load_model(run: RunDir, known: Config, config: EvaluationConfig, device: torch.device) -> nn.Module:
+    path = weights_path(run, config)
+    if config.noise == "fresh" and not known.kap.noise_std:
+        raise InputError("noise=fresh", "a run with activation noise (kap.noise_std above 0)", "one without")
+    model = build_model(known.model, known.kap)
+    load_weights(model, path)
+    if known.engine.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    return model.eval().requires_grad_(False).to(device)
+
+
+def make_loader(
+    known: Config, settings: DataConfig, info: BetonInfo, config: EvaluationConfig, ranks: Ranks
+) -> Loader:
+    return Loader(
+        info,
+        settings,
+        training=False,
+        seed=known.seed,
+        max_batch_size=config.batch_size,
+        device=ranks.device,
+        num_workers=config.workers or ranks.cpus,
+        channels_last=known.engine.channels_last,
+    )
+
+
+def describe_inputs(run: RunDir, info: BetonInfo, settings: DataConfig, config: EvaluationConfig) -> Result:
+    """Return what the result rests on; refuse to put it in the place of another one."""
+    weights = weights_path(run, config)
+    whole = settings.crop == "none"
+    inputs: Result = {
+        "settings": {key: value for key, value in flatten(config).items() if key not in MAY_DIFFER},
+        "resolution": settings.resolution,
+        "crop_ratio": None if whole else settings.crop_ratio,
+        "data": {"path": str(info.path), "fingerprint": info.fingerprint, "num_images": info.num_images},
+        "weights": {"file": weights.name, "sha256": file_sha256(weights)},
+    }
+    path = run.evaluation(config.name)
+    if path.exists():
+        refuse_another(path, inputs)
+    return {"name": config.name, **inputs}
+
+
+def refuse_another(path: Path, inputs: Result) -> None:
+    try:
+        theirs = json.loads(path.read_text())
+        same = all(theirs[key] == inputs[key] for key in ("settings", "weights")) and (
+            theirs["data"]["fingerprint"] == inputs["data"]["fingerprint"]
+        )
+    except (ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise InputError(path, "a result of the same settings, weights and images (or another name=)", "another")
+
+
+def describe_result(found: Evaluation, info: BetonInfo) -> Result:
+    """Return integers and float64 sums, and the quotients that people read."""
+    per_class = zip(info.class_names, found.class_images, found.class_top1, strict=False)
+    return {
+        **found.describe(),
+        "num_top1": found.num_top1,
+        "num_top5": found.num_top5,
+        "loss_sum": found.loss_sum,
+        "num_classes": len(found.class_images),
+        "classes": [{"name": name, "num_images": images, "num_top1": top1} for name, images, top1 in per_class],
+        "bins": [asdict(one) for one in found.bins],
+    }
+
+
+def keep(run: RunDir, config: EvaluationConfig, result: Result, found: Evaluation) -> None:
+    if not math.isfinite(found.loss_sum):
+        raise InputError(
+            weights_path(run, config), "weights that give finite logits", f"a loss of {found.loss_sum}"
+        )
+    write_json(run.evaluation(config.name), result)
+
+
+def table(result: Result) -> Iterator[tuple[str, str]]:
+    """Yield the lines that a reader sees."""
+    images = result["num_images"]
+    crop = f", centre crop {result['crop_ratio']:.4g}" if result["crop_ratio"] else ""
+    settings = result["settings"]
+    yield "images", f"{images:,} of {result['data']['path']}"
+    yield "weights", f"{result['weights']['file']} ({result['weights']['sha256'][:12]})"
+    yield "resolution", f"{result['resolution']} px{crop}{', and mirrored' if settings['flip'] else ''}"
+    yield "activation noise", settings["noise"] + (f", {settings['draws']} draws" if settings["draws"] > 1 else "")
+    yield "top-1", f"{100 * result['top1']:.2f}% ({result['num_top1']:,})"
+    yield f"top-{min(TOP, result['num_classes'])}", f"{100 * result['top5']:.2f}% ({result['num_top5']:,})"
+    yield "loss", f"{result['loss']:.4f}"
+    yield "expected calibration error", f"{100 * result['ece']:.2f}%"
+    there = [one for one in result["classes"] if one["num_images"]]
+    if len(there) > 1:
+        worst = min(there, key=lambda one: one["num_top1"] / one["num_images"])
+        yield "worst class", f"{worst['name']}: {worst['num_top1']:,} of {worst['num_images']:,}"
