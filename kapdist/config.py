@@ -77,16 +77,32 @@ class DataConfig(Section):
     """Shift training images by up to this many pixels in both directions, black outside."""
     cutout: Annotated[int, Field(ge=0, le=2048)] = 0
     """Blacken a square of this side, pixels, at a random place of training images; 0 does not (DeVries 2017)."""
-    order: Literal["random", "quasi-random"] = "random"
-    """Order of an epoch: random over all images, or page by page, for a beton larger than memory."""
+    backend: Literal["auto", "ffcv", "torch"] = "auto"
+    """What decodes: ffcv, or torch's DataLoader with simplejpeg, the same crops at a lower rate; auto takes ffcv where
+    it can be imported."""
+    decode: Literal["full", "reduced"] = "full"
+    """Training JPEGs: full decodes all pixels as FFCV does; reduced decodes at 1/2, 1/4 or 1/8 where the crop still has
+    `resolution` pixels each way, which is faster. Evaluation and attacks always take full."""
+    order: Literal["auto", "random", "quasi-random"] = "random"
+    """Order of an epoch: random over all images, or page by page, for a beton larger than memory; auto takes random
+    where the beton fits into the node's memory, and a run keeps to what it began with."""
     page_images: Natural = 2048
     """Consecutive images that quasi-random order reads together; it has eight such pages open at a time."""
+    cache: Literal["auto", "page", "process"] = "page"
+    """Who keeps the beton's bytes: the operating system (page), or each rank, which reads the open pages whole and ahead
+    (process, for slow file systems; with quasi-random order); auto decides as for order."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Decoding threads per rank; 0 divides the CPUs that this process may use among the ranks of the node."""
     batches_ahead: Natural = 3
     """Batches that are decoded ahead of the step that uses them."""
     timeout_seconds: Positive = 300.0
     """Longest wait for one batch before the loader gives up (the first one includes compilation)."""
+
+    @model_validator(mode="after")
+    def cache_goes_with_order(self) -> DataConfig:
+        if self.cache == "process" and self.order == "random":
+            raise ValueError("cache process with order quasi-random only: in random order it keeps the whole beton")
+        return self
 
 
 class ModelConfig(Section):
@@ -240,6 +256,7 @@ class Config(Section):
 # (the engines agree to rounding, like numbers of ranks, and read one another's checkpoints).
 MAY_CHANGE = (
     "runs_dir",
+    "data.cache",
     "data.workers",
     "data.batches_ahead",
     "data.timeout_seconds",
