@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 class Task:
     """What a backend is made for.
 
-    largest is the largest resolution, pixels, and max_batch_size the most images that will be asked for at a time.
+    largest is the largest resolution, pixels, and max_batch_size the most images that will be asked for at a time;
+    cache is page or process.
     """
 
     info: BetonInfo
@@ -34,6 +35,7 @@ class Task:
     max_batch_size: int
     num_workers: int
     device: torch.device
+    cache: str
 
 
 class Decoded(Protocol):
@@ -67,10 +69,10 @@ def make_backend(task: Task) -> Backend:
     Raises:
         InputError: FFCV is asked for and cannot be imported, or simplejpeg is needed and cannot.
     """
-    return BACKENDS[chosen(task.config)](task)
+    return BACKENDS[chosen_backend(task.config)](task)
 
 
-def chosen(config: DataConfig) -> str:
+def chosen_backend(config: DataConfig) -> str:
     """Return the name of the backend.
 
     Raises:

@@ -140,15 +140,14 @@ class Decoder(SimpleRGBImageDecoder):
         return self.decode
 
     def decode(self, batch_indices: np.ndarray, out: np.ndarray, metadata: Any, storage_state: Any) -> np.ndarray:
-        """Return (batch, resolution, resolution, 3) uint8 with the images named by batch_indices, in out's memory."""
+        """Return (batch, side, side, 3) uint8 with the images named by batch_indices, in out's memory."""
         storage, key, side = storage_state
         layout, images = self.layout, batch_indices
         count = len(images)
         out = out.reshape(-1)[: count * side * side * 3].reshape(count, side, side, 3)
         data, starts = storage.data, storage.starts(images)
         sizes, heights, widths, modes = (
-            table[images].astype(np.int64)
-            for table in (layout.sizes, layout.heights, layout.widths, layout.modes)
+            table[images].astype(np.int64) for table in (layout.sizes, layout.heights, layout.widths, layout.modes)
         )
         # Jitted code would read past the map, and the process would die of it.
         if count and (beyond := starts + sizes > len(data)).any():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sent:
-    """A batch on its way: uint8 (batch, side, side, 3) and labels; `arrived` is None on the CPU, where both wait."""
+    """A batch on its way: uint8 (batch, side, side, 3) and labels; `arrived` is None on the CPU."""
 
     pixels: Tensor
     labels: Tensor
@@ -20,13 +20,15 @@ class Sent:
 class Mover:
     """Copies batches to the device beside the computation, and makes floats of them there.
 
-    Bytes travel, a quarter of the floats' traffic, from pinned memory on a side stream, so the copy of the next batch
-    runs while the model computes on this one. Mean and standard deviation are the model's own first step.
+    Bytes travel, a quarter of the floats' traffic, from pinned memory on a side stream, so the copy of the next
+    batch runs while the model computes on this one. Mean and standard deviation are the model's own first step.
+    `ahead` is how many batches should be sent before the first is received.
     """
 
     def __init__(self, device: torch.device, channels_last: bool) -> None:
         self.device, self.channels_last = device, channels_last
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.ahead = 0 if self.stream is None else 1
 
     def send(self, pixels: Tensor, labels: Tensor) -> Sent:
         """Begin the copy of (batch, side, side, 3) uint8; its memory must stay as it is until `arrived`."""

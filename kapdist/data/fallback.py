@@ -1,7 +1,7 @@
 """The backend without FFCV: simplejpeg in the worker processes of a torch DataLoader.
 
-It reads the same betons, and shares the jitted crops and resizing with the other backend, so the two differ by their
-builds of libjpeg-turbo alone.
+It reads the same betons, and shares the jitted crops and resizing with the other backend, so the two differ by
+their builds of libjpeg-turbo alone.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class TorchPass:
         loader = DataLoader(
             Images(task, key, side),
             batch_size=None,
-            sampler=self.batches,  # type: ignore[arg-type]  # any iterable with a length
+            sampler=self.batches,
             num_workers=task.num_workers,
             prefetch_factor=1 + task.config.batches_ahead // task.num_workers,
             pin_memory=task.device.type == "cuda",
@@ -164,7 +164,7 @@ class TorchBackend:
             import simplejpeg  # noqa: F401
         except ImportError as error:
             raise InputError("data.backend=torch", "simplejpeg (pip install simplejpeg)", str(error)) from None
-        if task.config.cache == "process":
+        if task.cache == "process":
             raise InputError("data.cache", "page, or auto, with data.backend=torch", "process")
         self.task = task
         compiled_functions()

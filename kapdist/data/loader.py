@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from kapdist.config import DataConfig
 from kapdist.data.augment import epoch_key
 from kapdist.data.backend import Decoded, Task, make_backend
 from kapdist.data.beton import BetonInfo
-from kapdist.data.device import Mover
+from kapdist.data.device import Mover, Sent
 from kapdist.data.errors import DamagedImageError
 from kapdist.data.pixels import CENTRE_CROP, NO_CROP, RANDOM_CROP, Recipe
 from kapdist.environment import usable_cpus
@@ -37,6 +38,7 @@ class Loader:
         max_batch_size: images of the largest batch that will be asked for.
         num_workers: decoding threads or processes; 0 takes the CPUs that this process may use.
         channels_last: memory format of the images.
+        cache: page or process, as the plan says; None takes the config's.
 
     Raises:
         InputError: images that are not of config.resolution with crop none; more workers than CPUs; a backend that
@@ -54,6 +56,7 @@ class Loader:
         device: torch.device,
         num_workers: int = 0,
         channels_last: bool = True,
+        cache: str | None = None,
     ) -> None:
         self.info, self.config = info, config
         self.seed, self.max_batch_size = seed, max_batch_size
@@ -65,7 +68,9 @@ class Loader:
             raise InputError("data.workers", f"1 to {usable_cpus()} (CPUs of this process)", str(num_workers))
         recipe = make_recipe(info, config, training=training)
         self.backend = make_backend(
-            Task(info, config, recipe, self.largest, max_batch_size, num_workers, self.device)
+            Task(
+                info, config, recipe, self.largest, max_batch_size, num_workers, self.device, cache or config.cache
+            )
         )
 
     def batches(
@@ -86,15 +91,23 @@ class Loader:
         if not 1 <= side <= self.largest:
             raise ValueError(f"resolution {side} in a loader of at most {self.largest}")
         pass_ = self.backend.start(index_batches, epoch_key(self.seed, epoch), side)
+        under_way: deque[tuple[Any, np.ndarray, Sent]] = deque()
         try:
             for number in range(len(index_batches)):
                 slot, indices, pixels = self.take(pass_, number)
                 sent = self.mover.send(pixels, torch.from_numpy(self.info.labels[indices]))
-                images, labels = self.mover.receive(sent)
-                pass_.give_back(slot, sent.arrived)
-                yield Batch(images, labels, indices)
+                under_way.append((slot, indices, sent))
+                if len(under_way) > self.mover.ahead:
+                    yield self.receive(pass_, *under_way.popleft())
+            while under_way:
+                yield self.receive(pass_, *under_way.popleft())
         finally:
             pass_.close()
+
+    def receive(self, pass_: Decoded, slot: Any, indices: np.ndarray, sent: Sent) -> Batch:
+        images, labels = self.mover.receive(sent)
+        pass_.give_back(slot, sent.arrived)
+        return Batch(images, labels, indices)
 
     def take(self, pass_: Decoded, number: int) -> tuple[Any, np.ndarray, Tensor]:
         limit = self.config.timeout_seconds
@@ -110,7 +123,7 @@ class Loader:
 
 def largest_resolution(config: DataConfig, training: bool) -> int:
     """Return the largest resolution of a loader's passes, pixels."""
-    return config.resolution
+    return max(config.resolution, config.max_resolution or 0) if training else config.resolution
 
 
 def make_recipe(info: BetonInfo, config: DataConfig, *, training: bool) -> Recipe:
@@ -131,6 +144,4 @@ def make_recipe(info: BetonInfo, config: DataConfig, *, training: bool) -> Recip
     if not training:
         return Recipe(CENTRE_CROP, centre_ratio=config.crop_ratio)
     reduced = config.decode == "reduced"
-    return Recipe(
-        RANDOM_CROP, pad=config.translate, flip=config.flip, cutout=config.cutout, reduced=reduced
-    )
+    return Recipe(RANDOM_CROP, pad=config.translate, flip=config.flip, cutout=config.cutout, reduced=reduced)

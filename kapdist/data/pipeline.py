@@ -41,7 +41,7 @@ class FFCVBackend:
 
     def storage(self, index_batches: Sequence[np.ndarray]) -> Storage:
         layout = self.task.info.layout
-        return PagedFile(layout, index_batches) if self.task.config.cache == "process" else MappedFile(layout)
+        return PagedFile(layout, index_batches) if self.task.cache == "process" else MappedFile(layout)
 
 
 def make_pipeline(decoder: Decoder, task: Task) -> FFCVLoader:

@@ -1,8 +1,8 @@
 """Area resizing of a window, in jitted code: every pixel is the mean of the source under its footprint.
 
 It is what OpenCV's INTER_AREA computes, and so FFCV's decoders, at a quarter of the cost: rows are added up first,
-over contiguous memory, where OpenCV gathers columns first. Windows have fractional edges, because the edges of a crop
-in full-resolution pixels lie between the pixels of an image that was decoded at a reduced scale.
+over contiguous memory, where OpenCV gathers columns first. Windows have fractional edges, because the edges of a
+crop in full-resolution pixels lie between the pixels of an image that was decoded at a reduced scale.
 """
 
 from __future__ import annotations

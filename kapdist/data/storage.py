@@ -1,4 +1,4 @@
-"""Where decoders find the stored bytes of a pass: the file itself, mapped, or pages of it in the process's memory."""
+"""Where decoders find the stored bytes of a pass: the file itself, mapped, or pages of it in own memory."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class MappedFile:
 
 
 class PagedFile:
-    """The file's pages that some batches need, read whole and ahead by FFCV's threads, and dropped after their last.
+    """The file's pages that batches need, read whole and ahead by FFCV's threads, dropped after their last batch.
 
-    A page is what the writer filled at a time, and no image reaches over two. Memory is as many pages as are open at
-    once, so it wants quasi-random order: in random order that is the whole file.
+    A page is what the writer filled at a time, and no image reaches over two. Memory is as many pages as are open
+    at once, so it wants quasi-random order: in random order that is the whole file.
     """
 
     trusted = False  # a page is read again in every pass, and FFCV looks at no read's result
