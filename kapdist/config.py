@@ -5,59 +5,12 @@ defaults < YAML file < ``section.key=value``. Nothing mutates a config; whatever
 
 from __future__ import annotations
 
-import math
-import re
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-
-class Section(BaseModel):
-    """A part of the config that has one owner: frozen, and a key that nobody reads is refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
-
-
-def fraction(value: Any) -> Any:
-    """Read "4/255" as the number it means and leave everything else to pydantic."""
-    if isinstance(value, str) and re.fullmatch(r"\s*-?[\d.]+\s*/\s*-?[\d.]+\s*", value):
-        numerator, denominator = value.split("/")
-        if Fraction(denominator.strip()) == 0:
-            raise ValueError("a fraction that is not over zero")
-        return float(Fraction(numerator.strip()) / Fraction(denominator.strip()))
-    return value
-
-
-def one_or_several(value: Any) -> Any:
-    """Read sizes, each a number or a fraction; several are sorted."""
-    if not isinstance(value, list | tuple):
-        return size(value)
-    sizes = sorted(size(one) for one in value)
-    if not sizes or len(set(sizes)) != len(sizes):
-        raise ValueError("each eps once, and one at least")
-    return tuple(sizes) if len(sizes) > 1 else sizes[0]
-
-
-def size(value: Any) -> float:
-    try:
-        number = float(fraction(value))
-    except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(value, bool) or not 0 < number < math.inf:
-        raise ValueError("a finite number greater than 0, such as 4/255, or a list of them")
-    return number
-
-
-Epsilon = Annotated[float | tuple[float, ...], PlainValidator(one_or_several)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Natural = Annotated[int, Field(ge=1)]
-Probability = Annotated[float, Field(ge=0, lt=1)]
-Side = Annotated[int, Field(ge=8, le=2048)]
-Name = Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")]
-
+from kapdist.section import Epsilon, Name, Natural, NonNegative, Positive, Probability, Section, Side
 
 RAMP_MULTIPLE = 32  # pixels: what the strides of a ResNet divide
 

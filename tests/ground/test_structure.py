@@ -20,6 +20,7 @@ GROUND = {
     "progress",
     "rng",
     "rundir",
+    "section",
     "sharding",
 }
 MAY_IMPORT = {
