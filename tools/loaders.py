@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,28 @@ from kapdist.data.beton import stored_bytes
 
 # Only after kapdist.data: its guard keeps FFCV's import from changing torch's threads.
 from ffcv.fields.basics import IntDecoder  # isort: skip
+from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder  # isort: skip
 from ffcv.loader import Loader as StockLoader  # isort: skip
 from ffcv.loader import OrderOption  # isort: skip
-from ffcv.transforms import Squeeze, ToTensor  # isort: skip
+from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToTensor  # isort: skip
 
 Epoch = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 
 AHEAD = 3  # batches; all loaders' default
+STAMPS = Path("/usr/share/tuxpaint/stamps")
+SIDE, QUALITY = 500, 90  # of the photographs: ffcv-imagenet's
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every loader of photographs is given: the same JPEG bytes, as a beton and as files."""
+
+    info: BetonInfo
+    files: Path
+    side: int
+    batch_size: int
+    workers: int
+    copies: int = 1  # of every image in an epoch
 
 
 class Enlarged:
@@ -188,3 +205,28 @@ def data_loader(dataset: Dataset, batch_size: int, workers: int, copies: int) ->
         yield from loader
 
     return epoch
+
+
+def stock_photographs(given: Setting) -> Epoch:
+    decoders = [RandomResizedCropRGBImageDecoder((given.side, given.side)), RandomHorizontalFlip()]
+    return stock(given.info, decoders, given.batch_size, given.workers, given.copies)
+
+
+def our_photographs(given: Setting, **data: Any) -> Epoch:
+    crops = {"crop": "random-resized", "resolution": given.side, "flip": True}
+    return ours(given.info, given.batch_size, given.workers, given.copies, **crops, **data)
+
+
+def folder_photographs(given: Setting) -> Epoch:
+    _, dataset = image_folder(given.files, given.side)
+    return data_loader(dataset, given.batch_size, given.workers, given.copies)
+
+
+LOADERS: dict[str, Callable[[Setting], Epoch]] = {
+    "stock FFCV": stock_photographs,
+    "kapdist, full": our_photographs,
+    "kapdist, reduced": functools.partial(our_photographs, decode="reduced"),
+    "kapdist without FFCV, full": functools.partial(our_photographs, backend="torch"),
+    "kapdist without FFCV, reduced": functools.partial(our_photographs, backend="torch", decode="reduced"),
+    "ImageFolder": folder_photographs,
+}
