@@ -1,7 +1,7 @@
 """What loading costs beside its rate: on a cold page cache, in memory, in a training step, and in pixels.
 
     python tools/bench_data.py [--rounds 5] [--batch-size 16] [--workers N] [--images 0] [--stamps FOLDER]
-                               [--resolution 160] [--steps 3] [--network resnet50]
+                               [--resolution 160] [--steps 3] [--network resnet50] [--parts pixels step caches]
 
 Cold and warm: the first epoch of a fresh process, after the files were dropped from the page cache (posix_fadvise)
 or read once, in turn. Memory: what a process and its workers hold of their own (Pss of anonymous and shared memory,
@@ -21,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ from kapdist.data.pixels import FULL, eighths
 from kapdist.environment import usable_cpus
 
 TIMES = 8  # as many images in the longer beton
+PARTS = ["pixels", "step", "caches"]
 BATCH = 64  # images of a batch, of the children that measure rates and memory
 
 
@@ -108,12 +110,12 @@ def bench_caches(given: Setting, longer: Setting, names: Sequence[str], rounds: 
 
 
 class Fed:
-    """Steps of one trainer, each on the next batch of endless epochs of a loader."""
+    """Steps of one trainer, each on the next batch of endless epochs of a loader; counts the seconds of waiting."""
 
     def __init__(self, trainer: Trainer, given: Setting) -> None:
         self.trainer, self.given = trainer, given
-        self.epoch = our_photographs(given)
-        self.batches = self.endless()
+        self.epoch, self.batches = our_photographs(given), self.endless()
+        self.waited = 0.0
 
     def endless(self) -> Iterator[torch.Tensor]:
         number = 0
@@ -124,21 +126,33 @@ class Fed:
             number += 1
 
     def __call__(self) -> None:
+        started = time.perf_counter()
         self.trainer.images = next(self.batches)
+        self.waited += time.perf_counter() - started
         self.trainer()
 
 
+@dataclass(frozen=True)
+class Steps:
+    """Seconds of a few training steps: of the clock, of the CPU, and of waiting for batches."""
+
+    clock: float
+    cpu: float
+    waited: float
+
+
+def timed(step: Callable[[], None], steps: int, fed: Fed) -> Steps:
+    waited, cpu, started = fed.waited, time.process_time(), time.perf_counter()
+    for _ in range(steps):
+        step()
+    return Steps(time.perf_counter() - started, time.process_time() - cpu, fed.waited - waited)
+
+
 def bench_stall(given: Setting, rounds: int, steps: int, network: str) -> Iterator[str]:
-    """Yield the ratio of a step with data to one in memory; what is above 1 is the stall."""
+    """Yield what data costs a step: the share of it that waits for a batch, and the step's own slowing down."""
     images = torch.rand(given.batch_size, 3, given.side, given.side).to(memory_format=torch.channels_last)
     trainer = Trainer(getattr(models, network)(), images, torch.float32, False)
     fed = Fed(trainer, given)
-
-    def seconds(step: object) -> float:
-        started = time.perf_counter()
-        for _ in range(steps):
-            step()  # type: ignore[operator]
-        return (time.perf_counter() - started) / steps
 
     def in_memory() -> None:
         trainer.images = images
@@ -147,14 +161,17 @@ def bench_stall(given: Setting, rounds: int, steps: int, network: str) -> Iterat
     pairs = []
     for number in range(rounds + 1):
         order = (fed, in_memory) if number % 2 else (in_memory, fed)
-        found = {step: seconds(step) for step in order}
+        found = {step: timed(step, steps, fed) for step in order}
         pairs.append((found[fed], found[in_memory]))
-    ratios = sorted(data / memory for data, memory in pairs[1:])
-    memory_ms = 1000 * statistics.median(memory for _, memory in pairs[1:])
-    yield f"{network} step, batch {given.batch_size}, {given.side} px, in memory: {memory_ms:.0f} ms"
+    pairs = pairs[1:]
+    ratios = sorted(data.clock / memory.clock for data, memory in pairs)
+    cpu = statistics.median(data.cpu / memory.cpu for data, memory in pairs)
+    waited = statistics.median(data.waited / data.clock for data, _ in pairs)
+    seconds = statistics.median(memory.clock for _, memory in pairs) / steps
+    yield f"{network} step, batch {given.batch_size}, {given.side} px, in memory: {1000 * seconds:.0f} ms"
     yield (
         f"with data: ratio {statistics.median(ratios):.3f} (median of {rounds} paired rounds of {steps} steps, "
-        f"{ratios[0]:.3f} to {ratios[-1]:.3f})"
+        f"{ratios[0]:.3f} to {ratios[-1]:.3f}; by CPU time {cpu:.3f}); waits {100 * waited:.2f}% of the step"
     )
 
 
@@ -225,14 +242,17 @@ class Repeated:
 
 def bench(options: argparse.Namespace, folder: Path) -> Iterator[str]:
     info = write_photographs(options.stamps, folder / "stamps.beton", SIDE, QUALITY, options.images or sys.maxsize)
-    yield from bench_pixels(info, options.resolution)
     given = Setting(info, folder / "files", options.resolution, options.batch_size, options.workers)
-    yield from bench_stall(given, options.rounds, options.steps, options.network)
-    write_beton(Repeated(info, TIMES), folder / "longer.beton", jpeg_quality=QUALITY)
-    longer = Setting(open_beton(folder / "longer.beton"), folder / "more files", given.side, BATCH, options.workers)
-    for setting in (given, longer):
-        as_files(setting.info, setting.files)
-    yield from bench_caches(given, longer, options.loaders, options.rounds)
+    if "pixels" in options.parts:
+        yield from bench_pixels(info, options.resolution)
+    if "step" in options.parts:
+        yield from bench_stall(given, options.rounds, options.steps, options.network)
+    if "caches" in options.parts:
+        write_beton(Repeated(info, TIMES), folder / "longer.beton", jpeg_quality=QUALITY)
+        longer = Setting(open_beton(folder / "longer.beton"), folder / "more", given.side, BATCH, options.workers)
+        for setting in (given, longer):
+            as_files(setting.info, setting.files)
+        yield from bench_caches(given, longer, options.loaders, options.rounds)
 
 
 def main() -> None:
@@ -245,6 +265,7 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=160, help="pixels")
     parser.add_argument("--steps", type=int, default=3, help="training steps of a round")
     parser.add_argument("--network", default="resnet50", choices=["resnet10", "resnet18", "resnet50"])
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--loaders", nargs="+", default=list(LOADERS), choices=list(LOADERS), help="cold and warm")
     parser.add_argument("--child", choices=list(LOADERS), help=argparse.SUPPRESS)
     parser.add_argument("--beton", type=Path, help=argparse.SUPPRESS)

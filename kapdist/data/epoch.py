@@ -85,6 +85,7 @@ class Epoch(EpochIterator):
             self.closed = True  # nobody waits for a thread that hangs
             self.terminate_event.set()
             self.free.put(None)
+            self.storage.close()
             raise TimeoutError from None
         if isinstance(answer, BaseException):
             raise answer

@@ -152,3 +152,15 @@ def test_a_loader_gives_the_resolution_that_it_is_asked_for(photographs, make_lo
 def test_what_cannot_be_is_refused(keys, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         data(**{"crop": "random-resized"} | keys)
+
+
+def test_a_rank_s_tables_take_34_bytes_per_image(paged, make_loader) -> None:
+    """All that grows with the data; FFCV's own tables, 48 bytes per image, are let go of."""
+    backend = make_loader(paged, resolution=64).backend
+    (node,) = backend.pipeline.graph.root_nodes
+    layout, reader = paged.layout, backend.pipeline.reader
+    tables = layout.labels, layout.offsets, layout.sizes, layout.heights, layout.widths, layout.modes
+    tables += paged.checksums, node.decoder.verified
+    assert sum(table.nbytes for table in tables) == 34 * paged.num_images
+    assert (len(reader.metadata), reader.alloc_table, len(node.decoder.metadata)) == (0, None, 0)
+    assert all(table.base is None or table.base.nbytes == table.nbytes for table in tables)
