@@ -43,7 +43,7 @@ class Epoch(EpochIterator):
         self.closed = False
         self.terminate_event = threading.Event()
         # What FFCV hands to the decoder, and whom it tells of each batch.
-        self.storage_state, self.memory_context = (storage, key, side), self
+        self.storage_state, self.memory_context = (storage, key, side), storage
         self.metadata = loader.reader.metadata  # of no image: the decoder has tables of its own
         num_slots = loader.batches_ahead + 2
         self.cuda_streams = [None] * num_slots  # the device copy is the caller's, on the caller's stream
@@ -68,9 +68,6 @@ class Epoch(EpochIterator):
                 self.output_queue.put((slot, indices, torch.from_numpy(images)))
         except BaseException as error:
             self.output_queue.put(error)
-
-    def start_batch(self, number: int) -> None:
-        self.storage.load(number)
 
     def take(self, timeout_seconds: float) -> tuple[int, np.ndarray, Tensor]:
         """Return (slot, image ids, pixels in the ring) of the next batch.

@@ -19,8 +19,8 @@ class Storage(Protocol):
     def starts(self, images: np.ndarray) -> np.ndarray:
         """Return where in data each image begins, int64."""
 
-    def load(self, batch: int) -> None:
-        """Wait until the images of a batch are in data; batches are asked for in turn."""
+    def start_batch(self, batch: int) -> None:
+        """Wait until the images of a batch are in data; batches are asked for in turn. FFCV's name."""
 
     def close(self) -> None:
         """Let go of threads; data may be gone afterwards."""
@@ -38,7 +38,7 @@ class MappedFile:
     def starts(self, images: np.ndarray) -> np.ndarray:
         return self.layout.offsets[images]
 
-    def load(self, batch: int) -> None:
+    def start_batch(self, batch: int) -> None:
         return None
 
     def close(self) -> None:
@@ -73,7 +73,7 @@ class PagedFile:
         page, within = np.divmod(self.layout.offsets[images], self.page_bytes)
         return self.slots[page] * self.page_bytes + within
 
-    def load(self, batch: int) -> None:
+    def start_batch(self, batch: int) -> None:
         self.executor.load_batch(batch)
 
     def close(self) -> None:

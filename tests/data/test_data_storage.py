@@ -44,7 +44,7 @@ def test_the_process_cache_holds_the_open_pages_alone(paged) -> None:
         assert len(held.data) < stored / 2
         mapped = MappedFile(paged.layout)
         for number, batch in enumerate(in_order):
-            held.load(number)
+            held.start_batch(number)
             for image, start in zip(batch, held.starts(batch), strict=True):
                 size, offset = int(paged.layout.sizes[image]), int(mapped.starts(image))
                 assert np.array_equal(held.data[start : start + size], mapped.data[offset : offset + size])
