@@ -16,8 +16,10 @@ from kapdist.config_attack import AttackedModelConfig as AttackedModelConfig
 from kapdist.config_attack import AttackName as AttackName
 from kapdist.config_attack import CorruptionsConfig as CorruptionsConfig
 from kapdist.config_attack import SanityConfig as SanityConfig
-from kapdist.fields import Name, Natural, NonNegative, Positive, Probability
+from kapdist.fields import Name, Natural, NonNegative, Positive, Probability, Side
 from kapdist.section import Section
+
+RAMP_MULTIPLE = 32  # pixels: what the strides of a ResNet divide
 
 
 class DataConfig(Section):
@@ -27,8 +29,16 @@ class DataConfig(Section):
     """The beton to train on (kapdist data write)."""
     validation: Path
     """The beton to evaluate on; attacks take their images from it too."""
-    resolution: Annotated[int, Field(ge=8, le=2048)] = 32
-    """Side of the square images that the model sees, pixels."""
+    resolution: Side = 32
+    """Side of the square images that the model sees, pixels; in training too unless there is a ramp."""
+    min_resolution: Side | None = None
+    """Side of training images until start_ramp; with max_resolution, a ramp of multiples of 32, by epoch."""
+    max_resolution: Side | None = None
+    """Side of training images from end_ramp on."""
+    start_ramp: NonNegative = 0.0
+    """Epoch until which training images have min_resolution."""
+    end_ramp: NonNegative = 0.0
+    """Epoch from which training images have max_resolution; between them it is interpolated."""
     crop: Literal["none", "random-resized"] = "none"
     """Training crop: none needs images of exactly `resolution`; random-resized takes images of any size."""
     crop_ratio: Annotated[float, Field(gt=0, le=1)] = 224 / 256
@@ -39,16 +49,47 @@ class DataConfig(Section):
     """Shift training images by up to this many pixels in both directions, black outside."""
     cutout: Annotated[int, Field(ge=0, le=2048)] = 0
     """Blacken a square of this side, pixels, at a random place of training images; 0 does not (DeVries 2017)."""
-    order: Literal["random", "quasi-random"] = "random"
-    """Order of an epoch: random over all images, or page by page, for a beton larger than memory."""
+    backend: Literal["auto", "ffcv", "torch"] = "auto"
+    """What decodes: ffcv, or torch's DataLoader with simplejpeg (the same crops, somewhat slower); auto takes ffcv
+    where it can be imported."""
+    decode: Literal["full", "reduced"] = "full"
+    """Training JPEGs: full decodes all pixels, as FFCV does; reduced, which is faster, decodes at 1/2, 1/4 or 1/8
+    where the crop still has `resolution` pixels each way. Evaluation and attacks always take full."""
+    order: Literal["auto", "random", "quasi-random"] = "random"
+    """Order of an epoch: random over all images, or page by page, for a beton larger than memory; auto takes random
+    where the beton fits into the node's memory, and a run keeps to what it began with."""
     page_images: Natural = 2048
     """Consecutive images that quasi-random order reads together; it has eight such pages open at a time."""
+    cache: Literal["auto", "page", "process"] = "page"
+    """Who keeps the beton's bytes: the operating system (page), or each rank, which reads open pages whole and
+    ahead (process, for slow file systems; with quasi-random order); auto decides by the same sizes."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Decoding threads per rank; 0 divides the CPUs that this process may use among the ranks of the node."""
     batches_ahead: Natural = 3
     """Batches that are decoded ahead of the step that uses them."""
     timeout_seconds: Positive = 300.0
     """Longest wait for one batch before the loader gives up (the first one includes compilation)."""
+
+    @model_validator(mode="after")
+    def ramp_goes_up(self) -> DataConfig:
+        low, high = self.min_resolution, self.max_resolution
+        if (low is None) != (high is None):
+            raise ValueError("min_resolution and max_resolution together")
+        if low is None or high is None:
+            return self
+        if self.crop == "none":
+            raise ValueError("min_resolution with crop random-resized only: nothing else resizes")
+        if low % RAMP_MULTIPLE or high % RAMP_MULTIPLE or low > high:
+            raise ValueError(f"min_resolution at most max_resolution, both multiples of {RAMP_MULTIPLE}")
+        if self.start_ramp > self.end_ramp:
+            raise ValueError("start_ramp at most end_ramp")
+        return self
+
+    @model_validator(mode="after")
+    def cache_goes_with_order(self) -> DataConfig:
+        if self.cache == "process" and self.order == "random":
+            raise ValueError("cache process with order quasi-random only: in random order it keeps the whole beton")
+        return self
 
 
 class ModelConfig(Section):
@@ -208,6 +249,8 @@ class Config(Section):
 # (the engines agree to rounding, like numbers of ranks, and read one another's checkpoints).
 MAY_CHANGE = (
     "runs_dir",
+    "data.backend",
+    "data.cache",
     "data.workers",
     "data.batches_ahead",
     "data.timeout_seconds",

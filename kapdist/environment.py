@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -41,6 +42,20 @@ def usable_cpus(processes: int = 1) -> int:
     if "SLURM_STEP_ID" in os.environ and "SLURM_CPUS_PER_TASK" in os.environ:
         share = min(share, int(os.environ["SLURM_CPUS_PER_TASK"]))
     return max(1, share)
+
+
+def memory_bytes() -> int:
+    """Return the memory that this job may use on this node: the machine's, Slurm's or the cgroup's.
+
+    The page cache counts against a cgroup's limit too.
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    if megabytes := os.environ.get("SLURM_MEM_PER_NODE", ""):
+        limits += [int(megabytes) << 20] if megabytes.isdecimal() and int(megabytes) else []
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no such cgroup, or "max"
+            limits.append(int(Path(path).read_text()))
+    return min(limits)
 
 
 def package_versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:

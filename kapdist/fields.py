@@ -52,6 +52,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Natural = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+Side = Annotated[int, Field(ge=8, le=2048)]
 Name = Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")]
 Severity = Annotated[int, Field(ge=1, le=5)]
 Corruption = Literal[

@@ -6,9 +6,54 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kapdist.config import Config, OptimConfig
+from kapdist.config import RAMP_MULTIPLE, Config, DataConfig, OptimConfig
 from kapdist.errors import InputError
 from kapdist.plan_adversarial import AdversarialPlan, plan_adversarial
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Side of training images by epoch, pixels: `first` until `start`, `last` from `end`, multiples of 32 between.
+
+    As in ffcv-imagenet (https://github.com/libffcv/ffcv-imagenet, get_resolution).
+    """
+
+    first: int
+    last: int
+    start: float = 0.0
+    end: float = 0.0
+
+    def resolution(self, epoch: int) -> int:
+        """Side of the training images of an epoch, from 0."""
+        if epoch >= self.end:
+            return self.last
+        if epoch <= self.start:
+            return self.first
+        part = (epoch - self.start) / (self.end - self.start)
+        return round((self.first + part * (self.last - self.first)) / RAMP_MULTIPLE) * RAMP_MULTIPLE
+
+
+@dataclass(frozen=True)
+class Room:
+    """What decides how a beton is read: sizes in bytes, and what the run began with, if it did.
+
+    memory_bytes is what the node's ranks may use together; process_cache says whether the backend has one.
+    """
+
+    beton_bytes: int
+    memory_bytes: int
+    ranks_on_node: int = 1
+    process_cache: bool = True
+    order: str | None = None
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The order of an epoch, who keeps the beton's bytes, and why."""
+
+    order: str = "random"
+    cache: str = "page"
+    reason: str = "as configured"
 
 
 @dataclass(frozen=True)
@@ -33,6 +78,8 @@ class Plan:
     lr_scale: float
     """What optim.lr was multiplied by for this batch size."""
     schedule: str
+    ramp: Ramp
+    storage: Storage
     adversarial: AdversarialPlan | None = None
 
     @property
@@ -60,6 +107,10 @@ class Plan:
             return self.peak_lr * 0.5 * (1 + math.cos(math.pi * progress))
         return self.peak_lr * (1 - progress)
 
+    def resolution(self, step: int) -> int:
+        """Side of the training images, pixels, of the step after `step` finished ones; the same all epoch long."""
+        return self.ramp.resolution(self.epoch(step))
+
     def peak_lr_in_words(self) -> str:
         """Return e.g. "0.425 = 1.7 for 4,096 images, scaled to 1,024"."""
         if self.lr_scale == 1:
@@ -79,14 +130,18 @@ class Plan:
         return asdict(self) | {"total_steps": self.total_steps}
 
 
+FITS, MAY_FILL = 0.8, 0.5  # of the node's memory: what the page cache may need, and what caches in processes may
+OPEN_PAGES = 8  # pages that quasi-random order shuffles together, and so what memory should hold
+
+
 def part(positions: range, index: int, count: int) -> range:
     """Cut a range into `count` runs that differ by at most one in length; return the one at `index`."""
     size = len(positions)
     return positions[index * size // count : (index + 1) * size // count]
 
 
-def make_plan(config: Config, num_images: int, world_size: int) -> Plan:
-    """Derive the plan of a training run.
+def make_plan(config: Config, num_images: int, world_size: int, room: Room | None = None) -> Plan:
+    """Derive the plan of a training run; `room` decides data.order and data.cache where they are auto.
 
     Raises:
         InputError: when the images do not fill one batch, or a rank would get no image in some part of a step.
@@ -112,6 +167,8 @@ def make_plan(config: Config, num_images: int, world_size: int) -> Plan:
         lr_scale=scale,
         schedule=optim.schedule,
         adversarial=plan_adversarial(config.adversarial, train.epochs, steps_per_epoch),
+        ramp=make_ramp(config.data, train.epochs),
+        storage=choose_storage(config.data, num_images, room),
     )
 
 
@@ -125,3 +182,41 @@ def warmup_steps(optim: OptimConfig, epochs: int, steps_per_epoch: int) -> int:
     if optim.warmup_epochs > epochs:
         raise InputError("optim.warmup_epochs", f"at most train.epochs = {epochs}", str(optim.warmup_epochs))
     return round(optim.warmup_epochs * steps_per_epoch)
+
+
+def make_ramp(data: DataConfig, epochs: int) -> Ramp:
+    """Return the training images' side by epoch.
+
+    Raises:
+        InputError: a ramp that ends after the training.
+    """
+    if data.min_resolution is None or data.max_resolution is None:
+        return Ramp(data.resolution, data.resolution)
+    if data.end_ramp > epochs:
+        raise InputError("data.end_ramp", f"at most train.epochs = {epochs}", f"{data.end_ramp:g}")
+    return Ramp(data.min_resolution, data.max_resolution, data.start_ramp, data.end_ramp)
+
+
+def choose_storage(data: DataConfig, num_images: int, room: Room | None) -> Storage:
+    """Decide the order and the cache that are auto; what a run began with stays, since the order decides its bits.
+
+    A process cache holds the open pages, and while it reads ahead as many again.
+    """
+    order: str | None = None if data.order == "auto" else data.order
+    cache: str | None = None if data.cache == "auto" else data.cache
+    if room is None or (order and cache):
+        return Storage(order or "random", cache or "page")
+    sizes = f"beton of {gib(room.beton_bytes)}, {gib(room.memory_bytes)} of memory on the node"
+    fits = room.beton_bytes <= FITS * room.memory_bytes
+    if order is None:
+        order = room.order or ("random" if fits and cache != "process" else "quasi-random")
+    opened = min(2 * OPEN_PAGES * data.page_images / num_images, 1) * room.beton_bytes * room.ranks_on_node
+    if cache is None:
+        roomy = room.process_cache and opened <= MAY_FILL * room.memory_bytes
+        cache = "process" if order == "quasi-random" and not fits and roomy else "page"
+        sizes += "" if fits else f", {gib(opened)} of open pages in {room.ranks_on_node} rank(s)"
+    return Storage(order, cache, f"{sizes}: it {'fits' if fits else 'does not fit'}")
+
+
+def gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"

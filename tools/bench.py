@@ -27,6 +27,7 @@ def commands(quick: bool) -> Iterator[list[str]]:
     yield [str(TOOLS / "bench_loop.py"), "--rounds", "2" if quick else "15"]
     yield [str(TOOLS / "bench_loader.py"), "--rounds", "2" if quick else "7"]
     yield [str(TOOLS / "bench_write.py"), "--rounds", "2" if quick else "7"]
+    yield [str(TOOLS / "bench_data.py"), *(["--rounds", "1", "--images", "60", "--steps", "1"] if quick else [])]
     yield [str(TOOLS / "bench_attack.py"), *(["--rounds", "2", "--chunks", "2"] if quick else [])]
     yield [str(TOOLS / "bench_launch.py"), "--rounds", "2" if quick else "9"]
 

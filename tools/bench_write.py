@@ -27,11 +27,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 from bench_step import machine
+from ffcv.fields import IntField, RGBImageField
+from ffcv.writer import DatasetWriter
 from PIL import Image
 
 from kapdist.data import Source, class_folder, write_beton
 from kapdist.data.board import fork
-from kapdist.data.guard import DatasetWriter, IntField, RGBImageField
 from kapdist.data.sources.folder import ClassFolder
 from kapdist.environment import usable_cpus
 

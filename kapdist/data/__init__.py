@@ -1,5 +1,6 @@
 """Images: sources, betons, order, augmentation, loader. The only place that knows FFCV."""
 
+from kapdist.data.backend import chosen_backend
 from kapdist.data.beton import BetonInfo, check_labels, open_beton
 from kapdist.data.check import check, check_beton
 from kapdist.data.errors import WriterError
@@ -30,6 +31,7 @@ __all__ = [
     "check",
     "check_beton",
     "check_labels",
+    "chosen_backend",
     "class_folder",
     "epoch_order",
     "fashion_mnist",

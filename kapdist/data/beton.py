@@ -8,31 +8,39 @@ from pathlib import Path
 
 import numpy as np
 
-from kapdist.data.guard import (
-    ALLOC_TABLE_TYPE,
-    CURRENT_VERSION,
-    TYPE_ID_HANDLER,
-    FieldDescType,
-    HeaderType,
-    IntField,
-    RGBImageField,
-    get_metadata_type,
-)
 from kapdist.data.manifest import Manifest, read_manifest
 from kapdist.errors import InputError
 
-FIELDS = {"image": RGBImageField, "label": IntField}
-METADATA_TYPE = get_metadata_type([RGBImageField(), IntField()])
-HEADER_BYTES = HeaderType.itemsize + len(FIELDS) * FieldDescType.itemsize
+# FFCV's file format, version 2 (ffcv/types.py): said here again, so that a beton can be read without FFCV.
+CURRENT_VERSION = 2
+HEADER_TYPE = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ],
+    align=True,
+)
+FIELD_TYPE = np.dtype([("type_id", "<u1"), ("name", ("<u1", 16)), ("arguments", ("<u1", (1024,)))], align=True)
+IMAGE_TYPE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+METADATA_TYPE = np.dtype([("f0", IMAGE_TYPE), ("f1", "<i8")], align=True)
+ALLOC_TABLE_TYPE = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+FIELDS = [("image", 2), ("label", 1)]  # names and FFCV's numbers for an RGB image and an integer
+HEADER_BYTES = HEADER_TYPE.itemsize + len(FIELDS) * FIELD_TYPE.itemsize
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The parts of a beton that are not pixels; arrays of one entry per image.
+    """The parts of a beton that are not pixels; arrays of one entry per image, as narrow as the format allows.
 
-    offsets and sizes are bytes in the file, heights and widths pixels; modes is 0 for JPEG and 1 for raw.
+    offsets and sizes are bytes in the file, heights and widths pixels; modes is 0 for JPEG and 1 for raw. No image
+    reaches over two pages of page_bytes.
     """
 
+    path: Path
+    page_bytes: int
     labels: np.ndarray
     offsets: np.ndarray
     sizes: np.ndarray
@@ -44,7 +52,7 @@ class Layout:
     @property
     def largest_bytes(self) -> int:
         """Bytes of the largest image when it is decoded."""
-        return int((self.heights * self.widths).max()) * 3
+        return int((self.heights.astype(np.int64) * self.widths).max()) * 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,16 +119,16 @@ def read_header(path: Path) -> np.ndarray:
     size = path.stat().st_size
     if size < HEADER_BYTES:
         raise InputError(path, "a beton", f"a file of {size} bytes")
-    header = np.fromfile(path, HeaderType, count=1)[0]
+    header = np.fromfile(path, HEADER_TYPE, count=1)[0]
     if header["version"] != CURRENT_VERSION:
         raise InputError(path, f"an FFCV file of version {CURRENT_VERSION}", f"version {header['version']}")
     if header["alloc_table_ptr"] == 0:
         raise InputError(path, "a finished beton", "a half-written one (its writer did not end)")
-    fields = np.fromfile(path, FieldDescType, count=int(header["num_fields"]), offset=HeaderType.itemsize)
+    fields = np.fromfile(path, FIELD_TYPE, count=int(header["num_fields"]), offset=HEADER_TYPE.itemsize)
     found = [
         (bytes(field["name"]).rstrip(b"\0").decode("ascii", "replace"), int(field["type_id"])) for field in fields
     ]
-    if [(name, TYPE_ID_HANDLER.get(kind)) for name, kind in found] != list(FIELDS.items()):
+    if found != FIELDS:
         raise InputError(path, "the fields image (RGB) and label (integer)", str(found))
     table = int(header["alloc_table_ptr"]) + int(header["num_samples"]) * ALLOC_TABLE_TYPE.itemsize
     if header["num_samples"] == 0 or table != size:
@@ -155,12 +163,14 @@ def read_layout(path: Path) -> Layout:
     if astray.any():
         raise InputError(path, "images inside of the file", f"image {int(np.argmax(astray))} outside")
     return Layout(
+        path=Path(path),
+        page_bytes=int(header["page_size"]),
         labels=labels.astype(np.int64),
         offsets=offsets,
-        sizes=sizes,
-        heights=heights,
-        widths=widths,
-        modes=images["mode"].astype(np.int64),
+        sizes=sizes.astype(np.uint32),
+        heights=heights.astype(np.uint16),
+        widths=widths.astype(np.uint16),
+        modes=images["mode"].copy(),
         sha256=digest.hexdigest(),
     )
 

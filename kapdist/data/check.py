@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kapdist.data.beton import BetonInfo, open_with_manifest, stored_bytes
-from kapdist.data.decode import CENTRE_CROP, Decoder, Recipe
+from kapdist.data.beton import BetonInfo, open_with_manifest
 from kapdist.data.errors import DamagedImageError
+from kapdist.data.guard import why_no_ffcv
+from kapdist.data.pixels import CENTRE_CROP, Recipe
+from kapdist.data.storage import MappedFile, Storage
 from kapdist.data.workers import Workers
 from kapdist.data.writer import Progress
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
 from kapdist.rundir import file_sha256
+
+if TYPE_CHECKING:  # it needs FFCV, and whoever only reads betons may have none
+    from kapdist.data.decode import Decoder
 
 BATCH, SIDE = 256, 8
 NAMED = 20  # how many damaged images a message names
@@ -47,10 +52,14 @@ def check_beton(path: Path, progress: Progress | None = None) -> dict[str, Any]:
 
 def damaged_images(info: BetonInfo, progress: Progress | None) -> list[int]:
     """Return the ids of images whose bytes changed or which do not decode."""
+    if missing := why_no_ffcv():
+        raise InputError("kapdist data check", "FFCV, whose decoder it tries", f"none: {missing}")
+    from kapdist.data.decode import Decoder
+
     workers = Workers(usable_cpus())
     # The loader's own decoder, so that what passes here decodes there; it compares the checksums first.
-    decoder = Decoder(Recipe(SIDE, CENTRE_CROP), info.layout, info.checksums, workers)
-    data, bad = stored_bytes(info.path), []
+    decoder = Decoder(Recipe(CENTRE_CROP), SIDE, info.layout, info.checksums, workers)
+    data, bad = MappedFile(info.layout), []
     try:
         for start in range(0, info.num_images, BATCH):
             images = np.arange(start, min(start + BATCH, info.num_images))
@@ -63,10 +72,10 @@ def damaged_images(info: BetonInfo, progress: Progress | None) -> list[int]:
     return bad
 
 
-def decodes(decoder: Decoder, images: np.ndarray, data: np.ndarray) -> bool:
+def decodes(decoder: Decoder, images: np.ndarray, data: Storage) -> bool:
     out = np.empty((len(images), SIDE, SIDE, 3), np.uint8)
     try:
-        decoder.decode(images, out, None, (data, 0))
+        decoder.decode(images, out, None, (data, 0, SIDE))
     except DamagedImageError:
         return False
     return True

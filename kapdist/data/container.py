@@ -7,8 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from kapdist.data.beton import FIELDS, HEADER_BYTES, METADATA_TYPE
-from kapdist.data.guard import ALLOC_TABLE_TYPE, CURRENT_VERSION, TYPE_ID_HANDLER, FieldDescType, HeaderType
+from kapdist.data.beton import (
+    ALLOC_TABLE_TYPE,
+    CURRENT_VERSION,
+    FIELD_TYPE,
+    FIELDS,
+    HEADER_BYTES,
+    HEADER_TYPE,
+    METADATA_TYPE,
+)
 
 # What is known of a stored image; size 0 where there is none. `kept`: its bytes are the source's own.
 RECORD = np.dtype(
@@ -46,14 +53,13 @@ def place(position: int, sizes: np.ndarray, page_size: int) -> tuple[np.ndarray,
 
 def header(num_images: int, page_size: int, table: int) -> bytes:
     """Return the header and the fields; `table` is where the allocation table begins, 0 in an unfinished file."""
-    head = np.zeros(1, HeaderType)
+    head = np.zeros(1, HEADER_TYPE)
     values = {"version": CURRENT_VERSION, "num_fields": len(FIELDS), "page_size": page_size}
     for key, value in (values | {"num_samples": num_images, "alloc_table_ptr": table}).items():
         head[key] = value
-    numbers = {handler: number for number, handler in TYPE_ID_HANDLER.items()}
-    fields = np.zeros(len(FIELDS), FieldDescType)
-    for field, (name, kind) in zip(fields, FIELDS.items(), strict=True):
-        field["type_id"] = numbers[kind]
+    fields = np.zeros(len(FIELDS), FIELD_TYPE)
+    for field, (name, kind) in zip(fields, FIELDS, strict=True):
+        field["type_id"] = kind
         field["name"][: len(name)] = np.frombuffer(name.encode(), np.uint8)
     return head.tobytes() + fields.tobytes()
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from kapdist.data.backend import valid_batch
 from kapdist.data.guard import EpochIterator, FFCVLoader
+from kapdist.data.storage import Storage
 
 CLOSE_SECONDS = 30.0  # far more than a batch takes; a thread that hangs is a daemon and left to itself
 
@@ -22,22 +26,29 @@ class Epoch(EpochIterator):
     """
 
     def __init__(
-        self, loader: FFCVLoader, batches: Iterable[np.ndarray], key: int, *, max_batch_size: int, name: str
+        self,
+        loader: FFCVLoader,
+        batches: Sequence[np.ndarray],
+        storage: Storage,
+        key: int,
+        side: int,
+        *,
+        num_images: int,
+        max_batch_size: int,
+        name: str,
     ) -> None:
         threading.Thread.__init__(self, daemon=True, name=f"kapdist-load {name}")
-        self.loader, self.batches = loader, batches
-        self.max_batch_size = max_batch_size
+        self.loader, self.batches, self.storage = loader, batches, storage
+        self.num_images, self.max_batch_size = num_images, max_batch_size
         self.closed = False
         self.terminate_event = threading.Event()
-        self.memory_context = loader.memory_manager.schedule_epoch([])
-        self.memory_context.__enter__()
-        # What FFCV hands to the decoder: the file, and the key of this epoch's draws.
-        self.storage_state = (np.asarray(self.memory_context.state[0]), key)
-        self.metadata = loader.reader.metadata
+        # What FFCV hands to the decoder, and whom it tells of each batch.
+        self.storage_state, self.memory_context = (storage, key, side), storage
+        self.metadata = loader.reader.metadata  # of no image: the decoder has tables of its own
         num_slots = loader.batches_ahead + 2
         self.cuda_streams = [None] * num_slots  # the device copy is the caller's, on the caller's stream
         self.memory_allocations = loader.graph.allocate_memory(max_batch_size, num_slots)
-        self.output_queue: SimpleQueue[tuple[int, np.ndarray, np.ndarray] | BaseException] = SimpleQueue()
+        self.output_queue: SimpleQueue[tuple[int, np.ndarray, Tensor] | BaseException] = SimpleQueue()
         self.free: SimpleQueue[tuple[int, Any] | None] = SimpleQueue()
         for slot in range(num_slots):
             self.free.put((slot, None))
@@ -46,7 +57,7 @@ class Epoch(EpochIterator):
     def run(self) -> None:
         try:
             for number, batch in enumerate(self.batches):
-                indices = self.valid(batch)
+                indices = valid_batch(batch, self.num_images, self.max_batch_size)
                 taken = self.free.get()
                 if taken is None or self.terminate_event.is_set():
                     return
@@ -54,23 +65,11 @@ class Epoch(EpochIterator):
                 if event is not None:
                     event.synchronize()  # the device has read what this buffer held
                 (images,) = self.run_pipeline(number, indices, slot, None)
-                self.output_queue.put((slot, indices, images))
+                self.output_queue.put((slot, indices, torch.from_numpy(images)))
         except BaseException as error:
             self.output_queue.put(error)
 
-    def valid(self, batch: np.ndarray) -> np.ndarray:
-        """Return a copy that jitted code, which checks nothing, can index with."""
-        indices = np.array(batch, dtype=np.int64, ndmin=1)
-        num_images = len(self.metadata)
-        if len(indices) > self.max_batch_size:
-            raise ValueError(
-                f"a batch of {len(indices)} images in a loader of max_batch_size {self.max_batch_size}"
-            )
-        if len(indices) and not 0 <= indices.min() <= indices.max() < num_images:
-            raise IndexError(f"image ids {indices.min()} to {indices.max()} in a beton of {num_images} images")
-        return indices
-
-    def take(self, timeout_seconds: float) -> tuple[int, np.ndarray, np.ndarray]:
+    def take(self, timeout_seconds: float) -> tuple[int, np.ndarray, Tensor]:
         """Return (slot, image ids, pixels in the ring) of the next batch.
 
         Raises:
@@ -83,12 +82,13 @@ class Epoch(EpochIterator):
             self.closed = True  # nobody waits for a thread that hangs
             self.terminate_event.set()
             self.free.put(None)
+            self.storage.close()
             raise TimeoutError from None
         if isinstance(answer, BaseException):
             raise answer
         return answer
 
-    def give_back(self, slot: int, event: Any = None) -> None:
+    def give_back(self, slot: int, event: torch.cuda.Event | None = None) -> None:
         """Let the thread fill a slot again, after `event` (CUDA) has happened."""
         self.free.put((slot, event))
 
@@ -101,4 +101,4 @@ class Epoch(EpochIterator):
         self.free.put(None)
         if threading.current_thread() is not self:
             self.join(CLOSE_SECONDS)
-        self.memory_context.__exit__(None, None, None)
+        self.storage.close()

@@ -31,30 +31,31 @@ def plain_dict() -> Iterator[None]:
         numba.typed.Dict = typed
 
 
-with torch_threads_kept(), plain_dict():
-    import ffcv.loader.loader
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.fields.rgb_image import SimpleRGBImageDecoder
-    from ffcv.libffcv import lib
-    from ffcv.loader import Loader as FFCVLoader
-    from ffcv.loader import OrderOption
-    from ffcv.loader.epoch_iterator import EpochIterator
-    from ffcv.memory_allocator import MemoryAllocator
-    from ffcv.memory_managers.os_cache import OSCacheContext, OSCacheManager
-    from ffcv.pipeline.allocation_query import AllocationQuery
-    from ffcv.pipeline.compiler import Compiler
-    from ffcv.pipeline.state import State
-    from ffcv.reader import Reader
-    from ffcv.types import (
-        ALLOC_TABLE_TYPE,
-        CURRENT_VERSION,
-        TYPE_ID_HANDLER,
-        FieldDescType,
-        HeaderType,
-        get_metadata_type,
-    )
-    from ffcv.utils import chunks
-    from ffcv.writer import DatasetWriter, worker_job_indexed_dataset
+try:
+    with torch_threads_kept(), plain_dict():
+        import ffcv.loader.loader
+        from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+        from ffcv.libffcv import lib
+        from ffcv.loader import Loader as FFCVLoader
+        from ffcv.loader import OrderOption
+        from ffcv.loader.epoch_iterator import EpochIterator
+        from ffcv.memory_managers.os_cache import OSCacheContext, OSCacheManager
+        from ffcv.memory_managers.process_cache.schedule import ScheduleExecutor, compute_schedule
+        from ffcv.pipeline.allocation_query import AllocationQuery
+        from ffcv.pipeline.compiler import Compiler
+        from ffcv.pipeline.state import State
+        from ffcv.reader import Reader
+
+    WHY_NOT = None
+except (ImportError, OSError) as error:  # not installed, or a library that it links to is not
+    WHY_NOT = f"{type(error).__name__}: {error}"
+    lib = None  # what reads betons without FFCV never asks for it; what writes them says so first
+    OSCacheManager = object
+
+
+def why_no_ffcv() -> str | None:
+    """Return why FFCV cannot be imported, None where it can."""
+    return WHY_NOT
 
 
 class FileCache(OSCacheManager):
@@ -87,27 +88,18 @@ def nothing_compiled() -> Iterator[None]:
 
 
 __all__ = [
-    "ALLOC_TABLE_TYPE",
-    "CURRENT_VERSION",
-    "TYPE_ID_HANDLER",
     "AllocationQuery",
     "Compiler",
-    "DatasetWriter",
     "EpochIterator",
     "FFCVLoader",
-    "FieldDescType",
-    "HeaderType",
-    "IntField",
-    "MemoryAllocator",
     "OrderOption",
-    "RGBImageField",
     "Reader",
+    "ScheduleExecutor",
     "SimpleRGBImageDecoder",
     "State",
-    "chunks",
-    "get_metadata_type",
+    "compute_schedule",
     "lib",
     "nothing_compiled",
     "torch_threads_kept",
-    "worker_job_indexed_dataset",
+    "why_no_ffcv",
 ]

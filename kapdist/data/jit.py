@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +13,11 @@ import llvmlite.binding  # type: ignore[import-untyped]
 import numba
 from numba.core import config as numba_config
 
+from kapdist.environment import package_version
+
 config: Any = numba_config  # its settings are made at run time
 
-JITTED_FILES = ("augment.py", "checksum.py", "decode.py", "jit.py")
+JITTED_FILES = ("augment.py", "checksum.py", "decode.py", "fallback.py", "jit.py", "pixels.py", "resize.py")
 
 
 def compiled(function: Callable[..., Any], signature: Any) -> Callable[..., Any]:
@@ -58,7 +59,7 @@ def identity() -> str:
     """Return the sha256 of everything that compiled code depends on."""
     digest = hashlib.sha256()
     for package in ("numba", "llvmlite", "ffcv", "numpy"):
-        digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
+        digest.update(f"{package} {package_version(package)}\n".encode())
     digest.update(llvmlite.binding.get_host_cpu_name().encode())
     digest.update(llvmlite.binding.get_host_cpu_features().flatten().encode())
     for name in JITTED_FILES:

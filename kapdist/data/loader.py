@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,19 +12,11 @@ from torch import Tensor
 
 from kapdist.config import DataConfig
 from kapdist.data.augment import epoch_key
+from kapdist.data.backend import Decoded, Task, make_backend
 from kapdist.data.beton import BetonInfo
-from kapdist.data.decode import (
-    CENTRE_CROP,
-    NO_CROP,
-    RANDOM_CROP,
-    Decoder,
-    Recipe,
-    compiled_decode,
-)
-from kapdist.data.epoch import Epoch
+from kapdist.data.device import Mover, Sent
 from kapdist.data.errors import DamagedImageError
-from kapdist.data.guard import FFCVLoader, OrderOption, nothing_compiled, torch_threads_kept
-from kapdist.data.workers import Workers
+from kapdist.data.pixels import CENTRE_CROP, NO_CROP, RANDOM_CROP, Recipe
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
 
@@ -38,17 +30,19 @@ class Batch(NamedTuple):
 
 
 class Loader:
-    """Decodes the images that it is asked for, in the order asked, on threads of its own.
+    """Decodes the images that it is asked for, in the order asked, by threads or processes of its own.
 
     Args:
         training: apply the config's crop, flip, translation and cut-out; else the whole image, or the centre crop.
         seed: of the augmentation, with the epoch and the image's id.
         max_batch_size: images of the largest batch that will be asked for.
-        num_workers: decoding threads; 0 takes the CPUs that this process may use.
+        num_workers: decoding threads or processes; 0 takes the CPUs that this process may use.
         channels_last: memory format of the images.
+        cache: page or process, as the plan says; None takes the config's.
 
     Raises:
-        InputError: images that are not of config.resolution with crop none; more threads than CPUs.
+        InputError: images that are not of config.resolution with crop none; more workers than CPUs; a backend that
+            is not there.
     """
 
     def __init__(
@@ -62,20 +56,29 @@ class Loader:
         device: torch.device,
         num_workers: int = 0,
         channels_last: bool = True,
+        cache: str | None = None,
     ) -> None:
         self.info, self.config = info, config
         self.seed, self.max_batch_size = seed, max_batch_size
         self.device, self.channels_last = torch.device(device), channels_last
+        self.largest = largest_resolution(config, training)
+        self.mover = Mover(self.device, channels_last)
+        num_workers = num_workers or usable_cpus()
+        if not 1 <= num_workers <= usable_cpus():
+            raise InputError("data.workers", f"1 to {usable_cpus()} (CPUs of this process)", str(num_workers))
         recipe = make_recipe(info, config, training=training)
-        workers = Workers(num_workers or usable_cpus())
-        self.workers = workers
-        weakref.finalize(self, workers.close)
-        compiled_decode()
-        self.pipeline = make_pipeline(info, Decoder(recipe, info.layout, info.checksums, workers), config)
+        self.backend = make_backend(
+            Task(
+                info, config, recipe, self.largest, max_batch_size, num_workers, self.device, cache or config.cache
+            )
+        )
 
-    def batches(self, index_batches: Sequence[np.ndarray], *, epoch: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, index_batches: Sequence[np.ndarray], *, epoch: int = 0, resolution: int | None = None
+    ) -> Iterator[Batch]:
         """Yield a Batch for every array of image ids, each (batch,) of at most max_batch_size.
 
+        The images are of `resolution`, pixels, at most the largest that the config names; config.resolution else.
         Nothing else is decoded, nothing dropped or repeated. The iterator may be left at any time, and several
         may be open at once.
 
@@ -84,24 +87,29 @@ class Loader:
             TimeoutError: a batch took longer than config.timeout_seconds.
             Exception: whatever went wrong in the loading thread, as it was raised there.
         """
-        pass_ = Epoch(
-            self.pipeline,
-            index_batches,
-            epoch_key(self.seed, epoch),
-            max_batch_size=self.max_batch_size,
-            name=self.info.path.name,
-        )
+        side = resolution or self.config.resolution
+        if not 1 <= side <= self.largest:
+            raise ValueError(f"resolution {side} in a loader of at most {self.largest}")
+        pass_ = self.backend.start(index_batches, epoch_key(self.seed, epoch), side)
+        under_way: deque[tuple[Any, np.ndarray, Sent]] = deque()
         try:
             for number in range(len(index_batches)):
                 slot, indices, pixels = self.take(pass_, number)
-                images, event = self.to_device(pixels)
-                pass_.give_back(slot, event)
-                labels = torch.from_numpy(self.info.labels[indices]).to(self.device)
-                yield Batch(images, labels, indices)
+                sent = self.mover.send(pixels, torch.from_numpy(self.info.labels[indices]))
+                under_way.append((slot, indices, sent))
+                if len(under_way) > self.mover.ahead:
+                    yield self.receive(pass_, *under_way.popleft())
+            while under_way:
+                yield self.receive(pass_, *under_way.popleft())
         finally:
             pass_.close()
 
-    def take(self, pass_: Epoch, number: int) -> tuple[int, np.ndarray, np.ndarray]:
+    def receive(self, pass_: Decoded, slot: Any, indices: np.ndarray, sent: Sent) -> Batch:
+        images, labels = self.mover.receive(sent)
+        pass_.give_back(slot, sent.arrived)
+        return Batch(images, labels, indices)
+
+    def take(self, pass_: Decoded, number: int) -> tuple[Any, np.ndarray, Tensor]:
         limit = self.config.timeout_seconds
         try:
             return pass_.take(limit)
@@ -112,17 +120,10 @@ class Loader:
             found = "other bytes (kapdist data check lists all damage)"
             raise InputError(self.info.path, f"image {damaged.image} as it was written", found) from damaged
 
-    def to_device(self, pixels: np.ndarray) -> tuple[Tensor, torch.cuda.Event | None]:
-        """Copy (batch, height, width, 3) uint8 out of the ring; return the images and when the ring is free."""
-        stored = torch.from_numpy(pixels)
-        event = None
-        if self.device.type == "cuda":
-            stored = stored.to(self.device, non_blocking=True)  # bytes: a quarter of the traffic of floats
-            event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(self.device))
-        # The conversion is the copy, on the CPU; permuting keeps the bytes, which are channels-last already.
-        images = stored.permute(0, 3, 1, 2).float().div_(255)
-        return images if self.channels_last else images.contiguous(), event
+
+def largest_resolution(config: DataConfig, training: bool) -> int:
+    """Return the largest resolution of a loader's passes, pixels."""
+    return max(config.resolution, config.max_resolution or 0) if training else config.resolution
 
 
 def make_recipe(info: BetonInfo, config: DataConfig, *, training: bool) -> Recipe:
@@ -138,27 +139,9 @@ def make_recipe(info: BetonInfo, config: DataConfig, *, training: bool) -> Recip
             expected = f"{side} x {side} images (data.resolution) with data.crop=none"
             raise InputError(info.path, expected, f"images {size}")
         if not training:
-            return Recipe(side)
-        return Recipe(side, NO_CROP, pad=config.translate, flip=config.flip, cutout=config.cutout)
+            return Recipe()
+        return Recipe(NO_CROP, pad=config.translate, flip=config.flip, cutout=config.cutout)
     if not training:
-        return Recipe(side, CENTRE_CROP, centre_ratio=config.crop_ratio)
-    return Recipe(side, RANDOM_CROP, pad=config.translate, flip=config.flip, cutout=config.cutout)
-
-
-def make_pipeline(info: BetonInfo, decoder: Decoder, config: DataConfig) -> FFCVLoader:
-    """Return FFCV's loader around our decoder; its order, threads and drop_last are never used.
-
-    The operating system caches the file: what does not fit is read again from disk, and nothing is locked.
-    """
-    with torch_threads_kept(), nothing_compiled():
-        return FFCVLoader(
-            str(info.path),
-            batch_size=1,
-            num_workers=1,
-            os_cache=True,
-            order=OrderOption.SEQUENTIAL,
-            seed=0,
-            pipelines={"image": [decoder], "label": None},
-            drop_last=False,
-            batches_ahead=config.batches_ahead,
-        )
+        return Recipe(CENTRE_CROP, centre_ratio=config.crop_ratio)
+    reduced = config.decode == "reduced"
+    return Recipe(RANDOM_CROP, pad=config.translate, flip=config.flip, cutout=config.cutout, reduced=reduced)

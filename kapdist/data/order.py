@@ -6,8 +6,7 @@ import numpy as np
 
 from kapdist import rng
 from kapdist.config import DataConfig
-
-OPEN_PAGES = 8  # pages that quasi-random order shuffles together, and so what memory should hold
+from kapdist.plan import OPEN_PAGES
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
@@ -33,8 +32,10 @@ def quasi_random_order(num_images: int, seed: int, epoch: int, page_images: int)
     return shuffled[np.argsort(window[page[shuffled]], kind="stable")]
 
 
-def training_order(config: DataConfig, num_images: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the image ids of an epoch, (num_images,) int64, in the order that the config names."""
-    if config.order == "quasi-random":
+def training_order(
+    config: DataConfig, num_images: int, seed: int, epoch: int, order: str | None = None
+) -> np.ndarray:
+    """Return the image ids of an epoch, (num_images,) int64, in the order of the plan, else the config's."""
+    if (order or config.order) == "quasi-random":
         return quasi_random_order(num_images, seed, epoch, config.page_images)
     return epoch_order(num_images, seed, epoch)

@@ -6,9 +6,6 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from kapdist.environment import usable_cpus
-from kapdist.errors import InputError
-
 # Work is handed out in pieces, so that a thread with small images takes more of them.
 PIECES_PER_WORKER = 4
 SMALLEST_PIECE = 16
@@ -24,8 +21,6 @@ class Workers:
     """
 
     def __init__(self, num_workers: int) -> None:
-        if not 1 <= num_workers <= usable_cpus():
-            raise InputError("data.workers", f"1 to {usable_cpus()} (CPUs of this process)", str(num_workers))
         self.num_workers = num_workers
         self.lock, self.closed = threading.Lock(), False
         self.tasks: SimpleQueue[tuple[Part, slice, SimpleQueue[BaseException | None]] | None] = SimpleQueue()

@@ -14,6 +14,7 @@ import numpy as np
 
 from kapdist.data.beton import read_layout
 from kapdist.data.encode import JPEG, Encoding
+from kapdist.data.guard import why_no_ffcv
 from kapdist.data.manifest import Manifest, content_fingerprint, write_manifest
 from kapdist.data.parts import Parts
 from kapdist.data.sources import Columns, Source, make_source
@@ -72,9 +73,11 @@ def write_beton(
         The manifest's summary.
 
     Raises:
-        InputError: unreadable images (all of them are reported together), nothing to write, or a full disk.
+        InputError: no FFCV, nothing to write, a full disk, or unreadable images (all of them reported together).
         WriterError: a worker process died or stopped; names the image.
     """
+    if why_not := why_no_ffcv():
+        raise InputError("ffcv", "FFCV, whose library decodes what is written", f"none: {why_not}")
     encoding = Encoding(max_side, jpeg_quality, jpeg_share, raw_up_to_bytes)
     encoding.check()
     check_class_names(source.name, source.class_names)

@@ -20,14 +20,16 @@ def training_batches(loader: Loader, plan: Plan, config: Config, rank: int, step
     """
     while step < plan.total_steps:
         epoch = plan.epoch(step)
-        order = training_order(config.data, plan.num_images, config.seed, epoch)
+        order = training_order(config.data, plan.num_images, config.seed, epoch, plan.storage.order)
         end = (epoch + 1) * plan.steps_per_epoch
         parts = [
             part(plan.rank_batch(t, rank), index, plan.accumulation_steps)
             for t in range(step, end)
             for index in range(plan.accumulation_steps)
         ]
-        yield from loader.batches([order[p.start : p.stop] for p in parts], epoch=epoch)
+        yield from loader.batches(
+            [order[p.start : p.stop] for p in parts], epoch=epoch, resolution=plan.resolution(step)
+        )
         step = end
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -14,13 +15,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from kapdist import kap
 from kapdist.config import Config
-from kapdist.data import BetonInfo, Loader, check_labels, open_beton
+from kapdist.data import BetonInfo, Loader, check_labels, chosen_backend, open_beton
 from kapdist.engine import ENGINES, Engine, Ranks
 from kapdist.engine.ddp import broadcast
+from kapdist.environment import memory_bytes
 from kapdist.errors import InputError
 from kapdist.models.build import build_model
 from kapdist.models.weights import load_weights
-from kapdist.plan import Plan, make_plan
+from kapdist.plan import Plan, Room, make_plan
 from kapdist.rng import derive_seed
 from kapdist.rundir import RunDir, write_json, written_aside
 from kapdist.train import checkpoint
@@ -75,9 +77,11 @@ class Job:
 def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: Watchdog) -> Job:
     """Open the data, make the plan, build model and engine; what is wrong with the input is found here."""
     data, validation = ranks.together(lambda: open_data(config))
-    plan = ranks.together(lambda: make_plan(config, data.num_images, ranks.world_size))
+    room = ranks.from_first(lambda: room_for(config, data, ranks, this.run))
+    plan = ranks.together(lambda: make_plan(config, data.num_images, ranks.world_size, room))
     if ranks.first:
         write_json(this.run.plan, plan.describe() | {"data": data.fingerprint})
+        log.info("order %s, cache %s: %s", plan.storage.order, plan.storage.cache, plan.storage.reason)
     model = ranks.together(lambda: initial_model(config, ranks))
     ema = make_ema(model, config.optim)  # a copy of the model before an engine has its hooks in it
     optimizer = make_optimizer(model, config.optim)
@@ -91,8 +95,8 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
         ema=ema,
         data=data,
         validation=validation,
-        train_loader=ranks.together(lambda: make_loader(config, data, ranks, training=True)),
-        eval_loader=ranks.together(lambda: make_loader(config, validation, ranks, training=False)),
+        train_loader=ranks.together(lambda: make_loader(config, data, ranks, plan)),
+        eval_loader=ranks.together(lambda: make_loader(config, validation, ranks)),
         input_noise=InputNoise(config.train.input_noise_std, config.seed, ranks.device),
         adversary=Adversary(config, plan, plan.adversarial, engine, ranks) if plan.adversarial else None,
         meter=LossMeter(ranks),
@@ -128,8 +132,16 @@ def initial_model(config: Config, ranks: Ranks) -> nn.Module:
     return model.to(ranks.device).train()
 
 
-def make_loader(config: Config, info: BetonInfo, ranks: Ranks, *, training: bool) -> Loader:
-    train = config.train
+def room_for(config: Config, data: BetonInfo, ranks: Ranks, run: RunDir) -> Room:
+    """Return what decides the order and the cache; a run that has begun keeps its order."""
+    order = json.loads(run.plan.read_text())["storage"]["order"] if run.plan.exists() else None
+    process_cache = chosen_backend(config.data) == "ffcv"
+    return Room(data.path.stat().st_size, memory_bytes(), ranks.local_world_size, process_cache, order)
+
+
+def make_loader(config: Config, info: BetonInfo, ranks: Ranks, plan: Plan | None = None) -> Loader:
+    """Return the loader of training, if there is a plan of it, or of evaluation."""
+    train, training = config.train, plan is not None
     return Loader(
         info,
         config.data,
@@ -139,6 +151,7 @@ def make_loader(config: Config, info: BetonInfo, ranks: Ranks, *, training: bool
         device=ranks.device,
         num_workers=config.data.workers or ranks.cpus,
         channels_last=config.engine.channels_last,
+        cache=plan.storage.cache if plan else "page",  # evaluation reads the file from its beginning to its end
     )
 
 

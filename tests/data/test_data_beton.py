@@ -8,9 +8,8 @@ import pytest
 from PIL import Image
 
 from kapdist.data import check, check_labels, class_folder, open_beton, write, write_beton
-from kapdist.data.beton import HEADER_BYTES, stored_bytes
+from kapdist.data.beton import HEADER_BYTES, HEADER_TYPE, stored_bytes
 from kapdist.data.checksum import checksums
-from kapdist.data.guard import HeaderType
 from kapdist.data.manifest import manifest_path
 from kapdist.data.sources.folder import read_image
 from kapdist.errors import InputError
@@ -30,7 +29,7 @@ def edit_manifest(path: Path, **values: object) -> None:
 
 def edit_header(path: Path, **values: int) -> None:
     content = bytearray(path.read_bytes())
-    header = np.frombuffer(content, HeaderType, 1)
+    header = np.frombuffer(content, HEADER_TYPE, 1)
     for key, value in values.items():
         header[key] = value
     path.write_bytes(content)

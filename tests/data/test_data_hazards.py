@@ -43,13 +43,13 @@ class OddError(Exception):
 
 def recompiled(loader: Loader):
     with nothing_compiled():
-        loader.pipeline.generate_code()
-    return loader.pipeline.code
+        loader.backend.pipeline.generate_code()
+    return loader.backend.pipeline.code
 
 
 def break_decoder(monkeypatch: pytest.MonkeyPatch, loader: Loader, at: int, what) -> None:
     """Let decoding call `what` when it comes to image `at`."""
-    (node,) = loader.pipeline.graph.root_nodes
+    (node,) = loader.backend.pipeline.graph.root_nodes
     decode = Decoder.decode
 
     def broken(self, batch_indices, out, metadata, storage_state):
@@ -58,7 +58,7 @@ def break_decoder(monkeypatch: pytest.MonkeyPatch, loader: Loader, at: int, what
         return decode(self, batch_indices, out, metadata, storage_state)
 
     monkeypatch.setattr(node.decoder, "decode", broken.__get__(node.decoder))
-    loader.pipeline.code = recompiled(loader)
+    loader.backend.pipeline.code = recompiled(loader)
 
 
 def test_an_error_in_the_loading_thread_does_not_leave_the_caller_waiting(

@@ -7,7 +7,7 @@ import torch
 
 from kapdist.data import Loader, augment, epoch_order, open_beton
 from kapdist.data.beton import stored_bytes
-from kapdist.data.decode import RAW
+from kapdist.data.pixels import RAW
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ffcv.fields import IntField, RGBImageField
+from ffcv.writer import DatasetWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +19,6 @@ from kapdist.data import check, fashion_mnist, open_beton, write_beton
 from kapdist.data.board import fork
 from kapdist.data.container import data_start, place
 from kapdist.data.encode import SMALLEST_PAGE, Encoding
-from kapdist.data.guard import DatasetWriter, IntField, RGBImageField
 from kapdist.data.parts import PARTS
 from kapdist.errors import InputError
 from kapdist.rundir import locked

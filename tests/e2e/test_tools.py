@@ -44,12 +44,31 @@ def test_bench_loader_prints_ratios_and_skips_what_is_absent(tmp_path: Path) -> 
         pytest.skip("Debian's package tuxpaint-stamps-default is not installed")
     tiny = ("--rounds", "1", "--images", "40", "--batch-size", "16", "--workers", "1")
     printed = tool("tools/bench_loader.py", *tiny)
-    assert len(re.findall(r"^ratio [\d.]+ \(median of 1 paired rounds", printed, flags=re.MULTILINE)) == 2, printed
+    ratios = re.findall(r"^ratio [\d.]+ \(median of 1 paired rounds", printed, flags=re.MULTILINE)
+    assert len(ratios) == 1 + 4 * 2, (
+        printed
+    )  # ours to stock FFCV; ours with and without FFCV, to stock and ImageFolder
     assert "command:" in printed
     assert "machine:" in printed
     absent = f"[*bench_stamps(Path('x.beton'), Path({str(tmp_path / 'absent')!r}), 40, 1, 16, 1)]"
     without = tool("-c", f"import sys; sys.path.insert(0, 'tools'); from bench_loader import *; print({absent})")
     assert "photographs: skipped" in without
+
+
+def test_bench_data_prints_caches_memory_stall_and_pixels() -> None:
+    if not STAMPS.is_dir():
+        pytest.skip("Debian's package tuxpaint-stamps-default is not installed")
+    tiny = ("--rounds", "1", "--images", "24", "--batch-size", "4", "--workers", "1", "--resolution", "64")
+    printed = tool(
+        "tools/bench_data.py", *tiny, "--steps", "1", "--network", "resnet10", "--loaders", "kapdist, full"
+    )
+    assert re.search(r"^reduced - full +mean [\d.]+", printed, flags=re.MULTILINE), printed
+    assert re.search(
+        r"^with data: ratio [\d.]+ \(median of 1 paired rounds of 1 steps", printed, flags=re.MULTILINE
+    )
+    assert re.search(
+        r"^kapdist, full +cold +\d+, warm +\d+ images/s, ratio [\d.]+; +\d+ MiB", printed, re.MULTILINE
+    )
 
 
 @pytest.mark.slow

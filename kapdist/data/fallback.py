@@ -1,0 +1,174 @@
+"""The backend without FFCV: simplejpeg in the worker processes of a torch DataLoader.
+
+It reads the same betons, and shares the jitted crops and resizing with the other backend, so the two differ by
+their builds of libjpeg-turbo alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from kapdist.data.backend import Task, valid_batch
+from kapdist.data.checksum import compiled_checksum
+from kapdist.data.errors import DamagedImageError
+from kapdist.data.jit import compiled
+from kapdist.data.pixels import FULL, JPEG, array_type, crop_window, eighths, render, scaled, types
+from kapdist.data.storage import MappedFile
+from kapdist.errors import InputError
+
+WHOLE = -1  # instead of the id of a damaged image
+
+
+def scale_of(key, image, height, width, crop, centre_ratio, side):  # type: ignore[no-untyped-def]
+    """Return the eighths of the resolution that an image's crop needs."""
+    window = crop_window(crop, key, image, height, width, centre_ratio)
+    return eighths(window[2], window[3], side)
+
+
+def finish(  # type: ignore[no-untyped-def]
+    source, scale, key, image, height, width, crop, centre_ratio, pad, flip, cutout, plain, out
+):
+    """Crop and so on; see pixels.render."""
+    window = crop_window(crop, key, image, height, width, centre_ratio)
+    render(source, scale, window, key, image, pad, flip, cutout, plain, out)
+
+
+NUMBER = types.int64
+SCALE = NUMBER(NUMBER, NUMBER, NUMBER, NUMBER, NUMBER, types.float64, NUMBER)
+PIXELS = array_type(types.uint8, 3)
+REST = (*[NUMBER] * 6, types.float64, NUMBER, types.boolean, NUMBER, PIXELS, PIXELS)
+
+
+@functools.cache
+def compiled_functions() -> tuple[Callable[..., int], Callable[..., None]]:
+    """Return scale_of and finish in machine code, cached on disk."""
+    return compiled(scale_of, SCALE), compiled(finish, types.void(array_type(types.uint8, 2, readonly=True), *REST))
+
+
+class Images(Dataset):
+    """The images of a pass: an array of image ids gives (pixels, WHOLE), or which of them is damaged."""
+
+    def __init__(self, task: Task, key: int, side: int) -> None:
+        self.task, self.key, self.side = task, key, side
+        self.stored = MappedFile(task.info.layout)
+
+    def __getitem__(self, images: np.ndarray) -> tuple[Tensor, int]:
+        out = np.empty((len(images), self.side, self.side, 3), np.uint8)
+        plain = np.empty(out.shape[1:], np.uint8)
+        for image, target in zip(images.tolist(), out, strict=True):
+            try:
+                self.render(image, plain, target)
+            except DamagedImageError as damaged:  # as a value: an exception loses its fields between processes
+                return torch.from_numpy(out), damaged.image
+        return torch.from_numpy(out), WHOLE
+
+    def render(self, image: int, plain: np.ndarray, out: np.ndarray) -> None:
+        recipe, layout = self.task.recipe, self.task.info.layout
+        height, width = int(layout.heights[image]), int(layout.widths[image])
+        choose, complete = compiled_functions()
+        scale = FULL
+        if recipe.reduced and layout.modes[image] == JPEG:
+            scale = choose(self.key, image, height, width, recipe.crop, recipe.centre_ratio, self.side)
+        source = self.decoded(image, height, width, scale)
+        source.flags.writeable = False
+        options = recipe.crop, recipe.centre_ratio, recipe.pad, recipe.flip, recipe.cutout
+        complete(source, scale, self.key, image, height, width, *options, plain, out)
+
+    def decoded(self, image: int, height: int, width: int, scale: int) -> np.ndarray:
+        """Return an image at scale / 8, (rows, columns * 3) uint8.
+
+        Raises:
+            DamagedImageError: its bytes are not what was written, or no JPEG of its size.
+        """
+        data, layout = self.stored.data, self.task.info.layout
+        start, size = int(layout.offsets[image]), int(layout.sizes[image])
+        if start + size > len(data) or self.checksum(start, size) != self.task.info.checksums[image]:
+            raise DamagedImageError(image)
+        stored = data[start : start + size]
+        if layout.modes[image] != JPEG:
+            return stored.reshape(height, 3 * width)
+        return decode_jpeg(stored, image, scaled.py_func(height, scale), scaled.py_func(width, scale))
+
+    def checksum(self, start: int, size: int) -> np.uint64:
+        found = np.empty(1, np.uint64)
+        compiled_checksum()(self.stored.data, np.array([start]), np.array([size]), found)
+        return found[0]
+
+
+def decode_jpeg(stored: np.ndarray, image: int, rows: int, columns: int) -> np.ndarray:
+    """Return (rows, columns * 3) uint8, decoded as libffcv does, at the scale that gives this size."""
+    import simplejpeg
+
+    try:
+        decoded = simplejpeg.decode_jpeg(stored, fastdct=True, min_height=rows, min_width=columns)
+    except ValueError as error:
+        raise DamagedImageError(image) from error
+    if decoded.shape != (rows, columns, 3):
+        raise DamagedImageError(image)
+    return decoded.reshape(rows, 3 * columns)
+
+
+class TorchPass:
+    """One pass: a DataLoader whose workers decode a batch each. Batches come in the order asked."""
+
+    def __init__(self, task: Task, batches: Sequence[np.ndarray], key: int, side: int) -> None:
+        self.batches = [valid_batch(batch, task.info.num_images, task.max_batch_size) for batch in batches]
+        self.number = 0
+        loader = DataLoader(
+            Images(task, key, side),
+            batch_size=None,
+            sampler=self.batches,
+            num_workers=task.num_workers,
+            prefetch_factor=1 + task.config.batches_ahead // task.num_workers,
+            pin_memory=task.device.type == "cuda",
+            timeout=task.config.timeout_seconds,
+            multiprocessing_context="fork",  # compiled code and tables are there at once, and shared
+        )
+        self.iterator: Iterator[tuple[Tensor, int]] | None = iter(loader)
+
+    def take(self, timeout_seconds: float) -> tuple[None, np.ndarray, Tensor]:
+        assert self.iterator is not None
+        try:
+            pixels, damaged = next(self.iterator)
+        except RuntimeError as error:
+            if "timed out" in str(error):
+                raise TimeoutError from error
+            raise
+        if damaged != WHOLE:
+            raise DamagedImageError(damaged)
+        self.number += 1
+        return None, self.batches[self.number - 1], pixels
+
+    def give_back(self, slot: None, event: torch.cuda.Event | None = None) -> None:
+        return None  # every batch has memory of its own
+
+    def close(self) -> None:
+        self.iterator = None  # the DataLoader ends its workers with it
+
+
+class TorchBackend:
+    """Decodes in processes, with simplejpeg.
+
+    Raises:
+        InputError: simplejpeg is not there, or the process cache is asked for.
+    """
+
+    def __init__(self, task: Task) -> None:
+        try:
+            import simplejpeg  # noqa: F401
+        except ImportError as error:
+            raise InputError("data.backend=torch", "simplejpeg (pip install simplejpeg)", str(error)) from None
+        if task.cache == "process":
+            raise InputError("data.cache", "page, or auto, with data.backend=torch", "process")
+        self.task = task
+        compiled_functions()
+        compiled_checksum()
+
+    def start(self, index_batches: Sequence[np.ndarray], key: int, side: int) -> TorchPass:
+        return TorchPass(self.task, index_batches, key, side)
