@@ -26,7 +26,7 @@ class Memory:
     """Memory for images on the CPU that is used again when its last holder has let go.
 
     A batch takes tens of MB, which the C library gets from the system and gives back every time: the page faults
-    cost nearly as much as decoding. What is in anybody's hands (a tensor, a view, the graph of a backward pass, a
+    cost a fifth of all loading. What is in anybody's hands (a tensor, a view, the graph of a backward pass, a
     NumPy array) counts as held, so whoever keeps a batch keeps it whole.
     """
 

@@ -55,6 +55,7 @@ def test_bench_loader_prints_ratios_and_skips_what_is_absent(tmp_path: Path) -> 
     assert "photographs: skipped" in without
 
 
+@pytest.mark.slow
 def test_bench_data_prints_caches_memory_stall_and_pixels() -> None:
     if not STAMPS.is_dir():
         pytest.skip("Debian's package tuxpaint-stamps-default is not installed")
