@@ -139,7 +139,7 @@ def test_betons_are_read_where_ffcv_cannot_be_imported(fashion, make_loader, tmp
     lines = done.stdout.splitlines()
     assert lines[0].startswith("data.backend: expected FFCV (or data.backend=torch), found none: ")
     assert lines[1].startswith("kapdist data check: expected FFCV")
-    assert lines[2].startswith("ffcv: expected FFCV, which writes betons, found none")
+    assert lines[2].startswith("ffcv: expected FFCV, whose library decodes what is written, found none")
     assert "data.backend=auto takes torch" in done.stderr
     (batch,) = make_loader(fashion, seed=5, flip=True, translate=3, max_batch_size=300).batches(
         [np.arange(300)], epoch=2

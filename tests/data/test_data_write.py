@@ -208,7 +208,7 @@ def test_a_share_of_the_images_is_jpeg_and_the_small_ones_are_raw(sized, tmp_pat
     options = {"jpeg_quality": 90, "jpeg_share": 0.5, "raw_up_to_bytes": 20_000}
     summary = write_beton(sized, tmp_path / "x.beton", num_workers=2, **options)
     layout = open_beton(tmp_path / "x.beton").layout
-    small = 3 * layout.heights * layout.widths <= 20_000
+    small = 3 * layout.heights.astype(int) * layout.widths <= 20_000
     assert (layout.modes[small] == 1).all()
     # 150 fair draws or so: 5 standard deviations
     assert abs((layout.modes[~small] == 0).mean() - 0.5) < 5 * 0.5 / np.sqrt((~small).sum())

@@ -47,12 +47,28 @@ class DataSet:
     """Words that make a step small without changing what it is."""
 
 
+SMALL_RAMP = tuple(
+    f"data.{key}={value}"
+    for key, value in {
+        "resolution": 32,
+        "min_resolution": 32,
+        "max_resolution": 64,
+        "start_ramp": 0,
+        "end_ramp": 1,
+    }.items()
+)
 DATA_SETS = {
     "fashion_mnist": DataSet(60_000, 10, (32,)),
     "cifar10": DataSet(50_000, 10, (32,)),
     "cifar100": DataSet(50_000, 100, (32,)),
     "tiny_imagenet": DataSet(100_000, 200, (64,), 90),
-    "imagenet": DataSet(1_281_167, 1000, (48, 90, 61, 75), 90, ("data.resolution=32",)),
+    "imagenet": DataSet(
+        1_281_167,
+        1000,
+        (48, 90, 61, 75),
+        90,
+        ("data.resolution=32", "data.min_resolution=32", "data.max_resolution=32"),
+    ),
 }
 
 
@@ -114,6 +130,16 @@ def test_noise_and_kap_differ_from_plain_in_the_section_kap_alone(path: Path) ->
 
 # README and *_configs/*.yaml of github.com/libffcv/ffcv-imagenet: global batch, peak lr, weight decay.
 FFCV_IMAGENET = {"resnet50": (8 * 512, 1.7, 1e-4), "resnet18": (1024, 0.5, 5e-5)}
+
+
+@pytest.mark.parametrize("epochs", [16, 32, 88])
+@pytest.mark.parametrize("name", FFCV_IMAGENET)
+def test_imagenet_s_resolution_is_the_published_one(name: str, epochs: int) -> None:
+    path = CONFIGS / "imagenet" / f"{name}_{epochs}_plain.yaml"
+    plan = answer_training(Question(path, num_images=1_281_167, gpus_per_node=8)).plan
+    first = {16: 12, 32: 25, 88: 71}[epochs]  # epoch from which the ramp rounds to 192
+    found = [plan.resolution(epoch * plan.steps_per_epoch) for epoch in range(epochs)]
+    assert found == [160] * first + [192] * (epochs - first)
 
 
 @pytest.mark.parametrize("epochs", [16, 32, 88])
