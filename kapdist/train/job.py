@@ -81,12 +81,11 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
     plan = ranks.together(lambda: make_plan(config, data.num_images, ranks.world_size, room))
     if ranks.first:
         write_json(this.run.plan, plan.describe() | {"data": data.fingerprint})
-        log.info("order %s, cache %s: %s", plan.storage.order, plan.storage.cache, plan.storage.reason)
     model = ranks.together(lambda: initial_model(config, ranks))
     ema = make_ema(model, config.optim)  # a copy of the model before an engine has its hooks in it
     optimizer = make_optimizer(model, config.optim)
     engine = ENGINES[config.engine.name](model, optimizer, config.engine, ranks, config.optim.clip_grad_norm)
-    return Job(
+    job = Job(
         config=config,
         ranks=ranks,
         run=this.run,
@@ -105,6 +104,9 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
         stop=stop,
         watchdog=watchdog,
     )
+    if ranks.first:  # not before nothing can be wrong any more: that is said in one line
+        log.info("order %s, cache %s: %s", plan.storage.order, plan.storage.cache, plan.storage.reason)
+    return job
 
 
 def make_saver(config: Config, ranks: Ranks, this: Attempt) -> checkpoint.Saver:
