@@ -47,28 +47,19 @@ class DataSet:
     """Words that make a step small without changing what it is."""
 
 
-SMALL_RAMP = tuple(
-    f"data.{key}={value}"
-    for key, value in {
-        "resolution": 32,
-        "min_resolution": 32,
-        "max_resolution": 64,
-        "start_ramp": 0,
-        "end_ramp": 1,
-    }.items()
+SMALL_RAMP = (
+    "data.resolution=32",
+    "data.min_resolution=32",
+    "data.max_resolution=64",
+    "data.start_ramp=0",
+    "data.end_ramp=1",
 )
 DATA_SETS = {
     "fashion_mnist": DataSet(60_000, 10, (32,)),
     "cifar10": DataSet(50_000, 10, (32,)),
     "cifar100": DataSet(50_000, 100, (32,)),
     "tiny_imagenet": DataSet(100_000, 200, (64,), 90),
-    "imagenet": DataSet(
-        1_281_167,
-        1000,
-        (48, 90, 61, 75),
-        90,
-        ("data.resolution=32", "data.min_resolution=32", "data.max_resolution=32"),
-    ),
+    "imagenet": DataSet(1_281_167, 1000, (48, 90, 61, 75), 90, SMALL_RAMP),
 }
 
 
