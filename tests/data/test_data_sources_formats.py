@@ -3,11 +3,11 @@
 import shutil
 from pathlib import Path
 
+import formats
 import numpy as np
 import pytest
-from data.formats import WNIDS, pixels
+from formats import WNIDS, pixels
 
-from data import formats
 from kapdist.data import Columns, Source, make_source, open_beton, write
 from kapdist.data.sources.archives import TarFiles
 

@@ -7,12 +7,12 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import formats
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import formats
 from kapdist.data import Columns, make_source, open_beton, write
 from kapdist.data.sources.matlab import read_matlab
 from kapdist.data.sources.pickles import read_arrays
