@@ -1,4 +1,4 @@
-"""The commands of docs/data.md on real images of many sizes: written, checked, trained on by two ranks, evaluated."""
+"""The commands of docs/data.md on real images of many sizes, from the folder to the evaluated model."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def test_stamps_go_all_the_way(run_ranks: Callable, tmp_path: Path) -> None:
     assert len(manifest["class_names"]) == 16
     result = json.loads((tmp_path / "runs" / "photographs" / "evaluations" / "flipped.json").read_text())
     assert result["num_images"] == manifest["num_images"] == len(list(STAMPS.rglob("*.png")))
-    assert result["top1"] > 2 / 16  # chance, and half as much again and more
+    assert result["top1"] > 0.4  # 31% of them are symbols
     resolutions = json.loads((tmp_path / "runs" / "photographs" / "plan.json").read_text())["ramp"]
     assert (resolutions["first"], resolutions["last"]) == (64, 96)
 
