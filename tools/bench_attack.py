@@ -1,6 +1,7 @@
 """What kapdist costs around the stock attacks, what a second shard brings, how long a merge takes.
 
     python tools/bench_attack.py [--rounds 5] [--chunks 16] [--merge-images 50000]
+        [--parts overhead scaling passes merge]
 
 Overhead: a shard (images from the beton, attack, checks, records) against pyautoattack alone on the same images in
 memory, chunk by chunk with the same seeds and one thread, in turn, in seconds of the CPU, which other work on the
@@ -39,6 +40,7 @@ from kapdist.rng import derive_seed
 from kapdist.rundir import AttackDir
 
 CHUNK = 32
+PARTS = ("overhead", "scaling", "passes", "merge")
 MODEL = """
 import torch
 from kapdist.models import MODELS
@@ -154,7 +156,7 @@ def made_up(plan: AttackPlan, chunk: int) -> tuple[torch.Tensor, ChunkOutcome]:
     return labels, ChunkOutcome(labels, tuple(outcomes), nothing, None, None, 0, 9.0)
 
 
-def passes(folder: Path) -> Iterator[str]:
+def passes(folder: Path, _: argparse.Namespace) -> Iterator[str]:
     """Yield a line for a weak and for a robust model: our passes over the library's."""
     for word, eps in (("weak", 0.1), ("robust", 1e-7)):
         options = {"version": "standard", "attacks": [], "screen": 10, "compact": True, "num_images": 8}
@@ -195,27 +197,39 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--chunks", type=int, default=16)
     parser.add_argument("--merge-images", type=int, default=50_000)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"attack: {machine()}")
-    print(f"command: python tools/bench_attack.py --rounds {options.rounds} --chunks {options.chunks}", flush=True)
+    print(f"command: python tools/bench_attack.py {' '.join(sys.argv[1:])}", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         os.chdir(folder)
         (folder / "model.py").write_text(MODEL)
         labelled(folder, CHUNK * options.chunks)
-        attack, plan = planned(folder, "overhead", num_images=CHUNK)
-        chunks = batches(plan)
-        shard_seconds(attack)  # compiles the loader
-        ratios = [shard_seconds(attack) / library_seconds(plan, chunks, folder) for _ in range(options.rounds)]
-        print(f"one shard over the library alone: {spread(ratios)}; goal: at most 1.03", flush=True)
-        attack, plan = planned(folder, "scaling")
-        times = [(processes_seconds(attack, 1), processes_seconds(attack, 2)) for _ in range(options.rounds // 2)]
-        print(f"two shards over one: {spread([one / two for one, two in times])} times; goal: 1.8", flush=True)
-        for line in passes(folder):
-            print(line, flush=True)
-        seconds = merge_seconds(folder, options.merge_images, options.rounds)
-        print(f"merge of {options.merge_images} images x 8 attacks: {spread(seconds)} s; goal: 2", flush=True)
+        parts = {"overhead": overhead, "scaling": scaling, "passes": passes, "merge": merging}
+        for name in options.parts:
+            for line in parts[name](folder, options):
+                print(line, flush=True)
+
+
+def overhead(folder: Path, options: argparse.Namespace) -> Iterator[str]:
+    attack, plan = planned(folder, "overhead", num_images=CHUNK)
+    chunks = batches(plan)
+    shard_seconds(attack)  # compiles the loader
+    ratios = [shard_seconds(attack) / library_seconds(plan, chunks, folder) for _ in range(options.rounds)]
+    yield f"one shard over the library alone: {spread(ratios)}; goal: at most 1.03"
+
+
+def scaling(folder: Path, options: argparse.Namespace) -> Iterator[str]:
+    attack, _ = planned(folder, "scaling")
+    times = [(processes_seconds(attack, 1), processes_seconds(attack, 2)) for _ in range(options.rounds // 2)]
+    yield f"two shards over one: {spread([one / two for one, two in times])} times; goal: 1.8"
+
+
+def merging(folder: Path, options: argparse.Namespace) -> Iterator[str]:
+    seconds = merge_seconds(folder, options.merge_images, options.rounds)
+    yield f"merge of {options.merge_images} images x 8 attacks: {spread(seconds)} s; goal: 2"
 
 
 def spread(values: list[float]) -> str:

@@ -324,7 +324,7 @@ def test_images_outside_of_the_range_and_labels_beyond_the_classes_are_refused(w
 
 def test_chunks_are_dealt_in_turn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     attack, dealt = planned(world), []
-    monkeypatch.setattr(shard_module, "work", lambda a, p, m, chunks, d: dealt.append(chunks))
+    monkeypatch.setattr(shard_module, "work", lambda a, p, m, surrogate, chunks, d: dealt.append(chunks))
     for shard in range(4):
         run_shard(attack.root, shard, 4)
     assert dealt == [[0, 4], [1, 5], [2], [3]]

@@ -62,6 +62,9 @@ def smaller(command: str) -> str:
     words = {
         "sanity.num_images=32": "sanity.num_images=4 sanity.iterations=5",
         "noise_on.yaml num_images=32": "noise_on.yaml num_images=2 eot=2 version=custom attacks=[apgd-ce]",
+        "corruptions.yaml": "corruptions.yaml corruptions.kinds=[fog] corruptions.severities=[1,5] num_shards=1",
+        "without_gradients.yaml": "without_gradients.yaml attacks=[random-noise,transfer,hard-label] num_shards=1",
+        "runs/kap-5 num_images=64": "runs/kap-5 num_images=4 hard_label_queries=50 random_draws=5",
         "num_images=64": "num_images=4",
     }
     for word, fewer in words.items():
