@@ -156,13 +156,13 @@ def made_up(plan: AttackPlan, chunk: int) -> tuple[torch.Tensor, ChunkOutcome]:
     return labels, ChunkOutcome(labels, tuple(outcomes), nothing, None, None, 0, 9.0)
 
 
-def passes(folder: Path, _: argparse.Namespace) -> Iterator[str]:
+def passes(folder: Path, options: argparse.Namespace) -> Iterator[str]:
     """Yield a line for a weak and for a robust model: our passes over the library's."""
     for word, eps in (("weak", 0.1), ("robust", 1e-7)):
-        options = {"version": "standard", "attacks": [], "screen": 10, "compact": True, "num_images": 8}
+        fields = {"version": "standard", "attacks": [], "screen": 10, "compact": True, "num_images": 8}
         if word == "robust":  # Square's 5000 queries are the same on both sides
-            options |= {"version": "custom", "attacks": ["apgd-ce", "apgd-t", "fab-t"]}
-        attack, _ = planned(folder, word, eps=eps, **options)
+            fields |= {"version": "custom", "attacks": ["apgd-ce", "apgd-t", "fab-t"]}
+        attack, _ = planned(folder, word, eps=eps, **fields)
         run_shard(attack.root, 0, 1)
         found = merge(attack.root)
         forwards, backwards = found.forwards / found.library_forwards, found.backwards / found.library_backwards
