@@ -25,6 +25,10 @@ app.add_typer(attack, name="attack")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as wanted.")]
 Run = Annotated[Path, typer.Argument(help="Run directory; with model.factory=, any directory for the results.")]
+ConfigWords = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="YAML file of an attack, if any; overrides."),
+]
 AttackDirectory = Annotated[Path, typer.Argument(help="Directory of a planned attack: RUN/attacks/NAME.")]
 
 
@@ -266,10 +270,7 @@ def attack_export(
 @attack.command("sanity")
 def attack_sanity(
     run: Run,
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="YAML file of an attack, if any; overrides."),
-    ] = None,
+    words: ConfigWords = None,
 ) -> None:
     """Examine whether an attack on the model can be believed; verdicts are results, the exit code is 0."""
     config, overrides = file_and_overrides(words or [], name="sanity")
@@ -283,10 +284,7 @@ def attack_sanity(
 @attack.command("corruptions")
 def attack_corruptions(
     run: Run,
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="YAML file of an attack, if any; overrides."),
-    ] = None,
+    words: ConfigWords = None,
 ) -> None:
     """Measure the accuracy under 15 common corruptions at 5 severities, and under random noise."""
     config, overrides = file_and_overrides(words or [], name="corruptions")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import random
 import select
 import signal
 import socket
@@ -133,6 +134,15 @@ def kill_ranks(processes: Sequence[Process]) -> None:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def kill_ranks_after(path: Path, processes: Sequence[Process]) -> None:
+    """Kill at a random instant after a file is there, or after a minute."""
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.5))
+    kill_ranks(processes)
 
 
 def read_output(process: Process) -> str:

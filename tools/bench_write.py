@@ -27,14 +27,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 from bench_step import machine
-from ffcv.fields import IntField, RGBImageField
-from ffcv.writer import DatasetWriter
 from PIL import Image
 
 from kapdist.data import Source, class_folder, write_beton
 from kapdist.data.board import fork
 from kapdist.data.sources.folder import ClassFolder
 from kapdist.environment import usable_cpus
+
+# Only after kapdist.data: its guard keeps FFCV's import from changing torch's threads.
+from ffcv.fields import IntField, RGBImageField  # isort: skip
+from ffcv.writer import DatasetWriter  # isort: skip
 
 # Only after kapdist.data: its guard keeps FFCV's import from changing torch's threads.
 from ffcv.fields.rgb_image import encode_jpeg  # isort: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -27,6 +27,9 @@ PACKAGES = ("kapdist", "torch", "numpy", "pyautoattack")
 
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+AnyPlan = TypeVar("AnyPlan", bound=Frozen)
 
 
 class PlannedModel(Frozen):
@@ -197,15 +200,24 @@ def read_plan(attack: AttackDir) -> AttackPlan:
     """
     if not attack.plan.is_file():
         raise InputError(attack.root, "an attack directory (kapdist attack plan RUN CONFIG)", "no plan.json")
-    try:
-        plan = AttackPlan.model_validate_json(attack.plan.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise InputError(attack.plan, "a plan of this version", f"{place}: {first['msg']}") from None
+    plan = parse_plan(AttackPlan, attack.plan)
     if fingerprint(list(plan.images)) != plan.images_sha256:
         raise InputError(attack.plan, f"images with sha256 {plan.images_sha256[:12]}", "another list")
     return plan
+
+
+def parse_plan(kind: type[AnyPlan], path: Path) -> AnyPlan:
+    """Read a file as a plan of some kind.
+
+    Raises:
+        InputError: it is none of this version; names the first field that does not fit.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(path, "a plan of this version", f"{place}: {first['msg']}") from None
 
 
 def write_plan(attack: AttackDir, plan: AttackPlan) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from kapdist.errors import InputError
-from kapdist.report.reading import Accuracy, Count, Record, Run, read_json
+from kapdist.report.reading import Accuracy, Count, Record, Run, read_record
 from kapdist.report.table import percent, plural
 
 
@@ -99,17 +97,9 @@ def corruption_views(runs: Sequence[Run]) -> list[CorruptionsView]:
     views: list[CorruptionsView] = []
     for run in runs:
         for path in sorted(run.dir.corruptions.glob("*/summary.json")):
-            found = read_corrupted(path)
+            found = read_record(Corrupted, path)
             own = found.weights_sha256 in (None, run.weights_sha256) or run.weights_sha256 is None
             views.append(
                 CorruptionsView(f"{run.label}, {found.name}", f"corruptions-{len(views) + 1}", found, not own)
             )
     return views
-
-
-def read_corrupted(path: Path) -> Corrupted:
-    try:
-        return Corrupted.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}", first["msg"], "something else") from None

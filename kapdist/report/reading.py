@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import polars
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,6 +24,9 @@ class Record(BaseModel):
     """A part of summary.json; keys that this version does not know are left alone."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 class Accuracy(Record):
@@ -228,6 +231,19 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise InputError(path, "a JSON object", type(value).__name__)
     return value
+
+
+def read_record(kind: type[AnyRecord], path: Path) -> AnyRecord:
+    """Read a JSON file as a record of some kind.
+
+    Raises:
+        InputError: it is none; names the first field that does not fit.
+    """
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}", first["msg"], "something else") from None
 
 
 def read_summary(path: Path) -> Summary:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from kapdist.epsilon import as_255ths
-from kapdist.errors import InputError
 from kapdist.report.plots import Plot
-from kapdist.report.reading import Count, Record, Run, read_json
+from kapdist.report.reading import Count, Record, Run, read_record
 from kapdist.report.table import plural
 
 Status = Literal["pass", "warn", "fail", "not asked"]
@@ -138,15 +136,7 @@ def read_sanity(run: Run) -> list[Sanity]:
     Raises:
         InputError: a file that is not one.
     """
-    return [read_report(path) for path in sorted(run.dir.attacks.glob("*/sanity.json"))]
-
-
-def read_report(path: Path) -> Sanity:
-    try:
-        return Sanity.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}", first["msg"], "something else") from None
+    return [read_record(Sanity, path) for path in sorted(run.dir.attacks.glob("*/sanity.json"))]
 
 
 def sanity_views(runs: Sequence[Run]) -> list[SanityView]:

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ffcv.fields import IntField, RGBImageField
-from ffcv.writer import DatasetWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +20,10 @@ from kapdist.data.encode import SMALLEST_PAGE, Encoding
 from kapdist.data.parts import PARTS
 from kapdist.errors import InputError
 from kapdist.rundir import locked
+
+# Only after kapdist.data: its guard keeps FFCV's import from changing torch's threads.
+from ffcv.fields import IntField, RGBImageField  # isort: skip
+from ffcv.writer import DatasetWriter  # isort: skip
 
 LIMIT_SECONDS = 120
 

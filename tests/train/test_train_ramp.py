@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import random
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from processes import end_ranks, kill_ranks, start_ranks
+from processes import end_ranks, kill_ranks_after, start_ranks
 from safetensors.torch import load_file
 
 from kapdist.config import Config
@@ -37,12 +35,7 @@ def test_killed_in_the_ramp_and_continued_is_bitwise_equal(tiny_config: Path, ru
     assert end.code == 0, end
     assert "order random, cache page: beton of 0.0 GiB" in end.output
     whole, killed = RunDir(folder / "runs" / "whole"), RunDir(folder / "runs" / "killed")
-    processes = start_ranks([*WORDS, "name=killed"], 1, folder)
-    deadline = time.monotonic() + 60
-    while not killed.latest.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(random.uniform(0, 0.5))
-    kill_ranks(processes)
+    kill_ranks_after(killed.latest, start_ranks([*WORDS, "name=killed"], 1, folder))
     assert killed.latest.exists()
     assert not killed.done.exists()
     (end,) = end_ranks(start_ranks([*WORDS, "name=killed"], 1, folder), 90)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from processes import end_ranks, kill_ranks, start_ranks
+from processes import end_ranks, kill_ranks_after, start_ranks
 from results import numbers
 from safetensors.torch import load_file
 
@@ -26,12 +24,7 @@ def test_killed_and_continued_is_bitwise_equal(tiny_config: Path, run_ranks, wor
     assert all(end.code == 0 for end in run_ranks([*WORDS, "name=whole"], world_size))
     whole, killed = RunDir(folder / "runs" / "whole"), RunDir(folder / "runs" / "killed")
 
-    processes = start_ranks([*WORDS, "name=killed"], world_size, folder)
-    deadline = time.monotonic() + 60
-    while not killed.latest.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(random.uniform(0, 0.5))
-    kill_ranks(processes)
+    kill_ranks_after(killed.latest, start_ranks([*WORDS, "name=killed"], world_size, folder))
     assert killed.latest.exists()
     assert not killed.done.exists()
 

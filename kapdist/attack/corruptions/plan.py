@@ -12,11 +12,10 @@ from typing import Any, Literal
 
 import cv2
 import PIL
-from pydantic import ValidationError
 
 from kapdist.attack.corruptions.frost import DRAWN, FrostSource
 from kapdist.attack.corruptions.levels import SIDES, nearest_side
-from kapdist.attack.plan import AttackPlan, Frozen, first_difference
+from kapdist.attack.plan import AttackPlan, Frozen, first_difference, parse_plan
 from kapdist.attack.planning import make_plan
 from kapdist.attack.protocol import protocol_of
 from kapdist.config import AttackConfig
@@ -160,9 +159,4 @@ def read_plan(directory: CorruptionsDir) -> CorruptionPlan:
     """
     if not directory.plan.is_file():
         raise InputError(directory.root, "a directory of `kapdist attack corruptions`", "no plan.json")
-    try:
-        return CorruptionPlan.model_validate_json(directory.plan.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise InputError(directory.plan, "a plan of this version", f"{place}: {first['msg']}") from None
+    return parse_plan(CorruptionPlan, directory.plan)
