@@ -75,6 +75,14 @@ class DDPEngine:
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(grad_norm, skipped=self.scaler.get_scale() < scale)
 
+    def rehearse(self, images: Tensor) -> None:
+        # DDP fills its first buckets in the order of the parameters, and after the first backward rebuilds them in
+        # the order in which gradients came: from three ranks on sums then round in another way than those before.
+        if self.ranks.world_size > 1:
+            with torch.compiler.set_stance("force_eager"):  # no graph is compiled for this one pass
+                self.backward(self.forward(images).sum())
+            self.optimizer.zero_grad(set_to_none=True)
+
     def sync_buffers(self) -> None:
         broadcast(self.module.buffers(), self.ranks)
 

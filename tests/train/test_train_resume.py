@@ -18,7 +18,7 @@ from kapdist.train import checkpoint
 WORDS = ["-m", "kapdist.cli", "train", "tiny.yaml", "train.checkpoint_every_steps=2"]
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_killed_and_continued_is_bitwise_equal(tiny_config: Path, run_ranks, world_size: int) -> None:
     folder = tiny_config.parent
     assert all(end.code == 0 for end in run_ranks([*WORDS, "name=whole"], world_size))
