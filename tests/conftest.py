@@ -12,7 +12,7 @@ import pytest
 from processes import Finished, end_ranks, start_ranks
 
 # What a machine may lack, CI's too; whatever else a test skips for must be there on CI.
-MAY_BE_ABSENT = ("torchvision", "timm", "imagecorruptions", "CUDA", "GPU")
+MAY_BE_ABSENT = ("torchvision", "timm", "imagecorruptions", "CUDA", "GPU", "AVX-512")
 
 
 hypothesis.settings.register_profile("kapdist", deadline=None)  # the machine is shared: no test is timed

@@ -21,6 +21,7 @@ from kapdist.engine.ddp import broadcast
 from kapdist.environment import memory_bytes
 from kapdist.errors import InputError
 from kapdist.models.build import build_model
+from kapdist.models.strided import guard_strided
 from kapdist.models.weights import load_weights
 from kapdist.plan import Plan, Room, make_plan
 from kapdist.rng import derive_seed
@@ -136,6 +137,7 @@ def initial_model(config: Config, ranks: Ranks) -> nn.Module:
     model = build_model(config.model, config.kap)
     if config.model.weights:
         load_weights(model, config.model.weights)
+    guard_strided(model)
     kap.seed_noise(model, derive_seed(config.seed, "activation noise", ranks.rank))
     torch.manual_seed(derive_seed(config.seed, "dropout", ranks.rank))
     if config.engine.channels_last:

@@ -1,0 +1,34 @@
+"""Trainings on several threads and odd batches: what died on CPUs with AVX-512 while every test had one thread."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kapdist.rundir import RunDir
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("threads", [2, 3, 4])
+def test_a_training_on_threads_ends_well(tiny_config: Path, kapdist, threads: int) -> None:
+    """Eight input channels, channels_last, strided shortcuts; the batches of 130 images have 43 and 44."""
+    words = ["train.batch_size=44", "train.accumulation_steps=1", f"engine.threads={threads}"]
+    end = kapdist("train", tiny_config, *words)
+    assert end.code == 0, end.output
+    assert RunDir(tiny_config.parent / "runs" / "tiny").done.exists()
+
+
+@pytest.mark.slow
+def test_the_convolutions_of_our_models_stay_within_their_memory() -> None:
+    command = [sys.executable, "tools/fuzz_convolutions.py", "--cases", "60"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "60 cases" in done.stdout
+    if "no AVX-512" in done.stdout:
+        pytest.skip(
+            "it passed, which proves nothing here: this CPU has no AVX-512, whose kernel wrote out of bounds"
+        )
