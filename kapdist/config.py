@@ -205,6 +205,10 @@ class EngineConfig(Section):
     """Where; auto takes a GPU if there is one."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast precision; weights stay fp32."""
+    tf32: bool = True
+    """fp32 on GPUs: convolutions and products of matrices in TensorFloat-32; never in evaluations and attacks."""
+    deterministic: bool = False
+    """On GPUs: the same bits every time, which costs speed. CPUs compute so in any case."""
     channels_last: bool = True
     """Keep activations and weights in channels-last order."""
     compile: bool = False

@@ -131,6 +131,7 @@ class Plan:
 
 
 FITS, MAY_FILL = 0.8, 0.5  # of the node's memory: what the page cache may need, and what caches in processes may
+STRIDES = {"imagenet": 32, "cifar": 8}  # of all of a ResNet's layers together, by its stem
 OPEN_PAGES = 8  # pages that quasi-random order shuffles together, and so what memory should hold
 
 
@@ -154,6 +155,8 @@ def make_plan(config: Config, num_images: int, world_size: int, room: Room | Non
     if smallest < 1:
         parts = world_size * train.accumulation_steps
         raise InputError("train.batch_size", f"at least {parts} (ranks x accumulation)", str(train.batch_size))
+    ramp = make_ramp(config.data, train.epochs)
+    check_norms(config, smallest, min(ramp.first, ramp.last))
     scale = lr_scale(config)
     return Plan(
         num_images=num_images,
@@ -167,9 +170,22 @@ def make_plan(config: Config, num_images: int, world_size: int, room: Room | Non
         lr_scale=scale,
         schedule=optim.schedule,
         adversarial=plan_adversarial(config.adversarial, train.epochs, steps_per_epoch),
-        ramp=make_ramp(config.data, train.epochs),
+        ramp=ramp,
         storage=choose_storage(config.data, num_images, room),
     )
+
+
+def check_norms(config: Config, smallest_part: int, side: int) -> None:
+    """Refuse parts of a step with which a norm would have one value per channel, of which there is no variance.
+
+    Raises:
+        InputError: a rank has one image in some part of a step, and the last maps are 1 x 1.
+    """
+    adversarial = config.adversarial
+    images = smallest_part * (2 if adversarial.mode != "off" and adversarial.clean_share else 1)
+    if images == 1 and side <= STRIDES[config.model.stem]:
+        expected = f"at least 2 images in each part of a step (the last maps of {side} px images are 1 x 1)"
+        raise InputError("train.batch_size", expected, f"{config.train.batch_size}, which leaves a part with one")
 
 
 def lr_scale(config: Config) -> float:

@@ -1,11 +1,12 @@
-"""Do this machine's convolutions compute their gradients, and stay within their memory, on every shape of our models?
+"""Do this machine's convolutions compute their gradients, and stay within their memory, on our models' shapes?
 
     python tools/fuzz_convolutions.py [--cases 2000] [--seed 0] [--unguarded]
 
-Draws shapes of the convolutions of all our models (architectures, stems, widths, with KAP and without), batches, memory formats
-and numbers of threads; computes the gradients in float32 in child processes under a checking malloc, and compares them with
-float64's. A child that dies names its shape and signal. The exit code is 1 unless all agree. Strided 1 x 1 convolutions take
-their pixels first, as in a training; --unguarded computes them as torch does, which dies on CPUs with AVX-512 (torch 2.13).
+Draws shapes of the convolutions of all our models (architectures, stems, widths, with KAP and without), batches,
+memory formats and numbers of threads; computes the gradients in float32 in child processes under a checking malloc,
+and compares them with float64's. A child that dies names its shape and signal. The exit code is 1 unless all agree.
+Strided 1 x 1 convolutions take their pixels first, as in a training; --unguarded computes them as torch does, which
+dies on CPUs with AVX-512 (torch 2.13).
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from kapdist.config import EngineConfig
 from kapdist.engine.contained import forget_groups
+from kapdist.engine.numerics import computing
 from kapdist.engine.rendezvous import meeting
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
@@ -135,6 +136,14 @@ def join(config: EngineConfig) -> Iterator[Ranks]:
     device = choose_device(config.device, local_rank)
     ranks = Ranks(rank, world_size, local_rank, local_world_size, device)
     torch.set_num_threads(config.threads or ranks.cpus)
+    with computing(config), grouped(config, ranks) as ranks:
+        yield ranks
+
+
+@contextlib.contextmanager
+def grouped(config: EngineConfig, ranks: Ranks) -> Iterator[Ranks]:
+    """Give the ranks their groups, where they need any."""
+    rank, world_size, device = ranks.rank, ranks.world_size, ranks.device
     if world_size == 1 and config.name == "ddp":
         yield ranks
         return

@@ -1,11 +1,13 @@
 """Strided 1 x 1 convolutions on CPUs: every stride-th pixel is taken first, then a convolution of stride 1.
 
-That is the same function. oneDNN 3.12 (torch 2.13) writes out of bounds when it computes the weight gradient of a strided
-1 x 1 convolution of fewer than 16 input channels, in channels_last, of an odd batch, on two or more threads, where the CPU
-has AVX-512: the process dies at some later place. It is never asked to here, whatever the CPU, so that all CPUs compute alike.
+That is the same function. oneDNN 3.12 (torch 2.13) writes out of bounds when it computes the weight gradient of a
+strided 1 x 1 convolution of fewer than 16 input channels, in channels_last, of an odd batch, on two or more
+threads, where the CPU has AVX-512: the process dies at some later place. It is never asked to here, whatever the
+CPU, so that all CPUs compute alike.
 """
 
 import functools
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,9 +27,9 @@ class _PixelsFirst(nn.Conv2d):
 
 
 def guard_strided(model: nn.Module) -> nn.Module:
-    """Have the model's strided 1 x 1 convolutions take their pixels first where they run on a CPU; returns the model.
+    """Have the model's strided 1 x 1 convolutions take their pixels first on a CPU, in place; returns the model.
 
-    In place: parameters, hooks and the state_dict's keys stay. Whoever replaces convolutions by their class (`kapify`,
+    Parameters, hooks and the state_dict's keys stay. Whoever replaces convolutions by their class (`kapify`,
     `fold`) does it before. A model whose weights are frozen needs no guard: their gradients are not computed.
     """
     for module in model.modules():
@@ -41,5 +43,5 @@ def _is_strided(conv: nn.Conv2d) -> bool:
 
 
 @functools.cache
-def _guarded(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
+def _guarded(kind: Any) -> Any:
     return type(f"PixelsFirst{kind.__name__}", (_PixelsFirst, kind), {})

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from kapdist import kap
 from kapdist.data import Loader
 from kapdist.engine import Ranks
+from kapdist.engine.numerics import tensor_float_32
 from kapdist.plan import part
 
 NUM_BINS = 15  # Guo et al. 2017, section 5
@@ -87,7 +88,7 @@ def evaluate(
     tally = Tally(num_classes, ranks.device)
     was_training = model.training
     model.eval()
-    with torch.inference_mode(), kap.noise(model, "off"):
+    with torch.inference_mode(), tensor_float_32(False), kap.noise(model, "off"):
         for done, (number, batch) in enumerate(zip(numbers, loader.batches(batches), strict=True)):
             tally.add(predict(batch.images, number) if predict else model(batch.images), batch.labels)
             if done < num_common and stopped():
@@ -113,12 +114,11 @@ class Tally:
         confidence = logits.double().softmax(1).amax(1)
         bins = bin_of(confidence)
         top = torch.stack([torch.tensor(len(labels), device=labels.device), right.sum(), (place < TOP).sum()])
-        classes = [count(labels, weight, self.num_classes) for weight in (torch.ones_like(right), right)]
-        binned = [count(bins, weight, NUM_BINS) for weight in (torch.ones_like(right), right)]
-        self.counts += torch.cat([top, *classes, *binned])
+        of_class, of_bin = members(labels, self.num_classes), members(bins, NUM_BINS)
+        counts = [mask.sum(1) for mask in (of_class, of_class & right, of_bin, of_bin & right)]
+        self.counts += torch.cat([top, *counts])
         loss = F.cross_entropy(logits.double(), labels, reduction="sum")
-        confidences = confidence.new_zeros(NUM_BINS).index_add_(0, bins, confidence)
-        self.sums.append(torch.cat([loss[None], confidences]))
+        self.sums.append(torch.cat([loss[None], confidence.where(of_bin, 0).sum(1)]))
 
     def over(self, ranks: Ranks) -> Evaluation:
         """Return the evaluation over all ranks, which call this together."""
@@ -153,6 +153,9 @@ def bin_of(confidence: Tensor) -> Tensor:
     return torch.bucketize(confidence, inner)
 
 
-def count(keys: Tensor, chosen: Tensor, length: int) -> Tensor:
-    """Return how many chosen entries there are of each key, (length,) int64."""
-    return torch.zeros(length, dtype=torch.int64, device=keys.device).index_add_(0, keys, chosen.long())
+def members(keys: Tensor, length: int) -> Tensor:
+    """Return which entries have each key, (length, entries): sums over a mask are taken in one order everywhere.
+
+    index_add_ adds by atomics on GPUs.
+    """
+    return keys == torch.arange(length, device=keys.device)[:, None]

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from kapdist import kap
 from kapdist.config import Config
@@ -32,7 +31,7 @@ from kapdist.train.attempt import Attempt
 from kapdist.train.batches import InputNoise
 from kapdist.train.evaluate import Evaluation, evaluate
 from kapdist.train.metrics import LossMeter
-from kapdist.train.optim import make_ema, make_optimizer
+from kapdist.train.optim import MovingAverage, make_ema, make_optimizer
 from kapdist.train.stop import Stop
 from kapdist.train.watchdog import Watchdog
 
@@ -56,7 +55,7 @@ class Job:
     run: RunDir
     plan: Plan
     engine: Engine
-    ema: AveragedModel | None
+    ema: MovingAverage | None
     data: BetonInfo
     validation: BetonInfo
     train_loader: Loader

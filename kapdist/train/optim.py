@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -31,8 +35,49 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
 
 
-def make_ema(model: nn.Module, config: OptimConfig) -> AveragedModel | None:
+class MovingAverage(AveragedModel):
+    """Exponential moving average of weights and norm statistics: torch's values and state, in a few kernels.
+
+    torch asks the device how many updates there were, twice a step, and averages each count of batches by itself:
+    waits for the GPU, and several launches for each count. Here counts are copied, and the first update is known.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        self.decay = decay
+        self.begun = False
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        own, theirs = floats_and_counts(self.module), floats_and_counts(model)
+        torch._foreach_copy_(own.counts, theirs.counts)
+        if self.begun:
+            torch._foreach_lerp_(own.floats, theirs.floats, 1 - self.decay)
+        else:
+            torch._foreach_copy_(own.floats, theirs.floats)
+        self.begun = True
+        self.n_averaged += 1
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        loaded = super().load_state_dict(state, strict, assign)
+        self.begun = bool(self.n_averaged > 0)
+        return loaded
+
+
+class Tensors(NamedTuple):
+    """The tensors of a model: those that are averaged, and whole numbers."""
+
+    floats: list[Tensor]
+    counts: list[Tensor]
+
+
+def floats_and_counts(model: nn.Module) -> Tensors:
+    found = Tensors([], [])
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        (found.floats if tensor.is_floating_point() else found.counts).append(tensor.detach())
+    return found
+
+
+def make_ema(model: nn.Module, config: OptimConfig) -> MovingAverage | None:
     """Return the exponential moving average of weights and norm statistics, None if the config keeps none."""
-    if not config.ema_decay:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+    return MovingAverage(model, config.ema_decay) if config.ema_decay else None

@@ -17,7 +17,7 @@ MOST_RANKS = 1024
 
 def config(batch_size: int, accumulation_steps: int = 1, order: str = "random") -> Config:
     train = {"batch_size": batch_size, "accumulation_steps": accumulation_steps, "epochs": 2}
-    data = {"train": "train.beton", "validation": "val.beton", "order": order}
+    data = {"train": "train.beton", "validation": "val.beton", "order": order, "resolution": 224}
     return Config.model_validate({"name": "x", "data": data, "train": train, "optim": {"warmup_epochs": 0}})
 
 

@@ -1,4 +1,4 @@
-"""Strided 1 x 1 convolutions that take their pixels first compute what torch's do, and no other reaches a CPU's backward."""
+"""Strided 1 x 1 convolutions that take their pixels first compute what torch's do, and no others are left."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_no_strided_weight_gradient_is_asked_of_our_models(name: str, stem: str,
 
 
 def test_none_is_asked_of_an_attacked_model() -> None:
-    """Whoever wrote it: its weights are frozen, and so have no gradients, in torch.autograd.grad and in backward."""
+    """Whoever wrote it: its weights are frozen, so they have no gradients, in autograd.grad and in backward."""
     model = nn.Sequential(nn.Conv2d(3, 8, 1, 2), nn.Flatten(), nn.Linear(8 * 16 * 16, 4)).requires_grad_(False)
     images = torch.rand(3, 3, 32, 32, requires_grad=True)
     with StridedPixels() as watch:

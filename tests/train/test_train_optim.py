@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kapdist.config import OptimConfig
 from kapdist.kap import kapify
 from kapdist.models import MODELS
-from kapdist.train.optim import make_optimizer, parameter_groups
+from kapdist.train.optim import make_ema, make_optimizer, parameter_groups
 
 
 @pytest.mark.parametrize("pool_size", [1, 3])
@@ -39,3 +42,29 @@ def test_the_momentum(nesterov: bool, momentum: float) -> None:
         v = momentum * v + g
         w -= 0.5 * (g + momentum * v if nesterov else v)
     assert layer.weight.item() == pytest.approx(w, rel=1e-6)
+
+
+def test_the_moving_average_is_torchs_to_the_last_bit() -> None:
+    """Over updates and over a resume, in values and in the state's keys; counts of batches are the model's own."""
+
+    def average() -> AveragedModel:
+        return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    ours, theirs = make_ema(model, OptimConfig(ema_decay=0.9)), average()
+    for update in range(4):
+        model(torch.randn(5, 3, 2, 2)).square().sum().backward()
+        for parameter in model.parameters():
+            parameter.data.sub_(0.1 * parameter.grad)
+        for one in (ours, theirs):
+            one.update_parameters(model)
+        if update == 1:
+            state = copy.deepcopy(ours.state_dict())
+            ours = make_ema(model, OptimConfig(ema_decay=0.9))
+            ours.load_state_dict(state)
+    expected, found = theirs.state_dict(), ours.state_dict()
+    assert expected.keys() == found.keys()
+    counts = {name for name in expected if name.endswith("num_batches_tracked")}
+    assert all(torch.equal(found[name], expected[name]) for name in expected.keys() - counts)
+    assert found["module.1.num_batches_tracked"] == 4
