@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kapdist.rundir import RunDir, process_start
+from kapdist.lock import process_start
+from kapdist.rundir import RunDir
 from launch.after import newest_step
 from launch.restarts import End, Restarts
 from launch.told import JobStanding, Told

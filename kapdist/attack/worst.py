@@ -19,7 +19,8 @@ import polars as pl
 from kapdist.attack.intervals import Proportion, wilson
 from kapdist.attack.plan import AttackPlan, Frozen, read_plan
 from kapdist.errors import InputError
-from kapdist.rundir import AttackDir, RunDir, locked, write_json
+from kapdist.lock import locked
+from kapdist.rundir import AttackDir, RunDir, write_json
 
 BREAKS = pl.Schema({"image": pl.Int64, "attack": pl.String, "eps": pl.Float64, "order": pl.Int64})
 RECORDS = ["image", "label", "clean_prediction", "broken_by", "broken_eps"]

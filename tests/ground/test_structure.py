@@ -22,6 +22,7 @@ GROUND = {
     "section",
     "forecast",
     "forecast_view",
+    "lock",
     "plan",
     "plan_adversarial",
     "progress",
