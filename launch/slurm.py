@@ -18,6 +18,7 @@ from launch.submission import Submission
 
 SECONDS = 60.0
 ANSWERS = 3  # tries to get one: a busy controller may give none
+NO_SCONTROL = "no scontrol on this node"
 
 
 def submit(what: Submission, calls: Sequence[Callable[[], None]]) -> str:
@@ -69,7 +70,8 @@ def ask(*words: str, seconds: float = SECONDS) -> str | None:
 
 def job_facts(job: str) -> dict[str, str]:
     """Return `scontrol show job` as a mapping; empty when Slurm does not know the job, or does not answer."""
-    for _ in range(ANSWERS):
+    text = ""
+    for _ in range(ANSWERS if shutil.which("scontrol") else 0):
         text = ask("scontrol", "show", "job", "-o", job) or ""
         if text:
             break
@@ -124,10 +126,17 @@ def this_job() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
-def requeue(job: str) -> bool:
-    """Have the job start again; return whether it will. That it is about to already is as good."""
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=SECONDS)
-    return done.returncode == 0 or "pending" in done.stderr.lower()
+def requeue(job: str) -> str:
+    """Have the job start again; return why not, empty if it will. That it is about to already is as good."""
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=SECONDS)
+    except FileNotFoundError:
+        return NO_SCONTROL
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if done.returncode == 0 or "pending" in done.stderr.lower():
+        return ""
+    return own_words(done.stderr)
 
 
 def restart_count() -> str:

@@ -29,6 +29,7 @@ GROUND = {
     "rng",
     "rundir",
     "sharding",
+    "slurm",
 }
 MAY_IMPORT = {
     "kap": set(),
