@@ -22,6 +22,7 @@ from launch.cluster import ClusterConfig, load_cluster
 from launch.restarts import HELD, End, Restarts, Verdict, verdict
 
 CLUSTER = "cluster.yaml"
+CANCELLED = 130  # exit code of a script whose job was cancelled: Slurm has its own word for that
 RETRY_SECONDS = 5.0
 NOT_AGAIN = "not started again"
 
@@ -122,7 +123,7 @@ def act(what: Verdict, code: int, cluster: ClusterConfig, failed: Path, cause: s
         return 0
     if what != "again":
         return code or 1
-    say = partial(not_again, failed, cause) if code != HELD else print
+    say = partial(not_again, failed if code != HELD else None, cause)
     fate, refusal = start_again(job)
     deadline = time.monotonic() + 60 * cluster.time_minutes
     while fate == "silent" and time.monotonic() < deadline:
@@ -135,8 +136,8 @@ def act(what: Verdict, code: int, cluster: ClusterConfig, failed: Path, cause: s
         return 0
     if fate == "cancelled":
         print(f"kapdist: job {job} was cancelled; what is done stays", flush=True)
-    else:
-        say(refusal)
+        return CANCELLED
+    say(refusal)
     return code or 1
 
 
@@ -153,10 +154,11 @@ def start_again(job: str) -> tuple[Literal["restarted", "cancelled", "silent", "
     return "refused" if facts or refusal == slurm.NO_SCONTROL else "silent", refusal
 
 
-def not_again(failed: Path, cause: str, why: str) -> None:
+def not_again(failed: Path | None, cause: str, why: str) -> None:
     line = f"{NOT_AGAIN}: {why}; submit it again to continue"
     print(f"kapdist: {line}", flush=True)
-    write_atomic(failed, f"{line}\n{cause}")
+    if failed:
+        write_atomic(failed, f"{line}\n{cause}")
 
 
 def fate_of(facts: dict[str, str], restarts: str) -> Literal["ended", "restarted", "cancelled"]:
@@ -173,11 +175,7 @@ def fate_of(facts: dict[str, str], restarts: str) -> Literal["ended", "restarted
 
 
 def main(words: list[str]) -> int:
-    """Run as `python -m launch.after KIND PLACE ... CODE`, as the batch scripts do; CODE is that of the ranks.
-
-    Slurm's TERM is not for this process either: a requeue sends it before scontrol has its answer.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Run as `python -m launch.after KIND PLACE ... CODE`, as the batch scripts do; CODE is that of the ranks."""
     kind, place, *numbers = words
     code, job = int(numbers[-1]), slurm.this_job()
     run, attack = RunDir(Path(place)), AttackDir(Path(place))
@@ -195,8 +193,12 @@ def main(words: list[str]) -> int:
     else:
         shard, num_shards = map(int, numbers[:2])
         what, failed = after_shard(attack, shard, num_shards, code, cluster, job), shard_failed(attack, shard)
-    return act(what, code, cluster, failed, cause)
+    ended = act(what, code, cluster, failed, cause)
+    if ended == CANCELLED and kind == "shard":  # without accounts Slurm forgets it in minutes
+        write_atomic(failed, f"cancelled (job {job})\n")
+    return ended
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a requeue sends it before scontrol has its answer
     sys.exit(main(sys.argv[1:]))

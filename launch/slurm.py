@@ -9,11 +9,14 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from kapdist.errors import InputError
+from kapdist.lock import locked_in_turn
 from launch.submission import Submission
 
 SECONDS = 60.0
@@ -51,6 +54,15 @@ def outside_of_jobs() -> Iterator[None]:
         yield
     finally:
         os.environ.update(kept)
+
+
+def submitting(folder: Path) -> AbstractContextManager[None]:
+    """Hold the right to submit what has its jobs in `folder`: who comes second then sees the first one's job.
+
+    Raises:
+        LockedError: somebody else has it for minutes.
+    """
+    return locked_in_turn(folder / "SUBMITTING", 2 * SECONDS)
 
 
 def own_words(text: str) -> str:
