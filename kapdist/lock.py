@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from kapdist import slurm
-from kapdist.errors import LockedError
+from kapdist.errors import InputError, LockedError
 
 POLL_SECONDS = 0.05
 
@@ -54,15 +54,19 @@ def locked(path: Path) -> Iterator[None]:
 
     Raises:
         LockedError: somebody holds it, or may.
+        InputError: nothing can be written there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     token = uuid.uuid4().hex
     mine = path.with_name(f".{path.name}.{token[:8]}.tmp")
-    mine.write_text(json.dumps(asdict(this_process(token))))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mine.write_text(json.dumps(asdict(this_process(token))))
         acquire(path, mine)
+    except OSError as error:
+        raise InputError(path.parent, "a directory that can be written", error.strerror or str(error)) from None
     finally:
-        mine.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            mine.unlink()
     try:
         yield
     finally:
