@@ -7,6 +7,7 @@ node), it kills the script, and this is not needed.
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 import time
@@ -126,8 +127,9 @@ def act(what: Verdict, code: int, cluster: ClusterConfig, failed: Path, cause: s
     say = partial(not_again, failed if code != HELD else None, cause)
     fate, refusal = start_again(job)
     deadline = time.monotonic() + 60 * cluster.time_minutes
-    while fate == "silent" and time.monotonic() < deadline:
+    if fate == "silent":
         say(f"Slurm does not answer ({refusal})")
+    while fate == "silent" and time.monotonic() < deadline:
         time.sleep(RETRY_SECONDS)
         fate, refusal = start_again(job)
     if fate == "restarted":
@@ -137,21 +139,29 @@ def act(what: Verdict, code: int, cluster: ClusterConfig, failed: Path, cause: s
     if fate == "cancelled":
         print(f"kapdist: job {job} was cancelled; what is done stays", flush=True)
         return CANCELLED
-    say(refusal)
+    if fate == "refused":
+        say(refusal)
     return code or 1
 
 
 def start_again(job: str) -> tuple[Literal["restarted", "cancelled", "silent", "refused"], str]:
-    """Ask Slurm to start the job again; return what becomes of it, and Slurm's words if it does not."""
+    """Ask Slurm to start the job again; return what becomes of it, and why it does not start.
+
+    Even a cancelled job can be requeued, so that is not asked of a controller that says nothing of the job.
+    """
+    if shutil.which("scontrol") is None:
+        return "refused", "no scontrol on this node"
     facts = slurm.job_facts(job)
+    if not facts:
+        return "silent", "nothing about this job"
     fate = fate_of(facts, slurm.restart_count())
     if fate != "ended":
         return fate, ""
     refusal = slurm.requeue(job)
     if not refusal:
         return "restarted", ""
-    # A controller that has just spoken of the job means what it says.
-    return "refused" if facts or refusal == slurm.NO_SCONTROL else "silent", refusal
+    # A controller that still speaks of the job means what it said.
+    return "refused" if slurm.job_facts(job) else "silent", refusal
 
 
 def not_again(failed: Path | None, cause: str, why: str) -> None:

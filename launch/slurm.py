@@ -20,8 +20,6 @@ from kapdist.lock import locked_in_turn
 from launch.submission import Submission
 
 SECONDS = 60.0
-ANSWERS = 3  # tries to get one: a busy controller may give none
-NO_SCONTROL = "no scontrol on this node"
 
 
 def submit(what: Submission, calls: Sequence[Callable[[], None]]) -> str:
@@ -82,12 +80,7 @@ def ask(*words: str, seconds: float = SECONDS) -> str | None:
 
 def job_facts(job: str) -> dict[str, str]:
     """Return `scontrol show job` as a mapping; empty when Slurm does not know the job, or does not answer."""
-    text = ""
-    for _ in range(ANSWERS if shutil.which("scontrol") else 0):
-        text = ask("scontrol", "show", "job", "-o", job) or ""
-        if text:
-            break
-        time.sleep(1)
+    text = ask("scontrol", "show", "job", "-o", job) or ""
     return dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", text))
 
 
@@ -142,8 +135,6 @@ def requeue(job: str) -> str:
     """Have the job start again; return why not, empty if it will. That it is about to already is as good."""
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=SECONDS)
-    except FileNotFoundError:
-        return NO_SCONTROL
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     if done.returncode == 0 or "pending" in done.stderr.lower():
