@@ -211,14 +211,14 @@ def lives_here(found: Holder) -> bool | None:
 
 
 def exists(pid: int) -> bool:
-    """Return whether there is a process that /proc does not show: it may hide those of other users."""
+    """Return whether there is a process that /proc does not show: it may hide those of others, or not be there."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return process_start(pid) is not None
+    return process_start(os.getpid()) is None
 
 
 def process_start(pid: int) -> str | None:

@@ -125,6 +125,15 @@ def test_a_process_that_proc_hides_is_one(tmp_path: Path, monkeypatch: pytest.Mo
         check_free(tmp_path / "LOCK")
 
 
+def test_without_proc_a_process_that_is_there_holds_its_lock(tmp_path: Path, held, monkeypatch) -> None:
+    monkeypatch.setattr(lock_module, "process_start", lambda pid: None)
+    with pytest.raises(LockedError):
+        check_free(tmp_path / "LOCK")
+    held.kill()
+    held.wait(10)
+    check_free(tmp_path / "LOCK")
+
+
 @pytest.mark.parametrize(
     ("words", "free"),
     [

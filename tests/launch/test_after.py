@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from kapdist.configfile import dump_config
+from kapdist.errors import InputError, LockedError
 from kapdist.lock import this_process
 from kapdist.rundir import AttackDir, RunDir, write_atomic
 from launch import after
 from launch.cluster import ClusterConfig
+from launch.rank import run_as_command
 from launch.restarts import HELD, End, Restarts, verdict
 
 CLUSTER = ClusterConfig(max_failures=3)
@@ -139,3 +142,22 @@ def test_held_ends_are_counted_for_each_job(tmp_path: Path) -> None:
     for job in ("8", "8", "9"):
         found = ends.add(End(HELD, 0, job, "process 1"))
     assert verdict(found, False, CLUSTER)[0] == "again"
+
+
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    numbers = (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("error", "code"), [(LockedError, HELD), (InputError, 2)])
+def test_a_rank_that_finds_somebody_at_work_is_told_from_wrong_input(own_signals, error, code: int) -> None:
+    def work() -> None:
+        raise error("LOCK", "nobody else at work here", "process 1")
+
+    with pytest.raises(SystemExit) as left:
+        run_as_command(work)
+    assert left.value.code == code
