@@ -118,15 +118,41 @@ def unique(overrides: Sequence[str]) -> Sequence[str]:
 
 
 def parse_override(word: str, model: type[Section]) -> Any:
-    key, equals, _ = word.partition("=")
+    key, equals, text = word.partition("=")
     if not equals or not key:
         raise InputError(f"override {word!r}", "section.key=value", "no '='")
     if key not in dotted_keys(model):
         raise InputError(f"override {word!r}", f"a known key{nearest(key, model)}", repr(key))
     try:
-        return OmegaConf.from_dotlist([word])
+        read = OmegaConf.from_dotlist([word])
+        whole = text if is_cut(text, OmegaConf.select(read, key)) else None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"override {word!r}", "a YAML value", first_line(error)) from None
+    if whole is None:
+        return read
+    if whole[0] in "\"'[{":
+        raise InputError(
+            f"override {word!r}", "a YAML value and nothing after it", "a comment (quote what has a #)"
+        )
+    nested: Any = whole
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return nested
+
+
+def is_cut(text: str, value: Any) -> bool:
+    """Return whether YAML leaves out a part of a word's value: what it takes for a comment, an anchor, a margin.
+
+    In a file these are the writer's; a word is given as a whole.
+    """
+    node = yaml.compose(text)
+    if isinstance(node, yaml.ScalarNode) and node.style is None:
+        return node.value != (text if isinstance(value, str) else text.strip())
+    named = (yaml.ScalarToken, yaml.AnchorToken, yaml.AliasToken, yaml.TagToken)
+    spans = [
+        (token.start_mark.index, token.end_mark.index) for token in yaml.scan(text) if isinstance(token, named)
+    ]
+    return any(sign == "#" and not any(a <= n < b for a, b in spans) for n, sign in enumerate(text))
 
 
 def describe(

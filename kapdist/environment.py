@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from kapdist.cpus import cpus_of_one
+
 PACKAGES = ("kapdist", "torch", "ffcv", "numpy", "deepspeed", "pyautoattack", "polars", "pydantic", "omegaconf")
 SNAPSHOT = Path(__file__).resolve().parents[1] / "GIT.json"
 VARIABLES = ("SLURM_", "NCCL_", "GLOO_", "OMP_", "MKL_", "CUDA_VISIBLE_DEVICES")
@@ -35,13 +37,9 @@ def environment() -> dict[str, Any]:
 def usable_cpus(processes: int = 1) -> int:
     """Return the CPUs that this process may use, divided among the processes of its kind here; at least 1.
 
-    os.cpu_count() counts the whole machine, which is wrong under Slurm and in containers. A Slurm step that does
-    not bind its tasks still says how many CPUs each may use.
+    os.cpu_count() counts the whole machine, which is wrong under Slurm and in containers.
     """
-    share = len(os.sched_getaffinity(0)) // processes
-    if "SLURM_STEP_ID" in os.environ and "SLURM_CPUS_PER_TASK" in os.environ:
-        share = min(share, int(os.environ["SLURM_CPUS_PER_TASK"]))
-    return max(1, share)
+    return cpus_of_one(len(os.sched_getaffinity(0)), os.environ, processes)
 
 
 def memory_bytes() -> int:

@@ -12,3 +12,7 @@ class InputError(ValueError):
 
     def __init__(self, place: object, expected: str, found: str) -> None:
         super().__init__(f"{place}: expected {expected}, found {found}")
+
+
+class LockedError(InputError):
+    """Somebody else is at work where this process wants to; that is no fault of the run's, and passes."""

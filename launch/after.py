@@ -7,24 +7,36 @@ node), it kills the script, and this is not needed.
 
 from __future__ import annotations
 
+import shutil
+import signal
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from kapdist.lock import other_at_work
 from kapdist.rundir import AttackDir, RunDir, write_atomic
 from kapdist.sharding import chunks_and_costs, chunks_of, finished_chunks
 from launch import slurm
 from launch.cluster import ClusterConfig, load_cluster
-from launch.restarts import End, Restarts, Verdict, verdict
+from launch.restarts import HELD, End, Restarts, Verdict, verdict
 
 CLUSTER = "cluster.yaml"
+CANCELLED = 130  # exit code of a script whose job was cancelled: Slurm has its own word for that
+RETRY_SECONDS = 5.0
+NOT_AGAIN = "not started again"
 
 
 def after_training(run: RunDir, code: int, cluster: ClusterConfig, job: str | None) -> Verdict:
-    """Note how a start of a training ended; FAILED stays, or appears, only if there is no other start."""
-    ends = Restarts(run.slurm / "ends.jsonl").add(End(code, newest_step(run), job, first_line(run.failed)))
+    """Note how a start of a training ended; FAILED stays, or appears, only if there is no other start.
+
+    Where somebody else is at work by now, DONE and FAILED are theirs.
+    """
+    code, reason = unless_held(run.lock, code, first_line(run.failed))
+    ends = Restarts(run.slurm / "ends.jsonl").add(End(code, newest_step(run), job, reason))
     what, why = verdict(ends, run.done.exists(), cluster)
-    if what == "again" and run.failed.exists():
+    if what == "again" and code != HELD and run.failed.exists():
         run.failed.rename(run.attempts / str(run.last_attempt()) / "FAILED")  # not the last word
     if what == "give up":
         cause = run.failed.read_text() if run.failed.exists() else f"exit code {code}; see {run.slurm}\n"
@@ -50,7 +62,8 @@ def after_shard(
 
 def after_plan(attack: AttackDir, code: int, cluster: ClusterConfig, job: str | None) -> Verdict:
     """Note how a start of the planning ended."""
-    ends = Restarts(attack.slurm / "ends" / "plan.jsonl").add(End(code, 0, job))
+    code, reason = unless_held(attack.lock, code)
+    ends = Restarts(attack.slurm / "ends" / "plan.jsonl").add(End(code, 0, job, reason))
     what, why = verdict(ends, attack.plan.exists(), cluster)
     if what == "give up":
         write_atomic(attack.failed, f"the attack was not planned: {why}; see {attack.slurm}\n")
@@ -60,12 +73,20 @@ def after_plan(attack: AttackDir, code: int, cluster: ClusterConfig, job: str | 
 
 def after_aggregate(attack: AttackDir, code: int, cluster: ClusterConfig, job: str | None) -> Verdict:
     """Note how a start of the aggregation ended; what it found missing is in FAILED already."""
-    ends = Restarts(attack.slurm / "ends" / f"aggregate-{job}.jsonl").add(End(code, 0, job))
+    code, reason = unless_held(attack.lock, code)
+    ends = Restarts(attack.slurm / "ends" / f"aggregate-{job}.jsonl").add(End(code, 0, job, reason))
     what, why = verdict(ends, code == 0, cluster)
     if what == "give up" and not attack.failed.exists():
         write_atomic(attack.failed, f"the shards were not added up: {why}; see {attack.slurm}\n")
     print(f"kapdist: {attack.root}: aggregation: {why}", flush=True)
     return what
+
+
+def unless_held(lock: Path, code: int, reason: str = "") -> tuple[int, str]:
+    """Return the exit code of ranks and their reason, or that somebody else is at work where they wanted to."""
+    if code and (other := other_at_work(lock)):
+        return HELD, str(other)
+    return code, reason
 
 
 def newest_step(run: RunDir) -> int:
@@ -82,28 +103,72 @@ def shard_failed(attack: AttackDir, shard: int) -> Path:
 
 
 def first_line(path: Path) -> str:
-    lines = path.read_text().splitlines() if path.exists() else []
-    return lines[0] if lines else ""
+    return words_of(path).partition("\n")[0]
 
 
-def act(what: Verdict, code: int) -> int:
+def words_of(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def act(what: Verdict, code: int, cluster: ClusterConfig, failed: Path, cause: str = "") -> int:
     """Requeue if that is the verdict; return the exit code of the batch script.
 
     A job that was cancelled stays cancelled, and one that Slurm is already starting again is left to it.
+
+    Args:
+        failed: says that the job does not start again, as long as it cannot be had.
+        cause: the ranks' own words, which then belong there too.
     """
     job = slurm.this_job()
     if what == "done" or job is None:
         return 0
-    if what == "give up":
+    if what != "again":
         return code or 1
-    fate = fate_of(slurm.job_facts(job), slurm.restart_count())
+    say = partial(not_again, failed if code != HELD else None, cause)
+    fate, refusal = start_again(job)
+    deadline = time.monotonic() + 60 * cluster.time_minutes
+    if fate == "silent":
+        say(f"Slurm does not answer ({refusal})")
+    while fate == "silent" and time.monotonic() < deadline:
+        time.sleep(RETRY_SECONDS)
+        fate, refusal = start_again(job)
+    if fate == "restarted":
+        if first_line(failed).startswith(NOT_AGAIN):
+            failed.unlink(missing_ok=True)
+        return 0
     if fate == "cancelled":
         print(f"kapdist: job {job} was cancelled; what is done stays", flush=True)
-        return 1
-    if fate == "ended" and not slurm.requeue(job):
-        print(f"kapdist: Slurm does not requeue job {job}: submit it again to continue", flush=True)
-        return 1
-    return 0
+        return CANCELLED
+    if fate == "refused":
+        say(refusal)
+    return code or 1
+
+
+def start_again(job: str) -> tuple[Literal["restarted", "cancelled", "silent", "refused"], str]:
+    """Ask Slurm to start the job again; return what becomes of it, and why it does not start.
+
+    Even a cancelled job can be requeued, so that is not asked of a controller that says nothing of the job.
+    """
+    if shutil.which("scontrol") is None:
+        return "refused", "no scontrol on this node"
+    facts = slurm.job_facts(job)
+    if not facts:
+        return "silent", "nothing about this job"
+    fate = fate_of(facts, slurm.restart_count())
+    if fate != "ended":
+        return fate, ""
+    refusal = slurm.requeue(job)
+    if not refusal:
+        return "restarted", ""
+    # A controller that still speaks of the job means what it said.
+    return "refused" if slurm.job_facts(job) else "silent", refusal
+
+
+def not_again(failed: Path | None, cause: str, why: str) -> None:
+    line = f"{NOT_AGAIN}: {why}; submit it again to continue"
+    print(f"kapdist: {line}", flush=True)
+    if failed:
+        write_atomic(failed, f"{line}\n{cause}")
 
 
 def fate_of(facts: dict[str, str], restarts: str) -> Literal["ended", "restarted", "cancelled"]:
@@ -123,18 +188,27 @@ def main(words: list[str]) -> int:
     """Run as `python -m launch.after KIND PLACE ... CODE`, as the batch scripts do; CODE is that of the ranks."""
     kind, place, *numbers = words
     code, job = int(numbers[-1]), slurm.this_job()
-    root = Path(place)
-    cluster = load_cluster(root / "slurm" / CLUSTER)
+    run, attack = RunDir(Path(place)), AttackDir(Path(place))
+    cluster = load_cluster(run.slurm / CLUSTER)
+    failed = attack.failed
+    cause = words_of(failed) if kind == "train" else ""
+    if kind != "shard":  # shards work side by side, without a lock
+        code, _ = unless_held(run.lock, code)
     if kind == "train":
-        what = after_training(RunDir(root), code, cluster, job)
+        what = after_training(run, code, cluster, job)
     elif kind == "plan":
-        what = after_plan(AttackDir(root), code, cluster, job)
+        what = after_plan(attack, code, cluster, job)
     elif kind == "aggregate":
-        what = after_aggregate(AttackDir(root), code, cluster, job)
+        what = after_aggregate(attack, code, cluster, job)
     else:
-        what = after_shard(AttackDir(root), int(numbers[0]), int(numbers[1]), code, cluster, job)
-    return act(what, code)
+        shard, num_shards = map(int, numbers[:2])
+        what, failed = after_shard(attack, shard, num_shards, code, cluster, job), shard_failed(attack, shard)
+    ended = act(what, code, cluster, failed, cause)
+    if ended == CANCELLED and kind == "shard":  # without accounts Slurm forgets it in minutes
+        write_atomic(failed, f"cancelled (job {job})\n")
+    return ended
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a requeue sends it before scontrol has its answer
     sys.exit(main(sys.argv[1:]))

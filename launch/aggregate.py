@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kapdist.errors import InputError
+from kapdist.errors import InputError, LockedError
 from kapdist.rundir import AttackDir, RunDir, write_atomic
 from kapdist.sharding import missing_shards
 from launch import jobs, slurm
@@ -37,6 +37,8 @@ def aggregate(run: RunDir, attack: AttackDir, retry: int) -> None:
         else:
             found = "; ".join(describe(attack, shard, chunks) for shard, chunks in missing.items())
             raise InputError(attack.root, "every shard", found)
+    except LockedError:
+        raise  # no fault of the attack's
     except InputError as error:
         write_atomic(attack.failed, f"{error}\n")
         raise

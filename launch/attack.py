@@ -17,6 +17,7 @@ import shutil
 from kapdist.config import AttackConfig
 from kapdist.configfile import dump_config, load_config
 from kapdist.errors import InputError
+from kapdist.lock import check_free
 from kapdist.rundir import AttackDir, RunDir, write_atomic
 from kapdist.sharding import missing_shards, num_chunks
 from launch import jobs, slurm
@@ -36,12 +37,14 @@ def main() -> None:
     attack = run.attack(config.name)
     if arguments.dry_run:
         print(dry_run(run, attack, config, cluster))
-    elif is_needed(attack, arguments.force):
-        planned = is_planned(attack, config)
-        prepare(attack, config, cluster)
-        shards, num_shards = shards_to_run(attack, config, cluster, planned)
-        queued = AttackJobs(run, attack, cluster, snapshot(attack.code, run.root.parent))
-        print(queued.submit(shards, num_shards, with_plan=not planned))
+        return
+    with slurm.submitting(attack.slurm):
+        if is_needed(attack, arguments.force):
+            planned = is_planned(attack, config)
+            prepare(attack, config, cluster)
+            shards, num_shards = shards_to_run(attack, config, cluster, planned)
+            queued = AttackJobs(run, attack, cluster, snapshot(attack.code, run.root.parent))
+            print(queued.submit(shards, num_shards, with_plan=not planned))
 
 
 def parse() -> argparse.Namespace:
@@ -75,6 +78,7 @@ def is_needed(attack: AttackDir, force: bool) -> bool:
         print(f"{attack.root}: job {', '.join(living)} waits or runs (--force cancels it and submits the rest)")
         return False
     slurm.cancel_and_wait(living)
+    check_free(attack.lock)
     return True
 
 

@@ -71,7 +71,8 @@ class LocalJob:
             "PYTHONPATH": os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")])),
         }
         environment = os.environ | self.cluster.environment | variables
-        command = [self.cluster.python or sys.executable, "-m", "launch.rank", str(self.run.root)]
+        script = Path(sys.path[0]) / "launch" / "module.py"
+        command = [self.cluster.python or sys.executable, str(script), "-m", "launch.rank", str(self.run.root)]
         # A session of its own: Ctrl-C of the terminal comes once, from here.
         return subprocess.Popen(command, env=environment, start_new_session=True)
 

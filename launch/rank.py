@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from kapdist.errors import InputError, StoppedError
+from kapdist.errors import InputError, LockedError, StoppedError
+from launch.restarts import HELD
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,9 @@ def run_as_command(work: Callable[[], None]) -> None:
     except StoppedError as stopped:
         print(f"kapdist: {stopped}", file=sys.stderr)
         sys.exit(0)  # there is no DONE: the last word of the batch script will see to it
+    except LockedError as error:
+        print(f"kapdist: {error}", file=sys.stderr)
+        sys.exit(HELD)
     except InputError as error:
         print(f"kapdist: {error}", file=sys.stderr)
         sys.exit(2)

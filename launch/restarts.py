@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from kapdist.errors import RESUME
 from launch.cluster import ClusterConfig
 
-Verdict = Literal["done", "again", "give up"]
+Verdict = Literal["done", "again", "give up", "leave"]
+"""To leave is to end without a word in FAILED: somebody else is at work there."""
 
 STOPPED = 0  # what ranks leave with that were told to stop, and saved
 WRONG_INPUT = 2
+HELD = RESUME  # of a start that found somebody else at work: "try again"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ def verdict(ends: list[End], done: bool, cluster: ClusterConfig) -> tuple[Verdic
     last = ends[-1]
     if done:
         return "done", "done"
+    if last.code == HELD:
+        return verdict_where_held(ends, cluster)
     if last.code == WRONG_INPUT:
         return "give up", "wrong input, which no restart mends"
     idle = idle_ends(ends)
@@ -50,12 +56,24 @@ def verdict(ends: list[End], done: bool, cluster: ClusterConfig) -> tuple[Verdic
     return "again", f"{word} at {last.progress}; starts again"
 
 
+def verdict_where_held(ends: list[End], cluster: ClusterConfig) -> tuple[Verdict, str]:
+    """Try a few times, since the other may be about to end, or Slurm silent about it; the run is never given up."""
+    last = ends[-1]
+    tries = len(list(itertools.takewhile(lambda end: (end.code, end.job) == (HELD, last.job), reversed(ends))))
+    if tries >= cluster.max_failures:
+        return "leave", f"left to who is at work there ({tries} tries, max_failures): {last.reason}"
+    return "again", f"somebody else is at work there, starts again: {last.reason}"
+
+
 def idle_ends(ends: list[End]) -> list[End]:
     """Return the ends since progress was last made: those at the newest progress but the one that made it.
+
+    Starts that found somebody else at work had no part in it.
 
     The first end of a job has made progress if it is past 0.
     """
     newest = ends[-1].progress
+    ends = [end for end in ends if end.code != HELD]
     same = [end for end in ends if end.progress == newest]
     made_it = newest > 0
     return same[1:] if made_it else same

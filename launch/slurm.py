@@ -9,15 +9,17 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from kapdist.errors import InputError
+from kapdist.lock import locked_in_turn
 from launch.submission import Submission
 
 SECONDS = 60.0
-ANSWERS = 3  # tries to get one: a busy controller may give none
 
 
 def submit(what: Submission, calls: Sequence[Callable[[], None]]) -> str:
@@ -52,6 +54,15 @@ def outside_of_jobs() -> Iterator[None]:
         os.environ.update(kept)
 
 
+def submitting(folder: Path) -> AbstractContextManager[None]:
+    """Hold the right to submit what has its jobs in `folder`: who comes second then sees the first one's job.
+
+    Raises:
+        LockedError: somebody else has it for minutes.
+    """
+    return locked_in_turn(folder / "SUBMITTING", 2 * SECONDS)
+
+
 def own_words(text: str) -> str:
     """Return what Slurm's tool said, in one line."""
     lines = [line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in text.splitlines()]
@@ -69,11 +80,7 @@ def ask(*words: str, seconds: float = SECONDS) -> str | None:
 
 def job_facts(job: str) -> dict[str, str]:
     """Return `scontrol show job` as a mapping; empty when Slurm does not know the job, or does not answer."""
-    for _ in range(ANSWERS):
-        text = ask("scontrol", "show", "job", "-o", job) or ""
-        if text:
-            break
-        time.sleep(1)
+    text = ask("scontrol", "show", "job", "-o", job) or ""
     return dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", text))
 
 
@@ -124,10 +131,15 @@ def this_job() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
-def requeue(job: str) -> bool:
-    """Have the job start again; return whether it will. That it is about to already is as good."""
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=SECONDS)
-    return done.returncode == 0 or "pending" in done.stderr.lower()
+def requeue(job: str) -> str:
+    """Have the job start again; return why not, empty if it will. That it is about to already is as good."""
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if done.returncode == 0 or "pending" in done.stderr.lower():
+        return ""
+    return own_words(done.stderr)
 
 
 def restart_count() -> str:

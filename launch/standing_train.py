@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import statistics
 import time
 from collections.abc import Iterable, Mapping
@@ -13,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kapdist.rundir import RunDir, process_start
+from kapdist.lock import holder_of, lives_here
+from kapdist.rundir import RunDir
 from launch.after import newest_step
 from launch.restarts import End, Restarts
 from launch.told import JobStanding, Told
@@ -145,15 +145,11 @@ def how_it_ended(jobs: list[JobStanding], ends: list[End], newest: int) -> str:
 
 def at_work(lock: Path, *, seen_elsewhere: bool) -> str | None:
     """Name the process that holds a lock if it lives; on other hosts only its heartbeat can tell."""
-    try:
-        found = json.loads(lock.read_text())
-        host, pid = found["host"], found["pid"]
-    except (OSError, ValueError, KeyError):
+    found = holder_of(lock)
+    if found is None:
         return None
-    here = host == socket.gethostname()
-    if (process_start(pid) == found["started"] is not None) if here else seen_elsewhere:
-        return f"process {pid} on {host}"
-    return None
+    lives = lives_here(found)
+    return f"process {found.pid} on {found.host}" if (seen_elsewhere if lives is None else lives) else None
 
 
 def heartbeats(folder: Path) -> list[Rank]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from submitit.slurm.slurm import _make_sbatch_string
 
+from kapdist.errors import InputError
 from launch.cluster import ClusterConfig
 
 
@@ -61,7 +62,10 @@ def submission(
         sbatch: options of this job alone.
         about: for the record of the jobs.
     """
-    python = cluster.python or shlex.quote(sys.executable)
+    check_pattern(folder)
+    python = from_snapshot(cluster, snapshot)
+    log = "%A_%a_{}_log.out" if elements > 1 else "%j_{}_log.out"
+    logs = f"{str(folder.absolute()).replace('%', '%%')}/{log}"
     parameters: dict[str, Any] = {
         "job_name": name,
         "time": cluster.time_minutes,
@@ -77,12 +81,35 @@ def submission(
         "array_parallelism": cluster.shards_at_once,
         "wckey": None,
         "stderr_to_stdout": True,
-        "additional_parameters": {"requeue": True} | memory(cluster) | cluster.sbatch | (sbatch or {}),
-        "srun_args": ["--kill-on-bad-exit=1", "--mpi=none", *cluster.srun],
+        "additional_parameters": {"requeue": True, "output": logs.format(0)}
+        | memory(cluster)
+        | cluster.sbatch
+        | (sbatch or {}),
+        "srun_args": srun_words(logs, cluster),
         "setup": setup(folder, cluster, snapshot),
-        "teardown": [f"exec {python} -m {last_word} $?"],
+        "teardown": ["code=$?", "trap '' TERM  # the last word's too", f"exec {python} -m {last_word} $code"],
     }
     return Submission(folder, parameters, python, elements, about | {"snapshot": str(snapshot.absolute())})
+
+
+def from_snapshot(cluster: ClusterConfig, snapshot: Path) -> str:
+    """Return what takes `-m MODULE` as an interpreter does, with the snapshot's modules."""
+    script = snapshot.absolute() / "launch" / "module.py"
+    return f"{cluster.python or shlex.quote(sys.executable)} -u {shlex.quote(str(script))}"
+
+
+def srun_words(logs: str, cluster: ClusterConfig) -> list[str]:
+    """Return srun's options; the last of two wins.
+
+    The ranks get what the script exports, even where sbatch was told to export nothing.
+    """
+    return ["--kill-on-bad-exit=1", "--mpi=none", "--export=ALL", f"--output={logs.format('%t')}", *cluster.srun]
+
+
+def check_pattern(folder: Path) -> None:
+    """Refuse a folder that Slurm cannot write logs to: a backslash switches all symbols of its patterns off."""
+    if "\\" in str(folder.absolute()):
+        raise InputError(folder, "a path without backslashes, which Slurm drops from the names of logs", "one")
 
 
 def memory(cluster: ClusterConfig) -> dict[str, str]:

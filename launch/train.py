@@ -17,6 +17,7 @@ import shlex
 from kapdist.config import Config
 from kapdist.configfile import dump_config, load_config
 from kapdist.errors import InputError
+from kapdist.lock import check_free
 from kapdist.rundir import RunDir, write_atomic
 from launch import jobs, local, slurm
 from launch.after import CLUSTER
@@ -36,11 +37,15 @@ def main() -> None:
     run = RunDir((config.runs_dir / config.name).absolute())
     if arguments.dry_run:
         print(dry_run(run, config, cluster))
-    elif is_needed(run, arguments.force):
+        return
+    with slurm.submitting(run.slurm):
+        if not is_needed(run, arguments.force):
+            return
         prepare(run, config, cluster)
-        if arguments.local:
-            sys.exit(local.train(run, cluster))
-        print(queue(run, cluster))
+        if not arguments.local:
+            print(queue(run, cluster))
+            return
+    sys.exit(local.train(run, cluster))
 
 
 def parse() -> argparse.Namespace:
@@ -73,7 +78,11 @@ def dry_run(run: RunDir, config: Config, cluster: ClusterConfig) -> str:
 
 
 def is_needed(run: RunDir, force: bool) -> bool:
-    """Say so where the run is done or its job waits or runs; `force` ends that job and sets DONE aside."""
+    """Say so where the run is done or its job waits or runs; `force` ends that job and sets DONE aside.
+
+    Raises:
+        LockedError: somebody is at work on it by other means.
+    """
     living = slurm.alive(line["job"] for line in jobs.remembered(run.slurm) if line["kind"] == "train")
     if living and not force:
         print(f"{run.root}: job {', '.join(living)} waits or runs (--force cancels it and submits another)")
@@ -82,6 +91,7 @@ def is_needed(run: RunDir, force: bool) -> bool:
         print(f"{run.root}: done: {run.done.read_text().strip()} (--force runs it on)")
         return False
     slurm.cancel_and_wait(living)
+    check_free(run.lock)
     if run.done.exists():
         run.done.rename(run.attempts / str(run.last_attempt()) / "DONE")
     return True

@@ -59,7 +59,7 @@ def up(options: argparse.Namespace) -> int:
     if missing := missing_packages(options.accounting, options.namespaces):
         install(missing)
     started = time.monotonic()
-    settings = choose_settings(directory, options.cpus, options.accounting, options.namespaces)
+    settings = choose_settings(directory, options.cpus, options.accounting, options.namespaces, options.task_plugin)
     create(settings)
     nodes = f"2 nodes of {settings.cpus} CPUs and {settings.memory_mb} MB"
     print(f"slurm sandbox: up in {time.monotonic() - started:.1f} s in {directory}: {nodes}\n")
@@ -203,6 +203,8 @@ def parse() -> argparse.Namespace:
     starting.add_argument("--namespaces", action="store_true", help="a network of its own for each node")
     starting.add_argument("--cpus", type=int, default=4, help="per node; may exceed the machine's (default: 4)")
     starting.add_argument("--no-accounting", dest="accounting", action="store_false", help="without sacct")
+    binding = "bind tasks to CPUs as most clusters do (--cpus must be real ones), or not (default)"
+    starting.add_argument("--task-plugin", choices=("none", "affinity"), default="none", help=binding)
     command("down", down, "end it and remove all of it")
     command("status", status, "say where it stands").add_argument("--json", action="store_true")
     command("cut", cut, "cut the link between the nodes")

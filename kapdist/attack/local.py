@@ -22,8 +22,9 @@ from kapdist.attack.planning import attack_dir_of, write_new_plan
 from kapdist.attack.summary import Summary
 from kapdist.config import AttackConfig
 from kapdist.errors import InputError
+from kapdist.lock import locked
 from kapdist.progress import Progress
-from kapdist.rundir import AttackDir, locked
+from kapdist.rundir import AttackDir
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0

@@ -12,7 +12,8 @@ from kapdist.attack.records import write_table
 from kapdist.attack.summary import Summary, summarise
 from kapdist.attack.worst import write_worst_case
 from kapdist.errors import InputError
-from kapdist.rundir import AttackDir, locked, write_atomic, write_json
+from kapdist.lock import locked
+from kapdist.rundir import AttackDir, write_atomic, write_json
 
 
 def merge(attack_dir: Path) -> Summary:

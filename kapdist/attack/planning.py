@@ -31,8 +31,9 @@ from kapdist.config import AttackConfig, AttackedModelConfig, Config
 from kapdist.environment import package_versions, usable_cpus
 from kapdist.errors import InputError
 from kapdist.kap import noise
+from kapdist.lock import locked
 from kapdist.rng import permutation
-from kapdist.rundir import AttackDir, RunDir, fingerprint, locked
+from kapdist.rundir import AttackDir, RunDir, fingerprint
 
 
 def plan_attack(run: Path, config: AttackConfig) -> AttackPlan:

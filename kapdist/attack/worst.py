@@ -9,8 +9,6 @@ so that nothing that was found is left out; each source's own numbers stand besi
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +17,8 @@ import polars as pl
 from kapdist.attack.intervals import Proportion, wilson
 from kapdist.attack.plan import AttackPlan, Frozen, read_plan
 from kapdist.errors import InputError
-from kapdist.rundir import AttackDir, RunDir, locked, write_json
+from kapdist.lock import locked_in_turn
+from kapdist.rundir import AttackDir, RunDir, write_json
 
 BREAKS = pl.Schema({"image": pl.Int64, "attack": pl.String, "eps": pl.Float64, "order": pl.Int64})
 RECORDS = ["image", "label", "clean_prediction", "broken_by", "broken_eps"]
@@ -85,26 +84,10 @@ class WorstCases(Frozen):
 def write_worst_case(run: Path) -> WorstCases:
     """Work out the worst case of a run from the records of its merged attacks; writes attacks/worst_case.json."""
     directory = RunDir(run)
-    with locked_in_turn(directory.attacks / "WORST_CASE_LOCK"):
+    with locked_in_turn(directory.attacks / "WORST_CASE_LOCK", WAIT_SECONDS):
         cases = worst_cases(directory.attacks)
         write_json(directory.worst_case, cases.describe())
     return cases
-
-
-@contextlib.contextmanager
-def locked_in_turn(path: Path) -> Iterator[None]:
-    """Hold a lock, waiting a while for another merge of this run to be through with it."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(locked(path))
-                break
-            except InputError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
-        yield
 
 
 def worst_cases(attacks: Path) -> WorstCases:

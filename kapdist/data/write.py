@@ -22,7 +22,8 @@ from kapdist.data.sources.base import check_class_names
 from kapdist.data.writer import NO_ROOM, Progress
 from kapdist.environment import package_versions, usable_cpus
 from kapdist.errors import InputError
-from kapdist.rundir import file_sha256, locked, sync
+from kapdist.lock import locked
+from kapdist.rundir import file_sha256, sync
 
 PACKAGES = ("kapdist", "ffcv", "numpy", "opencv-python", "pillow")
 NAMED = 20  # how many bad images a message names

@@ -14,7 +14,8 @@ from kapdist.config import Config
 from kapdist.engine import Ranks
 from kapdist.environment import environment
 from kapdist.errors import InputError, StoppedError
-from kapdist.rundir import RunDir, locked, write_atomic, write_json
+from kapdist.lock import locked
+from kapdist.rundir import RunDir, write_atomic, write_json
 
 log = logging.getLogger(__name__)
 

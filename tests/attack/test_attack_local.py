@@ -86,7 +86,8 @@ from pathlib import Path
 import kapdist.attack.local as local
 from kapdist.attack.plan import read_plan
 from kapdist.config import AttackConfig
-from kapdist.rundir import AttackDir, locked
+from kapdist.lock import locked
+from kapdist.rundir import AttackDir
 
 child = "import sys, time; from kapdist.attack.__main__ import end_with_parent; end_with_parent();"
 child += "open(sys.argv[1], 'w').write('up'); time.sleep(60)"

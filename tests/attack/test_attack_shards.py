@@ -20,7 +20,8 @@ from kapdist.attack import merge, plan_attack, run_shard
 from kapdist.attack.ball import largest_norm, perturbation_norm
 from kapdist.attack.plan import read_plan, write_plan
 from kapdist.errors import InputError
-from kapdist.rundir import AttackDir, locked
+from kapdist.lock import locked
+from kapdist.rundir import AttackDir
 
 World = Any
 

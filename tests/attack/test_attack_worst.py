@@ -14,8 +14,9 @@ from kapdist.attack.balance import image_seconds
 from kapdist.attack.plan import read_plan
 from kapdist.attack.worst import write_worst_case
 from kapdist.errors import InputError
+from kapdist.lock import locked
 from kapdist.report.page import write_report
-from kapdist.rundir import AttackDir, RunDir, locked
+from kapdist.rundir import AttackDir, RunDir
 from kapdist.sharding import deal, missing_shards
 
 World = Any

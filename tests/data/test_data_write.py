@@ -19,7 +19,7 @@ from kapdist.data.container import data_start, place
 from kapdist.data.encode import SMALLEST_PAGE, Encoding
 from kapdist.data.parts import PARTS
 from kapdist.errors import InputError
-from kapdist.rundir import locked
+from kapdist.lock import locked
 
 # Only after kapdist.data: its guard keeps FFCV's import from changing torch's threads.
 from ffcv.fields import IntField, RGBImageField  # isort: skip

@@ -1,6 +1,7 @@
 """Every mistake in a config gives one line that names the place, what was expected and what was found."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -205,3 +206,32 @@ def test_every_key_reaches_a_line_of_code(model: type[Section]) -> None:
     # The model's section is handed to the architecture as a whole.
     unread = [key for key in unread if not key.startswith("model.")]
     assert not unread
+
+
+@pytest.mark.parametrize(
+    "path", ["/a #b", "/a#b", "#b", "/a ", "&x /b", "!!str /b", "/a\\b", "/a\n b", "/it's", "/100%j", "'/a #b'"]
+)
+def test_a_word_is_taken_whole(path: str) -> None:
+    """YAML would leave a part of most of these out, as a comment or for its own purposes."""
+    config = load_config(Config, None, [f"data.train={path}", "data.validation=b", "name=x"])
+    assert str(config.data.train) == path.strip("'")
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ('data.train="/a" #b', "a YAML value and nothing after it, found a comment"),
+        ("train.epochs=3 #x", "found '3 #x'"),
+        ("name=a: b", "found {'a': 'b'}"),
+        ("data.train=/a: b", "found {'/a': 'b'}"),
+    ],
+)
+def test_a_word_of_which_a_part_would_be_lost_is_refused(word: str, said: str) -> None:
+    words = [w for w in ("data.train=a", "data.validation=b", "name=x") if w.split("=")[0] != word.split("=")[0]]
+    with pytest.raises(InputError, match=re.escape(said)):
+        load_config(Config, None, [*words, word])
+
+
+def test_margins_of_a_number_are_no_part_of_it() -> None:
+    config = load_config(Config, None, ["data.train=a", "data.validation=b", "name=x", "train.epochs= 3 "])
+    assert config.train.epochs == 3

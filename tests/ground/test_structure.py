@@ -14,6 +14,7 @@ GROUND = {
     "config_adversarial",
     "config_evaluation",
     "configfile",
+    "cpus",
     "environment",
     "epsilon",
     "errors",
@@ -22,12 +23,14 @@ GROUND = {
     "section",
     "forecast",
     "forecast_view",
+    "lock",
     "plan",
     "plan_adversarial",
     "progress",
     "rng",
     "rundir",
     "sharding",
+    "slurm",
 }
 MAY_IMPORT = {
     "kap": set(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kapdist.lock import locked
 from kapdist.rundir import RunDir
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +60,42 @@ def test_the_same_words_are_printed_and_submitted(tiny_config: Path, tmp_path: P
     done = launch(*words, cwd=tmp_path, path=path)
     assert "job 7" in done.stdout, done.stderr
     assert (tmp_path / "given.sh").read_text() == printed
+
+
+def test_a_run_that_somebody_works_on_is_not_touched(tiny_config: Path) -> None:
+    run = RunDir(tiny_config.parent / "runs" / "tiny")
+    with locked(run.lock):
+        done = launch(tiny_config, cwd=tiny_config.parent)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"kapdist: {run.lock}: expected nobody else at work here")
+    assert f"found process {os.getpid()}" in line
+    assert [path.name for path in run.root.rglob("*") if path.is_file()] == []
+
+
+def test_a_percent_sign_in_the_run_directory_is_no_symbol_of_slurm_s(tiny_config: Path, tmp_path: Path) -> None:
+    words = ["--dry-run", "runs_dir=it's #1 100%j"]
+    script = launch(tiny_config, *words, cwd=tmp_path).stdout
+    folder = f"{tmp_path}/it's #1 100%%j/tiny/slurm"
+    options = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH --output")]
+    assert shlex.split(*options) == [f"--output={folder}/%j_0_log.out"]
+    (line,) = [line for line in script.splitlines() if line.startswith("srun ")]
+    said = [word for word in shlex.split(line) if word.startswith("--output=")]
+    assert said[-1] == f"--output={folder}/%j_%t_log.out"  # srun takes the last
+
+
+def test_a_backslash_in_the_run_directory_is_refused(tiny_config: Path, tmp_path: Path) -> None:
+    """Slurm reads it as: no symbols in this path, so all logs would have one name."""
+    done = launch(tiny_config, "runs_dir='a\\b'", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "expected a path without backslashes" in line
+
+
+def test_the_ranks_get_the_script_s_variables_whatever_sbatch_exports(tiny_config: Path, tmp_path: Path) -> None:
+    script = launch(tiny_config, "cluster.sbatch={export: NONE}", "--dry-run", cwd=tmp_path).stdout
+    assert "#SBATCH --export=NONE" in script
+    assert " --export=ALL " in next(line for line in script.splitlines() if line.startswith("srun "))
 
 
 @pytest.mark.parametrize("script", ["train", "attack"])

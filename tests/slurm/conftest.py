@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -141,23 +142,38 @@ def can_sudo() -> bool:
     return bool(sudo) and subprocess.run(["sudo", "-n", "true"], capture_output=True).returncode == 0
 
 
-@pytest.fixture(scope="session")
-def slurm() -> Iterator[Sandbox]:
-    """A two-node Slurm, its nodes in networks of their own where the machine allows it; gone at the end."""
+@contextlib.contextmanager
+def sandbox(*kinds: Sequence[object]) -> Iterator[Sandbox]:
+    """Start a sandbox of the first kind, by words of `up`, that this machine allows; it is gone at the end."""
     if reason := why_not():
         pytest.skip(reason)
     directory = Path(tempfile.mkdtemp(prefix="kapdist-slurm-"))
     try:
-        done = run_tool("up", "--namespaces", "--dir", directory, timeout=900)
-        if done.returncode:
-            warnings.warn(f"no network namespaces, both nodes share an address: {done.stdout}", stacklevel=1)
-            done = run_tool("up", "--dir", directory, timeout=900)
+        for words in kinds:
+            done = run_tool("up", *words, "--dir", directory, timeout=900)
+            if done.returncode == 0:
+                break
+            warnings.warn(f"no sandbox with {words}: {done.stdout}", stacklevel=1)
         assert done.returncode == 0, done.stdout
         yield Sandbox(directory)
     finally:
         done = run_tool("down", "--dir", directory)
         shutil.rmtree(directory, ignore_errors=True)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Sandbox]:
+    """A two-node Slurm, its nodes in networks of their own where the machine allows it, else at one address."""
+    with sandbox(["--namespaces"], []) as up:
+        yield up
+
+
+@pytest.fixture(scope="module")
+def binding_slurm() -> Iterator[Sandbox]:
+    """One that binds tasks to CPUs, as many as this machine has."""
+    with sandbox(["--no-accounting", "--task-plugin", "affinity", "--cpus", len(os.sched_getaffinity(0))]) as up:
+        yield up
 
 
 @pytest.fixture

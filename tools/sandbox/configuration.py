@@ -28,7 +28,7 @@ AuthInfo=socket={directory}/munge.socket,cred_expire=5
 
 # No systemd, no cgroups: this must run in a container too.
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+TaskPlugin=task/{task_plugin}
 MpiDefault=none
 JobAcctGatherType=jobacct_gather/none
 
@@ -119,6 +119,7 @@ def slurm_conf(settings: Settings) -> str:
         controller_port=settings.ports["slurmctld"],
         user=user_name(),
         directory=settings.directory,
+        task_plugin=settings.task_plugin,
         accounting=accounting if settings.accounting else "",
         nodes="\n".join(node_line(settings, node) for node in NODES),
         names=",".join(NODES),

@@ -26,12 +26,16 @@ class SandboxError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """One sandbox. `addresses` and `ports` are by name; `namespaces` is empty or has a name per node."""
+    """One sandbox. `addresses` and `ports` are by name; `namespaces` is empty or has a name per node.
+
+    The task plugin `affinity` binds tasks to CPUs, as most clusters do; `none` leaves them all that there are.
+    """
 
     directory: Path
     cpus: int
     memory_mb: int
     accounting: bool
+    task_plugin: str
     namespaces: tuple[str, ...]
     addresses: dict[str, str]
     ports: dict[str, int]
@@ -76,7 +80,7 @@ def default_directory() -> Path:
     return Path(cache) / "kapdist" / "slurm"
 
 
-def choose_settings(directory: Path, cpus: int, accounting: bool, namespaces: bool) -> Settings:
+def choose_settings(directory: Path, cpus: int, accounting: bool, namespaces: bool, task_plugin: str) -> Settings:
     """Decide everything about a new sandbox; two in different directories share nothing."""
     tag = hashlib.sha256(str(directory).encode()).digest()
     names = tuple(f"kapdist-{tag.hex()[:8]}-{node}" for node in NODES) if namespaces else ()
@@ -86,6 +90,7 @@ def choose_settings(directory: Path, cpus: int, accounting: bool, namespaces: bo
         cpus=cpus,
         memory_mb=memory_per_node_mb(),
         accounting=accounting,
+        task_plugin=task_plugin,
         namespaces=names,
         addresses=dict(zip(NODES, addresses, strict=True)),
         ports=free_ports(["slurmctld", "slurmdbd", *NODES]),

@@ -13,8 +13,9 @@ from kapdist.attack.corruptions.summary import Summary, read_reference, write_su
 from kapdist.attack.local import end, ended_by_sigterm, start_child, watch
 from kapdist.attack.planning import config_of
 from kapdist.config import AttackConfig
+from kapdist.lock import locked
 from kapdist.progress import Progress
-from kapdist.rundir import CorruptionsDir, RunDir, locked
+from kapdist.rundir import CorruptionsDir, RunDir
 
 
 def run_corruptions(run: Path, config: AttackConfig) -> Summary:

@@ -1,0 +1,66 @@
+"""What a run asks Slurm itself, on a node or on a login node: whether a start of a job still runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+
+SECONDS = 20.0  # for each answer: a controller that hangs is as good as none
+RUNS = {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"}
+ENDED = {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL"}
+FORGOTTEN = "Invalid job id"
+LARGEST_STEP = 2**31  # above are Slurm's own numbers: a batch script, an interactive step
+
+
+def start_lives(job: str, restart: int, step: str | None, own: bool) -> bool | None:
+    """Return whether a start of a job, or a step of it, may still have processes; None where Slurm does not say.
+
+    Args:
+        restart: SLURM_RESTART_COUNT of the start.
+        step: its number; a step that has ended leaves its job running.
+        own: whether the job is this user's; of others' Slurm may deny that there are any.
+    """
+    words = ("squeue", "--noheader", "--states=all", f"--jobs={job}", "--Format=JobID:40,State:40,RestartCnt:20")
+    done = answer(*words)
+    if done is None or done.returncode:
+        forgotten = done is not None and FORGOTTEN in done.stderr
+        return False if (forgotten and own) or ended_by_accounts(job) else None
+    rows = [line.split() for line in done.stdout.splitlines()]
+    states = [(state, int(count)) for number, state, count in rows if number == job]
+    if any(state in RUNS - {"RUNNING"} for state, _ in states):
+        return True  # its processes may be about to end, or to wake up
+    if ("RUNNING", restart) not in states:
+        return False
+    return step_lives(job, step) if step and int(step) < LARGEST_STEP else True
+
+
+def step_lives(job: str, step: str) -> bool | None:
+    done = answer("squeue", "--noheader", "--steps", f"--jobs={job}", "--format=%i")
+    if done is None or done.returncode:
+        return None
+    return any(line.strip().rpartition(".")[2] == step for line in done.stdout.splitlines())
+
+
+def ended_by_accounts(job: str) -> bool:
+    """Return whether the accounts, which need no controller, say that a job has ended."""
+    done = answer("sacct", "-X", "-n", "-P", "-j", job, "-o", "State")
+    states = [line.split()[0] for line in done.stdout.splitlines() if line] if done and not done.returncode else []
+    return bool(states) and ENDED.issuperset(states)
+
+
+def cluster_name() -> str | None:
+    """Return the name of the cluster whose commands these are: another one has jobs of the same numbers."""
+    if name := os.environ.get("SLURM_CLUSTER_NAME"):
+        return name
+    done = answer("scontrol", "show", "config")
+    found = re.search(r"^ClusterName\s*=\s*(\S+)", done.stdout, re.MULTILINE) if done else None
+    return found[1] if found else None
+
+
+def answer(*words: str, seconds: float = SECONDS) -> subprocess.CompletedProcess[str] | None:
+    """Run a command of Slurm; None where it takes too long or is not there."""
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=seconds)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
