@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -325,7 +325,9 @@ def attack_config(path: Path | None, overrides: list[str] | None) -> Any:
 
 def say(value: Any) -> None:
     """Print a JSON value on standard output."""
-    print(json.dumps(value, indent=2))
+    from kapdist.rundir import to_json
+
+    print(to_json(value, indent=2))
 
 
 def main() -> None:
@@ -334,11 +336,17 @@ def main() -> None:
     try:
         app()
     except StoppedError as stopped:
-        print(f"kapdist: {stopped}", file=sys.stderr)
+        tell(stopped)
         sys.exit(RESUME)
     except InputError as error:
-        print(f"kapdist: {error}", file=sys.stderr)
+        tell(error)
         sys.exit(2)
+
+
+def tell(end: Exception) -> None:
+    """Say in one line how it ended; where the terminal is gone, the exit code says it alone."""
+    with contextlib.suppress(OSError):
+        print(f"kapdist: {end}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ GROUND = {
     "rng",
     "rundir",
     "sharding",
+    "signals",
 }
 MAY_IMPORT = {
     "kap": set(),
