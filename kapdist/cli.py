@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,7 +62,7 @@ def data_write(
     from kapdist.data import Columns, write
     from kapdist.progress import Progress
 
-    with Progress(out.name, unit="images") as progress:
+    with output(out), Progress(out.name, unit="images") as progress:
         manifest = write(
             source,
             out,
@@ -174,7 +175,8 @@ def attack_run(
     resolved = attack_config(config, overrides)
     from kapdist.attack import run_attack, write_worst_case
 
-    say(run_attack(run, resolved).describe() | {"worst_case": write_worst_case(run).describe()["cases"]})
+    with output(run):
+        say(run_attack(run, resolved).describe() | {"worst_case": write_worst_case(run).describe()["cases"]})
 
 
 @attack.command("plan")
@@ -185,7 +187,8 @@ def attack_plan(
     resolved = attack_config(config, overrides)
     from kapdist.attack import plan_attack
 
-    say(plan_attack(run, resolved).describe())
+    with output(run):
+        say(plan_attack(run, resolved).describe())
 
 
 @attack.command("shard")
@@ -205,8 +208,9 @@ def attack_merge(directory: AttackDirectory) -> None:
     """Check that every chunk is there once, add them up, write the summary."""
     from kapdist.attack import merge, write_worst_case
 
-    summary = merge(directory).describe()
-    say(summary | {"worst_case": write_worst_case(directory.resolve().parent.parent).describe()["cases"]})
+    with output(directory):
+        summary = merge(directory).describe()
+        say(summary | {"worst_case": write_worst_case(directory.resolve().parent.parent).describe()["cases"]})
 
 
 @attack.command("worst")
@@ -214,7 +218,8 @@ def attack_worst(run: Run) -> None:
     """Unite all merged attacks of a run: what withstood everything tried, and what broke what first."""
     from kapdist.attack import write_worst_case
 
-    say(write_worst_case(run).describe())
+    with output(run):
+        say(write_worst_case(run).describe())
 
 
 @attack.command("export")
@@ -260,7 +265,8 @@ def attack_export(
         number_forward_passes=number_forward_passes,
         footnote=footnote,
     )
-    exported = export(directories, out, formats or (), entry)
+    with output(out):
+        exported = export(directories, out, formats or (), entry)
     for path in exported.files:
         print(path)
     for remark in exported.remarks:
@@ -278,7 +284,8 @@ def attack_sanity(
     from kapdist.attack.sanity import run_sanity
     from kapdist.attack.sanity.run import print_report
 
-    print_report(run_sanity(run, resolved))
+    with output(run):
+        print_report(run_sanity(run, resolved))
 
 
 @attack.command("corruptions")
@@ -292,7 +299,8 @@ def attack_corruptions(
     from kapdist.attack.corruptions import run_corruptions
     from kapdist.attack.corruptions.view import print_summary
 
-    print_summary(run_corruptions(run, resolved))
+    with output(run):
+        print_summary(run_corruptions(run, resolved))
 
 
 @app.command()
@@ -303,7 +311,8 @@ def report(
     """Write tables, plots and one HTML page that compares runs."""
     from kapdist.report import comparison, write_report
 
-    page = write_report(runs, out)
+    with output(out):
+        page = write_report(runs, out)
     comparison(runs).print()
     print(page.resolve())
 
@@ -341,6 +350,13 @@ def main() -> None:
     except InputError as error:
         tell(error)
         sys.exit(2)
+
+
+def output(place: Path) -> AbstractContextManager[None]:
+    """Take a result that cannot be written for wrong input; see `rundir.output`."""
+    from kapdist import rundir
+
+    return rundir.output(place)
 
 
 def tell(end: Exception) -> None:

@@ -24,6 +24,7 @@ from kapdist.config import AttackConfig
 from kapdist.errors import InputError
 from kapdist.progress import Progress
 from kapdist.rundir import AttackDir, locked
+from kapdist.signals import heard
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0
@@ -154,15 +155,16 @@ def end(children: list[subprocess.Popen[bytes]]) -> None:
 
 @contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that the shards and the lock go too."""
+    """Let SIGTERM and a terminal's SIGHUP unwind the stack as Ctrl-C does, so that the shards and the lock go too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, leave)
+    before = {number: signal.signal(number, leave) for number in heard(signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def leave(number: int, frame: FrameType | None) -> NoReturn:

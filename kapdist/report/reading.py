@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from kapdist.config import Config
 from kapdist.errors import InputError
-from kapdist.rundir import AttackDir, RunDir, weights_sha256, labels
+from kapdist.rundir import AttackDir, RunDir, labels, weights_sha256
 
 Share = Field(ge=0, le=1)
 Count = Field(ge=0)

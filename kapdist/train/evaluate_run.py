@@ -42,9 +42,9 @@ def evaluate_run(path: Path, config: EvaluationConfig) -> Result | None:
     with join(engine) as ranks:
         known = ranks.together(lambda: run.load_config())
         info, settings = ranks.together(lambda: open_images(known, config))
+        result = ranks.from_first(lambda: describe_inputs(run, info, settings, config))
         model = ranks.together(lambda: load_model(run, known, config, ranks.device))
         loader = ranks.together(lambda: make_loader(known, settings, info, config, ranks))
-        result = ranks.from_first(lambda: describe_inputs(run, info, settings, config))
         found = evaluate(
             model,
             loader,

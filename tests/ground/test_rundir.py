@@ -58,7 +58,7 @@ def test_a_run_with_something_to_lose_keeps_its_config(tmp_path: Path, kept: str
     path = run.checkpoint(1) if kept == "checkpoint" else getattr(run, kept)
     path.mkdir(parents=True)
     before = run.config.read_bytes()
-    with pytest.raises(InputError, match="expected optim.lr = 0.25 as this run began"):
+    with pytest.raises(InputError, match=r"expected optim\.lr = 0\.25 as this run began"):
         run.claim(config())
     assert run.config.read_bytes() == before
 
@@ -94,7 +94,7 @@ def test_an_append_is_whole_or_nothing(tmp_path: Path) -> None:
 
 def test_an_output_that_cannot_be_written_is_wrong_input(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file.*: expected a place that can be written, found"), output(tmp_path):
+    with pytest.raises(InputError, match=r"file.*: expected a place that can be written, found"), output(tmp_path):
         write_atomic(tmp_path / "file" / "inside", "")
     with pytest.raises(FileNotFoundError), output(tmp_path):
         (tmp_path / "absent").read_text()
