@@ -23,8 +23,7 @@ GRACE_SECONDS = 30.0
 def train(run: RunDir, cluster: ClusterConfig) -> int:
     """Start all ranks here, again after failures as on a cluster; return the exit code.
 
-    Ctrl-C, TERM and the HUP of a terminal are passed on to the ranks, which save; the run is then left as it is, to be
-    continued.
+    Ctrl-C, TERM and HUP are passed on to the ranks, which save; the run is then left as it is, to be continued.
     """
     job = LocalJob(run, cluster)
     while True:

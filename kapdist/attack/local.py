@@ -155,7 +155,7 @@ def end(children: list[subprocess.Popen[bytes]]) -> None:
 
 @contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM and a terminal's SIGHUP unwind the stack as Ctrl-C does, so that the shards and the lock go too."""
+    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that the shards and the lock go too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
