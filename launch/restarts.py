@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from kapdist.rundir import to_json
 from launch.cluster import ClusterConfig
 
 Verdict = Literal["done", "again", "give up"]
@@ -76,7 +77,7 @@ class Restarts:
         """Append an end and return all of them."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
-            file.write(json.dumps(asdict(end) | {"time": time.time()}) + "\n")
+            file.write(to_json(asdict(end) | {"time": time.time()}) + "\n")
         return self.read()
 
     def forget(self) -> None:

@@ -151,8 +151,9 @@ def diverged(run: RunDir, found: str) -> FloatingPointError:
         return FloatingPointError(
             f"{found}; there is no checkpoint yet, so that the run may begin anew with {mend}"
         )
-    rest = f"the newest checkpoint is finite and stays: {kept[0]}. The same config comes to the same end; to go on "
-    rest += f"from there, give another name=, model.weights={kept[0] / 'shared.pt'} and {mend}"
+    rest = f"the newest checkpoint is finite and stays: {kept[0]}. The same config comes to the same end; give "
+    rest += f"another name= and {mend}, and to go on from there (if it is not on its way already) "
+    rest += f"model.weights={kept[0] / 'shared.pt'}"
     return FloatingPointError(f"{found}; {rest}")
 
 

@@ -234,6 +234,25 @@ def test_a_full_disk_does_not_end_the_training(small_disk: Path, tiny_config: Pa
     assert_whole(run, 280)
 
 
+def test_a_disk_that_is_full_at_the_end_loses_no_checkpoint(small_disk: Path, tiny_config: Path) -> None:
+    run = RunDir(small_disk / "runs" / "tiny")
+    words = [*WORDS, f"runs_dir={small_disk / 'runs'}", "train.epochs=8", "train.checkpoint_every_steps=5"]
+    processes = start_ranks(words, 1, tiny_config.parent)
+    wait_for(run.latest.exists)
+    hog = small_disk / "hog"
+    subprocess.run(["dd", "if=/dev/zero", f"of={hog}", "bs=4k"], capture_output=True)
+    ends = end_ranks(processes, 90)
+    assert ends[0].code == 1, ends
+    assert "No space left on device" in ends[0].output.splitlines()[-1]
+    assert not run.done.exists()
+    assert checkpoint.newest(run) is not None
+    hog.unlink()
+    ends = end_ranks(start_ranks(words, 1, tiny_config.parent), 90)
+    assert ends[0].code == 0, ends
+    assert "continuing from" in ends[0].output
+    assert run.done.exists()
+
+
 def assert_whole(run: RunDir, total_steps: int) -> None:
     """Nothing that a full disk did not take is missing in the end."""
     trained = [*range(3, total_steps, 3), total_steps]
