@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,7 +62,7 @@ def data_write(
     from kapdist.data import Columns, write
     from kapdist.progress import Progress
 
-    with Progress(out.name, unit="images") as progress:
+    with output(out), Progress(out.name, unit="images") as progress:
         manifest = write(
             source,
             out,
@@ -174,7 +175,8 @@ def attack_run(
     resolved = attack_config(config, overrides)
     from kapdist.attack import run_attack, write_worst_case
 
-    say(run_attack(run, resolved).describe() | {"worst_case": write_worst_case(run).describe()["cases"]})
+    with output(run):
+        say(run_attack(run, resolved).describe() | {"worst_case": write_worst_case(run).describe()["cases"]})
 
 
 @attack.command("plan")
@@ -185,7 +187,8 @@ def attack_plan(
     resolved = attack_config(config, overrides)
     from kapdist.attack import plan_attack
 
-    say(plan_attack(run, resolved).describe())
+    with output(run):
+        say(plan_attack(run, resolved).describe())
 
 
 @attack.command("shard")
@@ -205,8 +208,9 @@ def attack_merge(directory: AttackDirectory) -> None:
     """Check that every chunk is there once, add them up, write the summary."""
     from kapdist.attack import merge, write_worst_case
 
-    summary = merge(directory).describe()
-    say(summary | {"worst_case": write_worst_case(directory.resolve().parent.parent).describe()["cases"]})
+    with output(directory):
+        summary = merge(directory).describe()
+        say(summary | {"worst_case": write_worst_case(directory.resolve().parent.parent).describe()["cases"]})
 
 
 @attack.command("worst")
@@ -214,7 +218,8 @@ def attack_worst(run: Run) -> None:
     """Unite all merged attacks of a run: what withstood everything tried, and what broke what first."""
     from kapdist.attack import write_worst_case
 
-    say(write_worst_case(run).describe())
+    with output(run):
+        say(write_worst_case(run).describe())
 
 
 @attack.command("export")
@@ -260,7 +265,8 @@ def attack_export(
         number_forward_passes=number_forward_passes,
         footnote=footnote,
     )
-    exported = export(directories, out, formats or (), entry)
+    with output(out):
+        exported = export(directories, out, formats or (), entry)
     for path in exported.files:
         print(path)
     for remark in exported.remarks:
@@ -278,7 +284,8 @@ def attack_sanity(
     from kapdist.attack.sanity import run_sanity
     from kapdist.attack.sanity.run import print_report
 
-    print_report(run_sanity(run, resolved))
+    with output(run):
+        print_report(run_sanity(run, resolved))
 
 
 @attack.command("corruptions")
@@ -292,7 +299,8 @@ def attack_corruptions(
     from kapdist.attack.corruptions import run_corruptions
     from kapdist.attack.corruptions.view import print_summary
 
-    print_summary(run_corruptions(run, resolved))
+    with output(run):
+        print_summary(run_corruptions(run, resolved))
 
 
 @app.command()
@@ -303,7 +311,8 @@ def report(
     """Write tables, plots and one HTML page that compares runs."""
     from kapdist.report import comparison, write_report
 
-    page = write_report(runs, out)
+    with output(out):
+        page = write_report(runs, out)
     comparison(runs).print()
     print(page.resolve())
 
@@ -325,7 +334,9 @@ def attack_config(path: Path | None, overrides: list[str] | None) -> Any:
 
 def say(value: Any) -> None:
     """Print a JSON value on standard output."""
-    print(json.dumps(value, indent=2))
+    from kapdist.rundir import to_json
+
+    print(to_json(value, indent=2))
 
 
 def main() -> None:
@@ -334,11 +345,24 @@ def main() -> None:
     try:
         app()
     except StoppedError as stopped:
-        print(f"kapdist: {stopped}", file=sys.stderr)
+        tell(stopped)
         sys.exit(RESUME)
     except InputError as error:
-        print(f"kapdist: {error}", file=sys.stderr)
+        tell(error)
         sys.exit(2)
+
+
+def output(place: Path) -> AbstractContextManager[None]:
+    """Take a result that cannot be written for wrong input; see `rundir.output`."""
+    from kapdist import rundir
+
+    return rundir.output(place)
+
+
+def tell(end: Exception) -> None:
+    """Say in one line how it ended; where the terminal is gone, the exit code says it alone."""
+    with contextlib.suppress(OSError):
+        print(f"kapdist: {end}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import math
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kapdist.config import MAY_CHANGE, Config, flatten
 from kapdist.configfile import dump_config, load_config
 from kapdist.errors import InputError
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NOT_WRITABLE = frozenset(
+    {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+)
 
 
 class RunDir:
@@ -25,6 +33,7 @@ class RunDir:
         self.plan = self.root / "plan.json"
         self.environment = self.root / "environment.json"
         self.metrics = self.root / "metrics.jsonl"
+        self.damaged_metrics = self.root / "metrics.damaged.jsonl"
         self.tensorboard = self.root / "tensorboard"
         self.checkpoints = self.root / "checkpoints"
         self.latest = self.checkpoints / "LATEST"
@@ -64,20 +73,47 @@ class RunDir:
         """Number of the newest attempt; 0 before the first."""
         return max((int(path.name) for path in self.attempts.glob("*") if path.name.isdigit()), default=0)
 
-    def claim(self, config: Config) -> None:
-        """Make the directory this config's own, or check that it is.
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything that another config would spoil: a checkpoint, or what a run ends with."""
+        return self.done.exists() or self.weights.exists() or any(self.checkpoints.glob("step-*"))
+
+    def check(self, config: Config) -> None:
+        """Refuse a config that differs in what a run learns from the one that this run began with.
+
+        A run that has nothing to lose may begin anew with any, so that a mistake does not take a name for good.
 
         Raises:
-            InputError: the directory belongs to a config that differs in what a run learns.
+            InputError: names the first key that differs; or the run's config.yaml is damaged.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        if self.config.exists():
-            mine, theirs = flatten(config), flatten(load_config(Config, self.config))
-            for key in mine:
-                if mine[key] != theirs[key] and key not in MAY_CHANGE:
-                    expected = f"{key} = {theirs[key]!r} as this run began (or another name=)"
-                    raise InputError(self.root, expected, repr(mine[key]))
-        write_atomic(self.config, dump_config(config))
+        if not (self.begun and self.config.exists()):
+            return
+        mine, theirs = flatten(config), flatten(load_config(Config, self.config))
+        for key in mine:
+            if mine[key] != theirs[key] and key not in MAY_CHANGE:
+                expected = f"{key} = {theirs[key]!r} as this run began (or another name=)"
+                raise InputError(self.root, expected, repr(mine[key]))
+
+    def claim(self, config: Config) -> None:
+        """Make the directory this config's own, if it may be.
+
+        Raises:
+            InputError: as `check`.
+        """
+        self.check(config)
+        content = dump_config(config).encode()
+        if not (self.config.exists() and self.config.read_bytes() == content):
+            write_atomic(self.config, content)
+
+    def drop_leftovers(self) -> None:
+        """Remove what killed writers left aside, of files that only the holder of the lock writes."""
+        own = self.plan, self.environment, self.metrics, self.weights, self.best_weights, self.done, self.latest
+        aside = [path for name in own for path in name.parent.glob(f".{name.name}.*.tmp")]
+        for path in [*aside, *self.checkpoints.glob(".step-*.tmp"), *self.attempts.glob("*/.*.tmp")]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def load_config(self) -> Config:
         """Return the config of the run in this directory."""
@@ -159,7 +195,56 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(value, indent=2) + "\n")
+    write_atomic(path, to_json(value, indent=2) + "\n")
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return JSON, which knows no NaN and no Infinity: a number that is not finite becomes null."""
+    return json.dumps(finite_or_null(value), indent=indent, allow_nan=False)
+
+
+def finite_or_null(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite_or_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_null(item) for item in value]
+    return value
+
+
+def append_whole(file: IO[bytes], content: bytes) -> None:
+    """Append to an unbuffered file all of the content or nothing of it.
+
+    Raises:
+        OSError: there is no room for it; the file is as it was.
+    """
+    size = os.fstat(file.fileno()).st_size
+    try:
+        if file.write(content) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(file.fileno(), size)
+        raise
+
+
+@contextlib.contextmanager
+def output(place: Path, refused: frozenset[int] = NOT_WRITABLE | NO_ROOM) -> Iterator[None]:
+    """Take an output that cannot be written for the wrong input that it is.
+
+    Args:
+        refused: the numbers of such errors; what another start may mend does not belong to them.
+
+    Raises:
+        InputError: in place of such an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in refused:
+            raise
+        raise InputError(error.filename or place, "a place that can be written", os.strerror(error.errno)) from None
 
 
 def sync(path: Path) -> None:
@@ -180,6 +265,31 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def weights_sha256(path: Path) -> str:
+    """Return the sha256 of a file of weights, hexadecimal: the one function for whoever reads weights of a run.
+
+    Raises:
+        InputError: the run ended with other bytes under this name, as DONE beside them says.
+    """
+    found, expected = file_sha256(path), recorded_sha256(path)
+    if expected not in (None, found):
+        raise InputError(path, f"the file that this run ended with (sha256 {expected})", f"sha256 {found}")
+    return found
+
+
+def recorded_sha256(path: Path) -> str | None:
+    """Return what DONE says of a file beside it; None where there is no DONE or it does not speak of it."""
+    done = RunDir(path.parent).done
+    if not done.exists():
+        return None
+    try:
+        recorded: str | None = json.loads(done.read_bytes()).get("sha256", {}).get(path.name)
+    except (ValueError, AttributeError):
+        raise InputError(done, "the JSON that a run ends with", "something else") from None
+    return recorded
+
+
 def fingerprint(value: Any) -> str:
     """Return the sha256 of a JSON value in canonical form, hexadecimal."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kapdist.rundir import to_json
 from launch.submission import Submission
 
 
@@ -24,7 +25,7 @@ def remember(folder: Path, job: str, what: Submission) -> dict[str, Any]:
     }
     folder.mkdir(parents=True, exist_ok=True)
     with record(folder).open("a") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(to_json(line) + "\n")
     return line
 
 

@@ -12,6 +12,7 @@ from types import FrameType
 
 from kapdist.errors import RESUME
 from kapdist.rundir import RunDir
+from kapdist.signals import heard
 from launch.after import after_training
 from launch.cluster import ClusterConfig
 
@@ -22,7 +23,7 @@ GRACE_SECONDS = 30.0
 def train(run: RunDir, cluster: ClusterConfig) -> int:
     """Start all ranks here, again after failures as on a cluster; return the exit code.
 
-    Ctrl-C and TERM are passed on to the ranks, which save; the run is then left as it is, to be continued.
+    Ctrl-C, TERM and HUP are passed on to the ranks, which save; the run is then left as it is, to be continued.
     """
     job = LocalJob(run, cluster)
     while True:
@@ -48,7 +49,7 @@ class LocalJob:
         meeting = self.run.slurm / f"rendezvous-{os.getpid()}.{self.starts}.json"
         meeting.parent.mkdir(parents=True, exist_ok=True)
         ranks = [self.start(rank, meeting) for rank in range(self.cluster.ranks)]
-        before = {n: signal.signal(n, self.pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
+        before = {n: signal.signal(n, self.pass_on) for n in heard(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         self.ranks = ranks
         try:
             return self.wait(ranks)

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from kapdist.errors import InputError, LockedError, StoppedError
+from kapdist.signals import ASK, heard
 from launch.restarts import HELD
 
 
@@ -93,7 +94,7 @@ def run_as_command(work: Callable[[], None]) -> None:
     One can be told to stop from the first moment on, before a training listens for itself. submitit's own handler,
     which would requeue the job behind our back, goes.
     """
-    for number in (signal.SIGUSR2, signal.SIGTERM):
+    for number in heard(*ASK):
         signal.signal(number, leave)
     signal.signal(signal.SIGCONT, signal.SIG_DFL)
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from kapdist.errors import RESUME
+from kapdist.rundir import to_json
 from launch.cluster import ClusterConfig
 
 Verdict = Literal["done", "again", "give up", "leave"]
@@ -94,7 +95,7 @@ class Restarts:
         """Append an end and return all of them."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
-            file.write(json.dumps(asdict(end) | {"time": time.time()}) + "\n")
+            file.write(to_json(asdict(end) | {"time": time.time()}) + "\n")
         return self.read()
 
     def forget(self) -> None:

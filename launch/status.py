@@ -9,10 +9,10 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
-import json
 import math
 import time
 
+from kapdist.rundir import to_json
 from launch.command import command_line
 from launch.standing import standing
 
@@ -22,7 +22,7 @@ WATCH_SECONDS = 10.0
 def main() -> None:
     arguments = parse()
     if arguments.json:
-        print(json.dumps(standing(arguments.run).describe(), indent=2))
+        print(to_json(standing(arguments.run).describe(), indent=2))
     elif arguments.watch is None:
         from rich.console import Console
 

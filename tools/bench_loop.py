@@ -104,7 +104,23 @@ def trainers_loop(
     def steps_from(step: int) -> None:
         until = Plan(**{**vars(plan), "epochs": 1, "steps_per_epoch": step + STEPS})
         data = nothing, nothing, nothing, nothing
-        job = Job(config, ranks, run, until, engine, None, *data, noise, None, meter, last, nothing, stop, watchdog)
+        job = Job(
+            config,
+            ranks,
+            run,
+            until,
+            engine,
+            None,
+            *data,
+            noise,
+            None,
+            meter,
+            last,
+            nothing,
+            nothing,
+            stop,
+            watchdog,
+        )
         take_steps(job, source, step, WithoutEvaluation(config.train, until, step), metrics)
 
     counter = itertools.count(0, STEPS)

@@ -25,6 +25,7 @@ from kapdist.errors import InputError
 from kapdist.lock import locked
 from kapdist.progress import Progress
 from kapdist.rundir import AttackDir
+from kapdist.signals import heard
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0
@@ -155,15 +156,16 @@ def end(children: list[subprocess.Popen[bytes]]) -> None:
 
 @contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that the shards and the lock go too."""
+    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that the shards and the lock go too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, leave)
+    before = {number: signal.signal(number, leave) for number in heard(signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def leave(number: int, frame: FrameType | None) -> NoReturn:

@@ -21,7 +21,7 @@ from kapdist.errors import InputError
 from kapdist.kap import fold
 from kapdist.models.build import build_model
 from kapdist.models.weights import load_weights
-from kapdist.rundir import RunDir, file_sha256
+from kapdist.rundir import RunDir, file_sha256, weights_sha256
 
 
 def load_model(source: PlannedModel, run: Path) -> nn.Module:
@@ -64,7 +64,7 @@ def weights_path(factory: str | None, weights: Path | None, run: Path) -> Path |
 def file_sha256_of(path: Path) -> str:
     if not path.is_file():
         raise InputError(path, "weights (a finished run has model.safetensors)", "no such file")
-    return file_sha256(path)
+    return weights_sha256(path)
 
 
 def check_sha256(place: object, found: str, planned: str) -> None:

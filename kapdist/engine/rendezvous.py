@@ -18,7 +18,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from kapdist.errors import InputError
-from kapdist.rundir import write_atomic
+from kapdist.rundir import to_json, write_atomic
 
 VARIABLE = "KAPDIST_RENDEZVOUS"
 POLL_SECONDS = 0.1
@@ -55,7 +55,7 @@ def meeting(rank: int, world_size: int, environ: Mapping[str, str], timeout: tim
 def publish(path: Path, world_size: int, timeout: timedelta) -> dist.TCPStore:
     """Open the store on a free port of this host and write down where it is."""
     store = dist.TCPStore("0.0.0.0", 0, world_size, is_master=True, timeout=timeout, wait_for_workers=False)
-    write_atomic(path, json.dumps({"hosts": own_names(os.environ), "port": store.port}))
+    write_atomic(path, to_json({"hosts": own_names(os.environ), "port": store.port}))
     return store
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -26,10 +27,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
     Raises:
         InputError: no such file, not weights, a pickle that holds more than tensors, or weights that do not fit
-            (names the first differing key and both shapes).
+            (names the first differing key and both shapes) or are not finite (names the first tensor).
     """
     state = read_state(Path(path))
     check_fit(model, state, path)
+    if found := first_not_finite(state):
+        raise InputError(path, "finite weights", f"a value that is not in {found}")
     model.load_state_dict(state)
 
 
@@ -93,3 +96,16 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None
     for key in state:
         if key not in wanted:
             raise InputError(path, f"no key {key} (the model has none)", f"one of shape {tuple(state[key].shape)}")
+
+
+def first_not_finite(state: Any, name: str = "") -> str | None:
+    """Return the dotted name of the first number or tensor, in nested containers, that is not all finite."""
+    if isinstance(state, Tensor):
+        return None if bool(state.isfinite().all()) else name
+    if isinstance(state, float):
+        return None if math.isfinite(state) else name
+    items = (
+        state.items() if isinstance(state, Mapping) else enumerate(state) if isinstance(state, list | tuple) else ()
+    )
+    named = (first_not_finite(item, f"{name}.{key}" if name else str(key)) for key, item in items)
+    return next(filter(None, named), None)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from kapdist.config import Config
 from kapdist.errors import InputError
-from kapdist.rundir import AttackDir, RunDir, file_sha256, labels
+from kapdist.rundir import AttackDir, RunDir, labels, weights_sha256
 
 Share = Field(ge=0, le=1)
 Count = Field(ge=0)
@@ -173,7 +173,7 @@ class Run:
 
     @cached_property
     def weights_sha256(self) -> str | None:
-        return file_sha256(self.dir.weights) if self.dir.weights.exists() else None
+        return weights_sha256(self.dir.weights) if self.dir.weights.exists() else None
 
     @property
     def status(self) -> str:

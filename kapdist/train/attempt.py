@@ -9,13 +9,14 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kapdist.config import Config
 from kapdist.engine import Ranks
 from kapdist.environment import environment
 from kapdist.errors import InputError, StoppedError
 from kapdist.lock import locked
-from kapdist.rundir import RunDir, write_atomic, write_json
+from kapdist.rundir import NOT_WRITABLE, RunDir, output, write_atomic, write_json
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,19 @@ class Attempt:
     @property
     def folder(self) -> Path:
         return self.run.rank_log(self.number, 0).parent
+
+    def claim(self, config: Config) -> None:
+        """Make the run directory this config's, whose inputs are good; rank 0 only."""
+        with output(self.run.root, NOT_WRITABLE):
+            self.run.claim(config)
+        self.note(self.run.environment, environment())
+
+    def note(self, path: Path, value: Any) -> None:
+        """Write down what no later attempt depends on; a full disk does not keep a run from beginning."""
+        try:
+            write_json(path, value)
+        except OSError as error:
+            log.warning("%s was not written: %s", path.name, error)
 
 
 @contextlib.contextmanager
@@ -51,26 +65,34 @@ def attempt(config: Config, ranks: Ranks) -> Iterator[Attempt]:
             log.exception("rank %d failed", ranks.rank)
             # The first rank to fail knows why; the others fail because it left.
             if not run.failed.exists():
-                write_atomic(run.failed, f"rank {ranks.rank}, attempt {number}\n{traceback.format_exc()}")
+                say_failed(run, f"rank {ranks.rank}, attempt {number}\n{traceback.format_exc()}")
             raise
 
 
+def say_failed(run: RunDir, reason: str) -> None:
+    try:
+        write_atomic(run.failed, reason)
+    except OSError as error:  # a full disk is the reason, or hides it no longer than the log has it
+        log.warning("FAILED was not written: %s", error)
+
+
 def begin(run: RunDir, config: Config, stack: contextlib.ExitStack) -> int:
-    """Claim and lock the directory, count the attempt, write down what it runs on; rank 0 only."""
-    run.root.mkdir(parents=True, exist_ok=True)
-    stack.enter_context(locked(run.lock))
-    run.claim(config)
-    number = run.last_attempt() + 1
-    run.rank_log(number, 0).parent.mkdir(parents=True)
-    run.failed.unlink(missing_ok=True)
-    write_json(run.environment, environment())
+    """Lock the directory, see that the config may have it, count the attempt; rank 0 only."""
+    with output(run.root, NOT_WRITABLE):
+        run.root.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(locked(run.lock))
+        run.check(config)
+        run.drop_leftovers()
+        number = run.last_attempt() + 1
+        run.rank_log(number, 0).parent.mkdir(parents=True)
+        run.failed.unlink(missing_ok=True)
     return number
 
 
 @contextlib.contextmanager
 def rank_log(run: RunDir, number: int, ranks: Ranks) -> Iterator[None]:
     """Send this rank's log to its file, and rank 0's to the terminal as well."""
-    handlers: list[logging.Handler] = [logging.FileHandler(run.rank_log(number, ranks.rank))]
+    handlers: list[logging.Handler] = [LogFile(run.rank_log(number, ranks.rank))]
     if ranks.first:
         handlers.append(logging.StreamHandler(sys.stderr))
     logger = logging.getLogger("kapdist")
@@ -85,3 +107,19 @@ def rank_log(run: RunDir, number: int, ranks: Ranks) -> Iterator[None]:
         for handler in handlers:
             logger.removeHandler(handler)
             handler.close()
+
+
+class LogFile(logging.FileHandler):
+    """A log that ends nothing: what a full disk does not take is lost, and standard error says so once."""
+
+    full = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
+        with contextlib.suppress(OSError):
+            if not self.full:
+                print(f"kapdist: {self.baseFilename}: {sys.exc_info()[1]}", file=sys.stderr)
+        self.full = True
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()

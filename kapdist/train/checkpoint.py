@@ -5,6 +5,7 @@ Saving stops the training for the copy to host memory alone. Damaged checkpoints
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -21,28 +22,34 @@ from torch import Tensor
 
 from kapdist.engine import Ranks
 from kapdist.errors import InputError
-from kapdist.rundir import RunDir, file_sha256, sync, write_atomic, write_json
+from kapdist.models.weights import first_not_finite
+from kapdist.rundir import NO_ROOM, RunDir, file_sha256, sync, write_atomic, write_json
 
 log = logging.getLogger(__name__)
 
 State = dict[str, Any]
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 POLL_SECONDS = 0.02
+MANIFEST = "manifest.json"
+REFUSED = "rank-{}.refused"
 
 
 class Saver:
     """Writes one checkpoint at a time behind the training; the next save waits for it, its errors surface there.
 
-    A full disk is no error: it is logged, the last whole checkpoint stays, and the next save tries again.
+    A full disk is no error: it is logged, the last whole checkpoint stays, and the next save tries again. A state
+    that is not finite is one, on all ranks, and no checkpoint is replaced or pruned for it.
 
     Args:
         attempt: its number, so that nothing of an earlier attempt is ever part of a checkpoint.
         timeout_seconds: longest that rank 0 waits for the files of the others.
+        order: of the epochs' images, which a run that is continued keeps.
     """
 
-    def __init__(self, run: RunDir, ranks: Ranks, attempt: int, keep: int, timeout_seconds: float) -> None:
+    def __init__(
+        self, run: RunDir, ranks: Ranks, attempt: int, keep: int, timeout_seconds: float, order: str = "random"
+    ) -> None:
         self.run, self.ranks, self.attempt, self.keep = run, ranks, attempt, keep
-        self.timeout_seconds = timeout_seconds
+        self.timeout_seconds, self.order = timeout_seconds, order
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
         self.sealed_step = -1
@@ -55,13 +62,20 @@ class Saver:
         self.thread.start()
 
     def wait(self) -> None:
-        """Wait for the checkpoint that is being written; raise what went wrong."""
+        """Wait for the checkpoint that is being written; raise what went wrong; all ranks call this together.
+
+        Raises:
+            FloatingPointError: the state is not finite.
+            RuntimeError: another rank could not save.
+        """
         if self.thread is not None:
             self.thread.join()
         self.thread = None
-        if self.error is not None:
-            error, self.error = self.error, None
-            raise error
+        error, self.error = self.error, None
+        if self.ranks.any(error is not None):
+            said = self.ranks.gather(None if error is None else str(error))
+            rank = next(rank for rank, words in enumerate(said) if words is not None)
+            raise error or RuntimeError(f"rank {rank} could not save: {said[rank]}")
 
     def write(self, step: int, shared: State | None, own: State) -> None:
         try:
@@ -78,11 +92,12 @@ class Saver:
         aside = final.with_name(f".{final.name}.attempt-{self.attempt}.tmp")
         aside.mkdir(parents=True, exist_ok=True)
         try:
+            self.refuse_worse(aside, step, {"rank": own} if shared is None else {"shared": shared, "rank": own})
             write_payload(aside / f"rank-{self.ranks.rank}.pt", own)
             if shared is not None:
                 write_payload(aside / "shared.pt", shared)
                 self.wait_for_others(aside)
-                seal(aside, final, step, self.ranks.world_size)
+                seal(aside, final, {"step": step, "world_size": self.ranks.world_size, "order": self.order})
                 write_atomic(self.run.latest, final.name + "\n")
                 self.sealed_step = step
                 prune(self.run, self.keep)
@@ -91,11 +106,20 @@ class Saver:
                 shutil.rmtree(aside, ignore_errors=True)  # room for the next one
             raise
 
+    def refuse_worse(self, aside: Path, step: int, state: State) -> None:
+        """Refuse a state with a value that is not finite; a word in place of the file tells rank 0, which waits."""
+        if found := first_not_finite(state):
+            if not self.ranks.first:
+                write_atomic(aside / REFUSED.format(self.ranks.rank), found)
+            raise diverged(self.run, f"{found} is not finite after step {step}: no checkpoint was made of it")
+
     def wait_for_others(self, aside: Path) -> None:
         """Wait until every rank's file is there; a file appears whole or not at all."""
         expected = [aside / f"rank-{rank}.pt" for rank in range(self.ranks.world_size)]
         deadline = time.monotonic() + self.timeout_seconds
         while missing := [path.name for path in expected if not path.exists()]:
+            if refused := sorted(aside.glob(REFUSED.format("*"))):
+                raise diverged(self.run, f"{refused[0].name}: {refused[0].read_text()} is not finite")
             if time.monotonic() > deadline:
                 raise OSError(errno.ENOSPC, f"{', '.join(missing)} did not come in {self.timeout_seconds:g} s")
             time.sleep(POLL_SECONDS)
@@ -119,10 +143,24 @@ def write_payload(path: Path, state: State) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def seal(aside: Path, final: Path, step: int, world_size: int) -> None:
+def diverged(run: RunDir, found: str) -> FloatingPointError:
+    """Return the end of a run with numbers that are not finite; the message says what is left and what to do."""
+    kept = sealed(run)
+    mend = "a lower optim.lr, or optim.clip_grad_norm"
+    if not kept:
+        return FloatingPointError(
+            f"{found}; there is no checkpoint yet, so that the run may begin anew with {mend}"
+        )
+    rest = f"the newest checkpoint is finite and stays: {kept[0]}. The same config comes to the same end; give "
+    rest += f"another name= and {mend}, and to go on from there (if it is not on its way already) "
+    rest += f"model.weights={kept[0] / 'shared.pt'}"
+    return FloatingPointError(f"{found}; {rest}")
+
+
+def seal(aside: Path, final: Path, facts: State) -> None:
     """Write the manifest and give the directory its name; a checkpoint of the same step is replaced."""
     files = {p.name: {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in sorted(aside.glob("*.pt"))}
-    write_json(aside / "manifest.json", {"format": 1, "step": step, "world_size": world_size, "files": files})
+    write_json(aside / MANIFEST, {"format": 1, **facts, "files": files})
     if final.exists():
         shutil.rmtree(final)
     aside.rename(final)
@@ -156,12 +194,37 @@ def newest(run: RunDir) -> Path | None:
     return None
 
 
+def order_begun(run: RunDir) -> str | None:
+    """Return the order of images that the newest checkpoint was trained in; None where no checkpoint says it."""
+    for path in sealed(run):
+        with contextlib.suppress(OSError, ValueError):
+            return read_manifest(path).get("order")
+    return None
+
+
+def read_manifest(path: Path) -> State:
+    """Return the manifest of a checkpoint.
+
+    Raises:
+        OSError, ValueError: there is none, or it is damaged.
+    """
+    manifest = json.loads((path / MANIFEST).read_bytes())
+    try:
+        whole = {"shared.pt", "rank-0.pt"} <= manifest["files"].keys() and isinstance(manifest["world_size"], int)
+        whole = whole and all({"bytes", "sha256"} <= file.keys() for file in manifest["files"].values())
+    except (AttributeError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise ValueError("not the manifest of a checkpoint")
+    return manifest
+
+
 def damages(path: Path) -> Iterator[str]:
     """Say what is wrong with a checkpoint, cheapest checks first."""
     try:
-        files = json.loads((path / "manifest.json").read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
-        yield f"manifest.json: {error}"
+        files = read_manifest(path)["files"]
+    except (OSError, ValueError) as error:
+        yield f"{MANIFEST}: {error}"
         return
     for name, expected in files.items():
         size = (path / name).stat().st_size if (path / name).exists() else None
@@ -174,7 +237,6 @@ def damages(path: Path) -> Iterator[str]:
 def load(path: Path, ranks: Ranks) -> tuple[State, State | None]:
     """Return (shared state, this rank's own state); the latter is None when the number of ranks changed."""
     shared = torch.load(path / "shared.pt", map_location="cpu", weights_only=True)
-    world_size = json.loads((path / "manifest.json").read_text())["world_size"]
-    if world_size != ranks.world_size:
+    if read_manifest(path)["world_size"] != ranks.world_size:
         return shared, None
     return shared, torch.load(path / f"rank-{ranks.rank}.pt", map_location="cpu", weights_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from kapdist.errors import InputError
 from kapdist.models.build import build_model
 from kapdist.models.weights import load_weights
 from kapdist.rng import derive_seed
-from kapdist.rundir import RunDir, file_sha256, write_json
+from kapdist.rundir import RunDir, output, weights_sha256, write_json
 from kapdist.train.evaluate import TOP, Evaluation, evaluate
 
 Result = dict[str, Any]
@@ -41,9 +42,9 @@ def evaluate_run(path: Path, config: EvaluationConfig) -> Result | None:
     with join(engine) as ranks:
         known = ranks.together(lambda: run.load_config())
         info, settings = ranks.together(lambda: open_images(known, config))
+        result = ranks.from_first(lambda: describe_inputs(run, info, settings, config))
         model = ranks.together(lambda: load_model(run, known, config, ranks.device))
         loader = ranks.together(lambda: make_loader(known, settings, info, config, ranks))
-        result = ranks.from_first(lambda: describe_inputs(run, info, settings, config))
         found = evaluate(
             model,
             loader,
@@ -154,12 +155,21 @@ def describe_inputs(run: RunDir, info: BetonInfo, settings: DataConfig, config: 
         "resolution": settings.resolution,
         "crop_ratio": None if whole else settings.crop_ratio,
         "data": {"path": str(info.path), "fingerprint": info.fingerprint, "num_images": info.num_images},
-        "weights": {"file": weights.name, "sha256": file_sha256(weights)},
+        "weights": {"file": weights.name, "sha256": weights_sha256(weights)},
     }
     path = run.evaluation(config.name)
     if path.exists():
         refuse_another(path, inputs)
+    with output(path):  # said before the work, not after it
+        check_writable(path.parent)
     return {"name": config.name, **inputs}
+
+
+def check_writable(folder: Path) -> None:
+    """Raise the OSError of a folder that takes no file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(1))
 
 
 def refuse_another(path: Path, inputs: Result) -> None:
@@ -193,7 +203,8 @@ def keep(run: RunDir, config: EvaluationConfig, result: Result, found: Evaluatio
         raise InputError(
             weights_path(run, config), "weights that give finite logits", f"a loss of {found.loss_sum}"
         )
-    write_json(run.evaluation(config.name), result)
+    with output(run.evaluations):
+        write_json(run.evaluation(config.name), result)
 
 
 def table(result: Result) -> Iterator[tuple[str, str]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from safetensors.torch import save as safetensors
+from torch import nn
 
 from kapdist import kap
 from kapdist.config import Config
@@ -21,14 +22,15 @@ from kapdist.environment import memory_bytes
 from kapdist.errors import InputError
 from kapdist.models.build import build_model
 from kapdist.models.strided import guard_strided
-from kapdist.models.weights import load_weights
+from kapdist.models.weights import first_not_finite, load_weights
 from kapdist.plan import Plan, Room, make_plan
 from kapdist.rng import derive_seed
-from kapdist.rundir import RunDir, write_json, written_aside
+from kapdist.rundir import RunDir, weights_sha256
 from kapdist.train import checkpoint
 from kapdist.train.adversary import Adversary, evaluating
 from kapdist.train.attempt import Attempt
 from kapdist.train.batches import InputNoise
+from kapdist.train.best import BestWeights
 from kapdist.train.evaluate import Evaluation, evaluate
 from kapdist.train.metrics import LossMeter
 from kapdist.train.optim import MovingAverage, make_ema, make_optimizer
@@ -64,6 +66,7 @@ class Job:
     adversary: Adversary | None
     meter: LossMeter
     last: LastEvaluation
+    best: BestWeights
     saver: checkpoint.Saver
     stop: Stop
     watchdog: Watchdog
@@ -79,8 +82,6 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
     data, validation = ranks.together(lambda: open_data(config))
     room = ranks.from_first(lambda: room_for(config, data, ranks, this.run))
     plan = ranks.together(lambda: make_plan(config, data.num_images, ranks.world_size, room))
-    if ranks.first:
-        write_json(this.run.plan, plan.describe() | {"data": data.fingerprint})
     model = ranks.together(lambda: initial_model(config, ranks))
     ema = make_ema(model, config.optim)  # a copy of the model before an engine has its hooks in it
     optimizer = make_optimizer(model, config.optim)
@@ -100,13 +101,13 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
         adversary=Adversary(config, plan, plan.adversarial, engine, ranks) if plan.adversarial else None,
         meter=LossMeter(ranks),
         last=LastEvaluation(),
-        saver=make_saver(config, ranks, this),
+        best=BestWeights(this.run),
+        saver=make_saver(config, ranks, this, plan),
         stop=stop,
         watchdog=watchdog,
     )
     rehearse(job)
-    if ranks.first:  # not before nothing can be wrong any more: that is said in one line
-        log.info("order %s, cache %s: %s", plan.storage.order, plan.storage.cache, plan.storage.reason)
+    ranks.from_first(lambda: settle(job, this))
     return job
 
 
@@ -118,9 +119,17 @@ def rehearse(job: Job) -> None:
         job.engine.rehearse(images)
 
 
-def make_saver(config: Config, ranks: Ranks, this: Attempt) -> checkpoint.Saver:
-    timeout_seconds = 60 * config.engine.timeout_minutes
-    return checkpoint.Saver(this.run, ranks, this.number, config.train.keep_checkpoints, timeout_seconds)
+def settle(job: Job, this: Attempt) -> None:
+    """Claim the run directory: not before nothing can be wrong any more. Rank 0 only."""
+    this.claim(job.config)
+    this.note(job.run.plan, job.plan.describe() | {"data": job.data.fingerprint})
+    storage = job.plan.storage
+    log.info("order %s, cache %s: %s", storage.order, storage.cache, storage.reason)
+
+
+def make_saver(config: Config, ranks: Ranks, this: Attempt, plan: Plan) -> checkpoint.Saver:
+    seconds, keep = 60 * config.engine.timeout_minutes, config.train.keep_checkpoints
+    return checkpoint.Saver(this.run, ranks, this.number, keep, seconds, plan.storage.order)
 
 
 def open_data(config: Config) -> tuple[BetonInfo, BetonInfo]:
@@ -135,6 +144,8 @@ def initial_model(config: Config, ranks: Ranks) -> nn.Module:
     torch.manual_seed(derive_seed(config.seed, "weights"))
     model = build_model(config.model, config.kap)
     if config.model.weights:
+        if config.model.weights.is_file():
+            weights_sha256(config.model.weights)
         load_weights(model, config.model.weights)
     guard_strided(model)
     kap.seed_noise(model, derive_seed(config.seed, "activation noise", ranks.rank))
@@ -146,9 +157,20 @@ def initial_model(config: Config, ranks: Ranks) -> nn.Module:
 
 def room_for(config: Config, data: BetonInfo, ranks: Ranks, run: RunDir) -> Room:
     """Return what decides the order and the cache; a run that has begun keeps its order."""
-    order = json.loads(run.plan.read_text())["storage"]["order"] if run.plan.exists() else None
+    order = checkpoint.order_begun(run) or planned_order(run)
     process_cache = chosen_backend(config.data) == "ffcv"
     return Room(data.path.stat().st_size, memory_bytes(), ranks.local_world_size, process_cache, order)
+
+
+def planned_order(run: RunDir) -> str | None:
+    """Return the order that plan.json has for a run whose checkpoints do not say it, or has none yet."""
+    if not run.plan.exists() or not run.begun:
+        return None
+    try:
+        return str(json.loads(run.plan.read_bytes())["storage"]["order"])
+    except (ValueError, KeyError, TypeError):
+        log.warning("%s is damaged: the plan is made anew, and the order with it", run.plan)
+        return None
 
 
 def make_loader(config: Config, info: BetonInfo, ranks: Ranks, plan: Plan | None = None) -> Loader:
@@ -169,10 +191,12 @@ def make_loader(config: Config, info: BetonInfo, ranks: Ranks, plan: Plan | None
 
 def save(job: Job, step: int) -> None:
     """Begin to write the checkpoint of a step: everything that decides the future."""
+    best = job.best.state()  # tried again first
     shared = job.engine.state() | {
         "ema": job.ema.state_dict() if job.ema else None,
         "data": job.data.fingerprint,
         "last_evaluation": vars(job.last) | {},
+        "best_weights": best,
     }
     own = {
         "activation_noise": kap.noise_state(job.engine.module),
@@ -184,13 +208,14 @@ def save(job: Job, step: int) -> None:
 
 
 def resume(job: Job) -> int:
-    """Take over the newest whole checkpoint and return its step; 0 when there is none.
+    """Take over the newest whole checkpoint and return its step; begin anew and return 0 when there is none.
 
     Raises:
         InputError: every checkpoint is damaged, or the newest one was trained on other images.
     """
     path = job.ranks.from_first(lambda: checkpoint.newest(job.run))
     if path is None:
+        job.ranks.from_first(lambda: set_aside(job.run.best_weights, job.run))
         return 0
     shared, own = checkpoint.load(path, job.ranks)
     if shared["data"] != job.data.fingerprint:
@@ -201,12 +226,22 @@ def resume(job: Job) -> int:
         job.ema.load_state_dict(shared["ema"])
     step = int(shared["step"])
     job.last.step, job.last.best = shared["last_evaluation"]["step"], shared["last_evaluation"]["best"]
+    if job.ranks.first:
+        job.best.load_state(shared.get("best_weights"))
     if own is None:
         seed_anew(job, step)
     else:
         restore_own(job, own)
     log.info("continuing from %s", path)
     return step
+
+
+def set_aside(path: Path, run: RunDir) -> None:
+    """Move what an attempt that left no checkpoint wrote to its folder: this one may be of another config."""
+    if path.exists():
+        folder = run.attempts / str(run.last_attempt() - 1)
+        folder.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / path.name)
 
 
 def restore_own(job: Job, own: checkpoint.State) -> None:
@@ -227,9 +262,13 @@ def seed_anew(job: Job, step: int) -> None:
 
 
 def validate(job: Job, step: int) -> Evaluation | None:
-    """Evaluate the exported model over all ranks; None where a signal cut it short."""
+    """Evaluate the exported model over all ranks; None where a signal cut it short.
+
+    Raises:
+        FloatingPointError: its loss is not finite.
+    """
     broadcast(job.evaluated.buffers(), job.ranks)
-    return evaluate(
+    found = evaluate(
         job.evaluated,
         job.eval_loader,
         job.validation.num_images,
@@ -238,6 +277,9 @@ def validate(job: Job, step: int) -> Evaluation | None:
         job.ranks,
         partial(poll, job, step),
     )
+    if found is not None and not math.isfinite(found.loss_sum):
+        raise checkpoint.diverged(job.run, f"the evaluation of step {step} has a loss of {found.loss_sum}")
+    return found
 
 
 def poll(job: Job, step: int) -> bool:
@@ -246,12 +288,17 @@ def poll(job: Job, step: int) -> bool:
     return job.stop.agreed()
 
 
-def export_weights(job: Job, path: Path) -> None:
-    """Write weights: unaveraged, under torchvision's names."""
+def exported(job: Job) -> bytes | None:
+    """Return the weights as safetensors, unaveraged, under torchvision's names; None but on rank 0.
+
+    Raises:
+        FloatingPointError: on all ranks, where a value is not finite.
+    """
     broadcast(job.evaluated.buffers(), job.ranks)
-    if job.ranks.first:
-        weights: dict[str, Tensor] = {
-            name: tensor.contiguous().cpu() for name, tensor in job.evaluated.state_dict().items()
-        }
-        with written_aside(path) as aside:
-            save_file(weights, aside, metadata={"format": "pt"})
+    weights = {name: tensor.contiguous().cpu() for name, tensor in job.evaluated.state_dict().items()}
+    found = first_not_finite(weights)
+    if job.ranks.any(found is not None):
+        raise checkpoint.diverged(
+            job.run, f"{found or 'a weight of another rank'} is not finite: it is not exported"
+        )
+    return safetensors(weights, metadata={"format": "pt"}) if job.ranks.first else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterable, Iterator
@@ -13,12 +12,13 @@ from torch import Tensor
 from kapdist.config import Config
 from kapdist.data import Batch
 from kapdist.engine import StepResult, join
-from kapdist.rundir import write_atomic
+from kapdist.rundir import file_sha256, to_json, write_atomic
 from kapdist.train.adversary import Adversary, Part
 from kapdist.train.attempt import attempt
 from kapdist.train.batches import training_batches
+from kapdist.train.checkpoint import diverged
 from kapdist.train.clock import Clock
-from kapdist.train.job import Job, export_weights, poll, prepare, resume, save, validate
+from kapdist.train.job import Job, exported, poll, prepare, resume, save, validate
 from kapdist.train.memory import peak_memory_bytes
 from kapdist.train.metrics import MetricsLog
 from kapdist.train.mixing import mix
@@ -54,12 +54,21 @@ def train_run(job: Job) -> None:
     ) as metrics:
         take_steps(job, batches, step, clock, metrics)
         job.saver.wait()
-        export_weights(job, job.run.weights)
+        weights = exported(job)
         peak = peak_memory_bytes(job.ranks)
         metrics.write("end", job.plan.total_steps, seconds=clock.elapsed(), peak_memory_bytes=peak)
-    if job.ranks.first:
+    if weights is not None:
         log.info("peak memory per rank: %s", ", ".join(f"{size / 2**20:.0f} MiB" for size in peak))
-        write_atomic(job.run.done, json.dumps({"step": job.plan.total_steps}) + "\n")
+        finish(job, weights)
+
+
+def finish(job: Job, weights: bytes) -> None:
+    """Write the weights, and DONE with the sha256 of all that the run ends with; rank 0 only."""
+    write_atomic(job.run.weights, weights)
+    job.best.finish()
+    paths = [path for path in (job.run.weights, job.run.best_weights) if path.exists()]
+    ends = {"step": job.plan.total_steps, "sha256": {path.name: file_sha256(path) for path in paths}}
+    write_atomic(job.run.done, to_json(ends) + "\n")
 
 
 def take_steps(job: Job, batches: Iterator[Batch], step: int, clock: Clock, metrics: MetricsLog) -> None:
@@ -91,14 +100,16 @@ def evaluate_now(job: Job, step: int, metrics: MetricsLog) -> None:
     job.last.step = step
     if values["top1"] > job.last.best:
         job.last.best = float(values["top1"])
-        export_weights(job, job.run.best_weights)
+        content = exported(job)
+        if content is not None:
+            job.best.write(content)
 
 
 def save_and_leave(job: Job, step: int) -> None:
     save(job, step)
     job.saver.wait()
     job.ranks.barrier()  # rank 0's wait has sealed it
-    job.stop.leave(step)
+    job.stop.leave(step, job.ranks.from_first(lambda: job.saver.sealed_step))
 
 
 def train_step(job: Job, batches: Iterator[Batch], step: int, measure: bool) -> StepResult:
@@ -165,7 +176,7 @@ def describe(job: Job, result: StepResult, step: int) -> dict[str, float]:
     """
     loss = job.meter.mean()
     if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss} at step {step}, learning rate {job.plan.lr(step - 1):g}")
+        raise diverged(job.run, f"the loss is {loss} at step {step}, learning rate {job.plan.lr(step - 1):g}")
     values = {"epoch": step / job.plan.steps_per_epoch, "loss": loss, "lr": job.plan.lr(step - 1)}
     if result.grad_norm is not None:
         values["grad_norm"] = float(result.grad_norm)

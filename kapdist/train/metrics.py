@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
 import time
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from kapdist.engine import Ranks
-from kapdist.rundir import RunDir, write_atomic
+from kapdist.rundir import RunDir, append_whole, to_json, write_atomic
+from kapdist.train.later import Later
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,8 @@ class LossMeter:
 class MetricsLog:
     """Rank 0's record of a run; on the other ranks every call does nothing.
 
-    A run that continues at an earlier step than it had reached forgets the lines after that step.
+    A run that continues at an earlier step than it had reached forgets the lines after that step. Neither a full
+    disk nor a terminal that was closed ends a run here: what was not written waits until it can be.
     """
 
     def __init__(self, run: RunDir, step: int, total_steps: int, wandb_project: str | None, active: bool) -> None:
@@ -59,40 +62,39 @@ class MetricsLog:
         self.progress: Progress | None = None
         if not active:
             return
-        from torch.utils.tensorboard import SummaryWriter  # rank 0 alone waits for its import
+        from kapdist.train.events import Events, Scalars  # rank 0 alone waits for the import of tensorboard
 
         self.total_steps = total_steps
-        forget_after(run, step)
-        self.file = run.metrics.open("a", buffering=1)
-        self.tensorboard = SummaryWriter(str(run.tensorboard), purge_step=step + 1)
-        self.wandb = start_wandb(wandb_project, run) if wandb_project else None
+        self.file, self.events, self.scalars = Lines(run, step), Events(run.tensorboard, step), Scalars
+        self.lines = Later(run.metrics.name, self.file.append)
+        self.board = Later("TensorBoard", self.events.append)
+        self.lines.add("")  # forgets and opens
+        self.wandb: Any = start_wandb(wandb_project, run) if wandb_project else None
+        self.to_wandb: Later[Any] = Later("Weights & Biases", self.log_to_wandb)
         if sys.stderr.isatty():
             self.progress = progress_bar(run.name)
             self.task = self.progress.add_task("", total=total_steps, completed=step)
             self.progress.start()
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Add one line of metrics; numbers go to TensorBoard as well. A full disk loses lines, not the run."""
+        """Add one line of metrics; numbers go to TensorBoard as well."""
         if not self.active:
             return
-        try:
-            self.record(kind, step, values)
-        except OSError as error:
-            log.warning("metrics of step %d were not written: %s", step, error)
+        self.lines.add(to_json({"kind": kind, "step": step, **values, "time": time.time()}) + "\n")
+        numbers = {f"{kind}/{key}": value for key, value in values.items() if isinstance(value, float)}
+        self.board.add(self.scalars(step, numbers))
+        if self.wandb:
+            self.to_wandb.add(self.scalars(step, numbers))
         self.say(kind, step, values)
 
-    def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        self.file.write(json.dumps({"kind": kind, "step": step, **values, "time": time.time()}) + "\n")
-        scalars = {f"{kind}/{key}": value for key, value in values.items() if isinstance(value, float)}
-        for key, value in scalars.items():
-            self.tensorboard.add_scalar(key, value, step)
-        if self.wandb:
-            self.wandb.log(scalars, step=step)
+    def log_to_wandb(self, numbers: Any) -> None:
+        self.wandb.log(numbers.values, step=numbers.step)
 
     def say(self, kind: str, step: int, values: dict[str, Any]) -> None:
         words = "  ".join(f"{key} {short(value)}" for key, value in values.items() if key != "peak_memory_bytes")
         if self.progress and kind == "train":
-            self.progress.update(self.task, completed=step, description=words)
+            with contextlib.suppress(OSError):  # nobody watches any more
+                self.progress.update(self.task, completed=step, description=words)
         else:
             log.info("%s  step %d/%d  %s", kind, step, self.total_steps, words)
 
@@ -105,18 +107,60 @@ class MetricsLog:
         if not self.active:
             return
         if self.progress:
-            self.progress.stop()
-        self.file.close()
-        self.tensorboard.close()
+            with contextlib.suppress(OSError):
+                self.progress.stop()
+        for later in (self.lines, self.board):
+            later.try_again()
+            if later.waiting:
+                log.warning("%s: %d of its lines were not written", later.what, len(later.waiting))
+        for file in (self.file, self.events):
+            with contextlib.suppress(OSError):
+                file.close()
         if self.wandb:
             self.wandb.finish(exit_code=int(kind is not None))
 
 
+class Lines:
+    """metrics.jsonl of a run that continues at a step."""
+
+    def __init__(self, run: RunDir, step: int) -> None:
+        self.run, self.step = run, step
+        self.file: IO[bytes] | None = None
+
+    def append(self, line: str) -> None:
+        """Write a line whole or, with an OSError, not at all."""
+        if self.file is None:
+            forget_after(self.run, self.step)
+            self.file = self.run.metrics.open("ab", buffering=0)
+        append_whole(self.file, line.encode())
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
 def forget_after(run: RunDir, step: int) -> None:
-    """Drop the lines of steps that will be taken again, and a last line that was cut off."""
-    if run.metrics.exists():
-        lines = [line for line in run.metrics.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-        write_atomic(run.metrics, "".join(line for line in lines if json.loads(line)["step"] <= step))
+    """Drop the lines of steps that will be taken again; set aside those that are none, and say so."""
+    if not run.metrics.exists():
+        return
+    content = run.metrics.read_bytes()
+    lines = [(line, step_of(line)) for line in content.splitlines(keepends=True)]
+    if damaged := [line for line, found in lines if found is None]:
+        with run.damaged_metrics.open("ab") as file:
+            file.writelines(line if line.endswith(b"\n") else line + b"\n" for line in damaged)
+        log.warning("%s: %d damaged lines are in %s now", run.metrics, len(damaged), run.damaged_metrics.name)
+    kept = b"".join(line for line, found in lines if found is not None and found <= step)
+    if kept != content:
+        write_atomic(run.metrics, kept)
+
+
+def step_of(line: bytes) -> int | None:
+    """Return the step of a line of metrics; None where it is damaged, or was cut off."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return step if isinstance(step, int) and line.endswith(b"\n") else None
 
 
 def progress_bar(name: str) -> Progress:

@@ -12,11 +12,9 @@ from typing import Any
 
 from kapdist.engine import Ranks
 from kapdist.errors import StoppedError
+from kapdist.signals import ASK, heard
 
 log = logging.getLogger(__name__)
-
-# USR2 is what Slurm is told to send before a time-out, TERM what it sends at a preemption.
-SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 # One Ctrl-C in a terminal comes twice under torchrun: from the terminal and from torchrun.
 SAME_SECONDS = 1.0
@@ -33,7 +31,7 @@ class Stop:
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self.ask) for number in SIGNALS}
+            self.before = {number: signal.signal(number, self.ask) for number in heard(*ASK, signal.SIGINT)}
         return self
 
     def __exit__(
@@ -55,8 +53,10 @@ class Stop:
         """Return whether any rank was asked; every rank calls this at the same step."""
         return self.ranks.any(bool(self.asked_by))
 
-    def leave(self, step: int) -> None:
-        """Leave after all ranks have saved."""
+    def leave(self, step: int, saved: int) -> None:
+        """Leave after all ranks have saved; `saved` is the step that was saved last, below 0 where none was."""
+        last = f"step {saved} was saved last" if saved >= 0 else "no step was saved by this attempt"
+        what = "saved" if saved == step else f"there was no room to save it, {last}"
         raise StoppedError(
-            f"stopped at step {step} by {self.asked_by or 'another rank'}; saved, and may be continued"
+            f"stopped at step {step} by {self.asked_by or 'another rank'}; {what}, and may be continued"
         )

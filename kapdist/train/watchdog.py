@@ -18,7 +18,7 @@ from types import TracebackType
 
 from kapdist.engine import Ranks
 from kapdist.errors import InputError, StoppedError
-from kapdist.rundir import write_atomic
+from kapdist.rundir import to_json, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Watchdog:
         idle = time.monotonic() - self.progressed
         path = self.path(self.ranks.rank)
         try:
-            write_atomic(path, json.dumps({"step": self.step, "idle_seconds": round(idle, 1)}))
+            write_atomic(path, to_json({"step": self.step, "idle_seconds": round(idle, 1)}))
         except OSError:  # a full disk: the old beat with a new time is a sign of life too
             with contextlib.suppress(OSError):
                 os.utime(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 
 from kapdist import cli
 from kapdist.models import MODELS
+from kapdist.rundir import file_sha256
 
 CONFIG = """
 data: {{train: {beton}, validation: {beton}}}
@@ -128,6 +130,77 @@ def test_a_run_directory_of_another_config(here: Path, refusal) -> None:
     found = refusal("train train.yaml name=done optim.lr=0.125")
     assert "runs/done: expected optim.lr = 0.5" in found
     assert found.endswith("found 0.125")
+
+
+def test_a_mistake_does_not_take_the_name_of_a_run(here: Path, refusal) -> None:
+    for word in ("data.train=absent.beton", "data.validation=absent.beton", "model.weights=absent.safetensors"):
+        assert "absent" in refusal(f"train train.yaml name=new {word}")
+        assert not (here / "runs" / "new" / "config.yaml").exists()
+    (here / "runs" / "new" / "config.yaml").write_text((here / "train.yaml").read_text() + "seed: 5\n")  # submitted
+    assert "absent" in refusal("train train.yaml name=new data.train=absent.beton")
+    assert "seed: 5" in (here / "runs" / "new" / "config.yaml").read_text()
+    assert not (here / "runs" / "new" / "LOCK").exists()
+
+
+@pytest.fixture
+def read_only(here: Path):
+    """A read-only file system with a run in it."""
+    folder = here / "ro"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted here: GPU boxes and containers without the right to mount")
+    try:
+        shutil.copytree(here / "runs" / "done", folder / "done")
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_outputs_that_cannot_be_written(here: Path, refusal, read_only: Path) -> None:
+    Image.new("RGB", (8, 8)).save(here / "dot.png")
+    for name in ("cat", "dog"):
+        (here / "photos" / name).mkdir(parents=True)
+        shutil.copy(here / "dot.png", here / "photos" / name / "1.png")
+    for command in (
+        "train train.yaml name=new runs_dir=ro",
+        "data write photos ro/photos.beton",
+        "evaluate ro/done device=cpu threads=1",
+        "attack plan ro/done attack.yaml",
+        "attack run ro/done attack.yaml",
+        "report runs/done --out ro/page",
+    ):
+        found = refusal(command)
+        assert "ro/" in found, command
+        assert found.endswith("expected a place that can be written, found Read-only file system"), command
+    assert "Not a directory" in refusal("train train.yaml name=new runs_dir=train.yaml/runs")
+    assert "data.beton" in refusal("report runs/done --out data.beton")
+
+
+def test_weights_that_are_not_what_a_run_ended_with(here: Path, refusal) -> None:
+    weights = here / "runs" / "done" / "model.safetensors"
+    digest = file_sha256(weights)
+    (here / "runs" / "done" / "DONE").write_text(json.dumps({"step": 4, "sha256": {weights.name: digest}}))
+    flip(weights)
+    for command in (
+        "evaluate runs/done device=cpu threads=1",
+        "attack plan runs/done attack.yaml",
+        "report runs/done",
+        f"train train.yaml name=new model.weights={weights}",
+    ):
+        found = refusal(command)
+        assert "model.safetensors: expected" in found, command
+        assert digest in found, command
+        assert file_sha256(weights) in found, command
+
+
+def test_initial_weights_that_are_not_finite(here: Path, refusal) -> None:
+    state = MODELS["resnet18"](num_classes=10, width=0.125).state_dict()
+    state["layer1.0.bn1.running_var"][3] = float("inf")
+    save_file(state, here / "worse.safetensors")
+    found = refusal("train train.yaml name=new model.weights=worse.safetensors")
+    assert "worse.safetensors: expected finite weights" in found
+    assert "layer1.0.bn1.running_var" in found
 
 
 def test_weights_that_do_not_fit(here: Path, refusal) -> None:

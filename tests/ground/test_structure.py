@@ -30,6 +30,7 @@ GROUND = {
     "rng",
     "rundir",
     "sharding",
+    "signals",
     "slurm",
 }
 MAY_IMPORT = {
@@ -106,6 +107,17 @@ def test_launch_stands_on_the_ground(path: Path) -> None:
         assert top in sys.stdlib_module_names | LAUNCH_NEEDS, f"{path}: imports {name}"
         if top == "kapdist" and rest:
             assert rest[0] in GROUND, f"{path}: a login node should not need {name}"
+
+
+# Their JSON is hashed, or a line of integers and text.
+WITH_THEIR_OWN_JSON = {"rundir.py", "rng.py", "journal.py", "lock.py"}
+
+
+@pytest.mark.parametrize("path", [*files(), *launched()], ids=lambda path: path.name)
+def test_json_is_written_without_nan(path: Path) -> None:
+    """`rundir.to_json` writes null where a number is not finite; json.dumps writes what is no JSON."""
+    calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+    assert path.name in WITH_THEIR_OWN_JSON or not {"json.dumps", "json.dump"} & calls
 
 
 def test_submitting_and_looking_need_no_torch() -> None:

@@ -127,6 +127,7 @@ def test_the_run_directory_of_another_config_is_refused(tiny_config: Path) -> No
     run = RunDir(tiny_config.parent / "runs" / "tiny")
     run.root.mkdir(parents=True)
     run.config.write_text(tiny_config.read_text() + "seed: 5\n")
+    run.checkpoint(1).mkdir(parents=True)
     done = launch(tiny_config, cwd=tiny_config.parent)
     assert done.returncode == 2
     assert "seed = 5 as this run began" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,19 @@ def test_killed_and_continued_is_bitwise_equal(tiny_config: Path, run_ranks, wor
     assert killed.latest.exists()
     assert not killed.done.exists()
 
+    for path in (killed.plan, killed.environment, killed.latest):
+        path.write_bytes(b"{\xff")
+    torn = killed.checkpoints / ".step-000000099.attempt-1.tmp"
+    torn.mkdir()
+    damaged = [b'{"kind": "train"}\n', b"[1]\n", b"\xff\n", b'{"kind": "train", "step": 1'[:20]]
+    with killed.metrics.open("ab") as file:
+        file.writelines(damaged)
     ends = end_ranks(start_ranks([*WORDS, "name=killed"], world_size, folder), 90)
     assert all(end.code == 0 for end in ends), ends
+    assert not torn.exists()
+    assert killed.damaged_metrics.read_bytes().endswith(b"".join(damaged) + b"\n")
+    assert "damaged lines are in metrics.damaged.jsonl" in ends[0].output
+    assert json.loads(killed.plan.read_text())["storage"]["order"] == "random"
     assert "continuing from" in ends[0].output
     first, second = load_file(whole.weights), load_file(killed.weights)
     assert first.keys() == second.keys()
@@ -90,6 +102,33 @@ def test_all_damaged_is_wrong_input_and_nothing_is_deleted(tmp_path: Path) -> No
     with pytest.raises(InputError, match="expected one whole checkpoint, found 3 damaged"):
         checkpoint.newest(run)
     assert sorted(run.root.rglob("*")) == before
+
+
+def test_manifests_that_are_json_and_no_manifests(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    save_three(run)
+    for content in (
+        "[]",
+        "3",
+        "{}",
+        '{"files": {}, "world_size": 1}',
+        '{"files": {"shared.pt": 1, "rank-0.pt": 2}}',
+    ):
+        (run.checkpoint(3) / "manifest.json").write_text(content)
+        assert checkpoint.newest(run) == run.checkpoint(2)
+
+
+def test_the_order_of_a_run_is_in_its_checkpoints(tmp_path: Path) -> None:
+    """A plan that is damaged is made anew, perhaps on a node of other memory; the order decides the result."""
+    run = RunDir(tmp_path)
+    assert checkpoint.order_begun(run) is None
+    saver = checkpoint.Saver(run, Ranks(), attempt=1, keep=2, timeout_seconds=10, order="quasi-random")
+    saver.save(1, {}, {})
+    saver.save(2, {}, {})
+    saver.wait()
+    assert checkpoint.order_begun(run) == "quasi-random"
+    (run.checkpoint(2) / "manifest.json").write_text("{")
+    assert checkpoint.order_begun(run) == "quasi-random"
 
 
 def test_no_checkpoint_is_a_fresh_start(tmp_path: Path) -> None:

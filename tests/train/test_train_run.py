@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from kapdist.models import MODELS
-from kapdist.rundir import RunDir
+from kapdist.rundir import RunDir, file_sha256
 
 
 def metrics(run: RunDir) -> list[dict]:
@@ -25,6 +26,12 @@ def test_a_run_leaves_everything_that_a_reader_needs(tiny_config: Path, run_rank
     for path in (run.config, run.plan, run.environment, run.weights, run.done, run.tensorboard):
         assert path.exists(), path
     assert not run.failed.exists()
+    mask = os.umask(0)
+    os.umask(mask)
+    files = [path for path in run.root.rglob("*") if path.is_file()]
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {oct(0o666 & ~mask)}
+    recorded = json.loads(run.done.read_text())["sha256"]
+    assert recorded == {path.name: file_sha256(path) for path in (run.weights, run.best_weights)}
     assert not run.lock.exists()
     assert all(run.rank_log(1, rank).exists() for rank in range(world_size))
     assert "peak memory per rank" in ends[0].output

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
+import json
 import os
+import pty
 import signal
 import subprocess
+import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from processes import end_ranks, kill_ranks, start_ranks
+from processes import end_ranks, kill_ranks, read_output, start_ranks
 from results import numbers
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kapdist.engine import Ranks
-from kapdist.errors import RESUME
-from kapdist.rundir import RunDir
+from kapdist.errors import RESUME, StoppedError
+from kapdist.rundir import RunDir, file_sha256
 from kapdist.train import checkpoint
+from kapdist.train.best import BestWeights
+from kapdist.train.later import Later
 from kapdist.train.stop import Stop
 
 WORDS = ["-m", "kapdist.cli", "train", "tiny.yaml"]
@@ -86,6 +96,49 @@ def test_one_interrupt_asks_and_a_second_leaves_at_once(monkeypatch: pytest.Monk
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_closed_terminal_asks_unless_it_was_to_be_ignored() -> None:
+    with Stop(Ranks()) as asked:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert asked.agreed()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    try:
+        with Stop(Ranks()) as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not asked.agreed()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_training_whose_terminal_is_closed_saves(tiny_config: Path) -> None:
+    run = RunDir(tiny_config.parent / "runs" / "tiny")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, *WORDS, "train.epochs=400", "train.log_every_steps=1"],
+        cwd=tiny_config.parent,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    os.set_blocking(ours, False)
+
+    def has_begun() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            os.read(ours, 1 << 16)  # who writes to a terminal waits for its reader
+        return run.metrics.exists() and '"step": 3' in run.metrics.read_text()
+
+    try:
+        wait_for(lambda: has_begun() or process.poll() is not None)
+        os.close(ours)  # the kernel sends SIGHUP, and every write to the terminal fails from now on
+        assert process.wait(60) == RESUME, run.rank_log(1, 0).read_text()
+    finally:
+        process.kill()
+    assert run.latest.exists()
+    assert not run.failed.exists()
 
 
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
@@ -161,7 +214,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_goes_on(small_disk: Path, cap
 def test_a_full_disk_does_not_end_the_training(small_disk: Path, tiny_config: Path) -> None:
     run = RunDir(small_disk / "runs" / "tiny")
     words = [*WORDS, f"runs_dir={small_disk / 'runs'}", "train.epochs=40", "train.checkpoint_every_steps=3"]
-    words += ["train.evaluate_every_epochs=40", "train.keep_checkpoints=1", "model.width=0.125"]
+    words += ["train.evaluate_every_epochs=2", "train.keep_checkpoints=1", "model.width=0.125"]
     processes = start_ranks(words, 1, tiny_config.parent)
     wait_for(run.latest.exists)
     hog = small_disk / "hog"
@@ -171,10 +224,97 @@ def test_a_full_disk_does_not_end_the_training(small_disk: Path, tiny_config: Pa
     assert processes[0].poll() is None, end_ranks(processes, 1)
     kept = checkpoint.newest(run)
     assert kept is not None
+    # The next evaluation finds the disk full too.
+    words_of = lambda: read_output(processes[0])  # noqa: E731
+    wait_for(lambda: "metrics.jsonl: " in words_of() and "TensorBoard: " in words_of())
     hog.unlink()
     wait_for(lambda: (checkpoint.newest(run) or kept) != kept or processes[0].poll() is not None)
     assert end_ranks(processes, 90)[0].code == 0
     assert "continuing from" not in log.read_text(errors="replace")
+    assert_whole(run, 280)
+
+
+def test_a_disk_that_is_full_at_the_end_loses_no_checkpoint(small_disk: Path, tiny_config: Path) -> None:
+    run = RunDir(small_disk / "runs" / "tiny")
+    words = [*WORDS, f"runs_dir={small_disk / 'runs'}", "train.epochs=8", "train.checkpoint_every_steps=5"]
+    processes = start_ranks(words, 1, tiny_config.parent)
+    wait_for(run.latest.exists)
+    hog = small_disk / "hog"
+    subprocess.run(["dd", "if=/dev/zero", f"of={hog}", "bs=4k"], capture_output=True)
+    ends = end_ranks(processes, 90)
+    assert ends[0].code == 1, ends
+    assert "No space left on device" in ends[0].output.splitlines()[-1]
+    assert not run.done.exists()
+    assert checkpoint.newest(run) is not None
+    hog.unlink()
+    ends = end_ranks(start_ranks(words, 1, tiny_config.parent), 90)
+    assert ends[0].code == 0, ends
+    assert "continuing from" in ends[0].output
+    assert run.done.exists()
+
+
+def assert_whole(run: RunDir, total_steps: int) -> None:
+    """Nothing that a full disk did not take is missing in the end."""
+    trained = [*range(3, total_steps, 3), total_steps]
+    assert [line["step"] for line in numbers(run) if line["kind"] == "train"] == trained
+    evaluated = [line for line in numbers(run) if line["kind"] == "evaluate"]
+    assert [line["step"] for line in evaluated] == list(range(14, total_steps + 1, 14))
+    events = EventAccumulator(str(run.tensorboard)).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == trained
+    recorded = json.loads(run.done.read_text())["sha256"]
+    assert recorded == {path.name: file_sha256(path) for path in (run.weights, run.best_weights)}
+
+
+def test_what_finds_no_room_is_written_later_and_in_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    written, full = [], [False]
+
+    def write(thing: int) -> None:
+        if full[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(thing)
+
+    later = Later("numbers", write)
+    later.add(1)
+    full[0] = True
+    later.add(2)
+    later.add(3)
+    assert caplog.text.count("No space left") == 1  # said once
+    with pytest.raises(OSError, match="No space"):
+        later.finish()
+    assert written == [1]
+    full[0] = False
+    later.add(4)
+    assert written == [1, 2, 3, 4]
+    assert "written again" in caplog.text
+
+
+def test_best_weights_that_found_no_room_are_in_the_checkpoints(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.best_weights.mkdir()  # nothing can take its place
+    (run.best_weights / "file").touch()
+    best = BestWeights(run)
+    best.write(b"worse")
+    best.write(b"best")
+    state = best.state()
+    assert state is not None
+    (run.best_weights / "file").unlink()
+    run.best_weights.rmdir()
+    again = BestWeights(run)
+    again.load_state(state)
+    assert run.best_weights.read_bytes() == b"best"
+    assert again.state() is None
+
+
+def test_a_stop_without_room_does_not_say_that_it_saved() -> None:
+    stop = Stop(Ranks())
+    for saved, words in (
+        (5, "; saved, and"),
+        (3, "no room to save it, step 3 was saved last"),
+        (-1, "no step was"),
+    ):
+        with pytest.raises(StoppedError, match=words):
+            stop.leave(5, saved)
 
 
 def test_other_errors_of_saving_surface_at_the_next_save(tmp_path: Path) -> None:

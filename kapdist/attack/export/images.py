@@ -6,13 +6,13 @@ Rows are the images that were attacked; attacks stand one below the other, told 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
 
 from kapdist.attack.export.merged import Merged
+from kapdist.rundir import to_json
 
 # name: (type, what it says). The one list of columns, from which both files and their descriptions are made.
 COLUMNS: dict[str, tuple[Any, str]] = {
@@ -99,7 +99,7 @@ def csv_description(attacks: Sequence[Merged], url: str) -> dict[str, Any]:
 def parquet_bytes(table: pl.DataFrame, attacks: Sequence[Merged]) -> bytes:
     """Return Parquet; its metadata has kapdist.columns and kapdist.attacks, JSON each."""
     meanings = {name: meaning for name, (_, meaning) in COLUMNS.items()}
-    metadata = {"kapdist.columns": json.dumps(meanings), "kapdist.attacks": json.dumps(provenance(attacks))}
+    metadata = {"kapdist.columns": to_json(meanings), "kapdist.attacks": to_json(provenance(attacks))}
     file = io.BytesIO()
     table.write_parquet(file, metadata=metadata)
     return file.getvalue()

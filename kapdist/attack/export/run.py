@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from kapdist.attack.export.latex import latex_table
 from kapdist.attack.export.merged import Merged, read_all
 from kapdist.attack.export.robustbench import Entry, ModelInfo, model_info
 from kapdist.errors import InputError
-from kapdist.rundir import write_atomic
+from kapdist.rundir import to_json, write_atomic
 
 FORMATS = ("model-info", "csv", "parquet", "latex")
 Files = dict[str, str | bytes]
@@ -48,7 +47,7 @@ def export(
     if "model-info" in wanted:
         try:
             info = robustbench_info(attacks, entry or Entry())
-            files[info.path] = json.dumps(info.values, indent=2) + "\n"
+            files[info.path] = to_json(info.values, indent=2) + "\n"
             remarks += remarks_on(info)
         except InputError as error:
             if formats:
@@ -83,7 +82,7 @@ def image_files(attacks: Sequence[Merged], wanted: Sequence[str]) -> Files:
     files: Files = {}
     if "csv" in wanted:
         files["images.csv"] = csv_bytes(table)
-        files["images.csv-metadata.json"] = json.dumps(csv_description(attacks, "images.csv"), indent=2) + "\n"
+        files["images.csv-metadata.json"] = to_json(csv_description(attacks, "images.csv"), indent=2) + "\n"
     if "parquet" in wanted:
         files["images.parquet"] = parquet_bytes(table, attacks)
     return files
