@@ -54,7 +54,7 @@ def make_job(config: Config, model: nn.Module, num_images: int, ranks: Ranks | N
     adversary = Adversary(config, plan, plan.adversarial, running, ranks) if plan.adversarial else None
     noise, meter = InputNoise(0.0, config.seed, CPU), LossMeter(ranks)
     parts = (RunDir(Path("none")), plan, running, None, *[NOTHING] * 4, noise, adversary, meter, LastEvaluation())
-    return Job(config, ranks, *parts, *[NOTHING] * 3)
+    return Job(config, ranks, *parts, *[NOTHING] * 4)
 
 
 def pictures(num_images: int, side: int = SIDE) -> tuple[torch.Tensor, torch.Tensor]:
