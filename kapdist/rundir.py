@@ -73,13 +73,17 @@ class RunDir:
             InputError: the directory belongs to a config that differs in what a run learns.
         """
         self.root.mkdir(parents=True, exist_ok=True)
+        self.check_config(config)
+        write_atomic(self.config, dump_config(config))
+
+    def check_config(self, config: Config) -> None:
+        """Raise InputError if the directory belongs to a config that differs in what a run learns."""
         if self.config.exists():
             mine, theirs = flatten(config), flatten(load_config(Config, self.config))
             for key in mine:
                 if mine[key] != theirs[key] and key not in MAY_CHANGE:
                     expected = f"{key} = {theirs[key]!r} as this run began (or another name=)"
                     raise InputError(self.root, expected, repr(mine[key]))
-        write_atomic(self.config, dump_config(config))
 
     def load_config(self) -> Config:
         """Return the config of the run in this directory."""

@@ -13,11 +13,13 @@ from typing import Literal
 
 from kapdist.rundir import AttackDir, RunDir, write_atomic
 from kapdist.sharding import chunks_and_costs, chunks_of, finished_chunks
-from launch import slurm
+from launch import jobs, slurm
 from launch.cluster import ClusterConfig, load_cluster
+from launch.planned import plan_stands
 from launch.restarts import End, Restarts, Verdict, verdict
 
 CLUSTER = "cluster.yaml"
+CANCELLED = 130  # exit code of a script whose job was cancelled: Slurm has its own word for that
 
 
 def after_training(run: RunDir, code: int, cluster: ClusterConfig, job: str | None) -> Verdict:
@@ -51,7 +53,7 @@ def after_shard(
 def after_plan(attack: AttackDir, code: int, cluster: ClusterConfig, job: str | None) -> Verdict:
     """Note how a start of the planning ended."""
     ends = Restarts(attack.slurm / "ends" / "plan.jsonl").add(End(code, 0, job))
-    what, why = verdict(ends, attack.plan.exists(), cluster)
+    what, why = verdict(ends, plan_stands(attack), cluster)
     if what == "give up":
         write_atomic(attack.failed, f"the attack was not planned: {why}; see {attack.slurm}\n")
     print(f"kapdist: {attack.root}: plan: {why}", flush=True)
@@ -59,13 +61,26 @@ def after_plan(attack: AttackDir, code: int, cluster: ClusterConfig, job: str | 
 
 
 def after_aggregate(attack: AttackDir, code: int, cluster: ClusterConfig, job: str | None) -> Verdict:
-    """Note how a start of the aggregation ended; what it found missing is in FAILED already."""
+    """Note how a start of the aggregation ended; what it found missing is in FAILED already.
+
+    It is done when the shards are added up and reported, or another aggregation is queued: one that was told to
+    stop leaves with 0 too.
+    """
     ends = Restarts(attack.slurm / "ends" / f"aggregate-{job}.jsonl").add(End(code, 0, job))
-    what, why = verdict(ends, code == 0, cluster)
+    what, why = verdict(ends, is_aggregated(attack) or has_successor(attack, job), cluster)
     if what == "give up" and not attack.failed.exists():
         write_atomic(attack.failed, f"the shards were not added up: {why}; see {attack.slurm}\n")
     print(f"kapdist: {attack.root}: aggregation: {why}", flush=True)
     return what
+
+
+def is_aggregated(attack: AttackDir) -> bool:
+    return attack.summary.exists() and (attack.root / "report" / "index.html").exists()
+
+
+def has_successor(attack: AttackDir, job: str | None) -> bool:
+    """Return whether another aggregation was queued after a job's own."""
+    return any(line["kind"] == "aggregate" for line in jobs.queued_after(attack.slurm, job))
 
 
 def newest_step(run: RunDir) -> int:
@@ -99,7 +114,7 @@ def act(what: Verdict, code: int) -> int:
     fate = fate_of(slurm.job_facts(job), slurm.restart_count())
     if fate == "cancelled":
         print(f"kapdist: job {job} was cancelled; what is done stays", flush=True)
-        return 1
+        return CANCELLED
     if fate == "ended" and not slurm.requeue(job):
         print(f"kapdist: Slurm does not requeue job {job}: submit it again to continue", flush=True)
         return 1
@@ -133,7 +148,10 @@ def main(words: list[str]) -> int:
         what = after_aggregate(AttackDir(root), code, cluster, job)
     else:
         what = after_shard(AttackDir(root), int(numbers[0]), int(numbers[1]), code, cluster, job)
-    return act(what, code)
+    ended = act(what, code)
+    if ended == CANCELLED and kind == "shard":  # without accounts Slurm forgets it in minutes
+        write_atomic(shard_failed(AttackDir(root), int(numbers[0])), f"cancelled (job {job})\n")
+    return ended
 
 
 if __name__ == "__main__":

@@ -36,5 +36,12 @@ def remembered(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
 
+def queued_after(folder: Path, job: str | None) -> list[dict[str, Any]]:
+    """Return the lines that follow a job's own: what was queued since; none if it has no line."""
+    lines = remembered(folder)
+    own = [number for number, line in enumerate(lines) if line["job"] == job]
+    return lines[own[0] + 1 :] if own else []
+
+
 def record(folder: Path) -> Path:
     return folder / "jobs.jsonl"

@@ -14,7 +14,7 @@ from kapdist.sharding import finished_chunks, missing_shards, num_chunks
 from launch.after import first_line, shard_ends, shard_failed
 from launch.restarts import Restarts
 from launch.standing_train import Verdict, at_work, read_json, scan
-from launch.told import FAILS, RUNS, WAITS, JobStanding, Told, keys_of
+from launch.told import FAILS, RUNS, WAITS, JobStanding, Told, newest_of_shards
 from launch.why import LogLine, explain
 
 EXPLAINED = 5  # shards whose logs are looked into
@@ -129,7 +129,7 @@ def shards_of(directory: AttackDir, lines: list[Mapping[str, Any]], told: Told) 
     if not arrays:
         return None
     total = int(arrays[-1]["num_shards"])
-    keys = {shard: key for line in arrays for shard, key in zip(line["shards"], keys_of(line), strict=True)}
+    keys = newest_of_shards(lines)
     given_up = {int(entry.name.removeprefix("shard-")) for entry in scan(shard_failed(directory, 0).parent)}
     sorted_out: dict[str, list[int]] = {kind: [] for kind in ("running", "waiting", "failed", "missing", "unknown")}
     for shard in missing_shards(directory, total):

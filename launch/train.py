@@ -36,7 +36,7 @@ def main() -> None:
     run = RunDir((config.runs_dir / config.name).absolute())
     if arguments.dry_run:
         print(dry_run(run, config, cluster))
-    elif is_needed(run, arguments.force):
+    elif is_needed(run, config, arguments.force):
         prepare(run, config, cluster)
         if arguments.local:
             sys.exit(local.train(run, cluster))
@@ -57,7 +57,7 @@ def parse() -> argparse.Namespace:
 def training_submission(run: RunDir, cluster: ClusterConfig, code: Path) -> Submission:
     """Return what is submitted for a run; pure."""
     last_word = f"launch.after train {shlex.quote(str(run.root))}"
-    return submission(run.name, run.slurm, cluster, code, last_word, whole_nodes=True, kind="train")
+    return submission(run.name, run.slurm, cluster.of("train"), code, last_word, kind="train")
 
 
 def dry_run(run: RunDir, config: Config, cluster: ClusterConfig) -> str:
@@ -72,8 +72,13 @@ def dry_run(run: RunDir, config: Config, cluster: ClusterConfig) -> str:
     return "\n".join([training_submission(run, cluster, code).script(), *written])
 
 
-def is_needed(run: RunDir, force: bool) -> bool:
-    """Say so where the run is done or its job waits or runs; `force` ends that job and sets DONE aside."""
+def is_needed(run: RunDir, config: Config, force: bool) -> bool:
+    """Say so where the run is done or its job waits or runs; `force` ends that job and sets DONE aside.
+
+    Raises:
+        InputError: the run is that of another config, whatever has become of it.
+    """
+    run.check_config(config)
     living = slurm.alive(line["job"] for line in jobs.remembered(run.slurm) if line["kind"] == "train")
     if living and not force:
         print(f"{run.root}: job {', '.join(living)} waits or runs (--force cancels it and submits another)")
@@ -107,7 +112,7 @@ def queue(run: RunDir, cluster: ClusterConfig) -> str:
     what = training_submission(run, cluster, snapshot(run.code, run.root.parent))
     job = slurm.submit(what, [TrainRank(run.root)])
     jobs.remember(run.slurm, job, what)
-    return f"{run.root}: job {job} (python launch/status.py {run.root})"
+    return f"{run.root}: job {job} (python launch/status.py {shlex.quote(str(run.root))})"
 
 
 if __name__ == "__main__":

@@ -62,8 +62,8 @@ def test_the_same_words_are_printed_and_submitted(tiny_config: Path, tmp_path: P
 
 @pytest.mark.parametrize("script", ["train", "attack"])
 def test_without_slurm_the_command_says_so(tiny_config: Path, tmp_path: Path, script: str) -> None:
-    (tmp_path / "attack.yaml").write_text("{}")
-    words = [tiny_config] if script == "train" else [tmp_path / "runs" / "tiny", tmp_path / "attack.yaml"]
+    (tmp_path / "attack.yaml").write_text("{model: {factory: a:b}}")
+    words = [tiny_config] if script == "train" else [tmp_path / "anywhere", tmp_path / "attack.yaml"]
     done = launch(*words, cwd=tmp_path, script=script, path=f"{tmp_path}/none:/usr/lib/git-core")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("kapdist: sbatch: expected Slurm on this machine")

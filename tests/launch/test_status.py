@@ -63,9 +63,7 @@ def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def queue(folder: Path, job: str, elements: int = 0, **about: Any) -> None:
     """Write what a submission leaves."""
-    what = submission(
-        "name", folder, ClusterConfig(), folder, "launch.after", whole_nodes=False, elements=elements, **about
-    )
+    what = submission("name", folder, ClusterConfig(), folder, "launch.after", elements=elements, **about)
     remember(folder, job, what)
 
 
