@@ -42,6 +42,7 @@ class RunDir:
         self.done = self.root / "DONE"
         self.failed = self.root / "FAILED"
         self.lock = self.root / "LOCK"
+        self.launcher = self.slurm / "LOCK"  # whoever starts the ranks here, without Slurm
 
     @property
     def name(self) -> str:

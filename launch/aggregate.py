@@ -35,7 +35,7 @@ def aggregate(run: RunDir, attack: AttackDir, retry: int) -> None:
     try:
         if not plan_stands(attack):
             raise InputError(attack.root, "a plan", "none: the plan job failed, or was cancelled")
-        lines = jobs.remembered(attack.slurm)
+        lines = jobs.queued_until(attack.slurm, slurm.this_job())
         array = [line for line in lines if line["kind"] == "shards"][-1]
         missing = missing_shards(attack, array["num_shards"])
         if not missing:

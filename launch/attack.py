@@ -29,7 +29,7 @@ from launch.cluster import ClusterConfig, load_cluster, split_words
 from launch.command import command_line
 from launch.planned import ATTACK, is_planned, refuse_another
 from launch.snapshot import describe, snapshot
-from launch.standing_train import at_work
+from launch.standing_train import trainer
 from launch.submission import Submission
 
 
@@ -120,7 +120,7 @@ def trainings_of(run: RunDir) -> list[str]:
         return []
     if living := slurm.alive(line["job"] for line in jobs.remembered(run.slurm) if line["kind"] == "train"):
         return living
-    if worker := at_work(run.lock, seen_elsewhere=False):
+    if worker := trainer(run, seen_elsewhere=False):
         raise InputError(run.root, "a run that is done, or whose training is a job to wait for", worker)
     if not run.weights.exists():
         raise InputError(run.root, "a run that is done, or in Slurm's queue", f"no {run.weights.name}")
@@ -141,6 +141,8 @@ def summary_set_aside(attack: AttackDir) -> Iterator[None]:
     except BaseException:
         for place, kept in moved:
             kept.rename(place)
+        if moved:
+            aside.rmdir()
         raise
 
 

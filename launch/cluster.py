@@ -18,23 +18,23 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 # What kapdist gives to sbatch itself, and what would keep it from learning the job's number, and where to say it.
 OURS = {
     "job-name": "the config's name=",
-    "time": "time_minutes",
-    "partition": "partition",
-    "account": "account",
-    "qos": "qos",
-    "constraint": "constraint",
-    "nodes": "nodes",
-    "ntasks": "ranks_per_node",
-    "ntasks-per-node": "ranks_per_node",
-    "cpus-per-task": "cpus_per_rank",
-    "gpus-per-node": "gpus_per_node",
-    "signal": "signal_seconds",
-    "array": "shards",
-    **dict.fromkeys(("requeue", "no-requeue"), "nothing: whatever was stopped is started again"),
-    **dict.fromkeys(("dependency", "kill-on-invalid-dep"), "nothing: jobs wait for those they need"),
-    **dict.fromkeys(("output", "error", "open-mode"), "nothing: logs are in slurm/"),
-    **dict.fromkeys(("wrap", "parsable", "quiet", "test-only", "wait"), "nothing: it changes what sbatch answers"),
-    "chdir": "nothing: jobs work in the folder that the command is called from, where relative paths begin",
+    "time": "time_minutes=",
+    "partition": "partition=",
+    "account": "account=",
+    "qos": "qos=",
+    "constraint": "constraint=",
+    "nodes": "nodes=",
+    "ntasks": "ranks_per_node=",
+    "ntasks-per-node": "ranks_per_node=",
+    "cpus-per-task": "cpus_per_rank=",
+    "gpus-per-node": "gpus_per_node=",
+    "signal": "signal_seconds=",
+    "array": "shards=",
+    **dict.fromkeys(("requeue", "no-requeue"), "whatever was stopped is started again"),
+    **dict.fromkeys(("dependency", "kill-on-invalid-dep"), "jobs wait for those they need"),
+    **dict.fromkeys(("output", "error", "open-mode"), "logs are in slurm/"),
+    **dict.fromkeys(("wrap", "parsable", "quiet", "test-only", "wait"), "it changes what sbatch answers"),
+    "chdir": "jobs work in the folder that the command is called from, where relative paths begin",
 }
 
 
@@ -44,7 +44,7 @@ def without_ours(options: dict[str, Any]) -> dict[str, Any]:
         if not name[:1].isalpha():
             raise ValueError(f"options without dashes before them, not {name!r}")
         if own := OURS.get(name.replace("_", "-")):
-            raise ValueError(f"no {name}, which kapdist sets itself (use {own})")
+            raise ValueError(f"no {name}, which kapdist sets itself ({own})")
     return {name.replace("_", "-"): value for name, value in options.items()}
 
 
@@ -52,7 +52,7 @@ def staying_here(words: tuple[str, ...]) -> tuple[str, ...]:
     """Refuse words for srun that would move the ranks to another folder."""
     for word in words:
         if word.partition("=")[0] == "--chdir" or word.startswith("-D"):
-            raise ValueError(f"no {word} (use {OURS['chdir']})")
+            raise ValueError(f"no {word} ({OURS['chdir']})")
     return words
 
 
@@ -154,8 +154,8 @@ class ClusterConfig(Section):
         for kind in KINDS:
             job = self.of(kind)
             if job.signal_seconds >= 60 * job.time_minutes:
-                found = f"{job.signal_seconds} s before a limit of {job.time_minutes} min"
-                raise ValueError(f"signal_seconds within time_minutes, for {kind} ({found})")
+                limit = f"the {60 * job.time_minutes} s of a job ({kind}: time_minutes={job.time_minutes})"
+                raise ValueError(f"signal_seconds={job.signal_seconds} to be less than {limit}")
         return self
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from kapdist.errors import RESUME
-from kapdist.rundir import RunDir
+from kapdist.rundir import RunDir, locked
 from launch.after import after_training
 from launch.cluster import ClusterConfig
 
@@ -23,13 +23,20 @@ def train(run: RunDir, cluster: ClusterConfig) -> int:
     """Start all ranks here, again after failures as on a cluster; return the exit code.
 
     Ctrl-C and TERM are passed on to the ranks, which save; the run is then left as it is, to be continued.
+
+    Raises:
+        InputError: another process on this machine starts the ranks of this run.
     """
-    job = LocalJob(run, cluster)
+    with locked(run.launcher):
+        return start_until_ended(LocalJob(run, cluster))
+
+
+def start_until_ended(job: LocalJob) -> int:
     while True:
         code = job.start_once()
         if job.asked:
-            return 0 if run.done.exists() else code or RESUME
-        what = after_training(run, code, cluster, None)
+            return 0 if job.run.done.exists() else code or RESUME
+        what = after_training(job.run, code, job.cluster, None)
         if what != "again":
             return 0 if what == "done" else code or 1
 

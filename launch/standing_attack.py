@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir
 from kapdist.sharding import finished_chunks, missing_shards, num_chunks
+from launch import clock
 from launch.after import first_line, shard_ends, shard_failed
 from launch.restarts import Restarts
 from launch.standing_train import Verdict, at_work, read_json, scan
@@ -181,7 +181,7 @@ def chunk_rate(directory: AttackDir, finished: set[int]) -> float | None:
     if len(newer) < 2:
         return None
     share = (len(newer) - 1) / len(times)  # the oldest began the time that is measured
-    return share * len(chunks) / max(time.time() - newer[0], 1e-3)
+    return share * len(chunks) / max(clock.now(directory.root) - newer[0], 1e-3)
 
 
 def explanation(directory: AttackDir, found: Verdict, jobs: list[JobStanding]) -> LogLine | None:
