@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from kapdist.config import EngineConfig
 from kapdist.engine.contained import forget_groups
+from kapdist.engine.loopback import refuse_loopback
 from kapdist.engine.rendezvous import meeting
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
@@ -139,6 +140,7 @@ def join(config: EngineConfig) -> Iterator[Ranks]:
         yield ranks
         return
     with meeting(rank, world_size, os.environ, timedelta(minutes=config.timeout_minutes)) as store:
+        refuse_loopback(rank, store)
         form_group(ranks, config, store)
         if world_size > 1 and device.type == "cuda":
             ranks = replace(ranks, control=dist.new_group(backend="gloo"))
