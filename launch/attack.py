@@ -44,7 +44,7 @@ def main() -> None:
         run.load_config()  # a directory that is no run is refused before anything is written
     refuse_another(attack, config)
     if arguments.dry_run:
-        print(dry_run(run, attack, config, cluster))
+        print(dry_run(run, attack, config, cluster, trainings_to_wait_for(run, config)))
     elif is_needed(attack, arguments.force):
         trainings = trainings_to_wait_for(run, config)
         with summary_set_aside(attack):
@@ -75,16 +75,18 @@ def parse() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def dry_run(run: RunDir, attack: AttackDir, config: AttackConfig, cluster: ClusterConfig) -> str:
+def dry_run(
+    run: RunDir, attack: AttackDir, config: AttackConfig, cluster: ClusterConfig, trainings: Sequence[str]
+) -> str:
     """Return the scripts of the plan, the arrays and the aggregation, and write nothing."""
-    code, planned = attack.code / "1", is_planned(attack, config)
+    code, planned = attack.code / "1", is_planned(attack, config) and not trainings
     scripts: list[str] = []
 
     def keep(what: Submission, calls: Sequence[Callable[[], None]]) -> str:
         scripts.append(what.script())
         return str(what.about["kind"]).upper()
 
-    what = AttackJobs(run, attack, cluster, code)
+    what = AttackJobs(run, attack, cluster, code, trainings)
     what.each(*shards_to_run(attack, config, cluster, planned), keep, with_plan=not planned)
     written = f"# {attack.slurm / ATTACK}: the resolved config\n# {describe(code)}"
     return "\n\n".join([*scripts, written])

@@ -52,11 +52,11 @@ def test_the_same_words_are_printed_and_submitted(tiny_config: Path, tmp_path: P
     (tools / "srun").write_text("#!/bin/bash\n")
     for tool in tools.iterdir():
         tool.chmod(0o755)
-    words = [tiny_config, "cluster.nodes=2", "cluster.account=me"]
+    words = [tiny_config, "cluster.nodes=2", "cluster.account=me", "runs_dir=my runs"]
     path = f"{tools}:/usr/bin:/bin"
     printed = launch(*words, "--dry-run", cwd=tmp_path).stdout.partition("\n# /")[0]
     done = launch(*words, cwd=tmp_path, path=path)
-    assert "job 7" in done.stdout, done.stderr
+    assert done.stdout.endswith(f"job 7 (python launch/status.py '{tmp_path}/my runs/tiny')\n"), done.stderr
     assert (tmp_path / "given.sh").read_text() == printed
 
 
