@@ -207,6 +207,7 @@ def test_shards_that_failed_are_queued_again_once(
 # Another config, a run that trains, --force
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
