@@ -34,7 +34,7 @@ def aggregate(run: RunDir, attack: AttackDir, retry: int) -> None:
     cluster = load_cluster(attack.slurm / CLUSTER)
     try:
         if not plan_stands(attack):
-            raise InputError(attack.root, "a plan", "none: the plan job failed, or was cancelled")
+            raise InputError(attack.root, "a plan", "none: the plan job failed, or jobs were cancelled")
         lines = jobs.queued_until(attack.slurm, slurm.this_job())
         array = [line for line in lines if line["kind"] == "shards"][-1]
         missing = missing_shards(attack, array["num_shards"])
