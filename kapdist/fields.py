@@ -7,7 +7,7 @@ import re
 from fractions import Fraction
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, PlainValidator
+from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator
 
 
 def fraction(value: Any) -> Any:
@@ -47,7 +47,9 @@ def written_off(value: Any) -> Any:
 
 Fractional = BeforeValidator(fraction)
 Off = BeforeValidator(written_off)
-Epsilon = Annotated[float | tuple[float, ...], PlainValidator(one_or_several)]
+# Pydantic's own way to write such a union warns of every tuple.
+Written = PlainSerializer(lambda value: list(value) if isinstance(value, tuple) else value, when_used="json")
+Epsilon = Annotated[float | tuple[float, ...], PlainValidator(one_or_several), Written]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Natural = Annotated[int, Field(ge=1)]

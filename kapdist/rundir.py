@@ -49,6 +49,7 @@ class RunDir:
         self.done = self.root / "DONE"
         self.failed = self.root / "FAILED"
         self.lock = self.root / "LOCK"
+        self.launcher = self.slurm / "LOCK"  # whoever starts the ranks here, without Slurm
 
     @property
     def name(self) -> str:
@@ -86,7 +87,12 @@ class RunDir:
         Raises:
             InputError: names the first key that differs; or the run's config.yaml is damaged.
         """
-        if not (self.begun and self.config.exists()):
+        if self.begun:
+            self.check_same(config)
+
+    def check_same(self, config: Config) -> None:
+        """Raise InputError for the first key of what a run learns in which a config differs from the directory's."""
+        if not self.config.exists():
             return
         mine, theirs = flatten(config), flatten(load_config(Config, self.config))
         for key in mine:

@@ -18,8 +18,9 @@ from typing import Literal
 from kapdist.lock import other_at_work
 from kapdist.rundir import AttackDir, RunDir, write_atomic
 from kapdist.sharding import chunks_and_costs, chunks_of, finished_chunks
-from launch import slurm
+from launch import jobs, slurm
 from launch.cluster import ClusterConfig, load_cluster
+from launch.planned import plan_stands
 from launch.restarts import HELD, End, Restarts, Verdict, verdict
 
 CLUSTER = "cluster.yaml"
@@ -64,7 +65,7 @@ def after_plan(attack: AttackDir, code: int, cluster: ClusterConfig, job: str | 
     """Note how a start of the planning ended."""
     code, reason = unless_held(attack.lock, code)
     ends = Restarts(attack.slurm / "ends" / "plan.jsonl").add(End(code, 0, job, reason))
-    what, why = verdict(ends, attack.plan.exists(), cluster)
+    what, why = verdict(ends, plan_stands(attack), cluster)
     if what == "give up":
         write_atomic(attack.failed, f"the attack was not planned: {why}; see {attack.slurm}\n")
     print(f"kapdist: {attack.root}: plan: {why}", flush=True)
@@ -72,14 +73,27 @@ def after_plan(attack: AttackDir, code: int, cluster: ClusterConfig, job: str | 
 
 
 def after_aggregate(attack: AttackDir, code: int, cluster: ClusterConfig, job: str | None) -> Verdict:
-    """Note how a start of the aggregation ended; what it found missing is in FAILED already."""
+    """Note how a start of the aggregation ended; what it found missing is in FAILED already.
+
+    It is done when the shards are added up and reported, or another aggregation is queued: one that was told to
+    stop leaves with 0 too.
+    """
     code, reason = unless_held(attack.lock, code)
     ends = Restarts(attack.slurm / "ends" / f"aggregate-{job}.jsonl").add(End(code, 0, job, reason))
-    what, why = verdict(ends, code == 0, cluster)
+    what, why = verdict(ends, is_aggregated(attack) or has_successor(attack, job), cluster)
     if what == "give up" and not attack.failed.exists():
         write_atomic(attack.failed, f"the shards were not added up: {why}; see {attack.slurm}\n")
     print(f"kapdist: {attack.root}: aggregation: {why}", flush=True)
     return what
+
+
+def is_aggregated(attack: AttackDir) -> bool:
+    return attack.summary.exists() and (attack.root / "report" / "index.html").exists()
+
+
+def has_successor(attack: AttackDir, job: str | None) -> bool:
+    """Return whether another aggregation was queued after a job's own."""
+    return any(line["kind"] == "aggregate" for line in jobs.queued_after(attack.slurm, job))
 
 
 def unless_held(lock: Path, code: int, reason: str = "") -> tuple[int, str]:

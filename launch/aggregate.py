@@ -1,17 +1,24 @@
-"""The aggregation of an attack: if every chunk is there, merge and report; if not, the missing shards once more."""
+"""The aggregation of an attack: if every chunk is there, merge and report; if not, the missing shards once more.
+
+What somebody cancelled stays cancelled: nothing is queued again then, and FAILED says so.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from kapdist.errors import InputError, LockedError
 from kapdist.rundir import AttackDir, RunDir, write_atomic
 from kapdist.sharding import missing_shards
 from launch import jobs, slurm
-from launch.after import CLUSTER, shard_ends, shard_failed
+from launch.after import CLUSTER, first_line, has_successor, shard_ends, shard_failed
 from launch.array import AttackJobs
 from launch.cluster import load_cluster
+from launch.planned import plan_stands
 from launch.restarts import Restarts
+from launch.told import Told, ask_slurm, newest_of_shards
 
 
 def aggregate(run: RunDir, attack: AttackDir, retry: int) -> None:
@@ -21,17 +28,19 @@ def aggregate(run: RunDir, attack: AttackDir, retry: int) -> None:
         retry: how often missing shards were queued again before.
 
     Raises:
-        InputError: shards are missing after all retries, each by name with its reason, or the chunks do not merge.
+        InputError: shards are missing after all retries or were cancelled, each by name with its reason, or the
+            chunks do not merge.
     """
     cluster = load_cluster(attack.slurm / CLUSTER)
     try:
-        if not attack.plan.exists():
-            raise InputError(attack.root, "a plan", "none: the plan job failed")
-        array = [line for line in jobs.remembered(attack.slurm) if line["kind"] == "shards"][-1]
+        if not plan_stands(attack):
+            raise InputError(attack.root, "a plan", "none: the plan job failed, or jobs were cancelled")
+        lines = jobs.queued_until(attack.slurm, slurm.this_job())
+        array = [line for line in lines if line["kind"] == "shards"][-1]
         missing = missing_shards(attack, array["num_shards"])
         if not missing:
             merge_and_report(run, attack)
-        elif retry < cluster.shard_retries:
+        elif retry < cluster.shard_retries and not note_cancelled(attack, missing, lines):
             queued = AttackJobs(run, attack, cluster, Path(array["snapshot"]))
             once_more(queued, list(missing), array["num_shards"], retry)
         else:
@@ -44,15 +53,39 @@ def aggregate(run: RunDir, attack: AttackDir, retry: int) -> None:
         raise
 
 
+def note_cancelled(attack: AttackDir, missing: Iterable[int], lines: list[dict[str, Any]]) -> list[int]:
+    """Return those of the missing shards that were cancelled; slurm/failed says it of each."""
+    told = ask_slurm(lines, slurm.SECONDS)
+    keys = newest_of_shards(lines)
+    cancelled = [shard for shard in missing if shard in keys and was_cancelled(attack, shard, keys[shard], told)]
+    for shard in cancelled:
+        write_atomic(shard_failed(attack, shard), f"cancelled (job {keys[shard]})\n")
+    return cancelled
+
+
+def was_cancelled(attack: AttackDir, shard: int, key: str, told: Told) -> bool:
+    """Say whether somebody cancelled a shard's newest job: by its own last word, else by Slurm's.
+
+    Of a job that never started there is no last word, and without accounts Slurm forgets it; but it has no log, and
+    nothing but scancel ends what has not begun.
+    """
+    if first_line(shard_failed(attack, shard)).startswith("cancelled"):
+        return True
+    state = told.state(key)
+    forgotten = state is None and told.queue is not None
+    return state == "CANCELLED" or (forgotten and not (attack.slurm / f"{key}_0_log.out").exists())
+
+
 def once_more(queued: AttackJobs, missing: list[int], num_shards: int, retry: int) -> None:
     """Queue the missing shards and the next aggregation, once: this job may itself have been started twice."""
-    lines = jobs.remembered(queued.attack.slurm)
-    mine = [line["job"] for line in lines].index(str(slurm.this_job()))
-    if any(line["kind"] == "aggregate" for line in lines[mine + 1 :]):
+    attack, mine = queued.attack, slurm.this_job()
+    if has_successor(attack, mine):
         return
+    # An earlier start of this job was killed before its last submission.
+    slurm.cancel_and_wait(slurm.alive(line["job"] for line in jobs.queued_after(attack.slurm, mine)))
     for shard in missing:
-        shard_failed(queued.attack, shard).unlink(missing_ok=True)
-        Restarts(shard_ends(queued.attack, shard)).forget()
+        shard_failed(attack, shard).unlink(missing_ok=True)
+        Restarts(shard_ends(attack, shard)).forget()
     print(f"kapdist: missing shards once more: {', '.join(map(str, missing))}", flush=True)
     print(queued.submit(missing, num_shards, with_plan=False, retry=retry + 1), flush=True)
 

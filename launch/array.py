@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, RunDir
 from launch import jobs, slurm
 from launch.cluster import ClusterConfig
+from launch.planned import ATTACK
 from launch.rank import Aggregate, AttackShard, PlanAttack
 from launch.submission import Submission, submission
 
-ATTACK = "attack.yaml"
+Queue = Callable[[Submission, Sequence[Callable[[], None]]], str]
 
 
 @dataclass(frozen=True)
@@ -26,43 +29,83 @@ class AttackJobs:
     cluster: ClusterConfig
     code: Path
     """Snapshot that the jobs run."""
+    trainings: Sequence[str] = ()
+    """Jobs that the plan waits for."""
+    taken: list[str] = field(default_factory=list)
+    """The jobs that Slurm has taken so far."""
 
     def submit(self, shards: list[int], num_shards: int, *, with_plan: bool, retry: int = 0) -> str:
-        """Queue the plan if need be, these shards and the aggregation; return the line for the user."""
-        plan = self.queue(self.plan(), [PlanAttack(self.run.root, self.attack.slurm / ATTACK)]) if with_plan else ""
-        arrays = []
-        for array in self.arrays(shards, num_shards, after=plan):
-            calls = [AttackShard(self.attack.root, shard, num_shards) for shard in array.about["shards"]]
-            arrays.append(self.queue(array, calls))
-        last = self.queue(self.aggregation(arrays), [Aggregate(self.run.root, self.attack.root, retry)])
-        planned = f"plan {plan}, " if plan else ""
+        """Queue the plan if need be, these shards and the aggregation; return the line for the user.
+
+        Raises:
+            InputError: Slurm refuses one of them; those before it are cancelled, and named.
+        """
+        try:
+            plan, arrays, last = self.each(shards, num_shards, self.queue, with_plan=with_plan, retry=retry)
+        except InputError as error:
+            error.args = ("; ".join(filter(None, [str(error), self.take_back()])),)
+            raise
+        except BaseException:
+            print(f"kapdist: {self.take_back() or 'nothing was queued'}", file=sys.stderr)
+            raise
+        waits = f" after job {', '.join(self.trainings)}" if self.trainings else ""
+        planned = f"plan {plan}{waits}, " if plan else ""
         return f"{self.attack.root}: {planned}{len(shards)} shards in job {', '.join(arrays)}, aggregation {last}"
+
+    def each(
+        self, shards: list[int], num_shards: int, queue: Queue, *, with_plan: bool, retry: int = 0
+    ) -> tuple[str, list[str], str]:
+        """Give `queue` one submission after the other; return the numbers of the plan, the arrays, the aggregation.
+
+        Where the cluster's arrays are so small that there are more of them than shards may run at one time, each
+        waits for an earlier one to end.
+        """
+        plan = queue(self.plan(), [PlanAttack(self.run.root, self.attack.slurm / ATTACK)]) if with_plan else ""
+        pieces = self.pieces(shards)
+        abreast = min(len(pieces), self.cluster.shards_at_once)
+        arrays: list[str] = []
+        for number, piece in enumerate(pieces):
+            before = arrays[number - abreast] if number >= abreast else ""
+            array = self.array(piece, num_shards, self.cluster.shards_at_once // abreast, plan, before)
+            arrays.append(queue(array, [AttackShard(self.attack.root, shard, num_shards) for shard in piece]))
+        return plan, arrays, queue(self.aggregation(arrays), [Aggregate(self.run.root, self.attack.root, retry)])
 
     def queue(self, what: Submission, calls: Sequence[Callable[[], None]]) -> str:
         job = slurm.submit(what, calls)
+        self.taken.append(job)
         jobs.remember(self.attack.slurm, job, what)
         return job
 
-    def plan(self) -> Submission:
-        return self.job("plan", self.last_word("plan"))
+    def take_back(self) -> str:
+        """Cancel what was queued so far; return what is to be said of it."""
+        if not self.taken:
+            return ""
+        named = f"job {', '.join(self.taken)}, queued before it,"
+        try:
+            slurm.cancel_and_wait(self.taken)
+        except (OSError, TimeoutError) as error:
+            return f"{named} is left: {error} (scancel {' '.join(self.taken)})"
+        return f"{named} is cancelled"
 
-    def arrays(self, shards: list[int], num_shards: int, after: str = "") -> list[Submission]:
-        """Return the arrays that run these shards, none larger than the cluster allows."""
+    def pieces(self, shards: list[int]) -> list[list[int]]:
+        """Return the shards of each array, none larger than the cluster allows."""
         size = self.cluster.max_array_size or slurm.max_array_size()
-        pieces = [shards[start : start + size] for start in range(0, len(shards), size)]
-        at_once = max(1, self.cluster.shards_at_once // len(pieces))
-        return [self.array(piece, num_shards, after, at_once) for piece in pieces]
+        return [shards[start : start + size] for start in range(0, len(shards), size)]
 
-    def array(self, shards: list[int], num_shards: int, after: str, at_once: int) -> Submission:
+    def plan(self) -> Submission:
+        """It starts when the trainings are done; if one of them fails the attack is called off."""
+        return self.job("plan", self.cluster.of("plan"), self.last_word("plan"), needs(self.trainings))
+
+    def array(self, shards: list[int], num_shards: int, at_once: int, plan: str, before: str) -> Submission:
+        """It starts when the plan stands and the array before it has ended, however that was."""
         # The array's elements are numbered from 0; which shard that is, the script looks up.
         lookup = f"shards=({' '.join(map(str, shards))}); shard=${{shards[${{SLURM_ARRAY_TASK_ID:-0}}]}}"
-        # An array whose plan failed must not wait for ever.
-        dependency = {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"} if after else {}
+        cluster = self.cluster.of("shard")
         return self.job(
             "shards",
+            cluster.model_copy(update={"setup": (*cluster.setup, lookup), "shards_at_once": at_once}),
             self.last_word("shard", f"$shard {num_shards}"),
-            self.cluster.model_copy(update={"setup": (*self.cluster.setup, lookup), "shards_at_once": at_once}),
-            dependency,
+            needs([plan] if plan else [], [before] if before else []),
             elements=len(shards),
             shards=shards,
             num_shards=num_shards,
@@ -70,23 +113,24 @@ class AttackJobs:
 
     def aggregation(self, arrays: list[str]) -> Submission:
         """It starts after the arrays however they end, since it checks for itself what is missing."""
-        return self.job(
-            "aggregate", self.last_word("aggregate"), dependency={"dependency": f"afterany:{':'.join(arrays)}"}
-        )
+        cluster = self.cluster.of("aggregate")
+        return self.job("aggregate", cluster, self.last_word("aggregate"), needs(ended=arrays))
 
     def job(
-        self,
-        kind: str,
-        last_word: str,
-        cluster: ClusterConfig | None = None,
-        dependency: dict[str, str] | None = None,
-        **more: Any,
+        self, kind: str, cluster: ClusterConfig, last_word: str, dependency: dict[str, str], **more: Any
     ) -> Submission:
         name = f"{self.run.name}/{self.attack.root.name}/{kind}"
-        cluster = cluster or self.cluster
-        return submission(
-            name, self.attack.slurm, cluster, self.code, last_word, sbatch=dependency, kind=kind, **more
-        )
+        folder = self.attack.slurm
+        return submission(name, folder, cluster, self.code, last_word, sbatch=dependency, kind=kind, **more)
 
     def last_word(self, kind: str, more: str = "") -> str:
         return " ".join(filter(None, ["launch.after", kind, shlex.quote(str(self.attack.root)), more]))
+
+
+def needs(done: Sequence[str] = (), ended: Sequence[str] = ()) -> dict[str, str]:
+    """Return sbatch's options for a job that waits until some jobs are done and others have ended.
+
+    What waits for a job that failed must not wait for ever. A job that is requeued has not failed.
+    """
+    words = [f"{word}:{':'.join(jobs)}" for word, jobs in (("afterok", done), ("afterany", ended)) if jobs]
+    return ({"dependency": ",".join(words)} if words else {}) | ({"kill-on-invalid-dep": "yes"} if done else {})

@@ -12,7 +12,10 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import contextlib
+import shlex
 import shutil
+from collections.abc import Callable, Iterator, Sequence
 
 from kapdist.config import AttackConfig
 from kapdist.configfile import dump_config, load_config
@@ -22,10 +25,13 @@ from kapdist.rundir import AttackDir, RunDir, write_atomic
 from kapdist.sharding import missing_shards, num_chunks
 from launch import jobs, slurm
 from launch.after import CLUSTER
-from launch.array import ATTACK, AttackJobs
+from launch.array import AttackJobs
 from launch.cluster import ClusterConfig, load_cluster, split_words
 from launch.command import command_line
+from launch.planned import ATTACK, is_planned, refuse_another
 from launch.snapshot import describe, snapshot
+from launch.standing_train import trainer
+from launch.submission import Submission
 
 
 def main() -> None:
@@ -35,16 +41,29 @@ def main() -> None:
     cluster = load_cluster(arguments.cluster, cluster_words)
     run = RunDir(arguments.run.absolute())
     attack = run.attack(config.name)
+    if config.model.factory is None:
+        run.load_config()  # a directory that is no run is refused before anything is written
+    refuse_another(attack, config)
     if arguments.dry_run:
-        print(dry_run(run, attack, config, cluster))
+        print(dry_run(run, attack, config, cluster, trainings_to_wait_for(run, config)))
         return
     with slurm.submitting(attack.slurm):
         if is_needed(attack, arguments.force):
-            planned = is_planned(attack, config)
-            prepare(attack, config, cluster)
-            shards, num_shards = shards_to_run(attack, config, cluster, planned)
-            queued = AttackJobs(run, attack, cluster, snapshot(attack.code, run.root.parent))
-            print(queued.submit(shards, num_shards, with_plan=not planned))
+            trainings = trainings_to_wait_for(run, config)
+            with summary_set_aside(attack):
+                print(queue(run, attack, config, cluster, trainings))
+
+
+def queue(
+    run: RunDir, attack: AttackDir, config: AttackConfig, cluster: ClusterConfig, trainings: Sequence[str]
+) -> str:
+    """Submit all jobs of the attack; return the line for the user."""
+    planned = is_planned(attack, config) and not trainings
+    prepare(attack, config, cluster)
+    shards, num_shards = shards_to_run(attack, config, cluster, planned)
+    queued = AttackJobs(run, attack, cluster, snapshot(attack.code, run.root.parent), trainings)
+    done = queued.submit(shards, num_shards, with_plan=not planned)
+    return f"{done} (python launch/status.py {shlex.quote(str(attack.root))})"
 
 
 def parse() -> argparse.Namespace:
@@ -54,24 +73,32 @@ def parse() -> argparse.Namespace:
     parser.add_argument("words", nargs="*", metavar="key=value", help="of the config, or cluster.key=value")
     parser.add_argument("--cluster", type=Path, help="YAML file of the cluster (configs/cluster)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted and written")
-    parser.add_argument("--force", action="store_true", help="cancel what waits or runs and submit anew")
+    force = "cancel what waits or runs, submit what is missing, and merge anew what is merged"
+    parser.add_argument("--force", action="store_true", help=force)
     return parser.parse_intermixed_args()
 
 
-def dry_run(run: RunDir, attack: AttackDir, config: AttackConfig, cluster: ClusterConfig) -> str:
+def dry_run(
+    run: RunDir, attack: AttackDir, config: AttackConfig, cluster: ClusterConfig, trainings: Sequence[str]
+) -> str:
     """Return the scripts of the plan, the arrays and the aggregation, and write nothing."""
-    code, planned = attack.code / "1", is_planned(attack, config)
-    what = AttackJobs(run, attack, cluster, code)
-    arrays = what.arrays(*shards_to_run(attack, config, cluster, planned), after="" if planned else "PLAN")
-    scripts = [*([] if planned else [what.plan()]), *arrays, what.aggregation(["ARRAY"] * len(arrays))]
+    code, planned = attack.code / "1", is_planned(attack, config) and not trainings
+    scripts: list[str] = []
+
+    def keep(what: Submission, calls: Sequence[Callable[[], None]]) -> str:
+        scripts.append(what.script())
+        return str(what.about["kind"]).upper()
+
+    what = AttackJobs(run, attack, cluster, code, trainings)
+    what.each(*shards_to_run(attack, config, cluster, planned), keep, with_plan=not planned)
     written = f"# {attack.slurm / ATTACK}: the resolved config\n# {describe(code)}"
-    return "\n\n".join([*(job.script() for job in scripts), written])
+    return "\n\n".join([*scripts, written])
 
 
 def is_needed(attack: AttackDir, force: bool) -> bool:
     """Say so where the attack is merged or its jobs wait or run; `force` cancels those."""
-    if attack.summary.exists():
-        print(f"{attack.root}: done: {attack.summary}")
+    if attack.summary.exists() and not force:
+        print(f"{attack.root}: done: {attack.summary} (--force merges it anew)")
         return False
     living = slurm.alive(line["job"] for line in jobs.remembered(attack.slurm))
     if living and not force:
@@ -82,10 +109,47 @@ def is_needed(attack: AttackDir, force: bool) -> bool:
     return True
 
 
-def is_planned(attack: AttackDir, config: AttackConfig) -> bool:
-    """Return whether this very config was planned here; else the plan job decides whether it may be."""
-    path = attack.slurm / ATTACK
-    return attack.plan.exists() and path.exists() and path.read_text() == dump_config(config)
+def trainings_to_wait_for(run: RunDir, config: AttackConfig) -> list[str]:
+    """Return the jobs that still train a model of this attack.
+
+    Raises:
+        InputError: a run has no weights and nobody trains it, or somebody does whom no job can wait for.
+    """
+    own = [] if config.model.factory or config.model.weights else [run]
+    transferred = [RunDir(config.transfer_from.absolute())] if config.transfer_from else []
+    return [job for needed in (*own, *transferred) for job in trainings_of(needed)]
+
+
+def trainings_of(run: RunDir) -> list[str]:
+    run.load_config()
+    if run.done.exists():
+        return []
+    if living := slurm.alive(line["job"] for line in jobs.remembered(run.slurm) if line["kind"] == "train"):
+        return living
+    if worker := trainer(run, seen_elsewhere=False):
+        raise InputError(run.root, "a run that is done, or whose training is a job to wait for", worker)
+    if not run.weights.exists():
+        raise InputError(run.root, "a run that is done, or in Slurm's queue", f"no {run.weights.name}")
+    return []
+
+
+@contextlib.contextmanager
+def summary_set_aside(attack: AttackDir) -> Iterator[None]:
+    """Move summary and report, which say that all is done, to slurm/merged/<n>; back if nothing is queued."""
+    places = (attack.summary, attack.root / "report")
+    aside = attack.slurm / "merged" / str(1 + len(list((attack.slurm / "merged").glob("*"))))
+    moved = [(place, aside / place.name) for place in places if place.exists() and attack.summary.exists()]
+    for place, kept in moved:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        place.rename(kept)
+    try:
+        yield
+    except BaseException:
+        for place, kept in moved:
+            kept.rename(place)
+        if moved:
+            aside.rmdir()
+        raise
 
 
 def shards_to_run(

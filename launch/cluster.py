@@ -4,14 +4,81 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from kapdist.config import Name, Natural, NonNegative, Section
 from kapdist.configfile import load_config
 
 PREFIX = "cluster."
+Kind = Literal["train", "plan", "shard", "aggregate"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+# What kapdist gives to sbatch itself, and what would keep it from learning the job's number, and where to say it.
+OURS = {
+    "job-name": "the config's name=",
+    "time": "time_minutes=",
+    "partition": "partition=",
+    "account": "account=",
+    "qos": "qos=",
+    "constraint": "constraint=",
+    "nodes": "nodes=",
+    "ntasks": "ranks_per_node=",
+    "ntasks-per-node": "ranks_per_node=",
+    "cpus-per-task": "cpus_per_rank=",
+    "gpus-per-node": "gpus_per_node=",
+    "signal": "signal_seconds=",
+    "array": "shards=",
+    **dict.fromkeys(("requeue", "no-requeue"), "whatever was stopped is started again"),
+    **dict.fromkeys(("dependency", "kill-on-invalid-dep"), "jobs wait for those they need"),
+    **dict.fromkeys(("output", "error", "open-mode"), "logs are in slurm/"),
+    **dict.fromkeys(("wrap", "parsable", "quiet", "test-only", "wait"), "it changes what sbatch answers"),
+    "chdir": "jobs work in the folder that the command is called from, where relative paths begin",
+}
+
+
+def without_ours(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options in sbatch's own spelling; refuse those that are kapdist's to give."""
+    for name in options:
+        if not name[:1].isalpha():
+            raise ValueError(f"options without dashes before them, not {name!r}")
+        if own := OURS.get(name.replace("_", "-")):
+            raise ValueError(f"no {name}, which kapdist sets itself ({own})")
+    return {name.replace("_", "-"): value for name, value in options.items()}
+
+
+def staying_here(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse words for srun that would move the ranks to another folder."""
+    for word in words:
+        if word.partition("=")[0] == "--chdir" or word.startswith("-D"):
+            raise ValueError(f"no {word} ({OURS['chdir']})")
+    return words
+
+
+Options = Annotated[dict[str, str | int | float | bool], AfterValidator(without_ours)]
+SignalSeconds = Annotated[int, Field(ge=1, le=65535)]  # sbatch takes no more
+
+
+class JobConfig(Section):
+    """What jobs of one kind ask for instead; what is not given here is as for all."""
+
+    time_minutes: Natural | None = None
+    """Time limit of one start."""
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    cpus_per_rank: Natural | None = None
+    """CPUs of each rank; all jobs but trainings have one rank."""
+    gpus_per_node: Annotated[int, Field(ge=0)] | None = None
+    """GPUs on each node; a job of one rank takes one, or none if this is 0."""
+    memory_gb: NonNegative | None = None
+    """Memory of each node."""
+    signal_seconds: SignalSeconds | None = None
+    """How long before the time limit the ranks are told to save and leave."""
+    sbatch: Options = Field(default_factory=dict)
+    """Added to the cluster's `sbatch`, key by key; `false` takes a flag away."""
 
 
 class ClusterConfig(Section):
@@ -28,16 +95,17 @@ class ClusterConfig(Section):
     cpus_per_rank: Natural = 1
     """CPUs of each rank, for decoding and computing."""
     memory_gb: NonNegative = 0.0
-    """Memory of each node; 0 leaves it to the cluster's default."""
+    """Memory of each node, of a job of one rank that rank's share; 0 leaves it to the cluster's default."""
     time_minutes: Natural = 60
     """Time limit of one start of the job; a training that needs longer is requeued from its checkpoint."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    sbatch: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    """Further options of sbatch, without the dashes: {gres: "gpu:a100:8", exclusive: true}."""
-    srun: tuple[str, ...] = ()
+    sbatch: Options = Field(default_factory=dict)
+    """Further options of sbatch for all jobs, without the dashes: {reservation: night, exclusive: true}; true is a
+    flag without a value, false leaves it out. What only trainings should have belongs in `train`."""
+    srun: Annotated[tuple[str, ...], AfterValidator(staying_here)] = ()
     """Further words for srun, with their dashes."""
     setup: tuple[str, ...] = ()
     """Shell lines before anything else: module load, conda activate."""
@@ -45,7 +113,7 @@ class ClusterConfig(Section):
     """Variables of the ranks: NCCL_SOCKET_IFNAME, NCCL_IB_HCA, GLOO_SOCKET_IFNAME and the like."""
     python: str | None = None
     """Interpreter on the nodes; by default the one that submits."""
-    signal_seconds: Natural = 120
+    signal_seconds: SignalSeconds = 120
     """How long before the time limit the ranks are told to save and leave."""
     max_failures: Natural = 3
     """Failures in a row without progress after which a job is given up."""
@@ -58,11 +126,37 @@ class ClusterConfig(Section):
     shard_retries: Annotated[int, Field(ge=0)] = 2
     """How often the aggregation queues missing shards again."""
     max_array_size: Annotated[int, Field(ge=0)] = 0
-    """Elements of one array at most; 0 asks Slurm for its MaxArraySize."""
+    """Elements of one array at most; 0 asks Slurm for its MaxArraySize. 1 makes every shard a job of its own."""
+    train: JobConfig = JobConfig()
+    """What trainings ask for instead, on all their nodes."""
+    plan: JobConfig = JobConfig()
+    """What the plan of an attack asks for instead; it needs the kind of GPU that the shards will have."""
+    shard: JobConfig = JobConfig()
+    """What each shard asks for instead."""
+    aggregate: JobConfig = JobConfig()
+    """What the aggregation asks for instead: it needs no GPU."""
 
     @property
     def ranks(self) -> int:
         return self.nodes * self.ranks_per_node
+
+    def of(self, kind: Kind) -> ClusterConfig:
+        """Return what one kind of job asks for: a training all nodes, any other job one rank and its share."""
+        own = {"train": self.train, "plan": self.plan, "shard": self.shard, "aggregate": self.aggregate}[kind]
+        given = {key: value for key, value in own if value is not None} | {"sbatch": self.sbatch | own.sbatch}
+        if kind == "train":
+            return self.model_copy(update=given)
+        one = {"nodes": 1, "ranks_per_node": 1, "memory_gb": self.memory_gb / self.ranks_per_node} | given
+        return self.model_copy(update=one | {"gpus_per_node": min(1, one.get("gpus_per_node", self.gpus_per_node))})
+
+    @model_validator(mode="after")
+    def there_is_time_before_the_signal(self) -> ClusterConfig:
+        for kind in KINDS:
+            job = self.of(kind)
+            if job.signal_seconds >= 60 * job.time_minutes:
+                limit = f"the {60 * job.time_minutes} s of a job ({kind}: time_minutes={job.time_minutes})"
+                raise ValueError(f"signal_seconds={job.signal_seconds} to be less than {limit}")
+        return self
 
 
 def load_cluster(path: Path | None, overrides: Sequence[str] = ()) -> ClusterConfig:

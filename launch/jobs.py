@@ -5,25 +5,25 @@ from __future__ import annotations
 import getpass
 import json
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
 from kapdist.rundir import to_json
+from launch import clock
 from launch.submission import Submission
 
 
 def remember(folder: Path, job: str, what: Submission) -> dict[str, Any]:
     """Add a job to the record and return its line."""
+    folder.mkdir(parents=True, exist_ok=True)
     line = {
         "job": job,
         "name": what.parameters["job_name"],
         "elements": what.elements,
-        "submitted": time.time(),
+        "submitted": clock.now(folder),
         "by": f"{getpass.getuser()}@{socket.gethostname()}",
         **what.about,
     }
-    folder.mkdir(parents=True, exist_ok=True)
     with record(folder).open("a") as file:
         file.write(to_json(line) + "\n")
     return line
@@ -35,6 +35,18 @@ def remembered(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def queued_until(folder: Path, job: str | None) -> list[dict[str, Any]]:
+    """Return the lines up to a job's own; all if it has none."""
+    lines = remembered(folder)
+    own = [number for number, line in enumerate(lines) if line["job"] == job]
+    return lines[: own[0] + 1] if own else lines
+
+
+def queued_after(folder: Path, job: str | None) -> list[dict[str, Any]]:
+    """Return the lines that follow a job's own: what was queued since; none if it has no line."""
+    return remembered(folder)[len(queued_until(folder, job)) :]
 
 
 def record(folder: Path) -> Path:

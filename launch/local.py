@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from kapdist.errors import RESUME
+from kapdist.lock import locked
 from kapdist.rundir import RunDir
 from kapdist.signals import heard
 from launch.after import after_training
@@ -24,13 +25,20 @@ def train(run: RunDir, cluster: ClusterConfig) -> int:
     """Start all ranks here, again after failures as on a cluster; return the exit code.
 
     Ctrl-C, TERM and HUP are passed on to the ranks, which save; the run is then left as it is, to be continued.
+
+    Raises:
+        LockedError: another process starts the ranks of this run.
     """
-    job = LocalJob(run, cluster)
+    with locked(run.launcher):
+        return start_until_ended(LocalJob(run, cluster))
+
+
+def start_until_ended(job: LocalJob) -> int:
     while True:
         code = job.start_once()
         if job.asked:
-            return 0 if run.done.exists() else code or RESUME
-        what = after_training(run, code, cluster, None)
+            return 0 if job.run.done.exists() else code or RESUME
+        what = after_training(job.run, code, job.cluster, None)
         if what != "again":
             return 0 if what == "done" else code or 1
 

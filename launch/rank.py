@@ -48,8 +48,12 @@ class PlanAttack:
         from kapdist.attack import plan_attack
         from kapdist.config import AttackConfig
         from kapdist.configfile import load_config
+        from kapdist.rundir import RunDir
+        from launch.planned import remember_plan
 
-        plan_attack(self.run, load_config(AttackConfig, self.config))
+        config = load_config(AttackConfig, self.config)
+        plan_attack(self.run, config)
+        remember_plan(RunDir(self.run).attack(config.name), self.config)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,12 +29,12 @@ def screen(found: Standing) -> RenderableType:
     """Draw a standing."""
     blocks: list[RenderableType] = []
     if found.training:
-        blocks += [headline(found.directory, found.verdict), table(training_rows(found.training))]
+        blocks += [headline(found.directory, found.verdict), table(training_rows(found.training, found.now))]
     elif len(found.attacks) != 1:
         blocks.append(Text(found.directory, style="bold"))
     for attack in found.attacks:
         name = found.directory if not found.training and len(found.attacks) == 1 else f"attack {attack.name}"
-        blocks += [headline(name, attack.verdict), table(attack_rows(attack))]
+        blocks += [headline(name, attack.verdict), table(attack_rows(attack, found.now))]
     blocks += [Text(line, style="yellow") for line in warnings(found)]
     return Group(*blocks)
 
@@ -56,7 +55,7 @@ def table(rows: Iterator[Row]) -> Table:
     return grid
 
 
-def training_rows(found: Training) -> Iterator[Row]:
+def training_rows(found: Training, now: float) -> Iterator[Row]:
     """Yield what there is to say of a training, the cause of a failure first."""
     yield from cause(found.log_line, found.verdict)
     if found.total_steps:
@@ -73,7 +72,7 @@ def training_rows(found: Training) -> Iterator[Row]:
         yield "ranks", ranks(found)
     for odd in found.silent:
         yield "", Text(odd, style="bold red")
-    yield from job_rows(found.jobs)
+    yield from job_rows(found.jobs, now)
     if found.num_attempts:
         yield "attempts", f"{found.num_attempts} ({count(found.restarts, 'restart')})"
     for attempt in found.attempts[-SHOWN:]:
@@ -102,17 +101,17 @@ def ending(end: dict[str, Any]) -> str:
     return f"{'job ' + end['job'] if end['job'] else 'a start here'} {word} at step {end['progress']}{reason}"
 
 
-def job_rows(jobs: list[JobStanding]) -> Iterator[Row]:
+def job_rows(jobs: list[JobStanding], now: float) -> Iterator[Row]:
     """Yield a line for each of the newest jobs."""
     for job in jobs[-SHOWN:]:
         states = ", ".join(
             f"{n} {state}" if sum(job.states.values()) > 1 else state for state, n in job.states.items()
         )
         reason = f" ({job.reason})" if job.reason else ""
-        yield "job", f"{job.job} {job.kind}: {states}{reason}, queued {duration(time.time() - job.submitted)} ago"
+        yield "job", f"{job.job} {job.kind}: {states}{reason}, queued {duration(now - job.submitted)} ago"
 
 
-def attack_rows(found: Attack) -> Iterator[Row]:
+def attack_rows(found: Attack, now: float) -> Iterator[Row]:
     """Yield what there is to say of an attack."""
     yield from cause(found.log_line, found.verdict)
     if found.chunks_total is not None:
@@ -124,7 +123,7 @@ def attack_rows(found: Attack) -> Iterator[Row]:
     for name in ("clean", "robust"):
         if result := found.summary.get(f"{name}_accuracy"):
             yield name, f"{result['value']:.2%} (95% interval {result['low']:.2%} to {result['high']:.2%})"
-    yield from job_rows(found.jobs)
+    yield from job_rows(found.jobs, now)
 
 
 def shard_rows(shards: Shards) -> Iterator[Row]:

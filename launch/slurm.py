@@ -72,7 +72,9 @@ def own_words(text: str) -> str:
 def ask(*words: str, seconds: float = SECONDS) -> str | None:
     """Return what a command of Slurm prints, None where it fails, takes too long or is not there."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=seconds)
+        # Lists of an array's elements are cut after 64 characters unless told otherwise.
+        environment = os.environ | {"SLURM_BITSTR_LEN": "0"}
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
@@ -105,7 +107,19 @@ def accounted(jobs: Iterable[str], seconds: float = SECONDS) -> dict[str, str]:
     """Return {job or array element: state} of the jobs that have accounts; none where Slurm keeps none."""
     words = ("sacct", "-X", "-n", "-P", "-j", ",".join(jobs), "-o", "JobID,State")
     rows = (line.split("|") for line in (ask(*words, seconds=seconds) or "").splitlines())
-    return {job: state.split()[0] for job, state, *_ in rows if state and "[" not in job}
+    return {job: state.split()[0] for name, state, *_ in rows if state for job in elements(name)}
+
+
+def elements(name: str) -> list[str]:
+    """Return the jobs that a name of sacct's stands for: array elements that never started share a line.
+
+    "7_[0,2-4%2]" stands for 7_0, 7_2, 7_3 and 7_4.
+    """
+    array, bracket, listed = name.partition("_[")
+    if not bracket:
+        return [name]
+    spans = (span.partition("-") for span in re.findall(r"\d+(?:-\d+)?", listed.partition("%")[0]))
+    return [f"{array}_{n}" for first, _, last in spans for n in range(int(first), int(last or first) + 1)]
 
 
 def alive(jobs: Iterable[str]) -> list[str]:
@@ -119,9 +133,12 @@ def alive(jobs: Iterable[str]) -> list[str]:
 
 
 def max_array_size() -> int:
-    """Return the cluster's MaxArraySize, the first index that an array may not have; Slurm's default if unknown."""
+    """Return how many elements an array may have: Slurm's default if unknown, 1 where arrays are switched off.
+
+    MaxArraySize is the first index that an array may not have; 0 allows no arrays.
+    """
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config") or "")
-    return int(found[1]) if found else 1001
+    return max(1, int(found[1])) if found else 1001
 
 
 def this_job() -> str | None:

@@ -9,12 +9,12 @@ from typing import Any
 
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, RunDir
+from launch import clock
 from launch.jobs import remembered
 from launch.standing_attack import Attack, attack
 from launch.standing_train import Training, Verdict, read_json, scan, training
 from launch.told import ask_slurm
 
-ENDED = {"DONE", "FAILED"}
 MOVES = {"RUNNING", "PENDING", "UNKNOWN"}
 LOW_DISK_BYTES = 2 * 2**30
 
@@ -29,6 +29,8 @@ class Standing:
     training: Training | None
     attacks: list[Attack]
     disk_free_bytes: int
+    now: float
+    """When this was read, by the clock of the directory's file system; seconds since the epoch."""
 
     @property
     def verdict(self) -> Verdict:
@@ -40,9 +42,8 @@ class Standing:
     @property
     def ended(self) -> bool:
         """Nothing more will happen by itself."""
-        verdicts = [attack.verdict.state for attack in self.attacks]
-        trained = self.training is None or self.training.verdict.state in ENDED
-        return trained and (self.training is not None or bool(ENDED & set(verdicts))) and not MOVES & set(verdicts)
+        states = {attack.verdict.state for attack in self.attacks}
+        return not MOVES & (states | ({self.training.verdict.state} if self.training else set()))
 
     @property
     def disk_low(self) -> bool:
@@ -70,6 +71,7 @@ def standing(root: Path) -> Standing:
         training=training(run, own, told) if run else None,
         attacks=[attack(directory, lines, told) for directory, lines in zip(attacks, theirs, strict=True)],
         disk_free_bytes=shutil.disk_usage(root).free,
+        now=clock.now(root),
     )
 
 

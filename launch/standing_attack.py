@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +10,11 @@ from typing import Any
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir
 from kapdist.sharding import finished_chunks, missing_shards, num_chunks
+from launch import clock
 from launch.after import first_line, shard_ends, shard_failed
 from launch.restarts import Restarts
 from launch.standing_train import Verdict, at_work, read_json, scan
-from launch.told import FAILS, RUNS, WAITS, JobStanding, Told, keys_of
+from launch.told import FAILS, RUNS, WAITS, JobStanding, Told, newest_of_shards
 from launch.why import LogLine, explain
 
 EXPLAINED = 5  # shards whose logs are looked into
@@ -129,7 +129,7 @@ def shards_of(directory: AttackDir, lines: list[Mapping[str, Any]], told: Told) 
     if not arrays:
         return None
     total = int(arrays[-1]["num_shards"])
-    keys = {shard: key for line in arrays for shard, key in zip(line["shards"], keys_of(line), strict=True)}
+    keys = newest_of_shards(lines)
     given_up = {int(entry.name.removeprefix("shard-")) for entry in scan(shard_failed(directory, 0).parent)}
     sorted_out: dict[str, list[int]] = {kind: [] for kind in ("running", "waiting", "failed", "missing", "unknown")}
     for shard in missing_shards(directory, total):
@@ -181,7 +181,7 @@ def chunk_rate(directory: AttackDir, finished: set[int]) -> float | None:
     if len(newer) < 2:
         return None
     share = (len(newer) - 1) / len(times)  # the oldest began the time that is measured
-    return share * len(chunks) / max(time.time() - newer[0], 1e-3)
+    return share * len(chunks) / max(clock.now(directory.root) - newer[0], 1e-3)
 
 
 def explanation(directory: AttackDir, found: Verdict, jobs: list[JobStanding]) -> LogLine | None:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import statistics
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from kapdist.lock import holder_of, lives_here
 from kapdist.rundir import RunDir
+from launch import clock
 from launch.after import newest_step
 from launch.restarts import End, Restarts
 from launch.told import JobStanding, Told
@@ -94,7 +94,7 @@ def training(run: RunDir, lines: Iterable[Mapping[str, Any]], told: Told) -> Tra
     newest = run.last_attempt()
     ranks = heartbeats(run.attempts / str(newest))
     quiet = min((rank.silent_seconds for rank in ranks), default=float("inf"))
-    worker = at_work(run.lock, seen_elsewhere=quiet < SILENT_SECONDS)
+    worker = trainer(run, seen_elsewhere=quiet < SILENT_SECONDS)
     found = verdict(run, jobs, ends, told, worker, newest)
     runs = found.state == "RUNNING"
     return Training(
@@ -122,7 +122,8 @@ def verdict(
         return Verdict("DONE")
     if run.failed.exists():
         first = tail(run.failed).partition("\n")[0]
-        if first.startswith("given up") or not (runs or waits):
+        again = runs or waits or at_work(run.launcher, seen_elsewhere=False)
+        if first.startswith("given up") or not again:
             return Verdict("FAILED", first)
     if runs:
         return Verdict("RUNNING", f"job {runs[-1].job}")
@@ -143,6 +144,11 @@ def how_it_ended(jobs: list[JobStanding], ends: list[End], newest: int) -> str:
     return f"attempt {newest} has ended" if newest else "never started"
 
 
+def trainer(run: RunDir, *, seen_elsewhere: bool) -> str | None:
+    """Name the process that trains, or that will start the ranks of a local run again."""
+    return at_work(run.lock, seen_elsewhere=seen_elsewhere) or at_work(run.launcher, seen_elsewhere=False)
+
+
 def at_work(lock: Path, *, seen_elsewhere: bool) -> str | None:
     """Name the process that holds a lock if it lives; on other hosts only its heartbeat can tell."""
     found = holder_of(lock)
@@ -154,7 +160,7 @@ def at_work(lock: Path, *, seen_elsewhere: bool) -> str | None:
 
 def heartbeats(folder: Path) -> list[Rank]:
     """Return the ranks of an attempt in order, as they last wrote of themselves."""
-    now, found = time.time(), []
+    now, found = clock.now(folder), []
     for entry in scan(folder):
         if entry.name.startswith("heartbeat-"):
             with contextlib.suppress(OSError, ValueError, KeyError):
@@ -232,7 +238,7 @@ def newest_checkpoint(run: RunDir) -> dict[str, Any]:
     if not step:
         return {}
     with contextlib.suppress(FileNotFoundError):
-        age = max(0.0, time.time() - run.checkpoint(step).stat().st_mtime)
+        age = max(0.0, clock.now(run.root) - run.checkpoint(step).stat().st_mtime)
         return {"checkpoint_step": step, "checkpoint_age_seconds": round(age, 1)}
     return {}
 

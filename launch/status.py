@@ -9,12 +9,14 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 
 from kapdist.rundir import to_json
 from launch.command import command_line
-from launch.standing import standing
+from launch.standing import Standing, standing
 
 WATCH_SECONDS = 10.0
 
@@ -44,7 +46,7 @@ def parse() -> argparse.Namespace:
         nargs="?",
         const=WATCH_SECONDS,
         metavar="SECONDS",
-        help="look again every so many seconds, until it is done or failed (Ctrl-C ends it)",
+        help="look again every so many seconds, until nothing more will happen by itself (Ctrl-C ends it)",
     )
     return parser.parse_args()
 
@@ -57,23 +59,31 @@ def seconds(word: str) -> float:
 
 
 def watch(root: Path, pause: float) -> None:
-    """Show it until nothing more will happen, or until Ctrl-C, which is how one leaves."""
+    """Show it until nothing more will happen, or until Ctrl-C, which is how one leaves.
+
+    A terminal shows the last look in place; a pipe or a file gets one look after the other.
+    """
     from rich.console import Console
     from rich.live import Live
 
     from launch.screen import screen
 
-    found, console = standing(root), Console()
-    with Live(screen(found), console=console, auto_refresh=False) as live:
-        try:
-            while not found.ended:
-                time.sleep(pause)
-                found = standing(root)
+    console = Console()
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as shown:
+        live = shown.enter_context(Live(console=console, auto_refresh=False)) if console.is_terminal else None
+        for found in looks(root, pause):
+            if live:
                 live.update(screen(found), refresh=True)
-        except KeyboardInterrupt:
-            pass
-    if not console.is_terminal:
-        print()  # Live ends the last line on a terminal only
+            else:
+                console.print(screen(found), "")
+
+
+def looks(root: Path, pause: float) -> Iterator[Standing]:
+    """Yield where it stands again and again; the last is where nothing more will happen by itself."""
+    while not (found := standing(root)).ended:
+        yield found
+        time.sleep(pause)
+    yield found
 
 
 if __name__ == "__main__":

@@ -47,7 +47,6 @@ def submission(
     snapshot: Path,
     last_word: str,
     *,
-    whole_nodes: bool = False,
     sbatch: dict[str, str] | None = None,
     elements: int = 0,
     **about: Any,
@@ -56,9 +55,9 @@ def submission(
 
     Args:
         name: of the job, as squeue shows it.
+        cluster: what this kind of job asks for (`ClusterConfig.of`).
         snapshot: the code that the job runs.
         last_word: module and arguments that are run when the ranks have ended, with their exit code after them.
-        whole_nodes: all nodes and ranks of the cluster's config; else one task.
         sbatch: options of this job alone.
         about: for the record of the jobs.
     """
@@ -69,10 +68,10 @@ def submission(
     parameters: dict[str, Any] = {
         "job_name": name,
         "time": cluster.time_minutes,
-        "nodes": cluster.nodes if whole_nodes else 1,
-        "ntasks_per_node": cluster.ranks_per_node if whole_nodes else 1,
+        "nodes": cluster.nodes,
+        "ntasks_per_node": cluster.ranks_per_node,
         "cpus_per_task": cluster.cpus_per_rank,
-        "gpus_per_node": gpus(cluster, whole_nodes),
+        "gpus_per_node": cluster.gpus_per_node or None,
         "partition": cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
@@ -83,7 +82,7 @@ def submission(
         "stderr_to_stdout": True,
         "additional_parameters": {"requeue": True, "output": logs.format(0)}
         | memory(cluster)
-        | cluster.sbatch
+        | options(cluster)
         | (sbatch or {}),
         "srun_args": srun_words(logs, cluster),
         "setup": setup(folder, cluster, snapshot),
@@ -116,11 +115,9 @@ def memory(cluster: ClusterConfig) -> dict[str, str]:
     return {"mem": f"{round(cluster.memory_gb * 1024)}M"} if cluster.memory_gb else {}
 
 
-def gpus(cluster: ClusterConfig, whole_nodes: bool) -> int | None:
-    """A single task takes one GPU where the cluster's nodes have any."""
-    if not cluster.gpus_per_node:
-        return None
-    return cluster.gpus_per_node if whole_nodes else 1
+def options(cluster: ClusterConfig) -> dict[str, str | int | float | bool]:
+    """Return further options: true is a flag without a value, and what is false is left out."""
+    return {key: value for key, value in cluster.sbatch.items() if value is not False}
 
 
 def setup(folder: Path, cluster: ClusterConfig, snapshot: Path) -> list[str]:

@@ -80,7 +80,13 @@ def keys_of(line: Mapping[str, Any]) -> list[str]:
     return [f"{line['job']}_{index}" for index in range(elements)] if elements > 1 else [line["job"]]
 
 
-def ask_slurm(lines: Iterable[Mapping[str, Any]]) -> Told:
+def newest_of_shards(lines: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+    """Return {shard: Slurm's name of the newest job that has it}."""
+    arrays = [line for line in lines if line["kind"] == "shards"]
+    return {shard: key for line in arrays for shard, key in zip(line["shards"], keys_of(line), strict=True)}
+
+
+def ask_slurm(lines: Iterable[Mapping[str, Any]], seconds: float = SECONDS) -> Told:
     """Ask for all jobs of some lines at once, the queue and the accounts side by side."""
     lines = list(lines)
     if not lines:
@@ -90,6 +96,6 @@ def ask_slurm(lines: Iterable[Mapping[str, Any]]) -> Told:
     # Slurm goes by the user's number, which --me gives without looking at any variable.
     others = users if users != {getpass.getuser()} else ()
     with ThreadPoolExecutor(2) as pool:
-        queue = pool.submit(slurm.queued, numbers, others, SECONDS)
-        accounts = pool.submit(slurm.accounted, numbers, SECONDS)
+        queue = pool.submit(slurm.queued, numbers, others, seconds)
+        accounts = pool.submit(slurm.accounted, numbers, seconds)
         return Told(queue.result(), accounts.result())

@@ -39,7 +39,7 @@ def main() -> None:
         print(dry_run(run, config, cluster))
         return
     with slurm.submitting(run.slurm):
-        if not is_needed(run, arguments.force):
+        if not is_needed(run, config, arguments.force):
             return
         prepare(run, config, cluster)
         if not arguments.local:
@@ -62,7 +62,7 @@ def parse() -> argparse.Namespace:
 def training_submission(run: RunDir, cluster: ClusterConfig, code: Path) -> Submission:
     """Return what is submitted for a run; pure."""
     last_word = f"launch.after train {shlex.quote(str(run.root))}"
-    return submission(run.name, run.slurm, cluster, code, last_word, whole_nodes=True, kind="train")
+    return submission(run.name, run.slurm, cluster.of("train"), code, last_word, kind="train")
 
 
 def dry_run(run: RunDir, config: Config, cluster: ClusterConfig) -> str:
@@ -77,14 +77,17 @@ def dry_run(run: RunDir, config: Config, cluster: ClusterConfig) -> str:
     return "\n".join([training_submission(run, cluster, code).script(), *written])
 
 
-def is_needed(run: RunDir, force: bool) -> bool:
+def is_needed(run: RunDir, config: Config, force: bool) -> bool:
     """Say so where the run is done or its job waits or runs; `force` ends that job and sets DONE aside.
 
     Raises:
+        InputError: the run is that of another config, whatever has become of it.
         LockedError: somebody is at work on it by other means.
     """
+    run.check(config)
     living = slurm.alive(line["job"] for line in jobs.remembered(run.slurm) if line["kind"] == "train")
     if living and not force:
+        run.check_same(config)
         print(f"{run.root}: job {', '.join(living)} waits or runs (--force cancels it and submits another)")
         return False
     if run.done.exists() and not force:
@@ -117,7 +120,7 @@ def queue(run: RunDir, cluster: ClusterConfig) -> str:
     what = training_submission(run, cluster, snapshot(run.code, run.root.parent))
     job = slurm.submit(what, [TrainRank(run.root)])
     jobs.remember(run.slurm, job, what)
-    return f"{run.root}: job {job} (python launch/status.py {run.root})"
+    return f"{run.root}: job {job} (python launch/status.py {shlex.quote(str(run.root))})"
 
 
 if __name__ == "__main__":

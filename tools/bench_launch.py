@@ -48,7 +48,6 @@ def make_attack(root: Path) -> AttackDir:
         ClusterConfig(),
         root,
         "launch.after",
-        whole_nodes=False,
         elements=NUM_SHARDS,
         kind="shards",
         shards=list(range(NUM_SHARDS)),

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from kapdist.config import EngineConfig
 from kapdist.engine.contained import forget_groups
+from kapdist.engine.loopback import refuse_loopback
 from kapdist.engine.numerics import computing
 from kapdist.engine.rendezvous import meeting
 from kapdist.environment import usable_cpus
@@ -148,6 +149,7 @@ def grouped(config: EngineConfig, ranks: Ranks) -> Iterator[Ranks]:
         yield ranks
         return
     with meeting(rank, world_size, os.environ, timedelta(minutes=config.timeout_minutes)) as store:
+        refuse_loopback(rank, store)
         form_group(ranks, config, store)
         if world_size > 1 and device.type == "cuda":
             ranks = replace(ranks, control=dist.new_group(backend="gloo"))

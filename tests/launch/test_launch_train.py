@@ -54,11 +54,11 @@ def test_the_same_words_are_printed_and_submitted(tiny_config: Path, tmp_path: P
     (tools / "srun").write_text("#!/bin/bash\n")
     for tool in tools.iterdir():
         tool.chmod(0o755)
-    words = [tiny_config, "cluster.nodes=2", "cluster.account=me"]
+    words = [tiny_config, "cluster.nodes=2", "cluster.account=me", "runs_dir=my runs"]
     path = f"{tools}:/usr/bin:/bin"
     printed = launch(*words, "--dry-run", cwd=tmp_path).stdout.partition("\n# /")[0]
     done = launch(*words, cwd=tmp_path, path=path)
-    assert "job 7" in done.stdout, done.stderr
+    assert done.stdout.endswith(f"job 7 (python launch/status.py '{tmp_path}/my runs/tiny')\n"), done.stderr
     assert (tmp_path / "given.sh").read_text() == printed
 
 
@@ -100,8 +100,8 @@ def test_the_ranks_get_the_script_s_variables_whatever_sbatch_exports(tiny_confi
 
 @pytest.mark.parametrize("script", ["train", "attack"])
 def test_without_slurm_the_command_says_so(tiny_config: Path, tmp_path: Path, script: str) -> None:
-    (tmp_path / "attack.yaml").write_text("{}")
-    words = [tiny_config] if script == "train" else [tmp_path / "runs" / "tiny", tmp_path / "attack.yaml"]
+    (tmp_path / "attack.yaml").write_text("{model: {factory: a:b}}")
+    words = [tiny_config] if script == "train" else [tmp_path / "anywhere", tmp_path / "attack.yaml"]
     done = launch(*words, cwd=tmp_path, script=script, path=f"{tmp_path}/none:/usr/lib/git-core")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("kapdist: sbatch: expected Slurm on this machine")

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ import pytest
 from processes import Finished, kill_ranks, start_ranks
 from rich.console import Console
 
-from kapdist.rundir import AttackDir, RunDir, write_atomic, write_json
+from kapdist.rundir import AttackDir, RunDir, locked, write_atomic, write_json
 from kapdist.sharding import chunks_of
-from launch import slurm
+from launch import clock, slurm
 from launch.after import shard_ends, shard_failed
 from launch.cluster import ClusterConfig
 from launch.jobs import remember, remembered
@@ -27,7 +28,7 @@ from launch.restarts import End, Restarts
 from launch.screen import duration, screen
 from launch.standing import Standing, standing
 from launch.standing_attack import Attack, attack
-from launch.standing_train import Training, training
+from launch.standing_train import Training, Verdict, training
 from launch.submission import submission
 from launch.told import Told, ask_slurm
 from launch.why import explain
@@ -63,9 +64,7 @@ def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def queue(folder: Path, job: str, elements: int = 0, **about: Any) -> None:
     """Write what a submission leaves."""
-    what = submission(
-        "name", folder, ClusterConfig(), folder, "launch.after", whole_nodes=False, elements=elements, **about
-    )
+    what = submission("name", folder, ClusterConfig(), folder, "launch.after", elements=elements, **about)
     remember(folder, job, what)
 
 
@@ -122,7 +121,7 @@ def test_a_run_by_hand_from_its_first_steps_to_a_kill(tiny_config: Path, no_slur
 
     killed = standing(run.root)
     assert (killed.verdict.state, killed.verdict.why) == ("STOPPED", "not queued; attempt 1 has ended")
-    assert not killed.ended
+    assert killed.ended
     assert f"checkpoint  step {newest}" in drawn(killed)
     text = drawn(silent)
     assert "rank 1 silent" in text
@@ -435,18 +434,78 @@ def test_watching_ends_by_control_c(tmp_path: Path) -> None:
     run = begun(tmp_path, queued=False)
     terminal, inside = pty.openpty()
     command = [sys.executable, STATUS, str(tmp_path), "--watch", "0.1"]
-    watcher = subprocess.Popen(command, stdout=inside, stderr=inside, env=os.environ | {"TERM": "xterm"})
-    try:
-        wait_for(terminal, "never started")
-        run.rank_log(1, 0).parent.mkdir(parents=True)
-        wait_for(terminal, "attempt 1 has ended")
-        watcher.send_signal(signal.SIGINT)
-        assert watcher.wait(timeout=60) == 0
-    finally:
-        watcher.kill()
-        watcher.wait()
-        os.close(terminal)
-        os.close(inside)
+    with locked(run.lock):
+        watcher = subprocess.Popen(command, stdout=inside, stderr=inside, env=os.environ | {"TERM": "xterm"})
+        try:
+            wait_for(terminal, f"process {os.getpid()}")
+            run.rank_log(1, 0).parent.mkdir(parents=True)
+            wait_for(terminal, "attempts")
+            watcher.send_signal(signal.SIGINT)
+            assert watcher.wait(timeout=60) == 0
+        finally:
+            watcher.kill()
+            watcher.wait()
+            os.close(terminal)
+            os.close(inside)
+
+
+def test_through_a_pipe_every_look_comes_at_once_and_a_stop_is_the_last(tmp_path: Path) -> None:
+    run = begun(tmp_path, queued=False)
+    command = [sys.executable, STATUS, str(tmp_path), "--watch", "0.1"]
+    with locked(run.launcher):  # between two starts of a local run
+        watcher = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PATH": "/nonexistent"})
+        assert watcher.stdout is not None
+        try:
+            for _ in range(2):
+                wait_for(watcher.stdout.fileno(), f"RUNNING: process {os.getpid()}")
+        except BaseException:
+            watcher.kill()
+            raise
+    rest, _ = watcher.communicate(timeout=60)
+    assert watcher.returncode == 0
+    assert "stopped: not queued; never started" in rest.decode()
+    assert b"\x1b" not in rest
+
+
+def test_clocks_that_differ_make_nobody_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host that looks is 90 s ahead of the file system."""
+    run = begun(tmp_path)
+    (tmp_path / "attempts" / "1").mkdir(parents=True)
+    write_json(run.attempts / "1" / "heartbeat-0.json", {"step": 3, "idle_seconds": 0.0})
+    run.checkpoint(3).mkdir(parents=True)
+    here = time.time() + 90
+    monkeypatch.setattr(time, "time", lambda: here)
+    found = stands(run, Told(queue={"7": ("RUNNING", "None")}))
+    assert found.silent == []
+    assert found.ranks[0].silent_seconds < 30
+    assert found.checkpoint_age_seconds is not None
+    assert found.checkpoint_age_seconds < 30
+    assert clock.now(tmp_path) < here - 30
+    assert clock.now(tmp_path / "nothing") == here  # where no file can be made
+    queue(run.slurm, "8", kind="train")
+    assert remembered(run.slurm)[-1]["submitted"] < here - 30
+
+
+@pytest.mark.parametrize(
+    ("trained", "attacked", "ended"),
+    [
+        ("STOPPED", [], True),
+        ("DONE", ["STOPPED", "DONE"], True),
+        ("FAILED", ["FAILED"], True),
+        ("DONE", ["STOPPED", "PENDING"], False),
+        ("STOPPED", ["RUNNING"], False),
+        ("UNKNOWN", [], False),
+        ("RUNNING", ["DONE"], False),
+        (None, ["STOPPED"], True),
+        (None, ["RUNNING"], False),
+    ],
+)
+def test_when_nothing_more_will_happen(
+    tmp_path: Path, trained: str | None, attacked: list[str], ended: bool
+) -> None:
+    own = replace(stands(begun(tmp_path), GONE), verdict=Verdict(trained or ""))
+    attacks = [Attack("a", Verdict(state), []) for state in attacked]
+    assert Standing("x", True, own if trained else None, attacks, 0, 0.0).ended == ended
 
 
 def test_a_controller_that_hangs_does_not_hang_us() -> None:

@@ -92,3 +92,37 @@ def test_a_bad_shard_a_killed_one_and_a_preempted_one(slurm, trained: RunDir) ->
     assert pl.read_parquet(attack.records)["image"].is_unique().all()
     slurm.wait_until(lambda: (attack.root / "report" / "index.html").exists(), "the report", 120)
     assert "done" in launch(slurm, trained).stdout
+
+
+def test_a_cancelled_array_stays_cancelled_and_the_attack_waits_for_its_training(
+    slurm, tiny_config: Path, tmp_path: Path
+) -> None:
+    slurm.restore()
+    (tmp_path / "quick.yaml").write_text(ATTACK)
+    run = RunDir(tmp_path / "runs" / "tiny")
+    attack = run.attack("quick")
+    nothing = launch(slurm, run, check=False)
+    assert nothing.returncode == 2
+    assert "expected a run directory, found nothing" in nothing.stderr
+    assert not run.root.exists()
+
+    train = [PYTHON, ROOT / "launch" / "train.py", tiny_config, "train.epochs=1", "cluster.sbatch={hold: true}"]
+    slurm.run(train, cwd=tmp_path)
+    training = json.loads((run.slurm / "jobs.jsonl").read_text())["job"]
+    refused = launch(slurm, run, "cluster.aggregate.sbatch={begin: nonsense}", check=False)
+    assert refused.returncode == 2
+    assert "queued before it, is cancelled" in refused.stderr
+    assert slurm.run(["squeue", "-h", "-o", "%A"]).stdout.split() == [training]
+
+    assert f"after job {training}, 4 shards" in launch(slurm, run).stdout
+    slurm.run(["scontrol", "release", training])
+    arrays = [line["job"] for line in lines(attack, "shards")][-2:]
+    slurm.wait_until(lambda: slurm.job(f"{arrays[0]}_0").get("JobState") == "RUNNING", "shard 0", 400)
+    assert run.done.exists()
+    slurm.run(["scancel", *arrays])  # one shard or two run, the others wait
+    slurm.wait_until(attack.failed.exists, "the verdict of the aggregation", 240)
+    reason = attack.failed.read_text()
+    assert all(f"shard {shard} without 2 chunks" in reason for shard in (2, 3))
+    assert reason.count("cancelled (job ") == reason.count(" without ")
+    assert [line["job"] for line in lines(attack, "shards")][-2:] == arrays
+    slurm.wait_until(lambda: not slurm.run(["squeue", "-h"]).stdout.strip(), "the queue is empty", 60)

@@ -32,9 +32,7 @@ def queued(slurm, folder: Path, words: list[str], elements: int = 0, **about: An
     """Submit a job that sleeps, and write down what launch/ writes."""
     folder.mkdir(parents=True, exist_ok=True)
     job = slurm.submit(*words, "-p", "low", "-o", "/dev/null", cwd=folder)
-    what = submission(
-        "name", folder, ClusterConfig(), folder, "launch.after", whole_nodes=False, elements=elements, **about
-    )
+    what = submission("name", folder, ClusterConfig(), folder, "launch.after", elements=elements, **about)
     remember(folder, job, what)
     return job
 
