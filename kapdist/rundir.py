@@ -91,7 +91,7 @@ class RunDir:
             self.check_same(config)
 
     def check_same(self, config: Config) -> None:
-        """Raise InputError for the first key of what a run learns in which a config differs from the directory's."""
+        """Raise InputError for the first key in which what a config learns differs from this directory's."""
         if not self.config.exists():
             return
         mine, theirs = flatten(config), flatten(load_config(Config, self.config))

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch.distributed as dist
 
 from kapdist.errors import InputError
+from kapdist.rundir import to_json
 
 KEY = "kapdist/host of rank 0"
 VARIABLE = "GLOO_SOCKET_IFNAME"
@@ -41,7 +42,7 @@ def refuse_loopback(rank: int, store: dist.Store) -> None:
     """
     mine = this_host(os.environ)
     if rank == 0:
-        store.set(KEY, json.dumps(mine))
+        store.set(KEY, to_json(mine))
     else:
         check(mine, Host(*json.loads(store.get(KEY))))
 

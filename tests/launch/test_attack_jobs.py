@@ -12,7 +12,8 @@ import pytest
 from kapdist.config import AttackConfig, Config
 from kapdist.configfile import dump_config, load_config
 from kapdist.errors import InputError
-from kapdist.rundir import AttackDir, RunDir, locked, write_atomic, write_json
+from kapdist.lock import locked
+from kapdist.rundir import AttackDir, RunDir, write_atomic, write_json
 from launch import aggregate as aggregation
 from launch import jobs, slurm
 from launch.after import CLUSTER, after_aggregate, after_plan, shard_failed

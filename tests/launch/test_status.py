@@ -18,7 +18,8 @@ import pytest
 from processes import Finished, kill_ranks, start_ranks
 from rich.console import Console
 
-from kapdist.rundir import AttackDir, RunDir, locked, write_atomic, write_json
+from kapdist.lock import locked
+from kapdist.rundir import AttackDir, RunDir, write_atomic, write_json
 from kapdist.sharding import chunks_of
 from launch import clock, slurm
 from launch.after import shard_ends, shard_failed
