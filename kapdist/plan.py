@@ -111,6 +111,18 @@ class Plan:
         """Side of the training images, pixels, of the step after `step` finished ones; the same all epoch long."""
         return self.ramp.resolution(self.epoch(step))
 
+    @property
+    def num_graphs(self) -> int:
+        """What a model that is compiled for one shape each time is compiled for: sides, sizes of parts, passes.
+
+        All parts of steps, on all ranks, differ by at most one image. The passes are the training's and, with
+        adversarial training, the attack's and the one that measures it.
+        """
+        sides = {self.ramp.resolution(epoch) for epoch in range(self.epochs)}
+        num_parts = self.steps_per_epoch * self.world_size * self.accumulation_steps
+        sizes = 1 if self.num_images % num_parts == 0 else 2
+        return len(sides) * sizes * (3 if self.adversarial else 1)
+
     def peak_lr_in_words(self) -> str:
         """Return e.g. "0.425 = 1.7 for 4,096 images, scaled to 1,024"."""
         if self.lr_scale == 1:
@@ -182,7 +194,9 @@ def check_norms(config: Config, smallest_part: int, side: int) -> None:
         InputError: a rank has one image in some part of a step, and the last maps are 1 x 1.
     """
     adversarial = config.adversarial
-    images = smallest_part * (2 if adversarial.mode != "off" and adversarial.clean_share else 1)
+    # Clean and adversarial images go through together, but not while the attack takes their own statistics.
+    both = adversarial.mode != "off" and adversarial.clean_share and adversarial.statistics != "train"
+    images = smallest_part * (2 if both else 1)
     if images == 1 and side <= STRIDES[config.model.stem]:
         expected = f"at least 2 images in each part of a step (the last maps of {side} px images are 1 x 1)"
         raise InputError("train.batch_size", expected, f"{config.train.batch_size}, which leaves a part with one")

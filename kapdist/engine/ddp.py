@@ -75,14 +75,6 @@ class DDPEngine:
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(grad_norm, skipped=self.scaler.get_scale() < scale)
 
-    def rehearse(self, images: Tensor) -> None:
-        # DDP fills its first buckets in the order of the parameters, and after the first backward rebuilds them in
-        # the order in which gradients came: from three ranks on sums then round in another way than those before.
-        if self.ranks.world_size > 1:
-            with torch.compiler.set_stance("force_eager"):  # no graph is compiled for this one pass
-                self.backward(self.forward(images).sum())
-            self.optimizer.zero_grad(set_to_none=True)
-
     def sync_buffers(self) -> None:
         broadcast(self.module.buffers(), self.ranks)
 
@@ -99,9 +91,33 @@ class DDPEngine:
         self.scaler.load_state_dict(state["scaler"])
 
 
+class Reached(nn.Module):
+    """A network that, called without images, returns a number whose backward reaches every parameter once."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor | None = None) -> Tensor:
+        if images is not None:
+            return self.network(images)
+        return torch.stack([parameter.sum() for parameter in self.parameters() if parameter.requires_grad]).sum()
+
+
 def wrap(network: nn.Module, ranks: Ranks) -> DistributedDataParallel:
+    """Return DDP around a network, its buckets in the order that they keep.
+
+    After its first backward DDP cuts buckets anew, in the order in which gradients arrived, and from three ranks on
+    a sum depends on a gradient's place in its bucket: the first step of a process would add in another order than
+    all others, and a run that is resumed would have other bits. So the first backward is one that no step needs: it
+    goes through no layer, so it draws nothing and no norm counts it, and parameters arrive last first, which is
+    about the order of a real one. Its gradients are dropped.
+    """
     device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
-    return DistributedDataParallel(network, device_ids=device_ids, gradient_as_bucket_view=True)
+    wrapped = DistributedDataParallel(Reached(network), device_ids=device_ids, gradient_as_bucket_view=True)
+    wrapped().backward()
+    wrapped.zero_grad(set_to_none=True)
+    return wrapped
 
 
 def clip(module: nn.Module, max_norm: float) -> Tensor:

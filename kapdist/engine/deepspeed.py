@@ -79,9 +79,6 @@ class DeepSpeedEngine:
         self.begins_step = True
         return self.update.step(measure)
 
-    def rehearse(self, images: Tensor) -> None:
-        """Its buckets stay those of its start: there is nothing to rehearse."""
-
     def sync_buffers(self) -> None:
         broadcast(self.module.buffers(), self.ranks)
 

@@ -50,14 +50,6 @@ class Engine(Protocol):
         """
         ...
 
-    def rehearse(self, images: Tensor) -> None:
-        """Take the engine to where every later step finds it, by a backward whose gradients are thrown away.
-
-        So the order in which ranks are added up is the same from the first step on, and after a resume. Every rank
-        calls it once, before the first step, with the model in a mode in which a pass changes nothing.
-        """
-        ...
-
     def sync_buffers(self) -> None:
         """Give every rank the buffers (norm statistics) of rank 0."""
         ...

@@ -44,5 +44,5 @@ def _is_strided(conv: nn.Conv2d) -> bool:
 
 
 @functools.cache
-def _guarded(kind: Any) -> Any:
+def _guarded(kind: type[nn.Conv2d]) -> Any:
     return type(f"PixelsFirst{kind.__name__}", (_PixelsFirst, kind), {})

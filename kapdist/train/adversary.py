@@ -85,7 +85,7 @@ class Adversary:
             return part.loss(self.engine.forward_alone(images), self.config.optim.label_smoothing)
 
         ball, settings = self.ball(part, step), self.settings
-        with self.mode(step):
+        with self.mode(step), frozen(self.engine.module):
             points = pgd(loss_of, ball, part.adversarial, settings.step_size(step), settings.steps)
         return part._replace(adversarial=points)
 
@@ -147,6 +147,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Ask for no gradient of a parameter: compiled code works out all that may be asked for, wanted or not."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_()
 
 
 @contextlib.contextmanager

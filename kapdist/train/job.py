@@ -17,6 +17,7 @@ from kapdist import kap
 from kapdist.config import Config
 from kapdist.data import BetonInfo, Loader, check_labels, chosen_backend, open_beton
 from kapdist.engine import ENGINES, Engine, Ranks
+from kapdist.engine.compiling import make_room
 from kapdist.engine.ddp import broadcast
 from kapdist.environment import memory_bytes
 from kapdist.errors import InputError
@@ -27,7 +28,7 @@ from kapdist.plan import Plan, Room, make_plan
 from kapdist.rng import derive_seed
 from kapdist.rundir import RunDir, weights_sha256
 from kapdist.train import checkpoint
-from kapdist.train.adversary import Adversary, evaluating
+from kapdist.train.adversary import Adversary
 from kapdist.train.attempt import Attempt
 from kapdist.train.batches import InputNoise
 from kapdist.train.best import BestWeights
@@ -85,6 +86,8 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
     model = ranks.together(lambda: initial_model(config, ranks))
     ema = make_ema(model, config.optim)  # a copy of the model before an engine has its hooks in it
     optimizer = make_optimizer(model, config.optim)
+    if config.engine.compile:
+        make_room(plan.num_graphs)
     engine = ENGINES[config.engine.name](model, optimizer, config.engine, ranks, config.optim.clip_grad_norm)
     job = Job(
         config=config,
@@ -106,17 +109,8 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
         stop=stop,
         watchdog=watchdog,
     )
-    rehearse(job)
     ranks.from_first(lambda: settle(job, this))
     return job
-
-
-def rehearse(job: Job) -> None:
-    """Let the engine find its final form before the first step, in a pass that draws and changes nothing."""
-    side = job.plan.ramp.first
-    images = torch.zeros(1, 3, side, side, device=job.ranks.device)
-    with kap.noise(job.engine.module, "off"), evaluating(job.engine.module):
-        job.engine.rehearse(images)
 
 
 def settle(job: Job, this: Attempt) -> None:

@@ -1,0 +1,32 @@
+"""torch.compile keeps a graph for each shape and mode, up to a limit: past it a model runs uncompiled."""
+
+from __future__ import annotations
+
+import logging
+
+import torch._dynamo
+
+log = logging.getLogger(__name__)
+THEIRS = logging.getLogger("torch._dynamo.convert_frame")
+
+
+def make_room(graphs: int) -> None:
+    """Let torch.compile keep this many graphs of a model, and say in the run's log should it need more after all.
+
+    Torch's limit is 8, and its word on it goes to standard error alone. It is never lowered here.
+    """
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, graphs)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, graphs)
+    if not any(isinstance(handler, SaysIt) for handler in THEIRS.handlers):
+        THEIRS.addHandler(SaysIt(logging.WARNING))
+
+
+class SaysIt(logging.Handler):
+    """Passes on that the limit was met: from then on new shapes run at the speed of a model that is not compiled."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "recompile_limit" in message:
+            first = message.partition("\n")[0]
+            log.warning("torch.compile keeps no more graphs, new shapes run uncompiled from now on: %s", first)
