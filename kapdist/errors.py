@@ -1,4 +1,4 @@
-"""The two kinds of failure: the user's input (exit code 2, one line), and everything else (exit code 1)."""
+"""The kinds of failure: the user's input (exit code 2, one line), and everything else (exit code 1)."""
 
 RESUME = 75  # exit code of a run that was asked to stop and saved: sysexits' EX_TEMPFAIL, "try again"
 
@@ -12,3 +12,7 @@ class InputError(ValueError):
 
     def __init__(self, place: object, expected: str, found: str) -> None:
         super().__init__(f"{place}: expected {expected}, found {found}")
+
+
+class TransientError(RuntimeError):
+    """What was waited for outside of this process did not come, and another start may mend it: one line, exit 1."""

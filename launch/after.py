@@ -15,6 +15,7 @@ from kapdist.rundir import AttackDir, RunDir, write_atomic
 from kapdist.sharding import chunks_and_costs, chunks_of, finished_chunks
 from launch import slurm
 from launch.cluster import ClusterConfig, load_cluster
+from launch.died import tell_deaths
 from launch.restarts import End, Restarts, Verdict, verdict
 
 CLUSTER = "cluster.yaml"
@@ -22,6 +23,7 @@ CLUSTER = "cluster.yaml"
 
 def after_training(run: RunDir, code: int, cluster: ClusterConfig, job: str | None) -> Verdict:
     """Note how a start of a training ended; FAILED stays, or appears, only if there is no other start."""
+    tell_deaths(run, code)
     ends = Restarts(run.slurm / "ends.jsonl").add(End(code, newest_step(run), job, first_line(run.failed)))
     what, why = verdict(ends, run.done.exists(), cluster)
     if what == "again" and run.failed.exists():

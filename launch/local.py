@@ -14,6 +14,7 @@ from kapdist.errors import RESUME
 from kapdist.rundir import RunDir
 from launch.after import after_training
 from launch.cluster import ClusterConfig
+from launch.died import say_deaths
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 30.0
@@ -91,4 +92,5 @@ class LocalJob:
                 break
             time.sleep(POLL_SECONDS)
         codes = [rank.poll() for rank in ranks]
+        say_deaths(codes)
         return max(1 if code is None else code if code >= 0 else 128 - code for code in codes)

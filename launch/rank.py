@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from kapdist.errors import InputError, StoppedError
+from kapdist.errors import InputError, StoppedError, TransientError
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,9 @@ def run_as_command(work: Callable[[], None]) -> None:
     except InputError as error:
         print(f"kapdist: {error}", file=sys.stderr)
         sys.exit(2)
+    except TransientError as error:
+        print(f"kapdist: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def leave(number: int, frame: FrameType | None) -> None:

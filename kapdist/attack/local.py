@@ -21,6 +21,7 @@ from kapdist.attack.plan import AttackPlan
 from kapdist.attack.planning import attack_dir_of, write_new_plan
 from kapdist.attack.summary import Summary
 from kapdist.config import AttackConfig
+from kapdist.ends import cause_in, fatal_file, killed_by
 from kapdist.errors import InputError
 from kapdist.progress import Progress
 from kapdist.rundir import AttackDir, locked
@@ -136,7 +137,11 @@ def fail(attack: AttackDir, shard: int, code: int) -> NoReturn:
     if code == 2 and lines:
         raise InputError(log, "a shard that can run", lines[-1])
     last = "\n".join(f"  {line}" for line in lines[-LOG_LINES:])
-    raise RuntimeError(f"shard {shard} ended with exit code {code}; the last lines of {log}:\n{last}")
+    how = f"ended with exit code {code}"
+    if name := killed_by(code):
+        stacks = fatal_file(attack.logs, shard)
+        how = f"died of {name}" + (f" (stacks in {stacks})" if cause_in(stacks) else "")
+    raise RuntimeError(f"shard {shard} {how}; the last lines of {log}:\n{last}")
 
 
 def end(children: list[subprocess.Popen[bytes]]) -> None:

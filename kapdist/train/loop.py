@@ -15,7 +15,7 @@ from kapdist.data import Batch
 from kapdist.engine import StepResult, join
 from kapdist.rundir import write_atomic
 from kapdist.train.adversary import Adversary, Part
-from kapdist.train.attempt import attempt
+from kapdist.train.attempt import apart_is_failure, attempt
 from kapdist.train.batches import training_batches
 from kapdist.train.clock import Clock
 from kapdist.train.job import Job, export_weights, poll, prepare, resume, save, validate
@@ -34,7 +34,7 @@ def train(config: Config) -> None:
     Raises:
         StoppedError: a signal asked for it; all ranks have saved.
     """
-    with join(config.engine) as ranks, attempt(config, ranks) as this:
+    with apart_is_failure(config), join(config.engine) as ranks, attempt(config, ranks) as this:
         if this.run.done.exists():
             log.info("%s is done: %s", this.run.root, this.run.done.read_text().strip())
         else:

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from kapdist.ends import cause_in, fatal_file
 from kapdist.engine import Ranks
 from kapdist.errors import InputError, StoppedError
 from kapdist.rundir import write_atomic
@@ -103,6 +104,12 @@ class Watchdog:
         gone = [rank for rank in others if before[rank] and self.written(rank) == before[rank]]
         if gone:
             reason = f"rank {', '.join(map(str, gone))} is gone: no sign of life since this rank's error"
+            died = [
+                f"rank {rank} died of {cause}"
+                for rank in gone
+                if (cause := cause_in(fatal_file(self.folder, rank)))
+            ]
+            reason = "; ".join([*died, reason])
             log.error(reason)
             write_atomic(self.failed, reason + "\n")
 

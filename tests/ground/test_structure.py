@@ -14,6 +14,7 @@ GROUND = {
     "config_adversarial",
     "config_evaluation",
     "configfile",
+    "ends",
     "environment",
     "epsilon",
     "errors",
