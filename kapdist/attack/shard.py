@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import kapdist.attack.images as images_of
 from kapdist.attack.chunk import attack_chunk
+from kapdist.attack.devices import device_kind
 from kapdist.attack.model import load_model
 from kapdist.attack.plan import PACKAGES, AttackPlan, read_plan, run_of
-from kapdist.attack.planning import device_kind
 from kapdist.attack.records import chunk_table, is_done, write_table
 from kapdist.ends import fatal_file, stacks_at_death
 from kapdist.environment import package_versions

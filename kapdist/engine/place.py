@@ -26,8 +26,8 @@ def place_from(environ: Mapping[str, str]) -> Place:
     """
     if "RANK" in environ:
         return checked(environ, "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    # A batch script has SLURM_PROCID too, but only srun starts a step. SLURM_NTASKS is the allocation's in the shell
-    # that salloc opens (use_interactive_step), which is a step of one task.
+    # A batch script has SLURM_PROCID too, but only srun starts a step. In the shell that salloc opens under
+    # use_interactive_step, a step of one task, SLURM_NTASKS is the allocation's.
     if "SLURM_STEP_ID" in environ:
         size = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
         on_nodes = environ.get("SLURM_STEP_TASKS_PER_NODE", environ.get("SLURM_TASKS_PER_NODE", "1"))

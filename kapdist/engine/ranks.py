@@ -26,6 +26,19 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What all ranks were asked, on its way; every rank must wait for it before it leaves."""
+
+    value: torch.Tensor
+    work: dist.Work | None
+
+    def wait(self) -> bool:
+        if self.work is not None:
+            self.work.wait()
+        return bool(self.value)
+
+
+@dataclass(frozen=True)
 class Ranks:
     """This process among the ranks of the job. One process alone is rank 0 of 1 and never waits."""
 
@@ -65,6 +78,13 @@ class Ranks:
         value = torch.tensor(int(flag))
         dist.all_reduce(value, dist.ReduceOp.MAX, group=self.control)
         return bool(value)
+
+    def start_any(self, flag: bool) -> Answer:
+        """Begin to ask whether the flag is set on any rank; the answer travels while this rank goes on."""
+        value = torch.tensor(int(flag))
+        if self.world_size == 1:
+            return Answer(value, None)
+        return Answer(value, dist.all_reduce(value, dist.ReduceOp.MAX, group=self.control, async_op=True))
 
     def gather(self, value: T) -> list[T]:
         """Return every rank's value, in the order of ranks."""
@@ -197,7 +217,8 @@ def refuse_shared_gpus(ranks: Ranks, store: dist.Store, timeout: timedelta) -> N
     sharing = sharers([gpu.decode() for gpu in all_of_them])
     if sharing and ranks.rank == sharing[0]:
         expected = f"a GPU for each of the {ranks.local_world_size} ranks of a node"
-        found = f"ranks {', '.join(map(str, sharing))} on one of the {torch.cuda.device_count()} that rank {ranks.rank} sees"
+        seen = f"one of the {torch.cuda.device_count()} that rank {ranks.rank} sees"
+        found = f"ranks {', '.join(map(str, sharing))} on {seen}"
         raise InputError("engine.device", expected, found)
     if sharing:
         raise SystemExit(2)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from kapdist.config import Config
 from kapdist.ends import deaths, end_of, fatal_file, say_end, stacks_at_death
 from kapdist.engine import Ranks
@@ -41,7 +43,7 @@ def attempt(config: Config, ranks: Ranks) -> Iterator[Attempt]:
     """
     run = RunDir(config.runs_dir / config.name)
     with contextlib.ExitStack() as stack:
-        number, before = ranks.from_first(lambda: begin(run, config, stack))
+        number, before = ranks.from_first(lambda: begin(run, config, stack, kind_of(ranks)))
         stack.enter_context(rank_log(run, number, ranks))
         if before:
             log.warning("%s", before)
@@ -87,7 +89,7 @@ def apart_is_failure(config: Config) -> Iterator[None]:
         raise
 
 
-def begin(run: RunDir, config: Config, stack: contextlib.ExitStack) -> tuple[int, str]:
+def begin(run: RunDir, config: Config, stack: contextlib.ExitStack, device: str) -> tuple[int, str]:
     """Claim and lock the directory, count the attempt, write down what it runs on; rank 0 only.
 
     Returns: the attempt's number, and what the one before died of, "" where it said so itself.
@@ -99,8 +101,13 @@ def begin(run: RunDir, config: Config, stack: contextlib.ExitStack) -> tuple[int
     before = died(run, number - 1)
     run.rank_log(number, 0).parent.mkdir(parents=True)
     run.failed.unlink(missing_ok=True)
-    write_json(run.environment, environment())
+    write_json(run.environment, environment() | {"device": device})
     return number, before
+
+
+def kind_of(ranks: Ranks) -> str:
+    """Return "cpu", or the name of the GPU that this rank has."""
+    return torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
 
 
 def died(run: RunDir, number: int) -> str:

@@ -149,7 +149,7 @@ def make_loader(config: Config, info: BetonInfo, ranks: Ranks, plan: Plan | None
         config.data,
         training=training,
         seed=config.seed,
-        max_batch_size=-(-train.batch_size // ranks.world_size) if training else train.eval_batch_size,
+        max_batch_size=plan.largest_part if plan else train.eval_batch_size,
         device=ranks.device,
         num_workers=config.data.workers or ranks.cpus,
         channels_last=config.engine.channels_last,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from kapdist.config import Config
+from kapdist.config import Config, check_limits
 from kapdist.data import Batch
 from kapdist.engine import StepResult, join
 from kapdist.rundir import write_atomic
@@ -34,6 +34,7 @@ def train(config: Config) -> None:
     Raises:
         StoppedError: a signal asked for it; all ranks have saved.
     """
+    check_limits(config)
     with apart_is_failure(config), join(config.engine) as ranks, attempt(config, ranks) as this:
         if this.run.done.exists():
             log.info("%s is done: %s", this.run.root, this.run.done.read_text().strip())

@@ -115,7 +115,7 @@ def test_ranks_that_wait_in_vain_may_be_started_again(
 ) -> None:
     """A rank 0 that comes later than the limit, or has gone: nothing is wrong with the input."""
     path = tmp_path / "meeting.json"
-    with pytest.raises(TransientError, match="rank 0 left no address in .*meeting.json within 0.3 s"):
+    with pytest.raises(TransientError, match=r"rank 0 left no address in .*meeting\.json within 0.3 s"):
         look_up(path, 2, SOON)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
