@@ -87,7 +87,7 @@ def cgroup_memory(root: Path) -> list[int]:
             elif "memory" in controllers.split(","):
                 files += [mount / "memory" / level / "memory.limit_in_bytes" for level in levels]
     limits = []
-    for file in files:
+    for file in dict.fromkeys(files):
         with contextlib.suppress(OSError, ValueError):  # no such cgroup, or "max"
             limits.append(int(file.read_text()))
     return limits
