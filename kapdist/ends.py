@@ -25,6 +25,7 @@ FAULTS = {
     "Floating point exception": "SIGFPE",
     "Illegal instruction": "SIGILL",
 }
+DIED = "died of"
 OUTRIGHT = "SIGKILL, as when memory runs out, or its machine is gone"
 
 
@@ -52,7 +53,7 @@ def stacks_at_death(path: Path) -> Iterator[None]:
 def deaths(folder: Path) -> list[str]:
     """Say of each rank that left its file behind what it died of; those that left stacks first."""
     found = {path: cause_in(path) for path in sorted(folder.glob("fatal-*.txt"), key=rank_of)}
-    told = [f"rank {rank_of(path)} died of {cause} (stacks in {path})" for path, cause in found.items() if cause]
+    told = [f"rank {rank_of(path)} {DIED} {cause} (stacks in {path})" for path, cause in found.items() if cause]
     silent = [str(rank_of(path)) for path, cause in found.items() if not cause]
     if silent and not told:
         return [f"rank {', '.join(silent)} ended without a word ({OUTRIGHT})"]

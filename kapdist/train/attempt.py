@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from kapdist.config import Config
-from kapdist.ends import deaths, end_of, fatal_file, say_end, stacks_at_death
+from kapdist.ends import DIED, deaths, end_of, fatal_file, say_end, stacks_at_death
 from kapdist.engine import Ranks
 from kapdist.environment import environment
 from kapdist.errors import InputError, StoppedError, TransientError
@@ -114,7 +114,9 @@ def died(run: RunDir, number: int) -> str:
     """Say what an attempt died of that could not say so itself, and note it in its folder."""
     folder = run.rank_log(number, 0).parent
     causes = deaths(folder)
-    if not causes or end_of(folder):
+    if end_of(folder):  # of a rank that only saw another leave, or ended those that had not died
+        causes = [cause for cause in causes if DIED in cause]
+    if not causes:
         return ""
     say_end(folder, "; ".join(causes))
     return f"attempt {number}: {'; '.join(causes)}"
