@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kapdist.errors import RESUME, InputError, StoppedError
+from kapdist.errors import RESUME, InputError, StoppedError, TransientError
 
 app = typer.Typer(
     help="Train Kernel Average Pooling ResNets over many nodes, attack them in shards, believe the number.",
@@ -350,6 +350,9 @@ def main() -> None:
     except InputError as error:
         tell(error)
         sys.exit(2)
+    except TransientError as error:
+        print(f"kapdist: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def output(place: Path) -> AbstractContextManager[None]:

@@ -16,6 +16,7 @@ from kapdist.config_attack import AttackedModelConfig as AttackedModelConfig
 from kapdist.config_attack import AttackName as AttackName
 from kapdist.config_attack import CorruptionsConfig as CorruptionsConfig
 from kapdist.config_attack import SanityConfig as SanityConfig
+from kapdist.errors import InputError
 from kapdist.fields import Name, Natural, NonNegative, Positive, Probability, Side
 from kapdist.section import Section
 
@@ -50,7 +51,7 @@ class DataConfig(Section):
     cutout: Annotated[int, Field(ge=0, le=2048)] = 0
     """Blacken a square of this side, pixels, at a random place of training images; 0 does not (DeVries 2017)."""
     backend: Literal["auto", "ffcv", "torch"] = "auto"
-    """What decodes: ffcv, or torch's DataLoader with simplejpeg (the same crops, somewhat slower); auto takes ffcv
+    """What decodes: ffcv, or simplejpeg in threads, called torch (the same crops, somewhat slower); auto takes ffcv
     where it can be imported."""
     decode: Literal["full", "reduced"] = "full"
     """Training JPEGs: full decodes all pixels, as FFCV does; reduced, which is faster, decodes at 1/2, 1/4 or 1/8
@@ -185,7 +186,8 @@ class TrainConfig(Section):
     checkpoint_every_minutes: NonNegative = 10.0
     """Checkpoint after so many minutes; 0 leaves it to the steps."""
     stall_minutes: Positive = 10.0
-    """Longest time without progress of any rank before the attempt ends and names the rank."""
+    """Longest time without progress of any rank before the attempt ends and names the rank; less than
+    engine.timeout_minutes, or the others would end first, of having waited for it."""
     keep_checkpoints: Natural = 2
     """Newest checkpoints kept."""
     log_every_steps: Natural = 20
@@ -215,8 +217,8 @@ class EngineConfig(Section):
     """torch.compile the model."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads per rank; 0 divides the CPUs that this process may use among the ranks of the node."""
-    timeout_minutes: Positive = 10.0
-    """Longest wait of one rank for the others."""
+    timeout_minutes: Positive = 15.0
+    """Longest wait of one rank for the others; more than train.stall_minutes."""
 
     @model_validator(mode="after")
     def zero_goes_with_deepspeed(self) -> EngineConfig:
@@ -247,6 +249,17 @@ class Config(Section):
         if not self.train.checkpoint_every_steps and not self.train.checkpoint_every_minutes:
             raise ValueError("train.checkpoint_every_steps or train.checkpoint_every_minutes above 0")
         return self
+
+
+def check_limits(config: Config) -> None:
+    """Refuse limits under which a rank that stops would not be named.
+
+    Not part of the config's own checks: configs of finished runs are read, whatever limits they were trained under.
+    """
+    stall, timeout = config.train.stall_minutes, config.engine.timeout_minutes
+    if stall >= timeout:
+        expected = f"less than engine.timeout_minutes = {timeout:g}, so that the rank that stops is named first"
+        raise InputError("train.stall_minutes", expected, f"{stall:g}")
 
 
 # What may differ when a run is continued: it decides how fast the run goes and what it says, not what it learns

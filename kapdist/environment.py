@@ -10,7 +10,8 @@ import platform
 import socket
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kapdist.cpus import cpus_of_one
@@ -43,17 +44,51 @@ def usable_cpus(processes: int = 1) -> int:
 
 
 def memory_bytes() -> int:
-    """Return the memory that this job may use on this node: the machine's, Slurm's or the cgroup's.
+    """Return the memory that this job may use on this node: the machine's, Slurm's or that of a cgroup around it.
 
     The page cache counts against a cgroup's limit too.
     """
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    if megabytes := os.environ.get("SLURM_MEM_PER_NODE", ""):
-        limits += [int(megabytes) << 20] if megabytes.isdecimal() and int(megabytes) else []
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *slurm_memory(os.environ), *cgroup_memory(Path("/"))])
+
+
+def slurm_memory(environ: Mapping[str, str]) -> list[int]:
+    """Return what Slurm gives the job on this node, bytes: by node, by CPU or by GPU; none if it does not say."""
+    each = (
+        ("SLURM_MEM_PER_NODE", None),
+        ("SLURM_MEM_PER_CPU", "SLURM_CPUS_ON_NODE"),
+        ("SLURM_MEM_PER_GPU", "SLURM_GPUS_ON_NODE"),
+    )
+    limits = []
+    for name, times in each:
+        megabytes, count = environ.get(name, ""), environ.get(times, "") if times else "1"
+        if megabytes.isdecimal() and count.isdecimal() and int(megabytes) * int(count):  # 0 is all of the node's
+            limits.append((int(megabytes) * int(count)) << 20)
+    return limits
+
+
+def cgroup_memory(root: Path) -> list[int]:
+    """Return the memory limits of this process's cgroup and of all around it, bytes; both versions of cgroups.
+
+    Args:
+        root: of the file system, "/".
+    """
+    mount = root / "sys/fs/cgroup"
+    files = [mount / "memory.max", mount / "memory/memory.limit_in_bytes"]
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            number, controllers, path = line.split(":", 2)
+            inner = PurePosixPath(path.lstrip("/"))
+            levels = [level for level in (inner, *inner.parents) if ".." not in level.parts]
+            if number == "0" and not controllers:
+                files += [mount / level / "memory.max" for level in levels]
+            elif "memory" in controllers.split(","):
+                files += [mount / "memory" / level / "memory.limit_in_bytes" for level in levels]
+    limits = []
+    for file in dict.fromkeys(files):
         with contextlib.suppress(OSError, ValueError):  # no such cgroup, or "max"
-            limits.append(int(Path(path).read_text()))
-    return min(limits)
+            limits.append(int(file.read_text()))
+    return limits
 
 
 def package_versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:

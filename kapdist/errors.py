@@ -1,4 +1,4 @@
-"""The two kinds of failure: the user's input (exit code 2, one line), and everything else (exit code 1)."""
+"""The kinds of failure: the user's input (exit code 2, one line), and everything else (exit code 1)."""
 
 RESUME = 75  # exit code of a run that was asked to stop and saved: sysexits' EX_TEMPFAIL, "try again"
 
@@ -16,3 +16,7 @@ class InputError(ValueError):
 
 class LockedError(InputError):
     """Somebody else is at work where this process wants to; that is no fault of the run's, and passes."""
+
+
+class TransientError(RuntimeError):
+    """What was waited for outside of this process did not come, and another start may mend it: one line, exit 1."""

@@ -98,6 +98,14 @@ class Plan:
         """Positions in the epoch's order that one rank takes of the step's batch."""
         return part(self.batch(step), rank, self.world_size)
 
+    @property
+    def largest_part(self) -> int:
+        """Most images that a rank takes through the model at a time."""
+        largest = self.num_images
+        for pieces in (self.steps_per_epoch, self.world_size, self.accumulation_steps):
+            largest = -(-largest // pieces)
+        return largest
+
     def lr(self, step: int) -> float:
         """Learning rate of the step after `step` finished ones: linear to the peak, then down to zero."""
         if step < self.warmup_steps:

@@ -20,6 +20,7 @@ from kapdist.rundir import AttackDir, RunDir, write_atomic
 from kapdist.sharding import chunks_and_costs, chunks_of, finished_chunks
 from launch import jobs, slurm
 from launch.cluster import ClusterConfig, load_cluster
+from launch.died import tell_deaths
 from launch.planned import plan_stands
 from launch.restarts import HELD, End, Restarts, Verdict, verdict
 
@@ -35,7 +36,11 @@ def after_training(run: RunDir, code: int, cluster: ClusterConfig, job: str | No
     Where somebody else is at work by now, DONE and FAILED are theirs.
     """
     code, reason = unless_held(run.lock, code, first_line(run.failed))
-    ends = Restarts(run.slurm / "ends.jsonl").add(End(code, newest_step(run), job, reason))
+    if code != HELD:
+        tell_deaths(run, code)
+    ends = Restarts(run.slurm / "ends.jsonl").add(
+        End(code, newest_step(run), job, reason or first_line(run.failed))
+    )
     what, why = verdict(ends, run.done.exists(), cluster)
     if what == "again" and code != HELD and run.failed.exists():
         run.failed.rename(run.attempts / str(run.last_attempt()) / "FAILED")  # not the last word

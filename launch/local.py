@@ -16,6 +16,7 @@ from kapdist.rundir import RunDir
 from kapdist.signals import heard
 from launch.after import after_training
 from launch.cluster import ClusterConfig
+from launch.died import say_deaths
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 30.0
@@ -101,4 +102,5 @@ class LocalJob:
                 break
             time.sleep(POLL_SECONDS)
         codes = [rank.poll() for rank in ranks]
+        say_deaths(codes)
         return max(1 if code is None else code if code >= 0 else 128 - code for code in codes)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from kapdist.errors import InputError, LockedError, StoppedError
+from kapdist.errors import InputError, LockedError, StoppedError, TransientError
 from kapdist.signals import ASK, heard
 from launch.restarts import HELD
 
@@ -112,6 +112,9 @@ def run_as_command(work: Callable[[], None]) -> None:
     except InputError as error:
         print(f"kapdist: {error}", file=sys.stderr)
         sys.exit(2)
+    except TransientError as error:
+        print(f"kapdist: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def leave(number: int, frame: FrameType | None) -> None:

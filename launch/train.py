@@ -14,7 +14,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import argparse
 import shlex
 
-from kapdist.config import Config
+from kapdist.config import Config, check_limits
 from kapdist.configfile import dump_config, load_config
 from kapdist.errors import InputError
 from kapdist.lock import check_free
@@ -34,6 +34,7 @@ def main() -> None:
     words, cluster_words = split_words(arguments.words)
     config = load_config(Config, arguments.config, words)
     cluster = load_cluster(arguments.cluster, cluster_words)
+    check_limits(config)
     run = RunDir((config.runs_dir / config.name).absolute())
     if arguments.dry_run:
         print(dry_run(run, config, cluster))

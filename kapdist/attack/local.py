@@ -16,11 +16,13 @@ from typing import NoReturn
 
 import polars as pl
 
+from kapdist.attack.devices import own_gpu
 from kapdist.attack.merge import merge_chunks
 from kapdist.attack.plan import AttackPlan
 from kapdist.attack.planning import attack_dir_of, write_new_plan
 from kapdist.attack.summary import Summary
 from kapdist.config import AttackConfig
+from kapdist.ends import cause_in, fatal_file, killed_by
 from kapdist.errors import InputError
 from kapdist.lock import locked
 from kapdist.progress import Progress
@@ -59,7 +61,7 @@ def run_shards(attack: AttackDir, plan: AttackPlan, config: AttackConfig) -> Non
     children: list[subprocess.Popen[bytes]] = []
     try:
         for shard in range(num_shards):
-            children.append(start_shard(attack, shard, num_shards, plan.threads))
+            children.append(start_shard(attack, shard, num_shards, plan))
         with Progress(f"{plan.run}/{plan.name}", plan.num_chunks) as progress:
             watch(attack, children, progress, deadline, Tally(attack).count)
     finally:
@@ -70,13 +72,14 @@ def shard_command(attack: AttackDir, shard: int, num_shards: int) -> list[str]:
     return [sys.executable, "-m", "kapdist.attack", str(attack.root), str(shard), str(num_shards)]
 
 
-def start_shard(attack: AttackDir, shard: int, num_shards: int, threads: int) -> subprocess.Popen[bytes]:
-    return start_child(attack, shard, shard_command(attack, shard, num_shards), threads)
+def start_shard(attack: AttackDir, shard: int, num_shards: int, plan: AttackPlan) -> subprocess.Popen[bytes]:
+    return start_child(attack, shard, shard_command(attack, shard, num_shards), plan)
 
 
-def start_child(attack: AttackDir, shard: int, command: list[str], threads: int) -> subprocess.Popen[bytes]:
+def start_child(attack: AttackDir, shard: int, command: list[str], plan: AttackPlan) -> subprocess.Popen[bytes]:
+    """Start a process with the plan's threads and, where the plan is for GPUs, one of this machine's."""
     attack.logs.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    environment = os.environ | {"OMP_NUM_THREADS": str(plan.threads)} | own_gpu(plan.device, shard)
     with attack.shard_log(shard).open("wb") as log:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
 
@@ -138,7 +141,11 @@ def fail(attack: AttackDir, shard: int, code: int) -> NoReturn:
     if code == 2 and lines:
         raise InputError(log, "a shard that can run", lines[-1])
     last = "\n".join(f"  {line}" for line in lines[-LOG_LINES:])
-    raise RuntimeError(f"shard {shard} ended with exit code {code}; the last lines of {log}:\n{last}")
+    how = f"ended with exit code {code}"
+    if name := killed_by(code):
+        stacks = fatal_file(attack.logs, shard)
+        how = f"died of {name}" + (f" (stacks in {stacks})" if cause_in(stacks) else "")
+    raise RuntimeError(f"shard {shard} {how}; the last lines of {log}:\n{last}")
 
 
 def end(children: list[subprocess.Popen[bytes]]) -> None:

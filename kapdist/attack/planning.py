@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 import kapdist.attack.images as images_of
 from kapdist.attack.balance import chunk_costs
 from kapdist.attack.ball import vacuous_eps
@@ -15,6 +13,7 @@ from kapdist.attack.classifier import (
     check_evaluation_mode,
     noise_differs_by_row,
 )
+from kapdist.attack.devices import device_kind, refuse_auto_elsewhere
 from kapdist.attack.images import ImageSet
 from kapdist.attack.model import (
     factory_sha256,
@@ -41,9 +40,10 @@ def plan_attack(run: Path, config: AttackConfig) -> AttackPlan:
 
     Raises:
         InputError: the model cannot be attacked, there are too few images, another plan is there, or somebody
-            else is at work in the directory.
+            else is at work in the directory; device=auto would fix the CPU for a run trained on a GPU.
     """
     attack = attack_dir_of(run, config)
+    refuse_auto_elsewhere(run, config)
     with locked(attack.lock):
         return write_new_plan(run, config, attack)
 
@@ -216,19 +216,6 @@ def resolve_threads(config: AttackConfig, attack: AttackDir) -> int:
     if config.threads == 0 and attack.plan.exists():
         return read_plan(attack).threads
     return config.threads or usable_cpus(config.num_shards)
-
-
-def device_kind(device: str) -> str:
-    """Return "cpu", or the name of this machine's GPU.
-
-    Raises:
-        InputError: a GPU is asked for and there is none.
-    """
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        return "cpu"
-    if not torch.cuda.is_available():
-        raise InputError("device=cuda", "a CUDA device", "none")
-    return torch.cuda.get_device_name()
 
 
 def notes_on_noise(config: AttackConfig, draws: int) -> list[str]:

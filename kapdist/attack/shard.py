@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 import kapdist.attack.images as images_of
 from kapdist.attack.chunk import attack_chunk
+from kapdist.attack.devices import device_kind
 from kapdist.attack.model import load_model
 from kapdist.attack.plan import PACKAGES, AttackPlan, read_plan, run_of
-from kapdist.attack.planning import device_kind
 from kapdist.attack.records import chunk_table, is_done, write_table
+from kapdist.ends import fatal_file, stacks_at_death
 from kapdist.environment import package_versions
 from kapdist.errors import InputError
 from kapdist.progress import Progress
@@ -38,9 +39,10 @@ def run_shard(attack_dir: Path, shard: int, num_shards: int) -> None:
     todo = [chunk for chunk in mine if not is_done_with_images(attack, plan, chunk)]
     print(f"shard {shard} of {num_shards}: {len(mine)} chunks, {len(mine) - len(todo)} done already", flush=True)
     if todo:
-        device = settle(plan)
-        model, surrogate = models(plan, run_of(attack), device)
-        work(attack, plan, model, surrogate, todo, device)
+        with stacks_at_death(fatal_file(attack.logs, shard)):
+            device = settle(plan)
+            model, surrogate = models(plan, run_of(attack), device)
+            work(attack, plan, model, surrogate, todo, device)
 
 
 def models(plan: AttackPlan, run: Path, device: torch.device) -> tuple[nn.Module, nn.Module | None]:

@@ -1,4 +1,4 @@
-"""What decodes: FFCV's machinery, or torch's DataLoader where there is no FFCV. The same order, crops and flips."""
+"""What decodes: FFCV's machinery, or simplejpeg where there is no FFCV. The same order, crops and flips."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Decoded(Protocol):
         """Let the memory of a batch be used again, after `event` has happened."""
 
     def close(self) -> None:
-        """End threads and processes of the pass; no longer than the batch that they are at."""
+        """End the threads of the pass; no longer than the batch that they are at."""
 
 
 class Backend(Protocol):

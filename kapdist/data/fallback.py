@@ -1,28 +1,29 @@
-"""The backend without FFCV: simplejpeg in the worker processes of a torch DataLoader.
+"""The backend without FFCV: simplejpeg in the same threads.
 
 It reads the same betons, and shares the jitted crops and resizing with the other backend, so the two differ by
-their builds of libjpeg-turbo alone.
+their builds of libjpeg-turbo alone. Threads, because a process that has threads and CUDA cannot be forked safely;
+simplejpeg and the jitted code let go of the interpreter's lock.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from kapdist.data.backend import Task, valid_batch
+from kapdist.data.backend import Task
 from kapdist.data.checksum import compiled_checksum
 from kapdist.data.errors import DamagedImageError
 from kapdist.data.jit import compiled
+from kapdist.data.passes import Pass
 from kapdist.data.pixels import FULL, JPEG, array_type, crop_window, eighths, render, scaled, types
+from kapdist.data.ring import Ring, Rings
 from kapdist.data.storage import MappedFile
+from kapdist.data.workers import Workers
 from kapdist.errors import InputError
-
-WHOLE = -1  # instead of the id of a damaged image
 
 
 def scale_of(key, image, height, width, crop, centre_ratio, side):  # type: ignore[no-untyped-def]
@@ -51,22 +52,18 @@ def compiled_functions() -> tuple[Callable[..., int], Callable[..., None]]:
     return compiled(scale_of, SCALE), compiled(finish, types.void(array_type(types.uint8, 2, readonly=True), *REST))
 
 
-class Images(Dataset):
-    """The images of a pass: an array of image ids gives (pixels, WHOLE), or which of them is damaged."""
+class Images:
+    """The images of a pass, decoded one by one into memory that is given."""
 
     def __init__(self, task: Task, key: int, side: int) -> None:
         self.task, self.key, self.side = task, key, side
         self.stored = MappedFile(task.info.layout)
 
-    def __getitem__(self, images: np.ndarray) -> tuple[Tensor, int]:
-        out = np.empty((len(images), self.side, self.side, 3), np.uint8)
+    def fill(self, images: np.ndarray, out: np.ndarray) -> None:
+        """Decode images into out, uint8 (batch, side, side, 3)."""
         plain = np.empty(out.shape[1:], np.uint8)
         for image, target in zip(images.tolist(), out, strict=True):
-            try:
-                self.render(image, plain, target)
-            except DamagedImageError as damaged:  # as a value: an exception loses its fields between processes
-                return torch.from_numpy(out), damaged.image
-        return torch.from_numpy(out), WHOLE
+            self.render(image, plain, target)
 
     def render(self, image: int, plain: np.ndarray, out: np.ndarray) -> None:
         recipe, layout = self.task.recipe, self.task.info.layout
@@ -114,46 +111,33 @@ def decode_jpeg(stored: np.ndarray, image: int, rows: int, columns: int) -> np.n
     return decoded.reshape(rows, 3 * columns)
 
 
-class TorchPass:
-    """One pass: a DataLoader whose workers decode a batch each. Batches come in the order asked."""
+class TorchPass(Pass):
+    """One pass: its thread hands the images of a batch to the backend's workers."""
 
-    def __init__(self, task: Task, batches: Sequence[np.ndarray], key: int, side: int) -> None:
-        self.batches = [valid_batch(batch, task.info.num_images, task.max_batch_size) for batch in batches]
-        self.number = 0
-        loader = DataLoader(
-            Images(task, key, side),
-            batch_size=None,
-            sampler=self.batches,
-            num_workers=task.num_workers,
-            prefetch_factor=1 + task.config.batches_ahead // task.num_workers,
-            pin_memory=task.device.type == "cuda",
-            timeout=task.config.timeout_seconds,
-            multiprocessing_context="fork",  # compiled code and tables are there at once, and shared
-        )
-        self.iterator: Iterator[tuple[Tensor, int]] | None = iter(loader)
+    def __init__(
+        self, task: Task, batches: Sequence[np.ndarray], key: int, side: int, workers: Workers, rings: Rings
+    ) -> None:
+        self.images, self.side, self.workers = Images(task, key, side), side, workers
+        info = task.info
+        sizes = {"num_images": info.num_images, "max_batch_size": task.max_batch_size}
+        self.begin(batches, rings, **sizes, name=info.path.name)
 
-    def take(self, timeout_seconds: float) -> tuple[None, np.ndarray, Tensor]:
-        assert self.iterator is not None
-        try:
-            pixels, damaged = next(self.iterator)
-        except RuntimeError as error:
-            if "timed out" in str(error):
-                raise TimeoutError from error
-            raise
-        if damaged != WHOLE:
-            raise DamagedImageError(damaged)
-        self.number += 1
-        return None, self.batches[self.number - 1], pixels
+    def decode(self, number: int, indices: np.ndarray, ring: Ring, slot: int) -> np.ndarray:
+        count, side = len(indices), self.side
+        memory: np.ndarray = ring.memory[slot].numpy()
+        out = memory[: count * side * side * 3].reshape(count, side, side, 3)
+        self.workers.run(lambda worker, where: self.images.fill(indices[where], out[where]), count)
+        return out
 
-    def give_back(self, slot: None, event: torch.cuda.Event | None = None) -> None:
-        return None  # every batch has memory of its own
 
-    def close(self) -> None:
-        self.iterator = None  # the DataLoader ends its workers with it
+def make_ring(task: Task) -> Ring:
+    num_slots = task.config.batches_ahead + 2
+    size = task.max_batch_size * task.largest**2 * 3
+    return Ring(torch.empty(num_slots, size, dtype=torch.uint8, pin_memory=task.device.type == "cuda"), num_slots)
 
 
 class TorchBackend:
-    """Decodes in processes, with simplejpeg.
+    """Decodes in threads of this process, with simplejpeg.
 
     Raises:
         InputError: simplejpeg is not there, or the process cache is asked for.
@@ -166,9 +150,11 @@ class TorchBackend:
             raise InputError("data.backend=torch", "simplejpeg (pip install simplejpeg)", str(error)) from None
         if task.cache == "process":
             raise InputError("data.cache", "page, or auto, with data.backend=torch", "process")
-        self.task = task
+        self.task, self.workers = task, Workers(task.num_workers)
+        weakref.finalize(self, self.workers.close)
+        self.rings = Rings(functools.partial(make_ring, task))
         compiled_functions()
         compiled_checksum()
 
     def start(self, index_batches: Sequence[np.ndarray], key: int, side: int) -> TorchPass:
-        return TorchPass(self.task, index_batches, key, side)
+        return TorchPass(self.task, index_batches, key, side, self.workers, self.rings)

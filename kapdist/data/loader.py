@@ -30,13 +30,13 @@ class Batch(NamedTuple):
 
 
 class Loader:
-    """Decodes the images that it is asked for, in the order asked, by threads or processes of its own.
+    """Decodes the images that it is asked for, in the order asked, by threads of its own.
 
     Args:
         training: apply the config's crop, flip, translation and cut-out; else the whole image, or the centre crop.
         seed: of the augmentation, with the epoch and the image's id.
         max_batch_size: images of the largest batch that will be asked for.
-        num_workers: decoding threads or processes; 0 takes the CPUs that this process may use.
+        num_workers: decoding threads; 0 takes the CPUs that this process may use.
         channels_last: memory format of the images.
         cache: page or process, as the plan says; None takes the config's.
 
@@ -102,6 +102,8 @@ class Loader:
             while under_way:
                 yield self.receive(pass_, *under_way.popleft())
         finally:
+            for slot, _, sent in under_way:  # left early: the device may still be reading
+                pass_.give_back(slot, sent.arrived)
             pass_.close()
 
     def receive(self, pass_: Decoded, slot: Any, indices: np.ndarray, sent: Sent) -> Batch:

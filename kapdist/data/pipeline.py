@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Sequence
 
@@ -9,8 +10,9 @@ import numpy as np
 
 from kapdist.data.backend import Task
 from kapdist.data.decode import Decoder, compiled_decode
-from kapdist.data.epoch import Epoch
+from kapdist.data.epoch import Epoch, make_ring
 from kapdist.data.guard import FFCVLoader, OrderOption, nothing_compiled, torch_threads_kept
+from kapdist.data.ring import Rings
 from kapdist.data.storage import MappedFile, PagedFile, Storage
 from kapdist.data.workers import Workers
 
@@ -25,6 +27,7 @@ class FFCVBackend:
         compiled_decode()
         decoder = Decoder(task.recipe, task.largest, task.info.layout, task.info.checksums, workers)
         self.pipeline = make_pipeline(decoder, task)
+        self.rings = Rings(functools.partial(make_ring, self.pipeline, task.max_batch_size))
 
     def start(self, index_batches: Sequence[np.ndarray], key: int, side: int) -> Epoch:
         info = self.task.info
@@ -34,6 +37,7 @@ class FFCVBackend:
             self.storage(index_batches),
             key,
             side,
+            self.rings,
             num_images=info.num_images,
             max_batch_size=self.task.max_batch_size,
             name=info.path.name,

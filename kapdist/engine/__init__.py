@@ -3,8 +3,8 @@
 from kapdist.engine.ddp import DDPEngine
 from kapdist.engine.deepspeed import DeepSpeedEngine
 from kapdist.engine.protocol import Engine, StepResult
-from kapdist.engine.ranks import Ranks, join
+from kapdist.engine.ranks import Answer, Ranks, join
 
 ENGINES: dict[str, type[DDPEngine] | type[DeepSpeedEngine]] = {"ddp": DDPEngine, "deepspeed": DeepSpeedEngine}
 
-__all__ = ["ENGINES", "DDPEngine", "DeepSpeedEngine", "Engine", "Ranks", "StepResult", "join"]
+__all__ = ["ENGINES", "Answer", "DDPEngine", "DeepSpeedEngine", "Engine", "Ranks", "StepResult", "join"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Callable, Iterator, Mapping
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
@@ -17,12 +18,26 @@ from kapdist.config import EngineConfig
 from kapdist.engine.contained import forget_groups
 from kapdist.engine.loopback import refuse_loopback
 from kapdist.engine.numerics import computing
-from kapdist.engine.rendezvous import meeting
+from kapdist.engine.place import place_from
+from kapdist.engine.rendezvous import in_words, meeting
 from kapdist.environment import usable_cpus
-from kapdist.errors import InputError
+from kapdist.errors import InputError, StoppedError, TransientError
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What all ranks were asked, on its way; every rank must wait for it before it leaves."""
+
+    value: torch.Tensor
+    work: dist.Work | None
+
+    def wait(self) -> bool:
+        if self.work is not None:
+            self.work.wait()
+        return bool(self.value)
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,13 @@ class Ranks:
         dist.all_reduce(value, dist.ReduceOp.MAX, group=self.control)
         return bool(value)
 
+    def start_any(self, flag: bool) -> Answer:
+        """Begin to ask whether the flag is set on any rank; the answer travels while this rank goes on."""
+        value = torch.tensor(int(flag))
+        if self.world_size == 1:
+            return Answer(value, None)
+        return Answer(value, dist.all_reduce(value, dist.ReduceOp.MAX, group=self.control, async_op=True))
+
     def gather(self, value: T) -> list[T]:
         """Return every rank's value, in the order of ranks."""
         if self.world_size == 1:
@@ -104,38 +126,18 @@ class Ranks:
         return outcome[0]  # type: ignore[return-value]
 
 
-def ranks_from(environ: Mapping[str, str]) -> tuple[int, int, int, int]:
-    """Return (rank, world size, local rank, local world size) as torchrun or srun say it; 0 of 1 without them."""
-    if "RANK" in environ:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        defaults = ("0", "1", "0", "1")
-        rank, world, local, local_world = (
-            int(environ.get(name, value)) for name, value in zip(names, defaults, strict=True)
-        )
-        return rank, world, local, local_world
-    # A batch script has SLURM_PROCID too, but only srun starts a step.
-    if "SLURM_STEP_ID" in environ:
-        tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", environ.get("SLURM_TASKS_PER_NODE", "1"))
-        local_world = int(tasks.split(",")[0].split("(")[0])
-        return (
-            int(environ["SLURM_PROCID"]),
-            int(environ["SLURM_NTASKS"]),
-            int(environ["SLURM_LOCALID"]),
-            local_world,
-        )
-    return 0, 1, 0, 1
-
-
 @contextlib.contextmanager
 def join(config: EngineConfig) -> Iterator[Ranks]:
     """Join the job's ranks: NCCL on GPUs, gloo on CPUs; leave them at the end.
 
     Raises:
-        InputError: cuda is asked for and there is none, or ranks are many and nothing says where they meet.
+        InputError: cuda is asked for and there is none, two ranks have one GPU, or ranks are many and nothing says
+            where they meet.
+        TransientError: the other ranks did not come within the time limit.
     """
-    rank, world_size, local_rank, local_world_size = ranks_from(os.environ)
-    device = choose_device(config.device, local_rank)
-    ranks = Ranks(rank, world_size, local_rank, local_world_size, device)
+    place = place_from(os.environ)
+    device = choose_device(config.device, place.local_rank)
+    ranks = Ranks(*place, device)
     torch.set_num_threads(config.threads or ranks.cpus)
     with computing(config), grouped(config, ranks) as ranks:
         yield ranks
@@ -144,41 +146,60 @@ def join(config: EngineConfig) -> Iterator[Ranks]:
 @contextlib.contextmanager
 def grouped(config: EngineConfig, ranks: Ranks) -> Iterator[Ranks]:
     """Give the ranks their groups, where they need any."""
-    rank, world_size, device = ranks.rank, ranks.world_size, ranks.device
-    if world_size == 1 and config.name == "ddp":
+    if ranks.world_size == 1 and config.name == "ddp":
         yield ranks
         return
-    with meeting(rank, world_size, os.environ, timedelta(minutes=config.timeout_minutes)) as store:
-        refuse_loopback(rank, store)
-        form_group(ranks, config, store)
-        if world_size > 1 and device.type == "cuda":
-            ranks = replace(ranks, control=dist.new_group(backend="gloo"))
+    timeout = timedelta(minutes=config.timeout_minutes)
+    with meeting(ranks.rank, ranks.world_size, os.environ, timeout) as store:
+        refuse_loopback(ranks.rank, store)
+        refuse_shared_gpus(ranks, store, timeout)
+        ranks = form_groups(ranks, store, timeout)
         try:
             yield ranks
-        finally:
-            # Who still refers to the group (a DDP reducer in a cycle) would destroy it while the interpreter
-            # exits, and its threads would then abort the process after all work was done.
-            gc.collect()
-            if config.name == "deepspeed":
-                forget_groups()
-            dist.destroy_process_group()
+        except BaseException as error:
+            # Leaving takes all ranks; after an error of one the others may be in a collective, and waited for.
+            if ranks.world_size == 1 or isinstance(error, StoppedError):
+                leave_groups(config)
+            raise
+        leave_groups(config)
 
 
-def form_group(ranks: Ranks, config: EngineConfig, store: dist.Store) -> None:
-    """Form torch's default group; a process alone (DeepSpeed wants a group all the same) meets nobody."""
+def form_groups(ranks: Ranks, store: dist.Store, timeout: timedelta) -> Ranks:
+    """Form torch's default group and that of flags, under one time limit.
+
+    A process alone (DeepSpeed wants a group all the same) meets nobody.
+    """
     cuda = ranks.device.type == "cuda"
-    dist.init_process_group(
-        "nccl" if cuda else "gloo",
-        store=store,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        timeout=timedelta(minutes=config.timeout_minutes),
-        device_id=ranks.device if cuda else None,
-    )
+    try:
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            store=store,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            timeout=timeout,
+            device_id=ranks.device if cuda else None,
+        )
+    except dist.DistStoreError as error:
+        raise TransientError(f"not all of {ranks.world_size} ranks came in {in_words(timeout)}") from error
+    if ranks.world_size > 1 and cuda:
+        return replace(ranks, control=dist.new_group(backend="gloo", timeout=timeout))
+    return ranks
+
+
+def leave_groups(config: EngineConfig) -> None:
+    # Who still refers to the group (a DDP reducer in a cycle) would destroy it while the interpreter
+    # exits, and its threads would then abort the process after all work was done.
+    gc.collect()
+    if config.name == "deepspeed":
+        forget_groups()
+    dist.destroy_process_group()
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:
-    """Return the device of a rank, made current if it is a GPU."""
+    """Return the device of a rank, made current if it is a GPU.
+
+    A rank may see all GPUs of the node, or its own alone; whether two ended up with one is seen when they meet.
+    """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError("engine.device", "a CUDA device, as the config says", "none on this machine")
     if wanted == "cpu" or not torch.cuda.is_available():
@@ -186,3 +207,34 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
     device = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
+
+
+def refuse_shared_gpus(ranks: Ranks, store: dist.Store, timeout: timedelta) -> None:
+    """Tell the others which GPU this rank has; two ranks on one would wait for each other in NCCL.
+
+    Raises:
+        InputError: this rank has the GPU of another; the first such rank says so, the others leave (SystemExit 2).
+    """
+    mine = ""  # a rank on the CPU shares nothing
+    if ranks.device.type == "cuda":
+        mine = f"{socket.gethostname()} {torch.cuda.get_device_properties(ranks.device).uuid}"
+    store.set(f"gpu-{ranks.rank}", mine)
+    store.set_timeout(timeout)
+    try:
+        all_of_them = store.multi_get([f"gpu-{rank}" for rank in range(ranks.world_size)])
+    except dist.DistError as error:
+        raise TransientError(f"not all of {ranks.world_size} ranks came in {in_words(timeout)}") from error
+    sharing = sharers([gpu.decode() for gpu in all_of_them])
+    if sharing and ranks.rank == sharing[0]:
+        expected = f"a GPU for each of the {ranks.local_world_size} ranks of a node"
+        seen = f"one of the {torch.cuda.device_count()} that rank {ranks.rank} sees"
+        found = f"ranks {', '.join(map(str, sharing))} on {seen}"
+        raise InputError("engine.device", expected, found)
+    if sharing:
+        raise SystemExit(2)
+
+
+def sharers(gpus: Sequence[str]) -> list[int]:
+    """Return the ranks that have the GPU which is the first to be taken twice; "" is none."""
+    twice = next((gpu for gpu in gpus if gpu and gpus.count(gpu) > 1), None)
+    return [rank for rank, gpu in enumerate(gpus) if twice is not None and gpu == twice]

@@ -1,4 +1,4 @@
-"""One attempt at a run: the lock, the logs, DONE or FAILED."""
+"""One attempt at a run: the lock, the logs, how it ended, DONE or FAILED."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kapdist.config import Config
+from kapdist.ends import DIED, deaths, end_of, fatal_file, say_end, stacks_at_death
 from kapdist.engine import Ranks
 from kapdist.environment import environment
-from kapdist.errors import InputError, StoppedError
+from kapdist.errors import InputError, StoppedError, TransientError
 from kapdist.lock import locked
 from kapdist.rundir import NOT_WRITABLE, RunDir, output, write_atomic, write_json
 
@@ -32,11 +35,11 @@ class Attempt:
     def folder(self) -> Path:
         return self.run.rank_log(self.number, 0).parent
 
-    def claim(self, config: Config) -> None:
+    def claim(self, config: Config, ranks: Ranks) -> None:
         """Make the run directory this config's, whose inputs are good; rank 0 only."""
         with output(self.run.root, NOT_WRITABLE):
             self.run.claim(config)
-        self.note(self.run.environment, environment())
+        self.note(self.run.environment, environment() | {"device": kind_of(ranks)})
 
     def note(self, path: Path, value: Any) -> None:
         """Write down what no later attempt depends on; a full disk does not keep a run from beginning."""
@@ -55,18 +58,50 @@ def attempt(config: Config, ranks: Ranks) -> Iterator[Attempt]:
     """
     run = RunDir(config.runs_dir / config.name)
     with contextlib.ExitStack() as stack:
-        number = ranks.from_first(lambda: begin(run, config, stack))
+        number, before = ranks.from_first(lambda: begin(run, config, stack))
         stack.enter_context(rank_log(run, number, ranks))
-        try:
-            yield Attempt(run, number)
-        except (InputError, StoppedError, KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException:
-            log.exception("rank %d failed", ranks.rank)
-            # The first rank to fail knows why; the others fail because it left.
-            if not run.failed.exists():
-                say_failed(run, f"rank {ranks.rank}, attempt {number}\n{traceback.format_exc()}")
-            raise
+        if before:
+            log.warning("%s", before)
+        this = Attempt(run, number)
+        stack.enter_context(stacks_at_death(fatal_file(this.folder, ranks.rank)))
+        with told(this, ranks):
+            yield this
+
+
+@contextlib.contextmanager
+def told(this: Attempt, ranks: Ranks) -> Iterator[None]:
+    """Write down how the attempt ended: one line in its folder, and FAILED for what is a failure."""
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt):
+        raise  # another rank says why, or the user knows
+    except StoppedError as stopped:
+        say_end(this.folder, str(stopped))
+        raise
+    except InputError as error:
+        say_end(this.folder, f"wrong input: {error}")
+        raise
+    except BaseException as error:
+        log.exception("rank %d failed", ranks.rank)
+        say_end(this.folder, f"rank {ranks.rank} failed: {type(error).__name__}: {error}")
+        # The first rank to fail knows why; the others fail because it left.
+        if not this.run.failed.exists():
+            say_failed(this.run, f"rank {ranks.rank}, attempt {this.number}\n{traceback.format_exc()}")
+        raise
+    if ranks.first:
+        say_end(this.folder, "done")
+
+
+@contextlib.contextmanager
+def apart_is_failure(config: Config) -> Iterator[None]:
+    """Write down why ranks did not meet: no attempt has begun that could. Another process's run is left alone."""
+    run = RunDir(config.runs_dir / config.name)
+    try:
+        yield
+    except TransientError as error:
+        if run.root.is_dir() and not run.lock.exists() and not run.failed.exists():
+            say_failed(run, f"{error}\n")
+        raise
 
 
 def say_failed(run: RunDir, reason: str) -> None:
@@ -76,17 +111,38 @@ def say_failed(run: RunDir, reason: str) -> None:
         log.warning("FAILED was not written: %s", error)
 
 
-def begin(run: RunDir, config: Config, stack: contextlib.ExitStack) -> int:
-    """Lock the directory, see that the config may have it, count the attempt; rank 0 only."""
+def begin(run: RunDir, config: Config, stack: contextlib.ExitStack) -> tuple[int, str]:
+    """Lock the directory, see that the config may have it, count the attempt; rank 0 only.
+
+    Returns: the attempt's number, and what the one before died of, "" where it said so itself.
+    """
     with output(run.root, NOT_WRITABLE):
         run.root.mkdir(parents=True, exist_ok=True)
         stack.enter_context(locked(run.lock))
         run.check(config)
         run.drop_leftovers()
         number = run.last_attempt() + 1
+        before = died(run, number - 1)
         run.rank_log(number, 0).parent.mkdir(parents=True)
         run.failed.unlink(missing_ok=True)
-    return number
+    return number, before
+
+
+def kind_of(ranks: Ranks) -> str:
+    """Return "cpu", or the name of the GPU that this rank has."""
+    return torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
+
+
+def died(run: RunDir, number: int) -> str:
+    """Say what an attempt died of that could not say so itself, and note it in its folder."""
+    folder = run.rank_log(number, 0).parent
+    causes = deaths(folder)
+    if end_of(folder):  # of a rank that only saw another leave, or ended those that had not died
+        causes = [cause for cause in causes if DIED in cause]
+    if not causes:
+        return ""
+    say_end(folder, "; ".join(causes))
+    return f"attempt {number}: {'; '.join(causes)}"
 
 
 @contextlib.contextmanager

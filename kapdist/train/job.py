@@ -115,7 +115,7 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
 
 def settle(job: Job, this: Attempt) -> None:
     """Claim the run directory: not before nothing can be wrong any more. Rank 0 only."""
-    this.claim(job.config)
+    this.claim(job.config, job.ranks)
     this.note(job.run.plan, job.plan.describe() | {"data": job.data.fingerprint})
     storage = job.plan.storage
     log.info("order %s, cache %s: %s", storage.order, storage.cache, storage.reason)
@@ -175,7 +175,7 @@ def make_loader(config: Config, info: BetonInfo, ranks: Ranks, plan: Plan | None
         config.data,
         training=training,
         seed=config.seed,
-        max_batch_size=-(-train.batch_size // ranks.world_size) if training else train.eval_batch_size,
+        max_batch_size=plan.largest_part if plan else train.eval_batch_size,
         device=ranks.device,
         num_workers=config.data.workers or ranks.cpus,
         channels_last=config.engine.channels_last,

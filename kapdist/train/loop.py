@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from kapdist.config import Config
+from kapdist.config import Config, check_limits
 from kapdist.data import Batch
 from kapdist.engine import StepResult, join
 from kapdist.rundir import file_sha256, to_json, write_atomic
 from kapdist.train.adversary import Adversary, Part
-from kapdist.train.attempt import attempt
+from kapdist.train.attempt import apart_is_failure, attempt
 from kapdist.train.batches import training_batches
 from kapdist.train.checkpoint import diverged
 from kapdist.train.clock import Clock
@@ -34,7 +34,8 @@ def train(config: Config) -> None:
     Raises:
         StoppedError: a signal asked for it; all ranks have saved.
     """
-    with join(config.engine) as ranks, attempt(config, ranks) as this:
+    check_limits(config)
+    with apart_is_failure(config), join(config.engine) as ranks, attempt(config, ranks) as this:
         if this.run.done.exists():
             log.info("%s is done: %s", this.run.root, this.run.done.read_text().strip())
         else:

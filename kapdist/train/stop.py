@@ -10,7 +10,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-from kapdist.engine import Ranks
+from kapdist.engine import Answer, Ranks
 from kapdist.errors import StoppedError
 from kapdist.signals import ASK, heard
 
@@ -26,6 +26,7 @@ class Stop:
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
         self.asked_by, self.asked_at = "", 0.0
+        self.answer: Answer | None = None
         self.pid = os.getpid()
         self.before: dict[signal.Signals, Any] = {}
 
@@ -39,6 +40,8 @@ class Stop:
     ) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if self.answer is not None and (kind is None or issubclass(kind, StoppedError)):
+            self.answer.wait()  # all ranks have begun it; after an error of one the others may not
 
     def ask(self, number: int, frame: FrameType | None) -> None:
         """Note the signal; a second Ctrl-C leaves at once."""
@@ -50,8 +53,14 @@ class Stop:
         self.asked_by, self.asked_at = signal.Signals(number).name, time.monotonic()
 
     def agreed(self) -> bool:
-        """Return whether any rank was asked; every rank calls this at the same step."""
-        return self.ranks.any(bool(self.asked_by))
+        """Return whether any rank had been asked by the call before; every rank calls this at the same step.
+
+        A step begins the question that the next one reads, so that no rank waits here for the slowest.
+        """
+        if self.ranks.world_size == 1:
+            return bool(self.asked_by)
+        before, self.answer = self.answer, self.ranks.start_any(bool(self.asked_by))
+        return before is not None and before.wait()
 
     def leave(self, step: int, saved: int) -> None:
         """Leave after all ranks have saved; `saved` is the step that was saved last, below 0 where none was."""

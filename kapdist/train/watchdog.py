@@ -1,7 +1,8 @@
 """Heartbeats of the ranks, and a watchdog that names the one that stopped.
 
-Every rank writes its step and how long it has been idle to a file of its own; every rank reads all. Times are the
-file system's, so clocks of different hosts need not agree.
+Every rank writes its step and how long it has been idle to a file of its own. One rank of each node reads all of
+them, the others that one alone: on a shared file system every read is a question to a server. Times are the file
+system's, so clocks of different hosts need not agree.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
+from kapdist.ends import cause_in, fatal_file, say_end
 from kapdist.engine import Ranks
 from kapdist.errors import InputError, StoppedError
 from kapdist.rundir import to_json, write_atomic
@@ -38,6 +41,8 @@ class Watchdog:
         self.folder, self.ranks, self.limit_seconds, self.failed = folder, ranks, limit_seconds, failed
         self.interval = min(SLOWEST_BEAT_SECONDS, limit_seconds / 4)
         self.step, self.progressed = 0, time.monotonic()
+        self.reader = ranks.rank - ranks.local_rank
+        self.verdict = ""
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self.watch, daemon=True, name="kapdist-watchdog")
 
@@ -63,31 +68,56 @@ class Watchdog:
         return self.folder / f"heartbeat-{rank}.json"
 
     def write(self) -> None:
+        """Renew this rank's heartbeat: whole, but not flushed to the disk, as it is worth nothing after a crash."""
         idle = time.monotonic() - self.progressed
         path = self.path(self.ranks.rank)
+        aside = path.with_name(f".{path.name}.tmp")
+        beat = {"step": self.step, "idle_seconds": round(idle, 1)}
         try:
-            write_atomic(path, to_json({"step": self.step, "idle_seconds": round(idle, 1)}))
+            aside.write_text(to_json(beat | ({"stuck": self.verdict} if self.verdict else {})))
+            os.replace(aside, path)
         except OSError:  # a full disk: the old beat with a new time is a sign of life too
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 os.utime(path)
 
     def watch(self) -> None:
+        troubled = False
         while not self.ended.wait(self.interval):
-            self.write()
-            stuck = self.stuck()
-            if stuck:
-                self.end(stuck)
+            try:
+                self.look()
+            except Exception:  # whatever it is, the next look may be better; a dead watchdog watches nothing
+                if not troubled:
+                    log.exception("rank %d: the watchdog cannot look; it goes on trying", self.ranks.rank)
+                troubled = True
+
+    def look(self) -> None:
+        self.write()
+        stuck = self.stuck()
+        if stuck:
+            self.end(stuck)
+
+    @property
+    def watched(self) -> Iterable[int]:
+        """The ranks whose heartbeats this one reads."""
+        return range(self.ranks.world_size) if self.ranks.rank == self.reader else (self.reader, self.ranks.rank)
 
     def stuck(self) -> list[str]:
         """Describe the ranks without progress within the limit; those that wait for them are stuck later."""
-        now = self.path(self.ranks.rank).stat().st_mtime
+        try:
+            now = self.path(self.ranks.rank).stat().st_mtime
+        except FileNotFoundError:  # nothing could be written yet
+            now = time.time()
         found = []
-        for rank in range(self.ranks.world_size):
+        for rank in self.watched:
             try:
                 silent = now - self.path(rank).stat().st_mtime
                 beat = json.loads(self.path(rank).read_text())
-            except OSError:
+            except (OSError, ValueError):
                 continue  # it has not begun; the rendezvous has a limit of its own
+            if beat.get("stuck") and rank != self.ranks.rank:
+                return [beat["stuck"]]
             if silent > self.limit_seconds:
                 found.append(f"rank {rank} gave no sign of life for {silent:.0f} s, at step {beat['step']}")
             elif silent + beat["idle_seconds"] > self.limit_seconds:
@@ -103,6 +133,12 @@ class Watchdog:
         gone = [rank for rank in others if before[rank] and self.written(rank) == before[rank]]
         if gone:
             reason = f"rank {', '.join(map(str, gone))} is gone: no sign of life since this rank's error"
+            died = [
+                f"rank {rank} died of {cause}"
+                for rank in gone
+                if (cause := cause_in(fatal_file(self.folder, rank)))
+            ]
+            reason = "; ".join([*died, reason])
             log.error(reason)
             write_atomic(self.failed, reason + "\n")
 
@@ -115,8 +151,16 @@ class Watchdog:
         silent = [line for line in stuck if "sign of life" in line]
         reason = "; ".join(silent or stuck)
         log.error("%s; the limit is train.stall_minutes", reason)
-        if self.ranks.first or not self.failed.exists():
-            write_atomic(self.failed, f"{reason}\n")
-        with (self.folder / f"stacks-{self.ranks.rank}.txt").open("w") as file:
-            faulthandler.dump_traceback(file, all_threads=True)
-        os._exit(1)
+        try:
+            if self.ranks.first or not self.failed.exists():
+                write_atomic(self.failed, f"{reason}\n")
+            with (self.folder / f"stacks-{self.ranks.rank}.txt").open("w") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
+            if self.ranks.rank == self.reader and self.ranks.local_world_size > 1:
+                self.verdict = reason
+                self.write()
+                time.sleep(2 * self.interval)  # the others of the node read it, and leave their stacks
+            say_end(self.folder, reason)
+            fatal_file(self.folder, self.ranks.rank).unlink(missing_ok=True)
+        finally:
+            os._exit(1)

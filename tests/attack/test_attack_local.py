@@ -69,6 +69,22 @@ def test_a_shard_that_fails_shows_its_last_lines_and_ends_the_others(
     assert [child.poll() for child in started] == [1, -signal.SIGTERM]
 
 
+def test_a_shard_that_dies_of_a_signal_is_said_to(children: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = """
+import os, sys
+from pathlib import Path
+from kapdist.ends import fatal_file, stacks_at_death
+with stacks_at_death(fatal_file(Path(sys.argv[1]), 0)):
+    os.kill(os.getpid(), int(sys.argv[2]))
+"""
+    for number, stacks in ((signal.SIGSEGV, r" \(stacks in .*fatal-0\.txt\)"), (signal.SIGKILL, "")):
+        words = [str(AttackDir(children.run / "attacks" / "aa").logs), str(int(number))]
+        command = [sys.executable, "-c", script, *words]
+        monkeypatch.setattr(local, "shard_command", lambda *_, command=command: command)
+        with pytest.raises(RuntimeError, match=f"shard 0 died of {number.name}{stacks}; the last lines of"):
+            run_attack(children.run, children.config())
+
+
 def test_an_attack_that_takes_too_long_is_ended_and_says_what_is_kept(
     children: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from kapdist.config import EngineConfig
 from kapdist.engine import DDPEngine, Ranks, join
 from kapdist.errors import InputError
 from kapdist.plan import part
+from kapdist.train.stop import Stop
 
 SIZE, ACCUMULATION = 11, 2  # neither divides by the number of ranks
 
@@ -74,6 +75,15 @@ def values_travel(ranks: Ranks) -> None:
     assert ranks.sum(torch.tensor(float(ranks.rank))).item() == sum(range(ranks.world_size))
     assert ranks.gather(ranks.rank) == list(range(ranks.world_size))
     assert ranks.from_first(lambda: f"from {ranks.rank}") == "from 0"
+
+    # A stop that one rank was asked for is read by all at the next step, and none waits at the first.
+    stop = Stop(ranks)
+    asked_at = 2
+    with stop:
+        for step in range(4):
+            if step == asked_at and ranks.rank == ranks.world_size - 1:
+                stop.asked_by = "SIGUSR2"
+            assert stop.agreed() == (step > asked_at), step
 
     def wrong_on_the_last() -> None:
         if ranks.rank == ranks.world_size - 1:

@@ -15,6 +15,7 @@ GROUND = {
     "config_evaluation",
     "configfile",
     "cpus",
+    "ends",
     "environment",
     "epsilon",
     "errors",

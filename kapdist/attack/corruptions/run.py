@@ -61,7 +61,7 @@ def run_processes(
     try:
         for shard in range(num_shards):
             command = shard_command(directory, shard, num_shards)
-            children.append(start_child(directory, shard, command, plan.subject.threads))
+            children.append(start_child(directory, shard, command, plan.subject))
         watch(directory, children, progress, deadline, tally.count)
     finally:
         end(children)

@@ -22,6 +22,7 @@ from kapdist.attack.model import load_model
 from kapdist.attack.plan import run_of
 from kapdist.attack.records import write_table
 from kapdist.attack.shard import settle
+from kapdist.ends import fatal_file, stacks_at_death
 from kapdist.errors import InputError
 from kapdist.rundir import CorruptionsDir
 
@@ -122,8 +123,10 @@ def main(words: Sequence[str]) -> int:
     from kapdist.attack.__main__ import end_with_parent
 
     end_with_parent()
+    directory, shard = CorruptionsDir(Path(words[0])), int(words[1])
     try:
-        run_cells(CorruptionsDir(Path(words[0])), int(words[1]), int(words[2]))
+        with stacks_at_death(fatal_file(directory.logs, shard)):
+            run_cells(directory, shard, int(words[2]))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

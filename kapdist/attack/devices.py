@@ -1,0 +1,66 @@
+"""The device of a plan: on which kind it is made, and which GPU of a machine each local process takes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from kapdist.config import AttackConfig
+from kapdist.errors import InputError
+from kapdist.rundir import RunDir
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+def device_kind(device: str) -> str:
+    """Return "cpu", or the name of this machine's GPU.
+
+    Raises:
+        InputError: a GPU is asked for and there is none.
+    """
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise InputError("device=cuda", "a CUDA device", "none")
+    return torch.cuda.get_device_name()
+
+
+def refuse_auto_elsewhere(run: Path, config: AttackConfig) -> None:
+    """Refuse to fix the CPU for the shards of other machines only because this one has no GPU.
+
+    A run that was trained on a GPU is attacked on one unless the config says otherwise: a plan of a login node
+    would be bound to CPUs for good.
+
+    Raises:
+        InputError: device=auto, no GPU here, and the run was trained on one.
+    """
+    if config.device == "auto" and not torch.cuda.is_available() and (trained_on := gpu_of(RunDir(run))):
+        expected = "a GPU, like the one that the run was trained on (or device=cpu, which every shard then takes)"
+        raise InputError("device=auto", expected, f"none on this machine; trained on {trained_on}")
+
+
+def gpu_of(run: RunDir) -> str:
+    """Return the GPU that a run was trained on, "" if it was none or nothing tells."""
+    try:
+        device = json.loads(run.environment.read_text()).get("device", "")
+    except (OSError, ValueError, AttributeError):
+        device = ""
+    if not device and run.config.exists():
+        device = run.load_config().engine.device  # runs from before the device was written down
+    return "" if device in ("cpu", "auto") else str(device)
+
+
+def own_gpu(planned: str, shard: int, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the variables that give a local shard a GPU: those of the plan's kind, in turn."""
+    if planned == "cpu" or not torch.cuda.is_available():
+        return {}
+    fitting = [i for i in range(torch.cuda.device_count()) if torch.cuda.get_device_name(i) == planned]
+    if not fitting:
+        return {}  # the shard says what it found instead
+    named = [word.strip() for word in environ.get(VISIBLE, "").split(",") if word.strip()]
+    index = fitting[shard % len(fitting)]
+    return {VISIBLE: named[index] if named else str(index)}

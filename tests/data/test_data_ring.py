@@ -1,0 +1,72 @@
+"""The rings of decoded batches: as large as a part of a batch, and kept from pass to pass."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from kapdist.config import Config
+from kapdist.data.ring import Ring
+from kapdist.plan import make_plan
+
+BATCHES = np.array_split(np.arange(300), 11)
+
+
+@pytest.mark.parametrize("backend", ["ffcv", "torch"])
+def test_passes_one_after_the_other_share_a_ring(fashion, make_loader, backend: str) -> None:
+    loader = make_loader(fashion, backend=backend)
+    made: list[Ring] = []
+    make = loader.backend.rings.make
+    loader.backend.rings.make = lambda: made.append(make()) or made[-1]
+    expected = [batch.images.clone() for batch in loader.batches(BATCHES)]
+    for _ in range(3):
+        next(batches := loader.batches(BATCHES))
+        batches.close()  # left early: all of its slots come back
+        for found, images in zip(loader.batches(BATCHES), expected, strict=True):
+            assert torch.equal(found.images, images)
+    assert len(made) == 1
+    first, second = loader.batches(BATCHES), loader.batches(BATCHES)
+    next(first), next(second)
+    assert len(made) == 2
+    first.close(), second.close()
+
+
+def test_a_slot_waits_for_the_device_once() -> None:
+    waited: list[str] = []
+
+    class Event:
+        def synchronize(self) -> None:
+            waited.append("yes")
+
+    ring = Ring(None, 2)
+    ring.events[1] = Event()
+    for slot in (0, 1, 1):
+        ring.wait(slot)
+    assert waited == ["yes"]
+
+
+def test_without_ffcv_nothing_is_forked_and_its_threads_decode(fashion, make_loader) -> None:
+    loader = make_loader(fashion, backend="torch")
+    batches = loader.batches(BATCHES)
+    next(batches)
+    assert multiprocessing.active_children() == []
+    names = [thread.name for thread in threading.enumerate()]
+    assert any(name.startswith("kapdist-decode") for name in names)
+    batches.close()
+
+
+@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 1), (2, 3), (3, 8)])
+def test_the_largest_part_is_that_of_a_rank_and_of_an_accumulation(world_size: int, accumulation: int) -> None:
+    values = {"name": "x", "data": {"train": "a", "validation": "b"}}
+    train = {"batch_size": 100, "accumulation_steps": accumulation}
+    plan = make_plan(Config.model_validate(values | {"train": train}), 1030, world_size)
+    largest = 0
+    for step in range(plan.steps_per_epoch):
+        for rank in range(world_size):
+            share = len(plan.rank_batch(step, rank))
+            largest = max(largest, -(-share // accumulation))
+    assert plan.largest_part == largest

@@ -1,0 +1,103 @@
+"""Who reads whose heartbeat, and a watchdog that cannot write or look."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from kapdist.config import Config, check_limits
+from kapdist.engine import Ranks
+from kapdist.errors import InputError
+from kapdist.train.watchdog import Watchdog
+
+
+def watchdog(folder: Path, rank: int, limit_seconds: float = 60.0) -> Watchdog:
+    """The watchdog of one of six ranks on two nodes."""
+    ranks = Ranks(rank, 6, rank % 3, 3)
+    return Watchdog(folder, ranks, limit_seconds, folder / "FAILED")
+
+
+def beat(folder: Path, rank: int, idle: float = 0.0, age: float = 0.0, **more: str) -> None:
+    path = folder / f"heartbeat-{rank}.json"
+    path.write_text(json.dumps({"step": 7, "idle_seconds": idle} | more))
+    os.utime(path, (time.time() - age,) * 2)
+
+
+def test_one_rank_of_each_node_reads_all_the_others_that_one(tmp_path: Path) -> None:
+    for rank in range(6):
+        beat(tmp_path, rank)
+    beat(tmp_path, 4, idle=100)
+    for rank in (0, 3):
+        assert list(watchdog(tmp_path, rank).watched) == list(range(6))
+        (line,) = watchdog(tmp_path, rank).stuck()
+        assert line.startswith("rank 4 made no progress for 10")
+    assert set(watchdog(tmp_path, 5).watched) == {3, 5}
+    assert watchdog(tmp_path, 5).stuck() == []
+    beat(tmp_path, 3, age=100)  # the reader itself stops: its node sees it
+    assert watchdog(tmp_path, 5).stuck()[0].startswith("rank 3 gave no sign of life for 100 s")
+
+
+def test_what_a_reader_found_is_handed_on(tmp_path: Path) -> None:
+    reader = watchdog(tmp_path, 3)
+    reader.verdict = "rank 4 made no progress for 100 s, at step 7"
+    reader.write()
+    beat(tmp_path, 5)
+    assert watchdog(tmp_path, 5).stuck() == [reader.verdict]
+    assert reader.stuck() == []  # it has said so, and leaves
+
+
+def test_heartbeats_are_not_flushed_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: pytest.fail("a heartbeat is worth nothing after a crash"))
+    watchdog(tmp_path, 0).write()
+    assert json.loads((tmp_path / "heartbeat-0.json").read_text())["step"] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["heartbeat-0.json"]
+
+
+def test_a_first_beat_that_cannot_be_written_ends_no_watchdog(tmp_path: Path) -> None:
+    folder = tmp_path / "not yet"
+    with watchdog(folder, 0, limit_seconds=0.2) as dog:
+        time.sleep(3 * dog.interval)
+        assert dog.thread.is_alive()
+        folder.mkdir()
+        deadline = time.monotonic() + 60
+        while not dog.path(0).exists() and time.monotonic() < deadline:
+            dog.beat(1)
+            time.sleep(0.01)
+        assert dog.path(0).exists()
+
+
+def test_a_look_that_fails_is_said_once_and_repeated(tmp_path: Path, monkeypatch, caplog) -> None:
+    looks: list[int] = []
+
+    def fail() -> list[str]:
+        looks.append(1)
+        raise ZeroDivisionError("of the look")
+
+    with watchdog(tmp_path, 0, limit_seconds=0.2) as dog:
+        monkeypatch.setattr(dog, "stuck", fail)
+        deadline = time.monotonic() + 60
+        while len(looks) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert dog.thread.is_alive()
+    assert len(looks) >= 3
+    assert caplog.text.count("ZeroDivisionError: of the look") == 1
+    assert "the watchdog cannot look" in caplog.text
+
+
+def test_a_rank_must_be_named_before_the_others_give_up() -> None:
+    def config(stall: float, timeout: float) -> Config:
+        values = {"name": "x", "data": {"train": "a", "validation": "b"}}
+        limits = {"train": {"stall_minutes": stall}, "engine": {"timeout_minutes": timeout}}
+        return Config.model_validate(values | limits)
+
+    check_limits(Config.model_validate({"name": "x", "data": {"train": "a", "validation": "b"}}))
+    check_limits(config(1, 2))
+    for stall in (2, 3):
+        with pytest.raises(
+            InputError, match=rf"train\.stall_minutes: .*engine\.timeout_minutes = 2.* found {stall}"
+        ):
+            check_limits(config(stall, 2))
