@@ -222,7 +222,7 @@ def main(words: list[str]) -> int:
     else:
         shard, num_shards = map(int, numbers[:2])
         what, failed = after_shard(attack, shard, num_shards, code, cluster, job), shard_failed(attack, shard)
-    ended = act(what, code, cluster, failed, cause)
+    ended = act(what, code, cluster.of(kind), failed, cause)
     if ended == CANCELLED and kind == "shard":  # without accounts Slurm forgets it in minutes
         write_atomic(failed, f"cancelled (job {job})\n")
     return ended
