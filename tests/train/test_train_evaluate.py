@@ -222,9 +222,12 @@ def test_what_is_refused(run: RunDir, tmp_path: Path) -> None:
     evaluated(run)  # the same again is no conflict
     refused(run, ["flip=true"], "a result of the same settings, weights and images (or another name=)")
     weights = {name: value.clone() for name, value in load_file(run.weights).items()}
-    weights["fc.bias"][0] = torch.nan
+    weights["fc.weight"].fill_(3e38)  # finite, but not what it gives
     save_file(weights, run.weights)
     refused(run, ["name=broken"], "weights that give finite logits")
+    weights["fc.bias"][0] = torch.nan
+    save_file(weights, run.weights)
+    refused(run, ["name=broken"], "expected finite weights, found a value that is not in fc.bias")
     assert not run.evaluation("broken").exists()
     run.weights.unlink()
     refused(run, [], "model.safetensors: expected the final weights")
