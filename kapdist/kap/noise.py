@@ -141,8 +141,8 @@ def noise(model: nn.Module, mode: str, seed: int | None = None) -> Iterator[None
             source.mode = mode
         yield
     finally:
-        for source, *state in before:
-            source.mode, source.streams = state
+        for source, former, streams in before:
+            source.mode, source.streams = former, streams
 
 
 def seed_noise(model: nn.Module, seed: int) -> None:

@@ -28,9 +28,9 @@ class Streams:
         # anew within the pass says which noise that is.
         if torch._C._current_graph_task_id() not in (-1, self._begun_in):
             raise RuntimeError(
-                "fresh activation noise cannot be drawn within a backward pass: gradient checkpointing would see other "
-                "noise there than in the forward pass; use kapdist.kap.noise(model, 'off' or 'fixed'), or no "
-                "checkpointing"
+                "fresh activation noise cannot be drawn within a backward pass: gradient checkpointing would see "
+                "other noise there than in the forward pass; use kapdist.kap.noise(model, 'off' or 'fixed'), or "
+                "no checkpointing"
             )
         normal = torch.empty(shape, dtype=like.dtype, device=like.device)
         return normal.normal_(generator=self._generator(layer, like.device))

@@ -21,6 +21,7 @@ from kapdist.engine.ddp import broadcast
 from kapdist.environment import memory_bytes
 from kapdist.errors import InputError
 from kapdist.models.build import build_model
+from kapdist.models.description import describe_weights
 from kapdist.models.weights import load_weights
 from kapdist.plan import Plan, Room, make_plan
 from kapdist.rng import derive_seed
@@ -126,7 +127,7 @@ def initial_model(config: Config, ranks: Ranks) -> nn.Module:
     torch.manual_seed(derive_seed(config.seed, "weights"))
     model = build_model(config.model, config.kap)
     if config.model.weights:
-        load_weights(model, config.model.weights)
+        load_weights(model, config.model.weights, start=True)
     kap.seed_noise(model, derive_seed(config.seed, "activation noise", ranks.rank))
     torch.manual_seed(derive_seed(config.seed, "dropout", ranks.rank))
     if config.engine.channels_last:
@@ -244,4 +245,4 @@ def export_weights(job: Job, path: Path) -> None:
             name: tensor.contiguous().cpu() for name, tensor in job.evaluated.state_dict().items()
         }
         with written_aside(path) as aside:
-            save_file(weights, aside, metadata={"format": "pt"})
+            save_file(weights, aside, metadata=describe_weights(job.evaluated))
