@@ -60,7 +60,8 @@ def is_global_pool(node: fx.Node, modules: dict[fx.Node, nn.Module]) -> bool:
 
 def last_convolutions(graph: fx.Graph, modules: dict[fx.Node, nn.Module]) -> list[nn.Module]:
     output = next(node for node in graph.nodes if node.op == "output")
-    found, seen, stack = [], set(), [(output, False)]
+    found: list[nn.Module] = []
+    seen, stack = set(), [(output, False)]
     while stack:
         node, collapsed = stack.pop()
         if (node, collapsed) in seen:
