@@ -13,13 +13,13 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from kapdist.lock import other_at_work
 from kapdist.rundir import AttackDir, RunDir, write_atomic
 from kapdist.sharding import chunks_and_costs, chunks_of, finished_chunks
 from launch import jobs, slurm
-from launch.cluster import ClusterConfig, load_cluster
+from launch.cluster import ClusterConfig, Kind, load_cluster
 from launch.died import tell_deaths
 from launch.planned import plan_stands
 from launch.restarts import HELD, End, Restarts, Verdict, verdict
@@ -222,7 +222,7 @@ def main(words: list[str]) -> int:
     else:
         shard, num_shards = map(int, numbers[:2])
         what, failed = after_shard(attack, shard, num_shards, code, cluster, job), shard_failed(attack, shard)
-    ended = act(what, code, cluster.of(kind), failed, cause)
+    ended = act(what, code, cluster.of(cast(Kind, kind)), failed, cause)
     if ended == CANCELLED and kind == "shard":  # without accounts Slurm forgets it in minutes
         write_atomic(failed, f"cancelled (job {job})\n")
     return ended

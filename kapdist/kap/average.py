@@ -5,6 +5,7 @@ Source: "Learning Robust Kernel Ensembles with Kernel Average Pooling", ICLR 202
 
 import functools
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,49 +17,54 @@ LAYOUTS = ("line", "sheet")
 _MOST_POOLED = 2**31 - 1  # entries that avg_pool2d counts on a GPU
 
 
-def kernel_average(z: Tensor, kernel_size: int, *, stride: int = 1, layout: str = "line", dim: int = 1) -> Tensor:
-    """Mean of the `kernel_size` neighbouring kernels of every `stride`-th kernel, along `dim`.
+def kernel_average(z: Tensor, pool_size: int, *, stride: int = 1, layout: str = "line", dim: int = 1) -> Tensor:
+    """Mean of the `pool_size` neighbouring kernels of every `stride`-th kernel, along `dim`.
 
     At the edges the mean is over the kernels that exist, so a constant stays a constant (to rounding). With
     layout "sheet" the C kernels lie row by row on the most nearly square grid h x w (h * w = C, h <= w), the
-    window is kernel_size x kernel_size and the stride goes along both sides of the grid.
+    window is pool_size x pool_size and the stride goes along both sides of the grid.
 
     Shapes: dim has C kernels before and ceil(C / stride) after, a sheet ceil(h / stride) * ceil(w / stride).
     For activations (batch, channels, height, width) dim is 1, for weights (out, in, height, width) it is 0.
-    The memory format of z is kept.
+    The memory format of z is kept. What is returned may be changed in place; pool_size 1 returns z itself.
     Raises: ValueError for what `check_window` refuses.
     Source: the paper's section on Kernel Average Pooling; no dense C x C matrix is ever built.
     """
     dim = dim % z.dim()
-    grid = check_window(z.shape[dim], kernel_size, stride, layout)
-    if kernel_size == 1 and stride == 1:
+    grid = check_window(z.shape[dim], pool_size, stride, layout)
+    if pool_size == 1 and stride == 1:
         return z
     if torch.compiler.is_compiling() or z.numel() > _MOST_POOLED:
-        return _written_out(z, kernel_size, stride, grid, dim)
-    average: Tensor = _KernelAverage.apply(z, kernel_size, stride, grid, dim)
+        return _written_out(z, pool_size, stride, grid, dim)
+    average: Tensor = _KernelAverage.apply(z, pool_size, stride, grid, dim)
     return average
 
 
-def check_window(channels: int, kernel_size: int, stride: int, layout: str) -> tuple[int, ...]:
+def check_window(channels: int, pool_size: int, stride: int, layout: str) -> tuple[int, ...]:
     """The grid of the kernels: (C,) for a line, (h, w) for a sheet.
 
-    Raises: ValueError for an unknown layout, an even or non-positive kernel_size, one greater than the grid's
-    shortest side, and a stride below 1 or beyond the grid.
+    Raises: ValueError for an unknown layout, a pool_size that is no integer, even, non-positive or greater than
+    the grid's shortest side, and a stride that is no integer, below 1 or beyond the grid.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, found {layout!r}")
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(
-            f"the pool's kernel size must be an odd number of kernels (1, 3, 5, ...), found {kernel_size}"
-        )
+    if not _is_integer(pool_size) or pool_size < 1 or pool_size % 2 == 0:
+        raise ValueError(f"pool_size must be an odd number of kernels (1, 3, 5, ...), found {pool_size!r}")
+    if not _is_integer(stride):
+        raise ValueError(f"the pool's stride must be an integer, found {stride!r}")
     grid: tuple[int, ...] = (channels,) if layout == "line" else sheet_grid(channels)
     side = min(grid)
     where = f"{channels} channels" if layout == "line" else f"{channels} channels on a {grid[0]} x {grid[1]} sheet"
-    if kernel_size > side:
-        raise ValueError(f"the pool's kernel size {kernel_size} does not fit {where}: expected at most {side}")
+    if pool_size > side:
+        raise ValueError(f"pool_size {pool_size} does not fit {where}: expected at most {side}")
     if not 1 <= stride <= side:
         raise ValueError(f"the pool's stride {stride} leaves no channel of {where}: expected 1 to {side}")
     return grid
+
+
+def _is_integer(value: object) -> bool:
+    """Whole numbers of other kinds (numpy's) will do, but neither 3.0 nor True says a number of kernels."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def sheet_grid(channels: int) -> tuple[int, int]:
@@ -73,11 +79,11 @@ def pooled_channels(channels: int, stride: int, layout: str) -> int:
     return math.prod(math.ceil(side / stride) for side in grid)
 
 
-def _written_out(z: Tensor, kernel_size: int, stride: int, grid: tuple[int, ...], dim: int) -> Tensor:
+def _written_out(z: Tensor, pool_size: int, stride: int, grid: tuple[int, ...], dim: int) -> Tensor:
     """The average as sums of shifted copies: torch.compile makes one kernel of it and one of its transpose."""
     sheet = z.unflatten(dim, grid)
     for axis in range(dim, dim + len(grid)):
-        behind, half = [0, 0] * (sheet.dim() - 1 - axis), kernel_size // 2
+        behind, half = [0, 0] * (sheet.dim() - 1 - axis), pool_size // 2
         shifts = [functional.pad(sheet, [*behind, shift, -shift]) for shift in range(-half, half + 1)]
         place = torch.arange(sheet.shape[axis], device=z.device)
         count = 1 + place.clamp(max=half) + place.flip(0).clamp(max=half)
@@ -90,40 +96,49 @@ class _KernelAverage(torch.autograd.Function):
     """One 2-d average pool: where tensors are as small as weights a GPU waits for launches, not for memory.
 
     The transpose is the same pool, after the edges' shares are put right. A Function of its own because autograd
-    would keep z, and because torch 2.11's avg_pool2d_backward is wrong on GPUs in channels_last. Without a jvp:
-    forward-mode differentiation is not supported.
+    would keep z, and because torch 2.11's avg_pool2d_backward is wrong on GPUs in channels_last. Its derivative
+    in forward mode is the average itself.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(z: Tensor, kernel_size: int, stride: int, grid: tuple[int, ...], dim: int) -> Tensor:
+    def forward(z: Tensor, pool_size: int, stride: int, grid: tuple[int, ...], dim: int) -> Tensor:
         sheets = _as_sheets(z, grid, dim)
-        sizes, strides, paddings = _window(kernel_size, stride, grid)
+        sizes, strides, paddings = _window(pool_size, stride, grid)
         means = functional.avg_pool2d(sheets, sizes, strides, paddings, count_include_pad=False)
-        return _from_sheets(means, z, dim)
+        # Of the means nobody keeps anything, but torch forbids in-place operations on what it takes for a view of
+        # them. Detached it is none, and nothing is copied.
+        return _from_sheets(means, z, dim).detach()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.kernel_size, ctx.stride, ctx.grid, ctx.dim = inputs
+        _, ctx.pool_size, ctx.stride, ctx.grid, ctx.dim = inputs
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         pooled = _as_sheets(grad, [math.ceil(side / ctx.stride) for side in ctx.grid], ctx.dim)
         sheets = pooled if ctx.stride == 1 else _spread(pooled, ctx.stride, _sides(ctx.grid))
-        sizes, strides, paddings = _window(ctx.kernel_size, 1, ctx.grid)
-        if ctx.kernel_size > 1:
-            sheets = sheets * _edge_shares(ctx.kernel_size, ctx.grid, grad.dtype, grad.device)
+        sizes, strides, paddings = _window(ctx.pool_size, 1, ctx.grid)
+        if ctx.pool_size > 1:
+            # Of tensors that only stand for others (torch's fake ones) none may be kept for the next call.
+            shares_of = _edge_shares if type(grad) is Tensor else _edge_shares.__wrapped__
+            sheets = sheets * shares_of(ctx.pool_size, ctx.grid, grad.dtype, grad.device)
         shares = functional.avg_pool2d(sheets, sizes, strides, paddings, count_include_pad=True)
         return _from_sheets(shares, grad, ctx.dim), None, None, None, None
 
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        average: Tensor = _KernelAverage.apply(tangent, ctx.pool_size, ctx.stride, ctx.grid, ctx.dim)
+        return average
+
 
 @functools.lru_cache(maxsize=256)
-def _edge_shares(kernel_size: int, grid: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _edge_shares(pool_size: int, grid: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """(h, w): how much larger than a whole window's the share of each kernel in its mean is, 1 inside."""
     with torch.inference_mode(False), torch.no_grad():
         whole = torch.ones(1, 1, *_sides(grid), dtype=torch.double, device=device)
-        exists = functional.avg_pool2d(whole, *_window(kernel_size, 1, grid), count_include_pad=True)
+        exists = functional.avg_pool2d(whole, *_window(pool_size, 1, grid), count_include_pad=True)
         return exists[0, 0].reciprocal().to(dtype)
 
 
@@ -140,9 +155,9 @@ def _sides(grid: Sequence[int]) -> tuple[int, int]:
     return (grid[0], grid[1]) if len(grid) == 2 else (grid[0], 1)
 
 
-def _window(kernel_size: int, stride: int, grid: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+def _window(pool_size: int, stride: int, grid: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
     """avg_pool2d's sizes, strides and paddings, none along the width of a line."""
-    sizes = [min(kernel_size, side) for side in _sides(grid)]
+    sizes = [min(pool_size, side) for side in _sides(grid)]
     strides = [min(stride, side) for side in _sides(grid)]
     return sizes, strides, [size // 2 for size in sizes]
 

@@ -1,5 +1,7 @@
 """A convolution followed by Kernel Average Pooling, for the price of the convolution."""
 
+import math
+import numbers
 from typing import Any, Literal
 
 import torch
@@ -7,6 +9,13 @@ from torch import Tensor, nn
 
 from kapdist.kap.average import check_window, kernel_average, pooled_channels
 from kapdist.kap.noise import NoiseSource, NoisyLayer, draw_noise
+
+
+def check_noise_std(noise_std: float) -> None:
+    """Raises: ValueError for what is no finite number of at least 0."""
+    is_number = isinstance(noise_std, numbers.Real) and not isinstance(noise_std, bool)
+    if not is_number or not 0 <= noise_std < math.inf:
+        raise ValueError(f"noise_std must be a standard deviation of at least 0, found {noise_std!r}")
 
 
 class KAPConv2d(NoisyLayer, nn.Conv2d):
@@ -21,9 +30,9 @@ class KAPConv2d(NoisyLayer, nn.Conv2d):
     noise_std 0 it computes bitwise what nn.Conv2d computes.
 
     Shapes: (batch, in_channels, height, width) to (batch, C', height', width'), where C' is out_channels
-    at pool_stride 1; see `kernel_average` for other strides.
+    at pool_stride 1; see `kernel_average` for other strides. One image (in_channels, height, width) will do.
     Raises: ValueError for a window or a stride that does not fit out_channels, an unknown layout and a
-    negative noise_std.
+    noise_std that is no standard deviation.
     """
 
     def __init__(
@@ -46,8 +55,7 @@ class KAPConv2d(NoisyLayer, nn.Conv2d):
         noise_std: float = 0.0,
     ) -> None:
         check_window(out_channels, pool_size, pool_stride, layout)
-        if not noise_std >= 0:
-            raise ValueError(f"noise_std must be a standard deviation of at least 0, found {noise_std}")
+        check_noise_std(noise_std)
         super().__init__(
             in_channels,
             out_channels,
@@ -82,6 +90,8 @@ class KAPConv2d(NoisyLayer, nn.Conv2d):
         return self.average(self.weight, dim=0), None if self.bias is None else self.average(self.bias, dim=0)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 3:  # one image: nn.Conv2d takes it, and its channels are not dimension 1
+            return self.forward(x[None]).squeeze(0)
         if self.groups > 1:
             z = self._conv_forward(x, self.weight, self.bias)
             return self.average(self._add_noise(z) if self._is_noisy() else z, dim=1)

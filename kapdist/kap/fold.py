@@ -1,38 +1,48 @@
 """KAP models as plain convolutions: what to deploy, and what to attack with the noise off."""
 
 import copy
+import warnings
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kapdist.kap.conv import KAPConv2d
 from kapdist.kap.kapify import conv_arguments, replace_modules
+from kapdist.kap.left_out import LayerTracer
 
 
-def fold(model: nn.Module, *, norms: bool = False) -> nn.Module:
+def fold(model: nn.Module, *, norms: bool = False, dense: bool = False) -> nn.Module:
     """A copy in which each KAPConv2d is a plain nn.Conv2d with averaged weights: same logits, noise off.
 
-    A grouped KAPConv2d with a pool becomes a dense convolution, because the average mixes the groups: exact,
-    but dearer. With `norms` each nn.BatchNorm2d that alone follows a convolution is folded into it as well,
-    with its running statistics, and an nn.Identity stands in its place; the copy is then in eval mode. Norms
-    that do not follow a convolution directly, are shared or keep no statistics stay.
+    A grouped KAPConv2d with a pool stays one, without noise, because the average mixes the groups; with `dense` it
+    becomes a dense convolution: exact, but many times as large. With `norms` each nn.BatchNorm2d or
+    nn.SyncBatchNorm that alone follows a convolution is folded into it as well, with its running statistics, and an
+    nn.Identity stands in its place; the copy is then in eval mode. Norms that do not follow a convolution directly,
+    are shared, keep no statistics or do more stay: a warning names them.
 
     Raises: ValueError when `norms` is asked for and torch.fx cannot follow the model's forward.
     """
     copied = copy.deepcopy(model)
     convs = [module for module in copied.modules() if isinstance(module, KAPConv2d)]
-    folded = replace_modules(copied, {conv: plain_conv(conv) for conv in convs})
+    new = {conv: plain_conv(conv) for conv in convs if dense or not mixes_groups(conv)}
+    for conv in convs:
+        conv.noise_std = 0.0
+    folded = replace_modules(copied, new)
     return _fold_norms(folded.eval()) if norms else folded
+
+
+def mixes_groups(kap: KAPConv2d) -> bool:
+    return kap.groups > 1 and (kap.pool_size > 1 or kap.pool_stride > 1)
 
 
 @torch.no_grad()
 def plain_conv(kap: KAPConv2d) -> nn.Conv2d:
     """The nn.Conv2d that computes what a KAPConv2d computes without noise."""
-    mixes_groups = kap.groups > 1 and (kap.pool_size > 1 or kap.pool_stride > 1)
-    weight = _dense_weight(kap) if mixes_groups else kap.weight
+    weight = _dense_weight(kap) if mixes_groups(kap) else kap.weight
     arguments = conv_arguments(kap) | {"out_channels": kap.pooled_channels}
-    arguments["groups"] = 1 if mixes_groups else kap.groups
+    arguments["groups"] = 1 if mixes_groups(kap) else kap.groups
     conv = nn.Conv2d(**arguments, bias=kap.bias is not None, device="meta")
     conv.weight = _parameter(kap.average(weight, dim=0), kap.weight)
     if kap.bias is not None:
@@ -58,12 +68,16 @@ def _fold_norms(model: nn.Module) -> nn.Module:
     for conv_name, norm_name in _conv_norm_pairs(model):
         fused = fuse_conv_bn_eval(modules[conv_name], modules[norm_name])
         replace_modules(model, {modules[conv_name]: fused, modules[norm_name]: nn.Identity()})
+    norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    if norms:
+        names = ", ".join(f"{name} ({type(module).__name__})" for name, module in norms)
+        warnings.warn(f"fold leaves norms as they are: {names}", stacklevel=3)
     return model
 
 
 def _conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
     """Names of convolutions and the norms that nothing but they feed, each called exactly once."""
-    tracer = fx.Tracer()
+    tracer = LayerTracer()
     tracer.proxy_buffer_attributes = True  # else a buffer's methods meet proxies and fail
     try:
         graph = tracer.trace(model)
@@ -77,7 +91,7 @@ def _conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
     pairs = []
     for norm in calls:
         conv = norm.args[0] if norm.args else None
-        if type(modules[norm]) is not nn.BatchNorm2d or not isinstance(conv, fx.Node):
+        if type(modules[norm]) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or not isinstance(conv, fx.Node):
             continue
         if conv not in modules or type(modules[conv]) is not nn.Conv2d:
             continue

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from kapdist.kap.average import check_window
-from kapdist.kap.conv import KAPConv2d
+from kapdist.kap.conv import KAPConv2d, check_noise_std
+from kapdist.kap.left_out import linear_convolutions
 from kapdist.kap.noise import share_noise_source
 
 Where = Callable[[str, nn.Module], bool]
@@ -25,16 +26,22 @@ def kapify(
 
     The parameters are the very same objects: an optimizer made before stays valid, the state_dict keeps its
     keys. `where(name, convolution)` picks; by default every nn.Conv2d is replaced, first layer and shortcuts
-    included. Subclasses of nn.Conv2d compute something of their own and are left as they are, with a warning
-    that names them; so are KAPConv2d of an earlier call, unless `where` picks them (ValueError: fold first).
+    included, save linear layers by another name (on maps of one pixel, as in squeeze-and-excitation, or making the
+    logits): a warning names them. Subclasses of nn.Conv2d compute something of their own and are left as they are,
+    with a warning that names them; so are KAPConv2d of an earlier call, unless `where` picks them (ValueError: fold
+    first).
     A model that is itself an nn.Conv2d cannot be changed in place: the KAPConv2d is returned. Hooks on a
     replaced convolution are not carried over. All noisy layers of the model share one noise source.
 
     Raises: ValueError that names each convolution whose channels the window does not fit, before anything
-    is changed; for an unknown layout, an even pool_size and a negative noise_std.
+    is changed, and each whose weight is made anew in every pass (pruned, weight or spectral norm); for an
+    unknown layout, an even pool_size, a negative noise_std, and a model without anything to replace.
     """
+    check_noise_std(noise_std)
     picked = _pick(model, where)
     _check(picked, pool_size, layout)
+    if not picked:
+        _say_nothing_replaced(model)
     new = {
         conv: kap_conv(conv, pool_size=pool_size, layout=layout, noise_std=noise_std) for conv in picked.values()
     }
@@ -84,10 +91,19 @@ def replace_modules(model: nn.Module, new: Mapping[Any, nn.Module]) -> nn.Module
 
 
 def _pick(model: nn.Module, where: Where | None) -> dict[str, nn.Conv2d]:
-    picked, left = {}, []
+    picked: dict[str, nn.Conv2d] = {}
+    left = []
+    linear = _linear_convolutions(model) if where is None else {}
     for name, module in model.named_modules():
         if not isinstance(module, nn.Conv2d) or (where is not None and not where(name, module)):
             continue
+        if module in linear:
+            continue
+        if is_made_anew(module):
+            raise ValueError(
+                f"{name or 'the model itself'}: its weight is made anew in every pass (pruning, weight norm, "
+                "spectral norm, a parametrization): make that permanent first, or leave it out with `where`"
+            )
         if type(module) is nn.Conv2d:
             picked[name] = module
         elif not isinstance(module, KAPConv2d):
@@ -97,6 +113,33 @@ def _pick(model: nn.Module, where: Where | None) -> dict[str, nn.Conv2d]:
     if left:
         warnings.warn(f"kapify leaves subclasses of nn.Conv2d as they are: {', '.join(left)}", stacklevel=3)
     return picked
+
+
+def is_made_anew(conv: nn.Module) -> bool:
+    """Whether weight or bias is no parameter, but computed from others by a hook or a parametrization."""
+    return "weight" not in conv._parameters or ("bias" not in conv._parameters and conv.bias is not None)
+
+
+def _linear_convolutions(model: nn.Module) -> dict[nn.Module, str]:
+    if not any(isinstance(module, nn.Conv2d) for module in model.modules()) or isinstance(model, nn.Conv2d):
+        return {}
+    try:
+        linear = linear_convolutions(model)
+    except ValueError as error:
+        warnings.warn(
+            f"kapify averages gates and convolutions that make logits, if there are any: {error}", stacklevel=4
+        )
+        return {}
+    names = [f"{name} ({linear[module]})" for name, module in model.named_modules() if module in linear]
+    if names:
+        warnings.warn(f"kapify leaves out, unless `where` picks them: {', '.join(names)}", stacklevel=4)
+    return linear
+
+
+def _say_nothing_replaced(model: nn.Module) -> None:
+    if not any(isinstance(module, KAPConv2d) for module in model.modules()):
+        raise ValueError(f"kapify found no convolution to replace in {type(model).__name__}")
+    warnings.warn("kapify replaced nothing: the model has its averages already", stacklevel=3)
 
 
 def _check(picked: dict[str, nn.Conv2d], pool_size: int, layout: str) -> None:

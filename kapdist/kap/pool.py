@@ -15,14 +15,14 @@ class KernelAveragePool(nn.Module):
     Raises: ValueError at the first call where the window does not fit C.
     """
 
-    def __init__(self, kernel_size: int, *, stride: int = 1, layout: str = "line") -> None:
+    def __init__(self, pool_size: int, *, stride: int = 1, layout: str = "line") -> None:
         super().__init__()
-        self.kernel_size = kernel_size
+        self.pool_size = pool_size
         self.stride = stride
         self.layout = layout
 
     def forward(self, z: Tensor) -> Tensor:
-        return kernel_average(z, self.kernel_size, stride=self.stride, layout=self.layout, dim=1)
+        return kernel_average(z, self.pool_size, stride=self.stride, layout=self.layout, dim=1)
 
     def extra_repr(self) -> str:
-        return f"kernel_size={self.kernel_size}, stride={self.stride}, layout={self.layout}"
+        return f"pool_size={self.pool_size}, stride={self.stride}, layout={self.layout}"

@@ -13,46 +13,77 @@ import torch
 from torch import Tensor, nn
 
 from kapdist.errors import InputError
+from kapdist.models.description import check_description, describe_weights, read_description
 
 WRAPPERS = ("state_dict", "model")
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")  # of DDP, torch.compile, Lightning, detectors
 FORMATS = "weights as safetensors or a plain state_dict (torch.save)"
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, start: bool = False) -> None:
     """Copy the weights of a file into the model; every key must be there, with its shape, and no other.
+
+    Norms' `num_batches_tracked` alone may lack, as torch lets it: older state_dicts have none.
 
     Args:
         path: safetensors, or a state_dict written by torch.save, bare or under the key "state_dict" or "model";
-            the prefix `module.` of a DDP checkpoint is dropped.
+            prefixes that wrappers put before every key (`PREFIXES`, in any order) are dropped.
+        start: training goes on from these weights, so plain ones may start a model that averages kernels.
 
     Raises:
-        InputError: no such file, not weights, a pickle that holds more than tensors, or weights that do not fit
-            (names the first differing key and both shapes) or are not finite (names the first tensor).
+        InputError: no such file, not weights, a pickle that holds more than tensors, weights that do not fit
+            (names the first differing key and both shapes), are not finite (names the first tensor), or were made for
+            another average or another normalisation than the model's (`describe_weights`); files that say nothing of
+            it are taken.
     """
-    state = read_state(Path(path))
+    path = Path(path)
+    state, said = read_file(path)
+    state = without_prefixes(state, set(model.state_dict()))
+    state = with_counters(model, state)
     check_fit(model, state, path)
     if found := first_not_finite(state):
         raise InputError(path, "finite weights", f"a value that is not in {found}")
+    check_description(model, said, path, start)
     model.load_state_dict(state)
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Return the state_dict in a file, on the CPU."""
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the weights of a model as safetensors that say what they were made for."""
+    from safetensors.torch import save_file
+
+    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    save_file(weights, path, metadata=describe_weights(model))
+
+
+def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the state_dict in a file, on the CPU, and what the file says of it (safetensors alone can)."""
     if not path.is_file():
         raise InputError(path, FORMATS, "no such file" if not path.exists() else "no file")
     with path.open("rb") as file:
-        start = file.read(9)
-    if len(start) == 9 and start[8:9] == b"{":  # eight bytes of length, then JSON
+        start = file.read(512)
+    refuse_text(path, start)
+    if len(start) > 8 and start[8:9] == b"{":  # eight bytes of length, then JSON
         return read_safetensors(path)
-    return unwrap(read_torch(path, start), path)
+    return unwrap(read_torch(path, start), path), {}
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def refuse_text(path: Path, start: bytes) -> None:
+    """Raise InputError for what downloads leave in the place of weights."""
+    if not start:
+        raise InputError(path, FORMATS, "an empty file")
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError(path, FORMATS, "a Git LFS pointer to them (`git lfs pull` fetches the file)")
+    if start.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise InputError(path, FORMATS, "a web page (a download that failed)")
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+            return tensors, read_description(file.metadata() or {})
     except SafetensorError as error:
         raise InputError(path, "whole safetensors", f"a damaged file ({error})") from None
 
@@ -80,8 +111,22 @@ def unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise InputError(path, FORMATS, f"{key!r} of type {type(value).__name__} among them")
-    wrapped = all(key.startswith("module.") for key in content)
-    return {key.removeprefix("module.") if wrapped else key: value for key, value in content.items()}
+    return dict(content)
+
+
+def without_prefixes(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """Drop the prefixes that all keys have, as long as the model's own keys do not begin so."""
+    while True:
+        prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None)
+        if prefix is None or not state or all(key.startswith(prefix) for key in wanted):
+            return state
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def with_counters(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the model's own `num_batches_tracked` where no norm of the file has one."""
+    counters = {key: value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
+    return state | counters if not any(key.endswith("num_batches_tracked") for key in state) else state
 
 
 def check_fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

@@ -37,6 +37,7 @@ def weigh(tensors: Iterable[Tensor]) -> int:
 
 
 def generators(model: nn.Module) -> int:
-    """Return the bytes of what a rank on a CPU saves of its own: torch's stream, and one and a seed per noise."""
-    seeds = list(kap.noise_state(model).values())  # its streams begin with the first draw
-    return weigh(seeds) + (1 + len(seeds)) * weigh([torch.get_rng_state()])
+    """Return the bytes of what a rank on a CPU saves of its own: torch's stream, the noise's seeds and streams."""
+    noisy = [module for module in model.modules() if isinstance(module, kap.KAPConv2d) and module.noise_std > 0]
+    seeds = kap.noise_state(model).values()  # its streams, one for each layer, begin with the first draw
+    return weigh(seeds) + (1 + len(noisy)) * weigh([torch.get_rng_state()])

@@ -22,6 +22,7 @@ from kapdist.engine.ddp import broadcast
 from kapdist.environment import memory_bytes
 from kapdist.errors import InputError
 from kapdist.models.build import build_model
+from kapdist.models.description import describe_weights
 from kapdist.models.strided import guard_strided
 from kapdist.models.weights import first_not_finite, load_weights
 from kapdist.plan import Plan, Room, make_plan
@@ -140,7 +141,7 @@ def initial_model(config: Config, ranks: Ranks) -> nn.Module:
     if config.model.weights:
         if config.model.weights.is_file():
             weights_sha256(config.model.weights)
-        load_weights(model, config.model.weights)
+        load_weights(model, config.model.weights, start=True)
     guard_strided(model)
     kap.seed_noise(model, derive_seed(config.seed, "activation noise", ranks.rank))
     torch.manual_seed(derive_seed(config.seed, "dropout", ranks.rank))
@@ -295,4 +296,4 @@ def exported(job: Job) -> bytes | None:
         raise checkpoint.diverged(
             job.run, f"{found or 'a weight of another rank'} is not finite: it is not exported"
         )
-    return safetensors(weights, metadata={"format": "pt"}) if job.ranks.first else None
+    return safetensors(weights, metadata=describe_weights(job.evaluated)) if job.ranks.first else None

@@ -13,6 +13,8 @@ from torch import nn
 from kapdist.errors import InputError
 from kapdist.models.weights import load_weights
 
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "module._orig_mod.", "model.backbone._orig_mod.")
+
 
 def network(num_classes: int = 4) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(8, num_classes))
@@ -23,7 +25,7 @@ class Evil:
         return os.mkdir, ("it-ran",)
 
 
-@pytest.mark.parametrize("form", ["safetensors", "plain", "state_dict", "model", "module."])
+@pytest.mark.parametrize("form", ["safetensors", "plain", "state_dict", "model", *PREFIXES])
 def test_every_form_of_weights_is_read(tmp_path: Path, form: str) -> None:
     source, target = network(), network()
     state = source.state_dict()
@@ -32,13 +34,21 @@ def test_every_form_of_weights_is_read(tmp_path: Path, form: str) -> None:
         save_file(state, path)
     elif form == "plain":
         torch.save(state, path)
-    elif form == "module.":
-        torch.save({f"module.{key}": value for key, value in state.items()}, path)
+    elif form.endswith("."):
+        torch.save({f"{form}{key}": value for key, value in state.items()}, path)
     else:
         torch.save({form: state, "epoch": 3}, path)
     load_weights(target, path)
     for key, value in target.state_dict().items():
         assert torch.equal(value, state[key])
+
+
+WRONG_BYTES = {
+    "empty": b"",
+    "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+    "page": b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>",
+    "xml": b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+}
 
 
 def save_case(case: str, path: Path) -> None:
@@ -60,8 +70,8 @@ def save_case(case: str, path: Path) -> None:
         path.write_text("not weights at all")
     elif case == "no weights":
         torch.save({"epoch": 3}, path)
-    elif case == "empty":
-        path.write_bytes(b"")
+    elif case in WRONG_BYTES:
+        path.write_bytes(WRONG_BYTES[case])
 
 
 @pytest.mark.parametrize(
@@ -75,7 +85,10 @@ def save_case(case: str, path: Path) -> None:
         ("truncated", r"expected whole safetensors, found a damaged file"),
         ("text", r"found a damaged or foreign file|found a pickle"),
         ("no weights", r"found 'epoch' of type int"),
-        ("empty", r"found a damaged or foreign file"),
+        ("empty", r"found an empty file"),
+        ("pointer", r"found a Git LFS pointer to them"),
+        ("page", r"found a web page"),
+        ("xml", r"found a web page"),
         ("absent", r"found no such file"),
     ],
 )

@@ -35,6 +35,32 @@ def test_one_graph_with_the_same_draws(mode: str, memory_format: torch.memory_fo
     assert_compiled_is_eager(mode, "aot_eager", memory_format)
 
 
+class Branches(nn.Module):
+    """Layers that need nothing of each other, which inductor computes in an order of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3, 8, 3, padding=1, dilation=1) for _ in range(3))
+        self.last = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c = (layer(x) for layer in self.layers)
+        return torch.relu(self.last(c)) * a.sigmoid() + b
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on the CPU")
+def test_branches_draw_the_same_in_generated_code() -> None:
+    torch.compiler.reset()
+    model = kapify(Branches().double(), noise_std=0.3, where=lambda *_: True)
+    x = torch.rand(2, 3, 6, 6, dtype=torch.double)
+    with noise(model, "fresh", seed=5):
+        eager = outputs_and_gradients(model, model, x)
+    with noise(model, "fresh", seed=5):
+        fast = outputs_and_gradients(model, torch.compile(model, fullgraph=True), x)
+    torch.testing.assert_close(fast, eager, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on the CPU")
 def test_generated_code_draws_the_same() -> None:

@@ -1,3 +1,4 @@
+import copy
 import re
 from collections.abc import Callable
 from itertools import product
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kapdist.kap import KAPConv2d, KernelAveragePool, noise
+from kapdist.kap import KAPConv2d, KernelAveragePool, kapify, noise
 
 Dense = Callable[[int, int, int, str], Tensor]
 CONVOLUTIONS: dict[str, dict[str, Any]] = {
@@ -61,6 +62,60 @@ def test_without_pool_and_noise_it_is_bitwise_the_convolution(groups: int) -> No
     assert torch.equal(kap(x), conv(x))
 
 
+@pytest.mark.parametrize("noise_std", [0.0, 0.5])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_one_image_is_a_batch_of_one(groups: int, noise_std: float) -> None:
+    kap = KAPConv2d(4, 12, 3, groups=groups, noise_std=noise_std)
+    image = torch.randn(4, 9, 8)
+    for mode in ("fixed", "fresh"):
+        with noise(kap, mode, seed=3):
+            alone = kap(image)
+        with noise(kap, mode, seed=3):
+            assert torch.equal(alone, kap(image[None])[0])
+
+
+class FusedBlock(nn.Module):
+    """As in efficientvit: grouped 1 x 1 convolutions behind a depthwise one, and sums and activations in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.norm = nn.Conv2d(6, 12, 1), nn.BatchNorm2d(12)
+        self.depthwise = nn.Conv2d(12, 12, 5, padding=2, groups=12, bias=False)
+        self.grouped = nn.Conv2d(12, 12, 1, groups=3, bias=False)
+        self.act = nn.Hardswish(inplace=True)
+        self.project = nn.Conv2d(12, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.norm(self.expand(x)))
+        z = self.grouped(self.act(self.depthwise(y)))
+        z += y
+        z = self.project(self.act(z))
+        z += x
+        return nn.functional.relu(z, inplace=True).mean((2, 3))
+
+
+def out_of_place(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
+    return model
+
+
+@pytest.mark.parametrize("noise_std", [0.0, 0.3])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_in_place_operations_may_follow(noise_std: float, frozen: bool) -> None:
+    """Trained, and (frozen) attacked: the images' gradient alone."""
+    layers = [nn.Conv2d(6, 6, 3, padding=1, groups=3), nn.ReLU(inplace=True), FusedBlock()]
+    model = kapify(nn.Sequential(*layers).double(), noise_std=noise_std, where=lambda *_: True)
+    model.requires_grad_(not frozen)
+    results = []
+    for network in (model, out_of_place(copy.deepcopy(model))):
+        x = torch.rand(2, 6, 6, 6, dtype=torch.double, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        loss = network(x).square().sum()
+        results.append([loss, *torch.autograd.grad(loss, [x, *(p for p in network.parameters() if not frozen)])])
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-12)
+
+
 def test_weights_form_keeps_channels_last() -> None:
     kap = KAPConv2d(4, 12, 3, noise_std=0.1).to(memory_format=torch.channels_last)
     assert kap.averaged_parameters()[0].is_contiguous(memory_format=torch.channels_last)
@@ -89,6 +144,11 @@ def test_autocast_computes_in_bfloat16() -> None:
         ({"layout": "torus"}, "layout must be one of line, sheet"),
         ({"noise_std": -0.1}, "noise_std must be a standard deviation of at least 0, found -0.1"),
         ({"noise_std": float("nan")}, "found nan"),
+        ({"noise_std": float("inf")}, "found inf"),
+        ({"noise_std": "0.3"}, "found '0.3'"),
+        ({"noise_std": True}, "found True"),
+        ({"noise_std": None}, "found None"),
+        ({"pool_size": 3.0}, "pool_size must be an odd number of kernels (1, 3, 5, ...), found 3.0"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:

@@ -57,7 +57,7 @@ def test_folded_bottlenecks_have_the_same_logits() -> None:
 @pytest.mark.parametrize(("groups", "stride"), [(1, 2), (4, 1), (4, 2), (12, 1)])
 def test_folded_convolution_is_plain_and_equal(groups: int, stride: int) -> None:
     kap = KAPConv2d(12, 24, 3, 2, 1, groups=groups, pool_stride=stride, layout="sheet", dtype=torch.double)
-    conv = fold(kap)
+    conv = fold(kap, dense=True)
     assert type(conv) is nn.Conv2d
     x = torch.rand(2, 12, 9, 9, dtype=torch.double)
     torch.testing.assert_close(conv(x), kap(x), rtol=0, atol=1e-12)
@@ -69,7 +69,8 @@ def test_groups_stay_where_nothing_is_averaged() -> None:
 
 def test_only_norms_that_alone_follow_a_convolution_are_folded() -> None:
     model = kapify(with_statistics(Tangle()))
-    folded = fold(model, norms=True)
+    with pytest.warns(UserWarning, match=r"leaves norms as they are: norm2 \(BatchNorm2d\), norm3"):
+        folded = fold(model, norms=True)
     kinds = [type(norm).__name__ for norm in (folded.norm1, folded.norm2, folded.norm3, folded.norm4)]
     assert kinds == ["Identity", "BatchNorm2d", "BatchNorm2d", "BatchNorm2d"]
     x = torch.rand(4, 3, 8, 8, dtype=torch.double)
@@ -85,3 +86,23 @@ def test_a_forward_that_cannot_be_traced_is_refused() -> None:
     assert type(fold(model)[0]) is nn.Conv2d
     with pytest.raises(ValueError, match=r"cannot fold the norms: torch\.fx cannot follow Branching"):
         fold(model, norms=True)
+
+
+def test_grouped_convolutions_keep_their_size_unless_asked() -> None:
+    model = kapify(nn.Sequential(nn.Conv2d(12, 12, 3, groups=12), nn.ReLU()), noise_std=0.5).double()
+    folded = fold(model)
+    x = torch.rand(2, 12, 6, 6, dtype=torch.double)
+    assert folded[0].weight.shape == model[0].weight.shape
+    with noise(model, "off"):
+        torch.testing.assert_close(folded(x), model(x), rtol=0, atol=1e-12)
+    assert model[0].noise_std == 0.5
+    assert fold(model, dense=True)[0].weight.numel() == 12 * model[0].weight.numel()
+
+
+def test_norms_of_all_ranks_are_folded() -> None:
+    model = with_statistics(nn.Sequential(nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12)))
+    synced = nn.SyncBatchNorm.convert_sync_batchnorm(kapify(model)).eval()
+    folded = fold(synced, norms=True)
+    assert [type(module) for module in folded] == [nn.Conv2d, nn.Identity]
+    x = torch.rand(2, 3, 8, 8, dtype=torch.double)
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)

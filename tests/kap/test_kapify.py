@@ -1,7 +1,9 @@
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import Tensor, nn
 
 from kapdist.kap import KAPConv2d, kapify, kernel_average, noise
@@ -41,7 +43,7 @@ def test_kapify_puts_an_average_after_every_convolution() -> None:
     model.load_state_dict(written_out.state_dict())
     keys = list(model.state_dict())
     parameters = list(model.parameters())
-    assert kapify(model) is model
+    assert kapify(model, where=lambda *_: True) is model
     assert list(model.state_dict()) == keys
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     assert isinstance(model.again, KAPConv2d)
@@ -112,7 +114,7 @@ def test_a_lone_convolution_is_returned_as_its_replacement() -> None:
 
 
 def test_copies_are_independent() -> None:
-    model = kapify(Separable(), noise_std=0.2)
+    model = kapify(Separable(), noise_std=0.2, where=lambda *_: True)
     other = copy.deepcopy(model)
     with noise(other, "off"):
         assert model.stem.noise_source.mode == "fresh"
@@ -123,3 +125,55 @@ def test_torchvision_or_timm_networks() -> None:
     torchvision = pytest.importorskip("torchvision", reason="torchvision is optional and not installed")
     model = kapify(torchvision.models.mobilenet_v3_small(), noise_std=0.1)
     assert model(torch.rand(2, 3, 64, 64)).shape == (2, 1000)
+
+
+class Squeezed(nn.Module):
+    """A gate as in squeeze-and-excitation, and squeezenet's classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3, padding=1)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.reduce, self.expand = nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1)
+        self.head = nn.Sequential(nn.Dropout(), nn.Conv2d(12, 10, 1), nn.ReLU(), nn.AdaptiveAvgPool2d((1, 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for squeezed in (self.pool(x), x.mean((2, 3), keepdim=True)):
+            x = x * torch.sigmoid(self.expand(torch.relu(self.reduce(squeezed))))
+        return torch.flatten(self.head(x), 1)
+
+
+def test_gates_and_logits_are_left_out_unless_asked_for() -> None:
+    left = r"reduce \(on maps of one pixel\), expand \(on maps of one pixel\), head.1 \(makes the logits\)"
+    with pytest.warns(UserWarning, match=f"leaves out, unless `where` picks them: {left}"):
+        model = kapify(Squeezed())
+    assert [name for name, m in model.named_modules() if isinstance(m, KAPConv2d)] == ["stem"]
+    asked = kapify(Squeezed(), where=lambda *_: True)
+    assert sum(isinstance(m, KAPConv2d) for m in asked.modules()) == 4
+
+
+def test_a_model_without_convolutions_is_refused() -> None:
+    with pytest.raises(ValueError, match="found no convolution to replace in Sequential"):
+        kapify(nn.Sequential(nn.Linear(3, 4)))
+    with pytest.warns(UserWarning, match="replaced nothing"):
+        kapify(kapify(nn.Sequential(nn.Conv2d(3, 8, 3))))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        torch.nn.utils.weight_norm,
+        torch.nn.utils.spectral_norm,
+        torch.nn.utils.parametrizations.weight_norm,
+        torch.nn.utils.parametrizations.spectral_norm,
+        lambda conv: torch.nn.utils.prune.l1_unstructured(conv, "weight", 0.5),
+        lambda conv: torch.nn.utils.prune.l1_unstructured(conv, "bias", 0.5),
+    ],
+)
+def test_weights_made_anew_in_every_pass_are_refused_by_name(change: Callable[[nn.Module], object]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    change(model[1])
+    with pytest.raises(ValueError, match="1: its weight is made anew in every pass"):
+        kapify(model)
+    assert type(model[0]) is nn.Conv2d

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from kapdist.kap import KAPConv2d, kapify, load_noise_state, noise, noise_state, seed_noise
+from kapdist.kap import KAPConv2d, fold, kapify, load_noise_state, noise, noise_state, seed_noise
+from kapdist.kap.noise import NoiseSource
 
 Dense = Callable[[int, int, int, str], Tensor]
 
@@ -153,6 +155,106 @@ def test_saved_state_continues_the_stream(x: Tensor, tmp_path: Path) -> None:
         assert torch.equal(other(x), model(x))
 
 
+def test_a_state_of_one_stream_for_all_layers_begins_new_ones(x: Tensor) -> None:
+    """As older versions wrote it: every rank's differs, and so must what it continues with."""
+    model = small_cnn()
+    old = [{"0.seed": torch.tensor(11), "0.cpu": torch.Generator().manual_seed(s).get_state()} for s in (1, 1, 2)]
+    logits = []
+    for state in old:
+        with pytest.warns(UserWarning, match="one stream for all layers: their own ones begin anew"):
+            load_noise_state(model, state)
+        logits.append(model(x))
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.equal(logits[0], logits[2])
+    load_noise_state(model, noise_state(model))  # of today's form: quietly
+
+
+def test_layers_draw_in_any_order_the_same(x: Tensor) -> None:
+    model = nn.ModuleList([small_cnn(), nn.Sequential()])
+    first, second = model[0][0], model[0][2]
+    y = torch.rand(2, 8, 6, 6)
+    seed_noise(model, 5)
+    one = [first(x), second(y), first(x), second(y)]
+    seed_noise(model, 5)
+    other = [second(y), second(y), first(x), first(x)]
+    assert all(torch.equal(one[i], other[j]) for i, j in ((0, 2), (1, 0), (2, 3), (3, 1)))
+    quiet = kapify(nn.Conv2d(3, 8, 3))
+    quiet.load_state_dict(first.state_dict())
+    assert not torch.equal(one[0] - quiet(x), one[2] - quiet(x))
+
+
+def test_streams_of_layers_and_modes_differ() -> None:
+    source = NoiseSource(seed=3)
+    like = torch.empty(0)
+    draws = [source.streams.fresh((64,), 0, like), source.streams.fresh((64,), 1, like)]
+    draws += [source.streams.fixed((64,), 0, like), source.streams.fixed((64,), 1, like)]
+    correlation = torch.corrcoef(torch.stack(draws)) - torch.eye(4)
+    assert correlation.abs().max() < 5 / 64**0.5
+    assert not any(torch.equal(draws[i], draws[j]) for i in range(4) for j in range(i))
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_is_refused_or_exact(x: Tensor, use_reentrant: bool) -> None:
+    model = small_cnn()
+    images = x.requires_grad_()
+
+    def loss() -> Tensor:
+        return checkpoint(model, images, use_reentrant=use_reentrant).square().sum()
+
+    with pytest.raises(RuntimeError, match="fresh activation noise cannot be drawn within a backward pass"):
+        loss().backward()
+    for mode in ("off", "fixed"):
+        with noise(model, mode):
+            expected = torch.autograd.grad(model(images).square().sum(), model[0].weight)[0]
+            model.zero_grad()
+            loss().backward()
+        torch.testing.assert_close(model[0].weight.grad, expected)
+    model(images).sum().backward()  # and the model still works
+
+
+def test_who_seeds_anew_within_a_backward_pass_may_draw(x: Tensor) -> None:
+    """The same noise is drawn again, and what was drawn before and after it stays as it was."""
+    model, undisturbed = small_cnn(), small_cnn()
+    undisturbed.load_state_dict(model.state_dict())
+    images = x.requires_grad_()
+
+    def seeded(images: Tensor) -> Tensor:
+        with noise(model, "fresh", seed=7):
+            return model(images)
+
+    expected = torch.autograd.grad(seeded(images).square().sum(), images)[0]
+    checkpoint(seeded, images, use_reentrant=False).square().sum().backward()
+    torch.testing.assert_close(images.grad, expected)
+    assert torch.equal(model(x), undisturbed(x))
+
+    def afterwards(gradient: Tensor) -> None:
+        seeded(images)
+        model(images)
+
+    out = model(images)
+    out.register_hook(afterwards)
+    with pytest.raises(RuntimeError, match="within a backward pass"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("mode", ["fresh", "fixed"])
+@pytest.mark.parametrize("pool_size", [1, 3])
+def test_noise_is_not_exported(x: Tensor, mode: str, pool_size: int) -> None:
+    model = kapify(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), noise_std=0.5, pool_size=pool_size)
+    with noise(model, mode), pytest.raises(RuntimeError, match="activation noise cannot be exported"):
+        torch.export.export(model, (x,))
+    with noise(model, "off"):
+        exported = torch.export.export(model, (x,)).module()
+        torch.testing.assert_close(exported(x), model(x))
+        torch.testing.assert_close(torch.export.export(fold(model), (x,)).module()(x), model(x))
+
+
+def test_noise_is_not_traced(x: Tensor) -> None:
+    model = kapify(nn.Sequential(nn.Conv2d(3, 8, 3)), noise_std=0.5, pool_size=1)
+    with pytest.raises(RuntimeError, match="activation noise cannot be exported"):
+        torch.jit.trace(model, x)
+
+
 def test_saved_state_before_the_first_call(x: Tensor) -> None:
     model, other = small_cnn(), small_cnn()
     other.load_state_dict(model.state_dict())
@@ -190,7 +292,7 @@ def test_ensemble_members_draw_apart(x: Tensor) -> None:
     ensemble = nn.ModuleList([member, kapify(nn.Sequential(copy.deepcopy(member)))])
     seed_noise(ensemble, 3)
     assert not torch.equal(ensemble[0](x), ensemble[1](x))
-    assert sorted(noise_state(ensemble)) == ["0.cpu", "0.seed", "1.cpu", "1.seed"]
+    assert sorted({key.split(".")[0] for key in noise_state(ensemble)}) == ["0", "1"]
 
 
 def test_noise_has_no_gradient_of_its_own() -> None:

@@ -1,0 +1,90 @@
+"""What weights were made for: the average of their kernels and the normalisation, which no tensor of them tells.
+
+A file's tensors are W, not A W: in a model that averages otherwise, or not at all, they fit and give other logits.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from kapdist.errors import InputError
+from kapdist.kap import KAPConv2d
+
+log = logging.getLogger(__name__)
+
+METADATA = "kapdist"
+POOL = "kap.pool_size"
+NOISE = "kap.noise_std"
+NORMALISATION = ("model.mean", "model.std")
+
+
+def describe_weights(model: nn.Module) -> dict[str, str]:
+    """Return the metadata of a safetensors file with the model's weights: `describe` as JSON under one key.
+
+    safetensors writes several keys in an order of chance, and equal weights have to be equal files.
+    """
+    return {METADATA: json.dumps(describe(model))}
+
+
+def read_description(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return what `describe` said when the file was written; nothing where others wrote it."""
+    try:
+        said = json.loads(metadata.get(METADATA, "{}"))
+    except ValueError:
+        return {}
+    return {str(key): str(value) for key, value in said.items()} if isinstance(said, dict) else {}
+
+
+def describe(model: nn.Module) -> dict[str, str]:
+    """Return averages, noise and normalisation of a model, under the config's keys where it has them.
+
+    One value where all convolutions agree, else a JSON object from their names to their values.
+    """
+    convs = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    averages = {name: conv for name, conv in convs.items() if isinstance(conv, KAPConv2d)}
+    pooled = {name: conv for name, conv in averages.items() if (conv.pool_size, conv.pool_stride) != (1, 1)}
+    said = {
+        POOL: together(convs, lambda conv: conv.pool_size if isinstance(conv, KAPConv2d) else 1),
+        "kap.layout": together(pooled, lambda conv: conv.layout),
+        "kap.pool_stride": together(pooled, lambda conv: conv.pool_stride),
+        NOISE: together(convs, lambda conv: float(conv.noise_std) if isinstance(conv, KAPConv2d) else 0.0),
+    }
+    for key in NORMALISATION:
+        value = getattr(model, key.removeprefix("model."), None)
+        if isinstance(value, Tensor) and not value.is_meta:
+            said[key] = json.dumps(value.detach().flatten().tolist())
+    return said
+
+
+def together(convs: Mapping[str, nn.Module], value: Callable[[nn.Module], object]) -> str:
+    values = {name: value(conv) for name, conv in convs.items()}
+    distinct = list(dict.fromkeys(values.values()))
+    if len(distinct) > 1:
+        return json.dumps(values)
+    return str(distinct[0]) if distinct else ""
+
+
+def check_description(model: nn.Module, said: Mapping[str, str], path: Path, start: bool) -> None:
+    """Raise InputError for the first key by which a file's weights give other logits in this model.
+
+    Other noise gives the same logits with the noise off: that is logged. With `start` so is another
+    normalisation, and an average that plain weights are to be trained with.
+    """
+    if POOL not in said:  # torchvision's, timm's, an older run's
+        return
+    own = describe(model)
+    plain = said[POOL] == "1" and not said.get("kap.layout")
+    for key, value in own.items():
+        if said.get(key, value) == value:
+            continue
+        expected, found = f"{key} {value or 'none'} (the model's)", f"weights made for {said[key] or 'none'}"
+        if key == NOISE or (start and (plain or key in NORMALISATION)):
+            log.warning("%s: expected %s, found %s", path, expected, found)
+            continue
+        hint = "; fold them first (kapdist.kap.fold)" if own[POOL] == "1" else ""
+        raise InputError(path, expected, found + hint)
