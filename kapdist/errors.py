@@ -1,5 +1,11 @@
 """The two kinds of failure: the user's input (exit code 2, one line), and everything else (exit code 1)."""
 
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+
 RESUME = 75  # exit code of a run that was asked to stop and saved: sysexits' EX_TEMPFAIL, "try again"
 
 
@@ -8,7 +14,59 @@ class StoppedError(Exception):
 
 
 class InputError(ValueError):
-    """What the user gave is wrong; the message names the place, what was expected and what was found."""
+    """What the user gave is wrong; in one line the place, what was expected and what was found."""
 
     def __init__(self, place: object, expected: str, found: str) -> None:
-        super().__init__(f"{place}: expected {expected}, found {found}")
+        super().__init__(one_line(f"{place}: expected {expected}, found {found}"))
+
+
+LONGEST = 200  # characters of a value in a message
+
+
+def one_line(text: str) -> str:
+    """Return a text with what no line holds written as Python writes it: a file's name may have it."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def shown(value: object) -> str:
+    """Return a value as Python writes it, the middle left out where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return "an integer of more than 4,300 digits"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}...{text[-LONGEST // 4 :]}"
+
+
+# What an output meets that cannot be written: wrong input, and no failure of ours.
+UNWRITABLE = frozenset(
+    {
+        errno.EACCES,
+        errno.EDQUOT,
+        errno.EEXIST,
+        errno.EFBIG,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOSPC,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.EROFS,
+    }
+)
+
+
+@contextlib.contextmanager
+def written_to(place: object, expected: str = "a place that can be written") -> Iterator[None]:
+    """Say in one line that what is written inside cannot be.
+
+    Raises:
+        InputError: names the place and the system's reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        at = f" ({error.filename})" if error.filename and str(error.filename) != str(place) else ""
+        raise InputError(place, expected, f"{error.strerror}{at}") from error
