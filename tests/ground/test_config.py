@@ -11,6 +11,7 @@ from kapdist.config import MAY_CHANGE, AttackConfig, Config, Section, dotted_key
 from kapdist.config_evaluation import EvaluationConfig
 from kapdist.configfile import dump_config, load_config
 from kapdist.errors import InputError
+from kapdist.plan import make_plan
 from kapdist.section import kinds_in
 from launch.cluster import ClusterConfig
 
@@ -330,7 +331,7 @@ PIECES = [
         "\x85",
         "é",
     ),
-    *("name", "seed", "data", "train", "optim", "lr", "base", "runs_dir", "model", "mean", "a" * 300, "[" * 2000),
+    *("name", "seed", "data", "train", "optim", "lr", "base", "runs_dir", "model", "mean", "a" * 120, "[" * 50),
 ]
 
 
@@ -350,3 +351,13 @@ def test_whatever_is_written_ends_in_a_config_or_in_one_line(tmp_path: Path) -> 
             told.append(str(error))
     assert all(len(line.encode().splitlines()) == len(line.splitlines()) == 1 for line in told)
     assert min(accepted, len(told)) > 50
+
+
+def test_a_warm_up_that_nobody_wrote_fits_into_the_training(write) -> None:
+    short = load_config(Config, write(MINIMAL), ["train.epochs=1"])
+    assert short.optim.warmup_epochs == 0.5
+    assert load_config(Config, write(dump_config(short), "again.yaml")) == short
+    assert load_config(Config, write(MINIMAL), ["train.epochs=2"]).optim.warmup_epochs == 2
+    written = load_config(Config, write(MINIMAL), ["train.epochs=1", "optim.warmup_epochs=2"])
+    with pytest.raises(InputError, match=r"warmup_epochs: expected at most train.epochs = 1"):
+        make_plan(written, 10_000, 1)
