@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from kapdist.data import Columns, make_source, open_beton, write
+from kapdist.data import Columns, class_folder, make_source, open_beton, write
+from kapdist.data.errors import UnreadableImageError
 from kapdist.data.sources.matlab import read_matlab
 from kapdist.data.sources.pickles import read_arrays
 from kapdist.errors import InputError
@@ -256,3 +258,22 @@ def test_a_damaged_matlab_file_is_read_or_refused(at: int, junk: bytes, packed: 
     body = formats.META_MAT[128:] if packed else zlib.decompress(formats.META_MAT[136:])
     damaged = formats.META_MAT[:128] + body[:at] + junk + body[at + len(junk) :]
     assert dict_or_line(lambda: read_matlab(damaged, "x"))
+
+
+def test_folders_that_would_move_labels(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / ".hidden").mkdir(parents=True)
+        for file in (tmp_path / name / "1.png", tmp_path / name / ".hidden" / "2.png"):
+            Image.new("RGB", (8, 8)).save(file)
+    assert class_folder(tmp_path).files == ["a/1.png", "b/1.png"]
+    for place, target, words in (
+        (tmp_path / "a" / "up", tmp_path, "links to other folders than those above"),
+        (tmp_path / "c", tmp_path / "absent", "a dangling one"),
+    ):
+        place.symlink_to(target)
+        with pytest.raises(InputError, match=words):
+            class_folder(tmp_path)
+        place.unlink()
+    os.mkfifo(tmp_path / "a" / "0.png")
+    with pytest.raises(UnreadableImageError, match="no regular file"):
+        class_folder(tmp_path).item(0)
