@@ -1,5 +1,6 @@
 """Bad input of every format: one line that names the place, what was expected and what was found."""
 
+import json
 import os
 import pickle
 import shutil
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import formats
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -277,3 +280,22 @@ def test_folders_that_would_move_labels(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a" / "0.png")
     with pytest.raises(UnreadableImageError, match="no regular file"):
         class_folder(tmp_path).item(0)
+
+
+def write_parquet(path: Path, labels: pa.Array, names: list[str]) -> None:
+    features = {"info": {"features": {"label": {"names": names}}}}
+    table = pa.table({"image": pa.array([b"x"] * len(labels), pa.binary()), "label": labels})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), path)
+
+
+def test_parquet_files_that_do_not_agree(tmp_path: Path) -> None:
+    for number, names in enumerate((["a", "b"], ["b", "a"])):
+        write_parquet(tmp_path / f"train-{number}.parquet", pa.array([0, 1]), names)
+    with pytest.raises(InputError, match=r"train-1.parquet: expected the class names of the files before it"):
+        make_source(str(tmp_path))
+
+
+def test_a_parquet_label_beyond_int64(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "one.parquet", pa.array([0, 2**63], pa.uint64()), ["a", "b"])
+    with pytest.raises(InputError, match="integers of at most 63 bits"):
+        make_source(str(tmp_path / "one.parquet"))
