@@ -299,3 +299,11 @@ def test_a_parquet_label_beyond_int64(tmp_path: Path) -> None:
     write_parquet(tmp_path / "one.parquet", pa.array([0, 2**63], pa.uint64()), ["a", "b"])
     with pytest.raises(InputError, match="integers of at most 63 bits"):
         make_source(str(tmp_path / "one.parquet"))
+
+
+def test_no_source_and_fewer_than_no_workers(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found nothing"):
+        make_source("")
+    with pytest.raises(InputError, match="num workers: expected 0 or more, found -1"):
+        write("fashion-mnist", tmp_path / "out.beton", num_workers=-1)
+    assert not list(tmp_path.iterdir())
