@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-from collections.abc import Iterator
-
 RESUME = 75  # exit code of a run that was asked to stop and saved: sysexits' EX_TEMPFAIL, "try again"
 
 
@@ -35,38 +31,3 @@ def shown(value: object) -> str:
     except ValueError:  # an integer of more digits than Python writes
         return "an integer of more than 4,300 digits"
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}...{text[-LONGEST // 4 :]}"
-
-
-# What an output meets that cannot be written: wrong input, and no failure of ours.
-UNWRITABLE = frozenset(
-    {
-        errno.EACCES,
-        errno.EDQUOT,
-        errno.EEXIST,
-        errno.EFBIG,
-        errno.EISDIR,
-        errno.ELOOP,
-        errno.ENAMETOOLONG,
-        errno.ENOENT,
-        errno.ENOSPC,
-        errno.ENOTDIR,
-        errno.EPERM,
-        errno.EROFS,
-    }
-)
-
-
-@contextlib.contextmanager
-def written_to(place: object, expected: str = "a place that can be written") -> Iterator[None]:
-    """Say in one line that what is written inside cannot be.
-
-    Raises:
-        InputError: names the place and the system's reason.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        at = f" ({error.filename})" if error.filename and str(error.filename) != str(place) else ""
-        raise InputError(place, expected, f"{error.strerror}{at}") from error
