@@ -151,7 +151,7 @@ class OptimConfig(Section):
     weight_decay: NonNegative = 5e-5
     """On weights of convolutions and linear layers only, never on norms and biases."""
     warmup_epochs: NonNegative = 2.0
-    """Epochs from zero to the peak, linear by step."""
+    """Epochs from zero to the peak, linear by step; where it is not written, at most half of a training of one."""
     schedule: Literal["linear", "cosine"] = "linear"
     """The way from the peak back to zero."""
     label_smoothing: Probability = 0.1
@@ -243,6 +243,20 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     adversarial: AdversarialConfig = AdversarialConfig()
     engine: EngineConfig = EngineConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def warm_up_fits(cls, values: Any) -> Any:
+        """A warm-up that nobody wrote takes half of a training that is shorter than the default one."""
+        if not isinstance(values, dict):
+            return values
+        train, optim = values.get("train") or {}, values.get("optim") or {}
+        if not isinstance(train, dict) or not isinstance(optim, dict) or "warmup_epochs" in optim:
+            return values
+        epochs, default = train.get("epochs"), OptimConfig.model_fields["warmup_epochs"].default
+        if not isinstance(epochs, int) or not 0 < epochs < default:
+            return values
+        return values | {"optim": optim | {"warmup_epochs": epochs / 2}}
 
     @model_validator(mode="after")
     def has_a_clock_for_checkpoints(self) -> Config:

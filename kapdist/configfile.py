@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from kapdist.config import AnySection, Section, dotted_keys
-from kapdist.errors import InputError
+from kapdist.config_yaml import parse
+from kapdist.errors import InputError, shown
 
 DEFAULTS = "the defaults"  # where a value comes from when no file was named
 BASE = "base"
+LARGEST_BYTES = 1 << 20
 
 
 class Layer(NamedTuple):
@@ -38,12 +38,10 @@ def load_config(model: type[AnySection], path: Path | None, overrides: Sequence[
             bad value (names the bound and the file that states it).
     """
     layers = [] if path is None else read_layers(path)
-    values = OmegaConf.merge(merged(layers), *(parse_override(word, model) for word in unique(overrides)))
-    try:
-        container = OmegaConf.to_container(values, resolve=True)
-    except OmegaConfBaseException as error:
-        raise InputError(path or DEFAULTS, "interpolations that resolve", first_line(error)) from None
-    assert isinstance(container, dict)
+    container = merged(layers)
+    for word in unique(overrides):
+        container = merge(container, parse_override(word, model))
+    container = resolved(container, path or DEFAULTS)
     if path is not None:
         container.setdefault("name", path.parent.name if path.name == "config.yaml" else path.stem)
     try:
@@ -77,10 +75,10 @@ def base_of(layers: Sequence[Layer]) -> Path:
     above, named = layers[0].path, layers[0].values[BASE]
     place = f"{above}: {BASE}"
     if not isinstance(named, str):
-        raise InputError(place, "the path of a config file, from this one's folder", repr(named))
+        raise InputError(place, "the path of a config file, from this one's folder", shown(named))
     below = above.parent / named
-    if not below.is_file():
-        raise InputError(place, "a config file", f"nothing at {below}")
+    if not is_file(below):
+        raise InputError(place, "a config file", f"nothing at {str(below)[:200]}")
     chain = [layer.path.resolve() for layer in reversed(layers)]
     if below.resolve() in chain:
         names = [file.name for file in [*chain, below]]
@@ -88,25 +86,57 @@ def base_of(layers: Sequence[Layer]) -> Path:
     return below
 
 
-def merged(layers: Sequence[Layer]) -> Any:
+def is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
+def merged(layers: Sequence[Layer]) -> dict[str, Any]:
     """Return what a file says in all, its bases included."""
-    return OmegaConf.merge({}, *(layer.values for layer in layers))
+    whole: dict[str, Any] = {}
+    for layer in layers:
+        whole = merge(whole, layer.values)
+    return whole
+
+
+def merge(below: Any, above: Any) -> Any:
+    """Return what holds where two values are stated: mappings are joined, anything else is one value."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    return below | {key: merge(below.get(key), value) for key, value in above.items()}
+
+
+def resolved(values: dict[str, Any], place: object) -> dict[str, Any]:
+    """Return the values with their interpolations, as OmegaConf has them: ${train.epochs}, ${oc.env:HOME}."""
+    if "${" not in str(values):
+        return values
+    from omegaconf import OmegaConf
+
+    try:
+        return dict(OmegaConf.to_container(OmegaConf.create(values), resolve=True))  # type: ignore[arg-type]
+    except Exception as error:  # OmegaConf's own, its grammar's, and those of what it calls
+        raise InputError(place, "interpolations that resolve", first_line(error)) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = OmegaConf.load(path)
+        with path.open("rb") as file:
+            text = file.read(LARGEST_BYTES + 1).decode()
     except FileNotFoundError:
         raise InputError(path, "a config file", "nothing") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(path, "a readable config file", first_line(error)) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}, line {mark.line + 1}" if mark else path
-        raise InputError(place, "YAML", getattr(error, "problem", None) or first_line(error)) from None
-    if not OmegaConf.is_dict(values):
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(path, "a readable config file", reason) from None
+    if len(text) > LARGEST_BYTES:
+        raise InputError(path, "a config file", f"more than {LARGEST_BYTES:,} bytes")
+    values = parse(text, path)
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
         raise InputError(path, "a mapping of keys to values", "a list or a single value")
-    return dict(OmegaConf.to_container(values, resolve=False))  # type: ignore[arg-type]  # a mapping's is one
+    return values
 
 
 def unique(overrides: Sequence[str]) -> Sequence[str]:
@@ -117,27 +147,21 @@ def unique(overrides: Sequence[str]) -> Sequence[str]:
     return overrides
 
 
-def parse_override(word: str, model: type[Section]) -> Any:
+def parse_override(word: str, model: type[Section]) -> dict[str, Any]:
+    place = f"override {shown(word)}"
     key, equals, text = word.partition("=")
     if not equals or not key:
-        raise InputError(f"override {word!r}", "section.key=value", "no '='")
+        raise InputError(place, "section.key=value", "no '='")
     if key not in dotted_keys(model):
-        raise InputError(f"override {word!r}", f"a known key{nearest(key, model)}", repr(key))
-    try:
-        read = OmegaConf.from_dotlist([word])
-        whole = text if is_cut(text, OmegaConf.select(read, key)) else None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"override {word!r}", "a YAML value", first_line(error)) from None
-    if whole is None:
-        return read
-    if whole[0] in "\"'[{":
-        raise InputError(
-            f"override {word!r}", "a YAML value and nothing after it", "a comment (quote what has a #)"
-        )
-    nested: Any = whole
+        raise InputError(place, f"a known key{nearest(key, model)}", shown(key))
+    value = parse(text, place)
+    if is_cut(text, value):
+        if text[0] in "\"'[{":
+            raise InputError(place, "a YAML value and nothing after it", "a comment (quote what has a #)")
+        value = text
     for part in reversed(key.split(".")):
-        nested = {part: nested}
-    return nested
+        value = {part: value}
+    return dict(value)
 
 
 def is_cut(text: str, value: Any) -> bool:
@@ -163,14 +187,20 @@ def describe(
     key = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and not part.startswith("function-"))
     override = next((word for word in overrides if word.partition("=")[0] == key), None)
     path = stated_in(layers, key)
-    place = f"override {override!r}" if override else f"{path}: {key}" if key else str(path)
+    place = (
+        f"override {shown(override)}"
+        if override
+        else f"{path}: {key if len(key) < 100 else shown(key)}"
+        if key
+        else str(path)
+    )
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
-        return place, f"a known key{nearest(key, model)}", repr(key) + more
+        return place, f"a known key{nearest(key, model)}", shown(key) + more
     if first["type"] == "missing":
         return place, "a value", "nothing" + more
     expected = first["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("should be ")
-    found = "the contrary" if first["type"] == "value_error" and not key else repr(first["input"])
+    found = "the contrary" if first["type"] == "value_error" and not key else shown(first["input"])
     return place, expected, found + more
 
 
@@ -191,7 +221,7 @@ def states(values: Any, key: str) -> bool:
 
 def nearest(key: str, model: type[Section]) -> str:
     """Name the key that the user may have meant: by the whole name, else by its last word anywhere."""
-    keys = dotted_keys(model)
+    keys, key = dotted_keys(model), key[:100]
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.7)
     last = key.rpartition(".")[2]
     close = close or [name for name in keys if name.rpartition(".")[2] == last]

@@ -81,6 +81,8 @@ def write_beton(
         raise InputError("ffcv", "FFCV, whose library decodes what is written", f"none: {why_not}")
     encoding = Encoding(max_side, jpeg_quality, jpeg_share, raw_up_to_bytes)
     encoding.check()
+    if num_workers < 0:
+        raise InputError("num workers", "0 or more", str(num_workers))
     check_class_names(source.name, source.class_names)
     if not len(source):
         raise InputError(source.name, "images", "none")

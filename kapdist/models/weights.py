@@ -32,9 +32,9 @@ def load_weights(model: nn.Module, path: Path, start: bool = False) -> None:
 
     Raises:
         InputError: no such file, not weights, a pickle that holds more than tensors, weights that do not fit
-            (names the first differing key and both shapes), are not finite (names the first tensor), or were made for
-            another average or another normalisation than the model's (`describe_weights`); files that say nothing of
-            it are taken.
+            (names the first differing key and both shapes), are not finite (names the first tensor), or were made
+            for another average or another normalisation than the model's (`describe_weights`); files that say
+            nothing of it are taken.
     """
     path = Path(path)
     state, said = read_file(path)

@@ -1,5 +1,6 @@
 """Bad input of every format: one line that names the place, what was expected and what was found."""
 
+import json
 import os
 import pickle
 import shutil
@@ -9,11 +10,15 @@ from pathlib import Path
 
 import formats
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from kapdist.data import Columns, make_source, open_beton, write
+from kapdist.data import Columns, class_folder, make_source, open_beton, write
+from kapdist.data.errors import UnreadableImageError
 from kapdist.data.sources.matlab import read_matlab
 from kapdist.data.sources.pickles import read_arrays
 from kapdist.errors import InputError
@@ -256,3 +261,49 @@ def test_a_damaged_matlab_file_is_read_or_refused(at: int, junk: bytes, packed: 
     body = formats.META_MAT[128:] if packed else zlib.decompress(formats.META_MAT[136:])
     damaged = formats.META_MAT[:128] + body[:at] + junk + body[at + len(junk) :]
     assert dict_or_line(lambda: read_matlab(damaged, "x"))
+
+
+def test_folders_that_would_move_labels(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / ".hidden").mkdir(parents=True)
+        for file in (tmp_path / name / "1.png", tmp_path / name / ".hidden" / "2.png"):
+            Image.new("RGB", (8, 8)).save(file)
+    assert class_folder(tmp_path).files == ["a/1.png", "b/1.png"]
+    for place, target, words in (
+        (tmp_path / "a" / "up", tmp_path, "links to other folders than those above"),
+        (tmp_path / "c", tmp_path / "absent", "a dangling one"),
+    ):
+        place.symlink_to(target)
+        with pytest.raises(InputError, match=words):
+            class_folder(tmp_path)
+        place.unlink()
+    os.mkfifo(tmp_path / "a" / "0.png")
+    with pytest.raises(UnreadableImageError, match="no regular file"):
+        class_folder(tmp_path).item(0)
+
+
+def write_parquet(path: Path, labels: pa.Array, names: list[str]) -> None:
+    features = {"info": {"features": {"label": {"names": names}}}}
+    table = pa.table({"image": pa.array([b"x"] * len(labels), pa.binary()), "label": labels})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), path)
+
+
+def test_parquet_files_that_do_not_agree(tmp_path: Path) -> None:
+    for number, names in enumerate((["a", "b"], ["b", "a"])):
+        write_parquet(tmp_path / f"train-{number}.parquet", pa.array([0, 1]), names)
+    with pytest.raises(InputError, match=r"train-1.parquet: expected the class names of the files before it"):
+        make_source(str(tmp_path))
+
+
+def test_a_parquet_label_beyond_int64(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "one.parquet", pa.array([0, 2**63], pa.uint64()), ["a", "b"])
+    with pytest.raises(InputError, match="integers of at most 63 bits"):
+        make_source(str(tmp_path / "one.parquet"))
+
+
+def test_no_source_and_fewer_than_no_workers(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found nothing"):
+        make_source("")
+    with pytest.raises(InputError, match="num workers: expected 0 or more, found -1"):
+        write("fashion-mnist", tmp_path / "out.beton", num_workers=-1)
+    assert not list(tmp_path.iterdir())

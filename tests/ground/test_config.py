@@ -1,6 +1,7 @@
 """Every mistake in a config gives one line that names the place, what was expected and what was found."""
 
 import ast
+import random
 import re
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from kapdist.config import MAY_CHANGE, AttackConfig, Config, Section, dotted_key
 from kapdist.config_evaluation import EvaluationConfig
 from kapdist.configfile import dump_config, load_config
 from kapdist.errors import InputError
+from kapdist.plan import make_plan
+from kapdist.section import kinds_in
+from launch.cluster import ClusterConfig
 
 ROOT = Path(__file__).parents[2]
 # Keys, which others read. A plan resolves some of them and is read in turn.
@@ -235,3 +239,155 @@ def test_a_word_of_which_a_part_would_be_lost_is_refused(word: str, said: str) -
 def test_margins_of_a_number_are_no_part_of_it() -> None:
     config = load_config(Config, None, ["data.train=a", "data.validation=b", "name=x", "train.epochs= 3 "])
     assert config.train.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed: " + "9" * 5000, "line 2: expected YAML, found '999"),
+        ("seed: 9223372036854775808", "64 bits"),
+        ("optim: {lr: !!float abc}", "'abc' as a value of kind 'float'"),
+        ("name: !!timestamp 2020-13-45", "kind 'timestamp'"),
+        ("name: !!python/object/apply:os.getcwd []", "kind 'python/object"),
+        ("train: !!set {a, b}", "kind 'set'"),
+        ("model: !!binary aGk=", "kind 'binary'"),
+        ("optim: {nesterov: !!bool maybe}", "'maybe' as a value of kind 'bool'"),
+        ("runs_dir: ${name", "interpolations that resolve"),
+        ("runs_dir: ${absent}", "interpolations that resolve"),
+        ("runs_dir: ${runs_dir}", "interpolations that resolve"),
+        ("~: 3", "expected a known key"),
+        ("? [a, b]\n: 3", "a key that is no word"),
+        ("seed: " + "[" * 2000, "levels"),
+        ("seed: &a [*a]", "levels"),
+        ("name: " + "a" * 300, "at most 100 characters"),
+        ("base: " + "a" * 5000, "expected a config file"),
+        ("base: " + "a/" * 5000, "expected a config file"),
+        ('runs_dir: "a\\0b"', "text without the character NUL"),
+        ("name: \x07", "special characters are not allowed"),
+        ("k" * 500 + ": 3", "expected a known key"),
+    ],
+)
+def test_text_that_is_no_config(write, text: str, words: str) -> None:
+    message = refusal(Config, write(MINIMAL + text + "\n"))
+    assert words in message
+    assert len(message) < 2000
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes(b"name: \xff\n")
+    assert "a readable config file" in refusal(Config, tmp_path / "run.yaml")
+    assert "a readable config file" in refusal(Config, tmp_path)
+    (tmp_path / "large.yaml").write_bytes(b"#" * (1 << 21))
+    assert "1,048,576 bytes" in refusal(Config, tmp_path / "large.yaml")
+
+
+def test_words_that_are_not_utf_8(write) -> None:
+    word = "name=" + b"\xff".decode(errors="surrogateescape")
+    refusal(Config, write(MINIMAL), word).encode()  # a line that can be printed
+
+
+def test_a_path_with_a_line_break_makes_one_line() -> None:
+    assert "\n" not in str(InputError(Path("a\nb"), "c", "d\u2028e"))
+
+
+def test_values_of_yaml(write) -> None:
+    text = "optim: &o {lr: 1e-3}\nadversarial: {mode: off}\nmodel: {blurpool: yes}\nruns_dir: runs/${name}/0x10\n"
+    config = load_config(Config, write(MINIMAL + text), ["seed=0x10", "optim={momentum: .5}", "name='17'"])
+    assert (config.optim.lr, config.optim.momentum, config.model.blurpool) == (1e-3, 0.5, True)
+    assert (config.seed, config.name, config.adversarial.mode) == (16, "17", "off")
+    assert config.runs_dir == Path("runs/17/0x10")
+
+
+def sections_of(model: type[Section]) -> list[tuple[type[Section], str]]:
+    found = [(model, "")]
+    for key in dotted_keys(model):
+        kind: type = model
+        for part in key.split("."):
+            kind = kind.model_fields[part].annotation  # type: ignore[attr-defined,assignment]
+        if isinstance(kind, type) and issubclass(kind, Section):
+            found.append((kind, f"{key}."))
+    return found
+
+
+NUMERIC = [
+    (model, prefix + key)
+    for model in (Config, AttackConfig, EvaluationConfig, ClusterConfig)
+    for section, prefix in sections_of(model)
+    for key, field in section.model_fields.items()
+    if kinds_in(field.annotation) & {int, float} and bool not in kinds_in(field.annotation)
+]
+
+
+@pytest.mark.parametrize("value", ["true", "false", ".nan", ".inf", "-.inf", "nan", "Infinity", "[true]", "[.nan]"])
+def test_no_numeric_key_takes_what_is_no_number(write, value: str) -> None:
+    files = {Config: write(MINIMAL), AttackConfig: write("{}", "attack.yaml")}
+    assert len(NUMERIC) > 80
+    for model, key in NUMERIC:
+        assert key in refusal(model, files.get(model), f"{key}={value}")
+
+
+PIECES = [
+    *"~:[]{},'\"&*!|>%@`#?-=.\n\t\\",
+    *(
+        "<<",
+        "---",
+        "...",
+        "${",
+        "}",
+        "${name}",
+        "${oc.env:X}",
+        "!!float",
+        "!!set",
+        "!!int",
+        "!!binary",
+        "&a",
+        "*a",
+        "???",
+    ),
+    *(
+        "true",
+        "null",
+        ".nan",
+        "-.inf",
+        "1e999",
+        "9" * 5000,
+        "0x",
+        "08",
+        "-1",
+        "1_0",
+        "\0",
+        "\udcff",
+        "\u2028",
+        "\x85",
+        "é",
+    ),
+    *("name", "seed", "data", "train", "optim", "lr", "base", "runs_dir", "model", "mean", "a" * 120, "[" * 50),
+]
+
+
+def test_whatever_is_written_ends_in_a_config_or_in_one_line(tmp_path: Path) -> None:
+    chance, accepted, told = random.Random(0), 0, list[str]()
+    path = tmp_path / "run.yaml"
+    for number in range(2000):
+        model = (Config, AttackConfig, EvaluationConfig, ClusterConfig)[number % 4]
+        written = "".join(chance.choices([*PIECES, " ", ": ", "\n"], k=chance.randrange(8)))
+        keys = [*dotted_keys(model), *PIECES]
+        words = [f"{chance.choice(keys)}={''.join(chance.choices(PIECES, k=chance.randrange(3)))}"]
+        path.write_bytes((MINIMAL * (model is Config) + written).encode(errors="surrogatepass"))
+        try:
+            load_config(model, path, words * chance.randrange(2))
+            accepted += 1
+        except InputError as error:
+            told.append(str(error))
+    assert all(len(line.encode().splitlines()) == len(line.splitlines()) == 1 for line in told)
+    assert min(accepted, len(told)) > 50
+
+
+def test_a_warm_up_that_nobody_wrote_fits_into_the_training(write) -> None:
+    short = load_config(Config, write(MINIMAL), ["train.epochs=1"])
+    assert short.optim.warmup_epochs == 0.5
+    assert load_config(Config, write(dump_config(short), "again.yaml")) == short
+    assert load_config(Config, write(MINIMAL), ["train.epochs=2"]).optim.warmup_epochs == 2
+    written = load_config(Config, write(MINIMAL), ["train.epochs=1", "optim.warmup_epochs=2"])
+    with pytest.raises(InputError, match=r"warmup_epochs: expected at most train.epochs = 1"):
+        make_plan(written, 10_000, 1)

@@ -13,6 +13,7 @@ GROUND = {
     "config",
     "config_adversarial",
     "config_evaluation",
+    "config_yaml",
     "configfile",
     "cpus",
     "ends",

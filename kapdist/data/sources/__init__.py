@@ -80,10 +80,10 @@ def make_source(
     if source in SOURCES:
         return SOURCES[source](split or "train")
     path = Path(source)
-    if not path.exists():
+    if not source or not path.exists():
         near = difflib.get_close_matches(source, SOURCES, 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise InputError("source", f"{', '.join(SOURCES)} or {FOLDER}", f"{source}{hint}")
+        raise InputError("source", f"{', '.join(SOURCES)} or {FOLDER}", f"{source or 'nothing'}{hint}")
     found = format or recognised(path)
     opened = FORMATS[found].open(path, split, columns or Columns())
     check_class_names(opened.name, opened.class_names)

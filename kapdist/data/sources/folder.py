@@ -68,20 +68,39 @@ def class_folder(path: Path) -> ClassFolder:
 def class_names(root: Path) -> tuple[str, ...]:
     if not root.is_dir():
         raise InputError(root, "a folder of class folders", "a file" if root.exists() else "nothing")
-    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    try:
+        entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise InputError(root, "a folder that can be read", str(error.strerror)) from error
+    for entry in entries:
+        if entry.is_symlink() and not Path(entry.path).exists():
+            raise InputError(entry.path, "a link that leads somewhere, as labels follow", "a dangling one")
+    names = sorted(entry.name for entry in entries if entry.is_dir())
     if not names:
         raise InputError(root, "a folder of class folders", "no folder in it")
     return tuple(names)
 
 
 def image_files(folder: Path) -> list[str]:
-    """Return the paths of the images below a class folder, relative to its parent, in torchvision's order."""
+    """Return the paths of the images below a class folder, relative to its parent, in torchvision's order.
+
+    Raises:
+        InputError: a folder below that cannot be read, or that leads back to one above it.
+    """
+
+    def unreadable(error: OSError) -> None:
+        raise InputError(error.filename, "a folder that can be read", str(error.strerror)) from error
+
     files = []
-    for place, _, names in sorted(os.walk(folder, followlinks=True)):
-        for name in sorted(names):
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        real = Path(place).resolve()
+        if any(real == above.resolve() for above in Path(place).absolute().parents):
+            raise InputError(place, "links to other folders than those above", f"one to {real}")
+        for name in names:
             if is_image_name(name):
-                files.append(str(Path(place, name).relative_to(folder.parent)))
-    return files
+                files.append((place, name))
+    return [str(Path(place, name).relative_to(folder.parent)) for place, name in sorted(files)]
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -91,6 +110,8 @@ def read_image(path: Path) -> np.ndarray:
 
 def read_bytes(path: Path) -> bytes:
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise UnreadableImageError("no regular file")
         return path.read_bytes()
     except OSError as error:
         raise UnreadableImageError(str(error.strerror)) from error

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from kapdist.data.errors import UnreadableImageError
 from kapdist.data.sources.base import FileSource, check_labels_have_names
 from kapdist.data.sources.columns import Columns
-from kapdist.errors import InputError
+from kapdist.errors import InputError, shown
 
 # What a file's name says of its split: the hub's and torchvision's words.
 SPLIT_WORDS = {
@@ -96,7 +96,12 @@ def parquet(path: Path, split: str | None, columns: Columns) -> ParquetImages:
                     groups.append((len(filled), group, first))
                     first += rows
             values.append(file.read(columns=[columns.label], use_threads=False).column(0))
-            names = names or names_of_metadata(file, columns)
+            theirs = names_of_metadata(file, columns)
+            if names and theirs and theirs != names:
+                raise InputError(
+                    file_path, f"the class names of the files before it ({shown(names)})", shown(theirs)
+                )
+            names = names or theirs
             filled += [file_path] if file.metadata.num_rows else []
     if not groups:
         raise InputError(path, "rows", "none")
@@ -166,7 +171,10 @@ def labels_and_names(values: pa.ChunkedArray) -> tuple[np.ndarray, tuple[str, ..
     if values.null_count:
         raise InputError("labels", "a label in every row", f"{values.null_count} rows without one")
     if pa.types.is_integer(values.type):
-        labels = values.cast(pa.int64()).to_numpy()
+        try:
+            labels = values.cast(pa.int64()).to_numpy()
+        except pa.ArrowInvalid as error:
+            raise InputError("labels", "integers of at most 63 bits", str(error).splitlines()[0]) from None
         return labels, tuple(map(str, range(int(labels.max()) + 1)))
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         names, labels = np.unique(np.array(values.to_pylist(), object), return_inverse=True)
