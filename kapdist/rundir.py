@@ -140,18 +140,35 @@ class CorruptionsDir(AttackDir):
         return self.cells / f"{name}.parquet"
 
 
+class UnwritableError(InputError, OSError):
+    """An output that cannot be written, which is the user's to mend; the system's own `errno` tells why."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(path, "a file that can be written", error.strerror or str(error))
+        self.errno = error.errno
+
+
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the same directory; on success fsync it and rename it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Give a temporary path in the same directory; on success fsync it and rename it to `path`.
+
+    Raises:
+        UnwritableError: there is no room, no permission, or no such place.
+    """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
         sync(aside)
         os.replace(aside, path)
         sync(path.parent)
+    except UnwritableError:
+        raise
+    except OSError as error:
+        raise UnwritableError(path, error) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -28,7 +28,7 @@ def aggregate(run: RunDir, attack: AttackDir, retry: int) -> None:
         if not attack.plan.exists():
             raise InputError(attack.root, "a plan", "none: the plan job failed")
         array = [line for line in jobs.remembered(attack.slurm) if line["kind"] == "shards"][-1]
-        missing = missing_shards(attack, array["num_shards"])
+        missing = missing_shards(attack, array["num_shards"], look_inside=True)
         if not missing:
             merge_and_report(run, attack)
         elif retry < cluster.shard_retries:

@@ -24,6 +24,7 @@ from kapdist.config import AttackConfig
 from kapdist.errors import InputError
 from kapdist.progress import Progress
 from kapdist.rundir import AttackDir, locked
+from kapdist.sealed import DamagedError, read_table
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0
@@ -45,7 +46,7 @@ def run_attack(run: Path, config: AttackConfig) -> Summary:
     with locked(attack.lock), ended_by_sigterm():
         plan = write_new_plan(run, config, attack)
         for note in plan.notes:
-            print(f"note: {note}", flush=True)
+            print(f"note: {note}", file=sys.stderr, flush=True)
         run_shards(attack, plan, config)
         return merge_chunks(attack, plan)
 
@@ -121,8 +122,8 @@ class Tally:
 
     def add(self, file: Path) -> None:
         try:
-            table = pl.read_parquet(file, glob=False, columns=["label", "clean_prediction", "broken_by"])
-        except Exception:  # a damaged one from before: its shard does it again
+            table = read_table(file, ["label", "clean_prediction", "broken_by"])
+        except DamagedError:  # one from before: its shard does it again
             return
         self.seen.add(file.name)
         self.images += len(table)

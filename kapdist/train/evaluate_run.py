@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -21,7 +20,8 @@ from kapdist.errors import InputError
 from kapdist.models.build import build_model
 from kapdist.models.weights import load_weights
 from kapdist.rng import derive_seed
-from kapdist.rundir import RunDir, file_sha256, write_json
+from kapdist.rundir import RunDir, file_sha256
+from kapdist.sealed import DamagedError, read_json, write_json
 from kapdist.train.evaluate import TOP, Evaluation, evaluate
 
 Result = dict[str, Any]
@@ -164,10 +164,12 @@ def describe_inputs(run: RunDir, info: BetonInfo, settings: DataConfig, config: 
 
 def refuse_another(path: Path, inputs: Result) -> None:
     try:
-        theirs = json.loads(path.read_text())
+        theirs = read_json(path)
         same = all(theirs[key] == inputs[key] for key in ("settings", "weights")) and (
             theirs["data"]["fingerprint"] == inputs["data"]["fingerprint"]
         )
+    except DamagedError:
+        return  # no result at all: it is written again
     except (ValueError, KeyError, TypeError):
         same = False
     if not same:

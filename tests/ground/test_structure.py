@@ -27,6 +27,7 @@ GROUND = {
     "progress",
     "rng",
     "rundir",
+    "sealed",
     "sharding",
 }
 MAY_IMPORT = {

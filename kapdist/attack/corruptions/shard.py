@@ -20,10 +20,10 @@ from kapdist.attack.corruptions.frost import FrostSource
 from kapdist.attack.corruptions.plan import NOT_ASKED, Cell, CorruptionPlan, read_plan
 from kapdist.attack.model import load_model
 from kapdist.attack.plan import run_of
-from kapdist.attack.records import write_table
 from kapdist.attack.shard import settle
 from kapdist.errors import InputError
 from kapdist.rundir import CorruptionsDir
+from kapdist.sealed import DamagedError, read_table, write_table
 
 # Threads of Python help where an image is large enough that most of its time is spent inside of the libraries.
 THREADS_FROM_SIDE = 96
@@ -106,11 +106,11 @@ def read_cell(directory: CorruptionsDir, plan: CorruptionPlan, cell: Cell) -> pl
     if not path.exists():
         return None
     try:
-        table = pl.read_parquet(path, glob=False)
+        table = read_table(path)
         plans = table["plan"].unique().to_list()
         whole = np.array_equal(table["image"].to_numpy(), plan.subject.images)
         names = table.select("kind", "severity").unique().rows()
-    except Exception:  # whatever the damaged bytes lead polars to
+    except (DamagedError, pl.exceptions.PolarsError):  # or a file without the columns
         return None
     if plans != [plan.fingerprint]:
         raise InputError(path, f"a cell of this plan ({plan.fingerprint[:12]})", "one of another plan")
