@@ -191,7 +191,8 @@ def written_aside(path: Path) -> Iterator[Path]:
         os.replace(aside, path)
         sync(path.parent)
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import heapq
-import json
 import os
 import re
 from collections.abc import Sequence
 
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir
+from kapdist.sealed import is_whole, read_json
 
 CHUNK = re.compile(r"chunk-(\d+)\.parquet")
 
@@ -52,15 +52,19 @@ def chunks_and_costs(attack: AttackDir) -> tuple[int, list[float]]:
     Raises:
         InputError: there is no plan, or it is not one.
     """
+    if not attack.plan.is_file():
+        raise InputError(attack.root, "an attack directory (kapdist attack plan RUN CONFIG)", "no plan.json")
+    plan = read_json(attack.plan)
     try:
-        plan = json.loads(attack.plan.read_text())
-        return -(-len(plan["images"]) // int(plan["chunk_size"])), list(plan.get("costs", ()))
-    except FileNotFoundError:
-        raise InputError(
-            attack.root, "an attack directory (kapdist attack plan RUN CONFIG)", "no plan.json"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(attack.plan, "a plan", str(error)) from None
+        num_images, size, costs = len(plan["images"]), int(plan["chunk_size"]), list(plan.get("costs", ()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(attack.plan, "a plan", repr(error)) from None
+    if size < 1:
+        raise InputError(attack.plan, "a chunk_size of at least 1", str(size))
+    number = -(-num_images // size)
+    if costs and len(costs) != number:
+        raise InputError(attack.plan, f"a cost for each of the {number} chunks", f"{len(costs)}")
+    return number, costs
 
 
 def finished_chunks(attack: AttackDir) -> set[int]:
@@ -73,9 +77,19 @@ def finished_chunks(attack: AttackDir) -> set[int]:
     return {int(name[1]) for name in names if name}
 
 
-def missing_shards(attack: AttackDir, num_shards: int) -> dict[int, list[int]]:
-    """Return {shard: its chunks that have no file}, of the shards that lack any."""
-    finished, (planned, costs) = finished_chunks(attack), chunks_and_costs(attack)
+def whole_chunks(attack: AttackDir) -> set[int]:
+    """Return the chunks that have a file which is what was written; reads every one of them."""
+    return {chunk for chunk in finished_chunks(attack) if is_whole(attack.chunk(chunk))}
+
+
+def missing_shards(attack: AttackDir, num_shards: int, *, look_inside: bool = False) -> dict[int, list[int]]:
+    """Return {shard: its chunks that are missing}, of the shards that lack any.
+
+    Args:
+        look_inside: a chunk whose file is damaged is missing too; reads all files, where else their names will do.
+    """
+    finished = whole_chunks(attack) if look_inside else finished_chunks(attack)
+    planned, costs = chunks_and_costs(attack)
     hands = deal(planned, num_shards, costs)
     lacking = {shard: [chunk for chunk in hand if chunk not in finished] for shard, hand in enumerate(hands)}
     return {shard: chunks for shard, chunks in lacking.items() if chunks}

@@ -37,7 +37,7 @@ def aggregate(run: RunDir, attack: AttackDir, retry: int) -> None:
             raise InputError(attack.root, "a plan", "none: the plan job failed, or jobs were cancelled")
         lines = jobs.queued_until(attack.slurm, slurm.this_job())
         array = [line for line in lines if line["kind"] == "shards"][-1]
-        missing = missing_shards(attack, array["num_shards"])
+        missing = missing_shards(attack, array["num_shards"], look_inside=True)
         if not missing:
             merge_and_report(run, attack)
         elif retry < cluster.shard_retries and not note_cancelled(attack, missing, lines):

@@ -33,11 +33,12 @@ from kapdist.attack import merge, plan_attack, run_shard
 from kapdist.attack.chunk import AttackOutcome, ChunkOutcome
 from kapdist.attack.model import load_model
 from kapdist.attack.plan import AttackPlan, write_plan
-from kapdist.attack.records import chunk_table, write_table
+from kapdist.attack.records import chunk_table
 from kapdist.config import AttackConfig
 from kapdist.data import write_beton
 from kapdist.rng import derive_seed
 from kapdist.rundir import AttackDir
+from kapdist.sealed import write_table
 
 CHUNK = 32
 PARTS = ("overhead", "scaling", "passes", "merge")

@@ -13,6 +13,7 @@ import polars as pl
 from kapdist.attack.plan import PlannedData, PlannedModel, read_plan
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, RunDir
+from kapdist.sealed import DamagedError, read_table
 
 
 def chunk_costs(
@@ -48,10 +49,8 @@ def image_seconds(attack: AttackDir) -> pl.DataFrame | None:
     plan = read_plan(attack)
     broke = [f"{stage.name}_broke" for stage in plan.stages]
     try:
-        table = pl.read_parquet(
-            attack.records, glob=False, columns=["image", "chunk", "chunk_stage_seconds", *broke]
-        )
-    except Exception:  # damaged, or of another version: there is nothing to learn from it
+        table = read_table(attack.records, ["image", "chunk", "chunk_stage_seconds", *broke])
+    except DamagedError:  # or of another version: there is nothing to learn from it
         return None
     shares = [
         pl.when(pl.col(name).is_not_null())

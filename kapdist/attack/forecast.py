@@ -16,6 +16,7 @@ from kapdist.attack.stock import resolve
 from kapdist.config import AttackConfig, AttackName
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, RunDir
+from kapdist.sealed import DamagedError, read_table
 from kapdist.sharding import chunks_of
 
 
@@ -177,8 +178,8 @@ def add_up(attack: AttackDir, plan: AttackPlan, files: list[Path]) -> Measured:
     columns = ["chunk_forwards", "chunk_backwards"]
     others = ["chunk", "chunk_seconds", "chunk_rescore_forwards"]
     try:
-        records = pl.read_parquet(files, glob=False, columns=[*others, *columns])
-    except Exception:  # whatever damaged bytes lead polars to
+        records = pl.concat(read_table(file, [*others, *columns]) for file in files)
+    except (DamagedError, pl.exceptions.PolarsError):
         raise InputError(attack.root, "chunks that can be read, to measure by", "damaged ones") from None
     chunks = records.unique("chunk")
     attacked = sum(int(chunks[name].list.sum().sum()) for name in columns)

@@ -27,6 +27,7 @@ from kapdist.errors import InputError
 from kapdist.lock import locked
 from kapdist.progress import Progress
 from kapdist.rundir import AttackDir
+from kapdist.sealed import DamagedError, read_table
 from kapdist.signals import heard
 
 POLL_SECONDS = 0.2
@@ -49,7 +50,7 @@ def run_attack(run: Path, config: AttackConfig) -> Summary:
     with locked(attack.lock), ended_by_sigterm():
         plan = write_new_plan(run, config, attack)
         for note in plan.notes:
-            print(f"note: {note}", flush=True)
+            print(f"note: {note}", file=sys.stderr, flush=True)
         run_shards(attack, plan, config)
         return merge_chunks(attack, plan)
 
@@ -126,8 +127,8 @@ class Tally:
 
     def add(self, file: Path) -> None:
         try:
-            table = pl.read_parquet(file, glob=False, columns=["label", "clean_prediction", "broken_by"])
-        except Exception:  # a damaged one from before: its shard does it again
+            table = read_table(file, ["label", "clean_prediction", "broken_by"])
+        except DamagedError:  # one from before: its shard does it again
             return
         self.seen.add(file.name)
         self.images += len(table)

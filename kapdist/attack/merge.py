@@ -7,21 +7,22 @@ from pathlib import Path
 
 import polars as pl
 
+from kapdist.attack.attacked import check_weights
 from kapdist.attack.plan import AttackPlan, read_plan, run_of
-from kapdist.attack.records import write_table
 from kapdist.attack.summary import Summary, summarise
 from kapdist.attack.worst import write_worst_case
 from kapdist.errors import InputError
 from kapdist.lock import locked
-from kapdist.rundir import AttackDir, write_atomic, write_json
+from kapdist.rundir import AttackDir, write_atomic
+from kapdist.sealed import DamagedError, first_line, is_sealed, is_whole, read_table, write_json, write_table
 
 
 def merge(attack_dir: Path) -> Summary:
     """Add up the chunks of an attack; writes records.parquet, summary.json and summary.csv.
 
     Raises:
-        InputError: a chunk is missing, duplicated, damaged or of another plan (all of a kind in one line), or
-            somebody else is at work in the directory.
+        InputError: a chunk is missing, duplicated, damaged or of another plan (all of a kind in one line), the
+            weights are no longer those that were attacked, or somebody else is at work in the directory.
     """
     attack = AttackDir(attack_dir)
     plan = read_plan(attack)
@@ -31,8 +32,13 @@ def merge(attack_dir: Path) -> Summary:
 
 def merge_chunks(attack: AttackDir, plan: AttackPlan) -> Summary:
     """Merge without taking the lock, for a caller that holds it."""
-    records = read_chunk_files(sorted(attack.chunks.glob("*.parquet")), plan, attack)
-    summary = summarise(records, plan)
+    check_weights(plan, run_of(attack))
+    files = sorted(attack.chunks.glob("*.parquet"))
+    records = read_chunk_files(files, plan, attack)
+    try:
+        summary = summarise(records, plan, notes_on_seals(files))
+    except pl.exceptions.PolarsError as error:
+        raise InputError(attack.chunks, "chunks that can be added up", first_line(error)) from None
     write_table(records, attack.records)
     write_atomic(attack.root / "summary.csv", pl.DataFrame(summary.rows()).write_csv())
     write_json(attack.summary, summary.describe())
@@ -42,32 +48,44 @@ def merge_chunks(attack: AttackDir, plan: AttackPlan) -> Summary:
 
 def read_chunk_files(files: list[Path], plan: AttackPlan, attack: AttackDir) -> pl.DataFrame:
     """Read all files at once and check them; one after the other where that fails, to say what is wrong."""
+    refuse_damaged(attack, [file.name for file in files if not is_whole(file)])
     try:
         table = pl.read_parquet(files, glob=False, include_file_paths="file")
         index = table.select("plan", "chunk", "image", pl.col("file").str.split("/").list.last())
-    except Exception:  # whatever damaged bytes, the columns of another plan, or no files lead polars to
-        check_chunks(read_index_one_by_one(files), plan, attack)
-        raise
+    except (Exception, pl.exceptions.PanicException) as error:  # damaged bytes, other columns, or no files at all
+        check_chunks(read_index_one_by_one(files, attack), plan, attack)
+        raise InputError(attack.chunks, "chunks of the same columns", first_line(error)) from None
     check_chunks(index, plan, attack)
     records = table.drop("file")
     # The images of a plan ascend, and so do its chunks.
     return records if records["image"].is_sorted() else records.sort("image")
 
 
-def read_index_one_by_one(files: list[Path]) -> pl.DataFrame:
+def read_index_one_by_one(files: list[Path], attack: AttackDir) -> pl.DataFrame:
     """The slow way, which finds the file that is damaged and reads those of plans with other attacks."""
     tables, damaged = [], []
     for file in files:
         try:
-            table = pl.read_parquet(file, glob=False, columns=["plan", "chunk", "image"])
-            tables.append(table.select("plan", "chunk", "image", file=pl.lit(file.name)))
-        except Exception:
+            table = read_table(file).select("plan", "chunk", "image")
+            tables.append(table.with_columns(file=pl.lit(file.name)))
+        except (DamagedError, pl.exceptions.PolarsError):
             damaged.append(file.name)
-    if damaged:
-        expected = "whole chunks (remove these and run the shards again)"
-        raise InputError(files[0].parent, expected, f"damaged {listed(damaged)}")
+    refuse_damaged(attack, damaged)
     schema = {"plan": pl.String, "chunk": pl.Int32, "image": pl.Int64, "file": pl.String}
     return pl.concat(tables) if tables else pl.DataFrame(schema=schema)
+
+
+def refuse_damaged(attack: AttackDir, names: list[str]) -> None:
+    expected = f"whole chunks (kapdist attack shard {attack.root} does damaged ones again)"
+    refuse(attack, expected, "damaged", names)
+
+
+def notes_on_seals(files: list[Path]) -> tuple[str, ...]:
+    """Say how many chunks an older version wrote: they are not refused, as hours of work are in them."""
+    bare = sum(not is_sealed(file) for file in files)
+    if not bare:
+        return ()
+    return (f"{bare} of {len(files)} chunks were written without a checksum: damage in them would not be noticed",)
 
 
 def check_chunks(index: pl.DataFrame, plan: AttackPlan, attack: AttackDir) -> None:

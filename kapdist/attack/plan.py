@@ -11,11 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kapdist.config import AttackName
 from kapdist.errors import InputError
-from kapdist.rundir import AttackDir, fingerprint, write_json
+from kapdist.rundir import AttackDir, fingerprint
+from kapdist.sealed import read_json, write_json
 
 StageAttack = Literal["screen"] | AttackName
 OWN_ATTACKS: frozenset[StageAttack] = frozenset({"screen", "random-noise", "hard-label", "transfer"})
@@ -121,8 +122,8 @@ class AttackPlan(Frozen):
     rescore: int = 0
     """Fresh draws that stored images are scored under; 0: none are."""
     seed: int
-    chunk_size: int
-    threads: int
+    chunk_size: int = Field(ge=1)
+    threads: int = Field(ge=1)
     """CPU threads per shard: the order of sums, and so the last bits, depend on it."""
     device: str
     """cpu, or the name of the GPU: another kind may round otherwise."""
@@ -134,7 +135,13 @@ class AttackPlan(Frozen):
     """What a reader of the result should know about this plan."""
     costs: tuple[float, ...] = ()
     """Expected work of each chunk, in any unit; shards are balanced by it. Empty: as many as there are images."""
-    images: tuple[int, ...]
+    images: tuple[int, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def every_chunk_has_its_cost(self) -> AttackPlan:
+        if self.costs and len(self.costs) != self.num_chunks:
+            raise ValueError(f"{len(self.costs)} costs for {self.num_chunks} chunks")
+        return self
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the verdicts, JSON values: no names, no places."""
@@ -212,12 +219,15 @@ def parse_plan(kind: type[AnyPlan], path: Path) -> AnyPlan:
     Raises:
         InputError: it is none of this version; names the first field that does not fit.
     """
+    values = read_json(path, "remove it and plan again: chunks of the same plan are kept")
     try:
-        return kind.model_validate_json(path.read_bytes())
+        # From JSON and not from Python's values: a tuple is a list there, a path a string.
+        return kind.model_validate_json(json.dumps(values))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise InputError(path, "a plan of this version", f"{place}: {first['msg']}") from None
+        found = first["msg"].removeprefix("Value error, ")
+        raise InputError(path, "a plan of this version", f"{place}: {found}" if place else found) from None
 
 
 def write_plan(attack: AttackDir, plan: AttackPlan) -> None:

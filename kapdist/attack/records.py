@@ -29,7 +29,7 @@ from kapdist.attack.chunk import AttackOutcome, ChunkOutcome
 from kapdist.attack.plan import AttackPlan
 from kapdist.attack.rescore import Votes
 from kapdist.errors import InputError
-from kapdist.rundir import written_aside
+from kapdist.sealed import DamagedError, read_table
 
 PASSES = ("forwards", "backwards", "library_forwards", "library_backwards")
 
@@ -106,11 +106,6 @@ def integers(values: Tensor) -> pl.Series:
     return pl.Series(values.cpu().numpy(), dtype=pl.Int32)
 
 
-def write_table(table: pl.DataFrame, path: Path) -> None:
-    with written_aside(path) as aside:
-        table.write_parquet(aside)
-
-
 def is_done(path: Path, plan: AttackPlan, chunk: int) -> bool:
     """Tell whether a file holds this chunk of this plan; a damaged one does not count.
 
@@ -120,8 +115,8 @@ def is_done(path: Path, plan: AttackPlan, chunk: int) -> bool:
     if not path.exists():
         return False
     try:
-        table = pl.read_parquet(path, glob=False, columns=["plan", "chunk", "image"])
-    except Exception:  # whatever the damaged bytes lead polars to
+        table = read_table(path, ["plan", "chunk", "image"])
+    except DamagedError:
         return False
     if table["plan"].unique().to_list() != [plan.fingerprint]:
         raise InputError(path, f"a chunk of this plan ({plan.fingerprint[:12]})", "one of another plan")

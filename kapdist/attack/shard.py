@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import torch
 from torch import Tensor, nn
@@ -14,12 +13,13 @@ from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.devices import device_kind
 from kapdist.attack.model import load_model
 from kapdist.attack.plan import PACKAGES, AttackPlan, read_plan, run_of
-from kapdist.attack.records import chunk_table, is_done, write_table
+from kapdist.attack.records import chunk_table, is_done
 from kapdist.ends import fatal_file, stacks_at_death
 from kapdist.environment import package_versions
 from kapdist.errors import InputError
 from kapdist.progress import Progress
-from kapdist.rundir import AttackDir, written_aside
+from kapdist.rundir import AttackDir, output
+from kapdist.sealed import is_whole, write_array, write_table
 from kapdist.sharding import chunks_of
 
 
@@ -39,7 +39,7 @@ def run_shard(attack_dir: Path, shard: int, num_shards: int) -> None:
     todo = [chunk for chunk in mine if not is_done_with_images(attack, plan, chunk)]
     print(f"shard {shard} of {num_shards}: {len(mine)} chunks, {len(mine) - len(todo)} done already", flush=True)
     if todo:
-        with stacks_at_death(fatal_file(attack.logs, shard)):
+        with output(attack.root), stacks_at_death(fatal_file(attack.logs, shard)):
             device = settle(plan)
             model, surrogate = models(plan, run_of(attack), device)
             work(attack, plan, model, surrogate, todo, device)
@@ -100,11 +100,10 @@ def count_robust(table: pl.DataFrame) -> int:
 
 
 def is_done_with_images(attack: AttackDir, plan: AttackPlan, chunk: int) -> bool:
-    kept = not plan.keep_adversarial or attack.adversarial_images(chunk).exists()
-    return is_done(attack.chunk(chunk), plan, chunk) and kept
+    kept = (attack.adversarial_images(chunk), attack.clean_images(chunk)) if plan.keep_adversarial else ()
+    return is_done(attack.chunk(chunk), plan, chunk) and all(map(is_whole, kept))
 
 
 def write_images(path: Path, images: Tensor) -> None:
     """Write (batch, 3, height, width) as float32, bit by bit what broke the model, so that its norm still holds."""
-    with written_aside(path) as aside, aside.open("wb") as file:
-        np.save(file, images.cpu().numpy())
+    write_array(path, images.cpu().numpy())

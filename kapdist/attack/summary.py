@@ -135,8 +135,12 @@ def spread(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"accuracy": share.value, "accuracy_low": share.low, "accuracy_high": share.high}
 
 
-def summarise(records: pl.DataFrame, plan: AttackPlan) -> Summary:
-    """Add up the rows of a complete attack."""
+def summarise(records: pl.DataFrame, plan: AttackPlan, notes: tuple[str, ...] = ()) -> Summary:
+    """Add up the rows of a complete attack.
+
+    Args:
+        notes: what else a reader should know, about the files that the rows come from.
+    """
     num_images = len(records)
     num_correct = records.filter(pl.col("label") == pl.col("clean_prediction")).height
     chunks = records.unique("chunk", maintain_order=True)
@@ -172,7 +176,7 @@ def summarise(records: pl.DataFrame, plan: AttackPlan) -> Summary:
         weights_sha256=plan.model.weights_sha256,
         device=plan.device,
         packages=plan.packages,
-        notes=(*plan.notes, *notes_on_square(attacks, num_images)),
+        notes=(*plan.notes, *notes, *notes_on_square(attacks, num_images)),
     )
 
 

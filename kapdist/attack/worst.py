@@ -8,7 +8,6 @@ so that nothing that was found is left out; each source's own numbers stand besi
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,8 @@ from kapdist.attack.intervals import Proportion, wilson
 from kapdist.attack.plan import AttackPlan, Frozen, read_plan
 from kapdist.errors import InputError
 from kapdist.lock import locked_in_turn
-from kapdist.rundir import AttackDir, RunDir, write_json
+from kapdist.rundir import AttackDir, RunDir
+from kapdist.sealed import read_table, write_json
 
 BREAKS = pl.Schema({"image": pl.Int64, "attack": pl.String, "eps": pl.Float64, "order": pl.Int64})
 RECORDS = ["image", "label", "clean_prediction", "broken_by", "broken_eps"]
@@ -75,6 +75,8 @@ class WorstCases(Frozen):
 
     format: Literal[1] = 1
     cases: tuple[WorstCase, ...]
+    left_out: tuple[str, ...] = ()
+    """Attacks that could not be read, each with its reason: what they broke is not in here."""
 
     def describe(self) -> dict[str, Any]:
         """Return the worst cases as JSON values."""
@@ -92,15 +94,19 @@ def write_worst_case(run: Path) -> WorstCases:
 
 def worst_cases(attacks: Path) -> WorstCases:
     groups: dict[tuple[str, str, str], list[Member]] = {}
+    left_out = []
     for path in sorted(attacks.glob("*/records.parquet")):
         attack = AttackDir(path.parent)
-        # What another version planned or somebody damaged is no part of it; its own merge says what is wrong.
-        with contextlib.suppress(InputError, OSError, pl.exceptions.PolarsError):
+        try:
             plan = read_plan(attack)
-            table = pl.read_parquet(attack.records, glob=False, columns=RECORDS)
-            key = plan.norm, plan.model.weights_sha256, plan.data.fingerprint
-            groups.setdefault(key, []).append((attack, plan, table))
-    return WorstCases(cases=tuple(worst_case(members) for members in groups.values()))
+            table = read_table(attack.records, RECORDS, f"kapdist attack merge {attack.root}")
+        except InputError as error:  # another version's plan, or damage
+            left_out.append(f"{attack.root.name}: {error}")
+            continue
+        key = plan.norm, plan.model.weights_sha256, plan.data.fingerprint
+        groups.setdefault(key, []).append((attack, plan, table))
+    cases = tuple(worst_case(members) for members in groups.values())
+    return WorstCases(cases=cases, left_out=tuple(left_out))
 
 
 def worst_case(members: list[Member]) -> WorstCase:

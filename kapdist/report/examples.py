@@ -16,6 +16,7 @@ from PIL import Image
 
 from kapdist.errors import InputError
 from kapdist.report.reading import Attack, read_json, read_rows
+from kapdist.sealed import read_array
 
 Pixels = NDArray[np.float32]
 NUM_EXAMPLES = 3
@@ -104,11 +105,8 @@ def example(attack: Attack, candidate: Candidate, names: Sequence[str]) -> Examp
 
 
 def pixels(path: Path, position: int) -> Pixels:
-    """Read one image of a (n, 3, height, width) file without loading the others."""
-    try:
-        images = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise InputError(path, "an array of images", str(error).splitlines()[0]) from None
+    """Read one image of a (n, 3, height, width) file, all of which has to be what was written."""
+    images = read_array(path, "kapdist attack shard does its chunk again")
     if images.ndim != 4 or images.shape[1] != 3 or position >= len(images):
         raise InputError(path, f"more than {position} images (n, 3, height, width)", f"shape {images.shape}")
     return np.array(images[position].transpose(1, 2, 0), dtype=np.float32)

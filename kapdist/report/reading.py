@@ -12,10 +12,16 @@ from typing import Any, Literal, TypeVar
 import polars
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from kapdist import sealed
 from kapdist.config import Config
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, RunDir, labels, weights_sha256
 
+WRITTEN_BY = {
+    "summary.json": "merge it again",
+    "worst_case.json": "kapdist attack worst writes it again",
+    "sanity.json": "kapdist attack sanity writes it again",
+}
 Share = Field(ge=0, le=1)
 Count = Field(ge=0)
 
@@ -136,9 +142,19 @@ class Attack:
     @property
     def factory(self) -> str | None:
         """The function that made the attacked model, None for the run's own model."""
-        model = self.plan.get("model")
-        found = model.get("factory") if isinstance(model, dict) else None
+        found = self.model.get("factory")
         return found if isinstance(found, str) else None
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The attacked model as planned."""
+        model = self.plan.get("model")
+        return model if isinstance(model, dict) else {}
+
+    @property
+    def is_of_the_run(self) -> bool:
+        """Whether the weights were the run's own model.safetensors, no others that the attack named."""
+        return self.factory is None and self.model.get("weights") is None
 
 
 @dataclass(frozen=True)
@@ -208,7 +224,7 @@ def read_run(root: Path, label: str) -> Run:
     corrupted = any(run.corruptions.glob("*/summary.json"))
     outside = (merged or examined or corrupted) and not run.config.exists()
     config = None if outside else run.load_config()
-    return Run(
+    found = Run(
         dir=run,
         label=label,
         config=config,
@@ -218,19 +234,23 @@ def read_run(root: Path, label: str) -> Run:
         attacks=tuple(Attack(AttackDir(path), read_summary(path / "summary.json")) for path in merged),
         unmerged=tuple(unmerged),
     )
+    for attack in found.attacks:
+        check_weights(found, attack)
+    return found
+
+
+def check_weights(run: Run, attack: Attack) -> None:
+    """Raise InputError if the run has other weights by now than those that were attacked; gone is not other."""
+    attacked = attack.summary.weights_sha256
+    if attack.is_of_the_run and attacked and run.weights_sha256 not in (None, attacked):
+        expected = f"the weights that attack {attack.name} was made on (sha256 {attacked[:12]})"
+        hint = "attack again, and move the old one out of attacks/"
+        raise InputError(run.dir.weights, expected, f"sha256 {str(run.weights_sha256)[:12]} ({hint})")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file, None where there is no file."""
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(path, "a JSON file", str(error)) from None
-    if not isinstance(value, dict):
-        raise InputError(path, "a JSON object", type(value).__name__)
-    return value
+    return sealed.read_json(path, WRITTEN_BY.get(path.name, "")) if path.exists() else None
 
 
 def read_record(kind: type[AnyRecord], path: Path) -> AnyRecord:
@@ -258,10 +278,8 @@ def read_summary(path: Path) -> Summary:
 
 
 def read_rows(path: Path) -> polars.DataFrame:
-    try:
-        rows = polars.read_parquet(path, glob=False)
-    except (OSError, polars.exceptions.PolarsError) as error:
-        raise InputError(path, "a Parquet file", str(error).splitlines()[0]) from None
+    """Read records or a chunk; damage is said with what mends it."""
+    rows = sealed.read_table(path, remedy="kapdist attack shard, then merge")
     if missing := {"image", "label", "clean_prediction", "broken_by"} - set(rows.columns):
         raise InputError(path, f"the column {min(missing)}", ", ".join(rows.columns))
     return rows

@@ -49,6 +49,7 @@ class Case(Record):
 
 class Cases(Record):
     cases: tuple[Case, ...]
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,20 +75,21 @@ def worst_views(run: Run) -> list[WorstView]:
     if found is None:
         return []
     try:
-        cases = Cases.model_validate(found).cases
+        cases = Cases.model_validate(found)
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         raise InputError(f"{path}: {place}", "a worst case of this version", error.errors()[0]["msg"]) from None
-    return [view(run, case) for case in cases]
+    return [view(run, case, cases.left_out) for case in cases.cases]
 
 
-def view(run: Run, case: Case) -> WorstView:
+def view(run: Run, case: Case, left_out: tuple[str, ...]) -> WorstView:
     lines = [f"{eps_text(at.eps)}: {accuracy_text(at.robust_accuracy)} withstood everything." for at in case.sweep]
     known = {source.plan_fingerprint for source in case.sources}
     late = [attack.name for attack in run.attacks if attack.summary.plan_fingerprint not in known]
     if late and len(case.sources) != len(run.attacks):
         lines.append(f"Not of this norm, these weights or these images, and so not in it: {', '.join(late)}.")
     lines += [note[0].upper() + note[1:] + "." for note in case.notes]
+    lines += [f"Could not be read, and so not in it: {attack}." for attack in left_out]
     rows = [
         (first.attack, first.source, eps_text(first.eps), str(first.num_broken_first), str(first.num_broken))
         for first in case.first

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +21,8 @@ from kapdist.errors import InputError
 from kapdist.models.build import build_model
 from kapdist.models.weights import load_weights
 from kapdist.rng import derive_seed
-from kapdist.rundir import RunDir, output, weights_sha256, write_json
+from kapdist.rundir import RunDir, output, weights_sha256
+from kapdist.sealed import DamagedError, read_json, write_json
 from kapdist.train.evaluate import TOP, Evaluation, evaluate
 
 Result = dict[str, Any]
@@ -174,10 +174,12 @@ def check_writable(folder: Path) -> None:
 
 def refuse_another(path: Path, inputs: Result) -> None:
     try:
-        theirs = json.loads(path.read_text())
+        theirs = read_json(path)
         same = all(theirs[key] == inputs[key] for key in ("settings", "weights")) and (
             theirs["data"]["fingerprint"] == inputs["data"]["fingerprint"]
         )
+    except DamagedError:
+        return  # no result at all: it is written again
     except (ValueError, KeyError, TypeError):
         same = False
     if not same:

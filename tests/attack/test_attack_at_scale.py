@@ -16,10 +16,11 @@ from kapdist.attack import merge
 from kapdist.attack.chunk import AttackOutcome, ChunkOutcome
 from kapdist.attack.intervals import wilson
 from kapdist.attack.plan import AttackPlan, write_plan
-from kapdist.attack.records import chunk_table, write_table
+from kapdist.attack.records import chunk_table
 from kapdist.errors import InputError
 from kapdist.rng import generator
 from kapdist.rundir import AttackDir, fingerprint
+from kapdist.sealed import write_table
 from kapdist.sharding import chunks_of, missing_shards
 
 MOST_SHARDS = 10_000

@@ -28,12 +28,13 @@ from kapdist.attack.export.latex import latex_table
 from kapdist.attack.export.merged import read_all
 from kapdist.attack.intervals import wilson
 from kapdist.attack.plan import AttackPlan, read_plan, write_plan
-from kapdist.attack.records import chunk_table, write_table
+from kapdist.attack.records import chunk_table
 from kapdist.attack.rescore import Votes
 from kapdist.attack.stock import resolve
 from kapdist.data.manifest import Manifest, write_manifest
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, fingerprint
+from kapdist.sealed import write_json, write_table
 
 World = Any
 MakePlan = Callable[..., AttackPlan]
@@ -457,12 +458,12 @@ def truncated(attack: AttackDir) -> None:
 def flattered(attack: AttackDir) -> None:
     values = json.loads(attack.summary.read_text())
     values["num_robust"] += 1
-    attack.summary.write_text(json.dumps(values))
+    write_json(attack.summary, values)
 
 
 def of_another_plan(attack: AttackDir) -> None:
     values = json.loads(attack.summary.read_text())
-    attack.summary.write_text(json.dumps(values | {"plan_fingerprint": "0" * 64}))
+    write_json(attack.summary, values | {"plan_fingerprint": "0" * 64})
 
 
 def without_records(attack: AttackDir) -> None:
@@ -489,11 +490,11 @@ def without_a_plan(attack: AttackDir) -> None:
     ("damage", "words"),
     [
         (unmerged, r"aa: expected a merged attack \(kapdist attack merge .*aa\), found no summary.json"),
-        (truncated, r"summary.json: expected a whole summary of this version \(merge again\), found Invalid JSON"),
+        (truncated, r"summary.json: expected a whole file \(merge again\), found"),
         (flattered, r"the num_robust that records.parquet adds up to \(merge again\), found another"),
         (of_another_plan, r"expected the summary of this plan \(.*merge again\), found that of 000000000000"),
         (without_records, r"records.parquet: expected the records of a merged attack \(merge again\)"),
-        (with_half_records, r"records.parquet: expected the records of a merged attack \(merge again\)"),
+        (with_half_records, r"records.parquet: expected a whole file \(merge again\)"),
         (with_fewer_records, "of this plan's 40 images, found others"),
         (with_records_of_another_plan, "of this plan's 40 images, found others"),
         (without_a_plan, "expected an attack directory"),

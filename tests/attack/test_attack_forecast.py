@@ -14,10 +14,11 @@ from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.cost import passes_per_image
 from kapdist.attack.forecast import AttackForecast, Measured, forecast_attack, images_of_shards, makespan, measure
 from kapdist.attack.plan import AttackPlan, OwnSettings, write_plan
-from kapdist.attack.records import chunk_table, write_table
+from kapdist.attack.records import chunk_table
 from kapdist.config import AttackConfig
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, RunDir, fingerprint
+from kapdist.sealed import write_table
 from kapdist.sharding import chunks_of
 
 

@@ -31,6 +31,7 @@ GROUND = {
     "progress",
     "rng",
     "rundir",
+    "sealed",
     "sharding",
     "signals",
     "slurm",
@@ -112,7 +113,7 @@ def test_launch_stands_on_the_ground(path: Path) -> None:
 
 
 # Their JSON is hashed, or a line of integers and text.
-WITH_THEIR_OWN_JSON = {"rundir.py", "rng.py", "journal.py", "lock.py"}
+WITH_THEIR_OWN_JSON = {"rundir.py", "rng.py", "journal.py", "lock.py", "description.py", "plan.py"}
 
 
 @pytest.mark.parametrize("path", [*files(), *launched()], ids=lambda path: path.name)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,8 @@ def test_files_that_contradict_each_other_are_warned_of(make_run: MakeRun) -> No
     run = make_run("run").trained().attacked(18, {"apgd-ce": 1}, max_norm=0.05, weights_sha256="1" * 64)
     other = make_run("other").attacked(18, {"apgd-ce": 2})
     other.dir.attack("linf").records.replace(run.dir.attack("linf").records)
+    plan = run.dir.attack("linf").plan  # of weights that the attack named itself: those of the run may be others
+    plan.write_text(json.dumps({"model": {"factory": None, "weights": "best.safetensors"}}))
     records, norm, weights = warned([run.dir.root])
     assert "records.parquet has 16 robust of 20 images, summary.json 17 of 20" in records
     assert "the largest perturbation, 0.05, is beyond eps" in norm

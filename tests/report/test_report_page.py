@@ -212,7 +212,7 @@ def test_kept_images_that_do_not_fit_their_rows(make_run: MakeRun, tmp_path: Pat
     with pytest.raises(InputError, match="more than 1 images"):
         write_report([run.dir.root], tmp_path / "out")
     run.dir.attack("linf").adversarial_images(0).write_bytes(b"no array")
-    with pytest.raises(InputError, match="an array of images"):
+    with pytest.raises(InputError, match="a whole file"):
         write_report([run.dir.root], tmp_path / "out")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import polars
 import pytest
 
+from kapdist import sealed
 from kapdist.errors import InputError
 from kapdist.report.reading import read_runs
 
@@ -96,8 +97,28 @@ def test_a_summary_without_a_key_and_one_that_is_no_json(make_run: Callable[...,
     with pytest.raises(InputError, match="norm: expected Field required"):
         read_runs([summary.parents[2]])
     summary.write_text("{")
-    with pytest.raises(InputError, match="a JSON file"):
+    with pytest.raises(InputError, match=r"a whole file \(merge it again\), found no JSON"):
         read_runs([summary.parents[2]])
+
+
+def test_attacks_on_weights_that_were_replaced_since_are_refused(make_run: Callable[..., Any]) -> None:
+    run = make_run("run").trained().attacked(18, ONE_BROKEN)
+    assert read_runs([run.dir.root])[0].attacks[0].summary.num_robust == 17
+    run.dir.weights.write_bytes(b"others")
+    with pytest.raises(InputError, match=r"model.safetensors: expected the weights that attack linf was made on"):
+        read_runs([run.dir.root])
+    run.dir.weights.unlink()  # gone is not other
+    assert read_runs([run.dir.root])[0].attacks[0].summary.num_robust == 17
+
+
+def test_a_flipped_digit_of_a_summary_is_refused(make_run: Callable[..., Any]) -> None:
+    run = make_run("run").attacked(18, ONE_BROKEN)
+    summary = run.dir.attack("linf").summary
+    sealed.write_json(summary, json.loads(summary.read_text()))
+    assert read_runs([run.dir.root])[0].attacks[0].summary.seconds == 10
+    summary.write_text(summary.read_text().replace('"seconds": 10.0', '"seconds": 11.0'))
+    with pytest.raises(InputError, match=r"summary.json: expected a whole file \(merge it again\)"):
+        read_runs([run.dir.root])
 
 
 def test_records_that_are_no_records(make_run: Callable[..., Any]) -> None:
@@ -107,5 +128,5 @@ def test_records_that_are_no_records(make_run: Callable[..., Any]) -> None:
     with pytest.raises(InputError, match="the column broken_by"):
         _ = read_runs([run.dir.root])[0].attacks[0].records
     records.write_bytes(b"no parquet")
-    with pytest.raises(InputError, match="a Parquet file"):
+    with pytest.raises(InputError, match=r"records.parquet: expected a whole file"):
         _ = read_runs([run.dir.root])[0].attacks[0].records

@@ -20,7 +20,8 @@ from kapdist.attack.planning import make_plan
 from kapdist.attack.protocol import protocol_of
 from kapdist.config import AttackConfig
 from kapdist.errors import InputError
-from kapdist.rundir import AttackDir, CorruptionsDir, fingerprint, write_json
+from kapdist.rundir import AttackDir, CorruptionsDir, fingerprint
+from kapdist.sealed import write_json
 
 CLEAN, GAUSSIAN, UNIFORM = "clean", "random_gaussian", "random_uniform"
 RANDOM = (GAUSSIAN, UNIFORM)

@@ -20,11 +20,11 @@ from kapdist.attack.corruptions.frost import FrostSource
 from kapdist.attack.corruptions.plan import NOT_ASKED, Cell, CorruptionPlan, read_plan
 from kapdist.attack.model import load_model
 from kapdist.attack.plan import run_of
-from kapdist.attack.records import write_table
 from kapdist.attack.shard import settle
 from kapdist.ends import fatal_file, stacks_at_death
 from kapdist.errors import InputError
-from kapdist.rundir import CorruptionsDir
+from kapdist.rundir import CorruptionsDir, output
+from kapdist.sealed import DamagedError, read_table, write_table
 
 # Threads of Python help where an image is large enough that most of its time is spent inside of the libraries.
 THREADS_FROM_SIDE = 96
@@ -107,11 +107,11 @@ def read_cell(directory: CorruptionsDir, plan: CorruptionPlan, cell: Cell) -> pl
     if not path.exists():
         return None
     try:
-        table = pl.read_parquet(path, glob=False)
+        table = read_table(path)
         plans = table["plan"].unique().to_list()
         whole = np.array_equal(table["image"].to_numpy(), plan.subject.images)
         names = table.select("kind", "severity").unique().rows()
-    except Exception:  # whatever the damaged bytes lead polars to
+    except (DamagedError, pl.exceptions.PolarsError):  # or a file without the columns
         return None
     if plans != [plan.fingerprint]:
         raise InputError(path, f"a cell of this plan ({plan.fingerprint[:12]})", "one of another plan")
@@ -125,7 +125,7 @@ def main(words: Sequence[str]) -> int:
     end_with_parent()
     directory, shard = CorruptionsDir(Path(words[0])), int(words[1])
     try:
-        with stacks_at_death(fatal_file(directory.logs, shard)):
+        with output(directory.root), stacks_at_death(fatal_file(directory.logs, shard)):
             run_cells(directory, shard, int(words[2]))
     except InputError as error:
         print(error, file=sys.stderr)

@@ -16,9 +16,9 @@ from kapdist.attack.corruptions.plan import CLEAN, RANDOM, Cell, CorruptionPlan
 from kapdist.attack.corruptions.shard import read_cell
 from kapdist.attack.intervals import Proportion, Resampled, resampled, wilson
 from kapdist.attack.plan import Frozen
-from kapdist.attack.records import write_table
 from kapdist.errors import InputError
-from kapdist.rundir import CorruptionsDir, RunDir, write_atomic, write_json
+from kapdist.rundir import CorruptionsDir, RunDir, write_atomic
+from kapdist.sealed import read_json, write_json, write_table
 
 CSV_COLUMNS = ("kind", "severity", "level", "num_images", "num_correct", "accuracy", "low", "high")
 
@@ -202,8 +202,9 @@ def read_reference(run: Path | None, name: str, plan: CorruptionPlan) -> Summary
     place, path = f"corruptions.reference={run}", RunDir(run).corrupted(name).summary
     if not path.is_file():
         raise InputError(place, f"a run with {path.relative_to(run)} (kapdist attack corruptions {run})", "none")
+    values = read_json(path, f"kapdist attack corruptions {run}")
     try:
-        summary = Summary.model_validate_json(path.read_bytes())
+        summary = Summary.model_validate(values)
     except ValidationError as error:
         raise InputError(path, "a summary of this version", error.errors()[0]["msg"]) from None
     for what, here, there in comparable(plan, summary):

@@ -9,10 +9,12 @@ from pathlib import Path
 import polars as pl
 from pydantic import ValidationError
 
+from kapdist.attack.attacked import check_weights
 from kapdist.attack.plan import AttackPlan, read_plan, run_of
 from kapdist.attack.summary import Summary, summarise
 from kapdist.errors import InputError
 from kapdist.rundir import AttackDir, labels
+from kapdist.sealed import first_line, read_json, read_table
 
 RESULTS = ("num_images", "num_clean_correct", "clean_accuracy", "num_robust", "robust_accuracy", "sweep")
 
@@ -50,6 +52,7 @@ def read_all(directories: Sequence[Path]) -> tuple[Merged, ...]:
 
 
 def read_merged(attack: AttackDir, run: str, plan: AttackPlan) -> Merged:
+    check_weights(plan, run_of(attack))
     summary = read_summary(attack, plan)
     records = read_records(attack, plan)
     check_results(attack, plan, summary, records)
@@ -62,15 +65,14 @@ def read_summary(attack: AttackDir, plan: AttackPlan) -> Summary:
     Raises:
         InputError: the attack is not merged, or the summary is damaged or of another plan.
     """
-    try:
-        summary = Summary.model_validate_json(attack.summary.read_bytes())
-    except FileNotFoundError:
+    if not attack.summary.exists():
         expected = f"a merged attack (kapdist attack merge {attack.root})"
-        raise InputError(attack.root, expected, f"no {attack.summary.name}") from None
-    except (OSError, ValidationError) as error:
-        raise InputError(
-            attack.summary, "a whole summary of this version (merge again)", first_line(error)
-        ) from None
+        raise InputError(attack.root, expected, f"no {attack.summary.name}")
+    values = read_json(attack.summary, "merge again")
+    try:
+        summary = Summary.model_validate(values)
+    except ValidationError as error:
+        raise InputError(attack.summary, "a summary of this version (merge again)", first_invalid(error)) from None
     if summary.plan_fingerprint != plan.fingerprint:
         expected = f"the summary of this plan ({plan.fingerprint[:12]}; merge again)"
         raise InputError(attack.summary, expected, f"that of {summary.plan_fingerprint[:12]}")
@@ -84,10 +86,12 @@ def read_records(attack: AttackDir, plan: AttackPlan) -> pl.DataFrame:
         InputError: they are missing, damaged or of another plan.
     """
     expected = "the records of a merged attack (merge again)"
+    if not attack.records.exists():
+        raise InputError(attack.records, expected, "none")
+    records = read_table(attack.records, remedy="merge again")
     try:
-        records = pl.read_parquet(attack.records, glob=False)
         own = records["image"].to_list() == list(plan.images) and set(records["plan"]) == {plan.fingerprint}
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except pl.exceptions.PolarsError as error:
         raise InputError(attack.records, expected, first_line(error)) from None
     if not own:
         raise InputError(attack.records, f"{expected} of this plan's {plan.num_images} images", "others")
@@ -106,9 +110,7 @@ def check_results(attack: AttackDir, plan: AttackPlan, summary: Summary, records
             raise InputError(attack.summary, expected, "another")
 
 
-def first_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        return f"{place}: {first['msg']}" if place else first["msg"]
-    return str(error).splitlines()[0]
+def first_invalid(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: {first['msg']}" if place else first["msg"]

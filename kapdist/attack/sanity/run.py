@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -26,8 +25,10 @@ from kapdist.attack.shard import settle
 from kapdist.config import AttackConfig, AttackedModelConfig
 from kapdist.errors import InputError
 from kapdist.progress import Progress
-from kapdist.rundir import AttackDir, write_json
+from kapdist.rundir import AttackDir
+from kapdist.sealed import read_array, read_json, write_json
 
+DONE_AGAIN = "kapdist attack shard does its chunk again"
 VACUOUS_LINF = 0.5  # every image can become one grey
 
 
@@ -66,7 +67,7 @@ def run_sanity(run: Path, config: AttackConfig) -> dict[str, Any]:
         )
     report = describe(plan, config) | found | {"seconds": time.perf_counter() - started}
     write_json(attack.sanity, report)
-    return json.loads(attack.sanity.read_text())
+    return read_json(attack.sanity)
 
 
 class Ticks:
@@ -139,7 +140,7 @@ def stored_violations(attack: AttackDir) -> float | None:
     """Return the share of stored adversarial images that break the rules; None where none are stored."""
     if not attack.plan.exists():
         return None
-    plan = json.loads(attack.plan.read_text())
+    plan = read_json(attack.plan)
     pairs = [(path, attack.clean_images(index_of(path))) for path in sorted(attack.adversarial.glob("chunk-*.npy"))]
     broken = [violations(*pair, plan["norm"], plan["eps"]) for pair in pairs if pair[1].exists()]
     return float(np.concatenate(broken).mean()) if broken else None
@@ -150,7 +151,7 @@ def index_of(path: Path) -> int:
 
 
 def violations(adversarial: Path, clean: Path, norm: Any, eps: float) -> np.ndarray:
-    found, images = (torch.from_numpy(np.load(path, allow_pickle=False)) for path in (adversarial, clean))
+    found, images = (torch.from_numpy(read_array(path, DONE_AGAIN)) for path in (adversarial, clean))
     size = perturbation_norm(found, images, norm)
     inside = ((found >= 0) & (found <= 1) & found.isfinite()).flatten(1).all(1)
     return (~(inside & (size <= largest_norm(norm, eps, math.prod(images.shape[1:]))))).numpy()
