@@ -34,7 +34,8 @@ def guard_strided(model: nn.Module) -> nn.Module:
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and not isinstance(module, _PixelsFirst) and _is_strided(module):
-            module.__class__ = _guarded(type(module))
+            kind: Any = type(module)
+            module.__class__ = _guarded(kind)
     return model
 
 
