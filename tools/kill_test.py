@@ -140,7 +140,7 @@ def main() -> int:
 
 
 def all_bitwise(ranks: int, kills: int, kills_per_run: int, seed: int) -> bool:
-    """Kill runs on so many ranks; say of each, and of all together, whether they ended as the undisturbed one did."""
+    """Kill runs on so many ranks; say of each, and of all, whether they ended as the undisturbed one did."""
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
