@@ -4,9 +4,9 @@
 
 Goes through the distinct convolutions of all our models (architectures, stems, widths) in turn, and draws KAP or
 not, batches, memory formats and numbers of threads for each; computes the gradients in float32 in child processes
-under a checking malloc, and compares them with float64's. A child that dies names its shape and signal. The exit code is 1 unless all agree.
-Strided 1 x 1 convolutions take their pixels first, as in a training; --unguarded computes them as torch does, which
-dies on CPUs with AVX-512 (torch 2.13).
+under a checking malloc, and compares them with float64's. A child that dies names its shape and signal. The
+exit code is 1 unless all agree. Strided 1 x 1 convolutions take their pixels first, as in a training; --unguarded
+computes them as torch does, which dies on CPUs with AVX-512 (torch 2.13).
 """
 
 from __future__ import annotations
