@@ -2,11 +2,11 @@
 
     python tools/fuzz_convolutions.py [--cases 2000] [--seed 0] [--unguarded]
 
-Draws shapes of the convolutions of all our models (architectures, stems, widths, with KAP and without), batches,
-memory formats and numbers of threads; computes the gradients in float32 in child processes under a checking malloc,
-and compares them with float64's. A child that dies names its shape and signal. The exit code is 1 unless all agree.
-Strided 1 x 1 convolutions take their pixels first, as in a training; --unguarded computes them as torch does, which
-dies on CPUs with AVX-512 (torch 2.13).
+Goes through the distinct convolutions of all our models (architectures, stems, widths) in turn, and draws KAP or
+not, batches, memory formats and numbers of threads for each; computes the gradients in float32 in child processes
+under a checking malloc, and compares them with float64's. A child that dies names its shape and signal. The
+exit code is 1 unless all agree. Strided 1 x 1 convolutions take their pixels first, as in a training; --unguarded
+computes them as torch does, which dies on CPUs with AVX-512 (torch 2.13).
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def layers_of(name: str, stem: str, width: float, side: int) -> list[Case]:
     return seen
 
 
-def draw(chance: random.Random, unguarded: bool) -> Case:
-    layer = chance.choice(layers())
+def draw(layer: Case, chance: random.Random, unguarded: bool) -> Case:
+    """Return a case of a layer: a side near its own, a batch, a layout, threads, and KAP or not."""
     side = max(layer["kernel_size"][0], layer["side"] + chance.choice((-1, 0, 0, 1)))
     fits = [n for n in BATCHES if n == 1 or n * layer["in_channels"] * side**2 <= LARGEST_ELEMENTS]
     return layer | {
@@ -157,13 +157,16 @@ def main() -> int:
         child()
         return 0
     chance = random.Random(options.seed)
-    cases = [draw(chance, options.unguarded) for _ in range(options.cases)]
+    everyone = chance.sample(layers(), len(layers()))
+    drawn = list(itertools.islice(itertools.cycle(everyone), options.cases))  # all of them before one comes again
+    cases = [draw(layer, chance, options.unguarded) for layer in drawn]
     wrong = 0
     for start in range(0, len(cases), CHILD_CASES):
         for line in run(cases[start : start + CHILD_CASES]):
             wrong += 1
             print(line, flush=True)
-    print(f"{len(cases)} cases of {len(layers())} distinct convolutions: {wrong} wrong")
+    tried = min(len(cases), len(everyone))
+    print(f"{len(cases)} cases of {tried} of our {len(everyone)} distinct convolutions: {wrong} wrong")
     if not has_avx512():
         print("this CPU has no AVX-512: nothing is said of the kernels that only it has")
     return 1 if wrong else 0

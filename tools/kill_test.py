@@ -1,11 +1,11 @@
 """Kill a training run at random instants, continue it, compare every bit with the run that nobody disturbed.
 
-    python tools/kill_test.py [--kills 50] [--ranks 2] [--seed 0]
+    python tools/kill_test.py [--kills 50] [--ranks 1 2 3 4] [--seed 0]
 
 Kernel averages, activation noise, input noise, augmentation, EMA and gradient accumulation are on; a checkpoint is
 begun at every step, so that kills hit the writing too, and evaluations are frequent. SIGKILL goes to all ranks at
-once, from the first second of the process on. Prints how many of the disturbed runs ended bitwise equal; the exit
-code is 1 unless all did.
+once, from the first second of the process on. Prints for each number of ranks how many of the disturbed runs
+ended bitwise equal; the exit code is 1 unless all did.
 """
 
 from __future__ import annotations
@@ -130,28 +130,33 @@ def disturbed(folder: Path, name: str, ranks: int, kills: int, longest: float, c
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=50, help="for each number of ranks")
     parser.add_argument("--kills-per-run", type=int, default=5)
-    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    chance = random.Random(options.seed)
+    all_equal = [all_bitwise(ranks, options.kills, options.kills_per_run, options.seed) for ranks in options.ranks]
+    return 0 if all(all_equal) else 1
+
+
+def all_bitwise(ranks: int, kills: int, kills_per_run: int, seed: int) -> bool:
+    """Kill runs on so many ranks; say of each, and of all, whether they ended as the undisturbed one did."""
+    chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "config.yaml").write_text(CONFIG)
         write_beton(Patterns(64), folder / "train.beton")
         write_beton(Patterns(24), folder / "test.beton")
-        longest = undisturbed_seconds(folder, options.ranks)
+        longest = undisturbed_seconds(folder, ranks)
         done = runs = equal = 0
-        while done < options.kills:
+        while done < kills:
             name, runs = f"killed-{runs}", runs + 1
-            kills = min(options.kills_per_run, options.kills - done)
-            hits = disturbed(folder, name, options.ranks, kills, longest, chance)
+            hits = disturbed(folder, name, ranks, min(kills_per_run, kills - done), longest, chance)
             bits = same(folder, "whole", name)
             done, equal = done + hits, equal + bits
             print(f"{name}: {hits} kills, {'bitwise equal' if bits else 'DIFFERENT'}", flush=True)
-    print(f"{done} kills on {options.ranks} ranks: {equal} of {runs} runs ended bitwise equal")
-    return 0 if equal == runs else 1
+    print(f"{done} kills on {ranks} ranks: {equal} of {runs} runs ended bitwise equal", flush=True)
+    return equal == runs
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def make_room(graphs: int) -> None:
 
 
 class SaysIt(logging.Handler):
-    """Passes on that the limit was met: from then on new shapes run as slowly as without compiling."""
+    """Passes on that the limit was met: from then on what has a new shape is not compiled."""
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from in_memory import CLASSES, SIDE, batches, linear, make_config, make_job, pictures, pixels
 from results import numbers
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional as F
 
 from kapdist import kap
@@ -501,3 +503,36 @@ def test_the_example_is_the_plain_run_but_for_the_attack() -> None:
     plain, robust = (load_config(Config, folder / f"{name}.yaml") for name in ("plain", "adversarial"))
     differing = {key for key, value in flatten(robust).items() if flatten(plain)[key] != value}
     assert differing == {"name", "adversarial.mode", "adversarial.eps", "adversarial.eps_warmup_epochs"}
+
+
+def convolution_gradients(graphs: list[torch.fx.GraphModule]) -> list[bool]:
+    """Return for each backward of a convolution in compiled graphs whether it works out the weight's gradient."""
+    wanted = torch.ops.aten.convolution_backward.default
+    return [node.args[10][1] for graph in graphs for node in graph.graph.nodes if node.target is wanted]
+
+
+@pytest.mark.parametrize("statistics", ["eval", "train"])
+def test_a_compiled_attack_works_out_no_gradient_of_a_weight(statistics: str) -> None:
+    """Steps of training after it still do, and there are as many graphs as the plan counts at most."""
+    backwards: list[torch.fx.GraphModule] = []
+    forwards: list[torch.fx.GraphModule] = []
+
+    def keep(graphs: list[torch.fx.GraphModule]) -> Callable[..., object]:
+        return lambda graph, inputs: graphs.append(graph) or make_boxed_func(graph.forward)
+
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, CLASSES))
+    job = make_job(make_config({"mode": "pgd", "steps": 2, "statistics": statistics}, batch_size=5), model, 14)
+    backend = aot_autograd(fw_compiler=keep(forwards), bw_compiler=keep(backwards))
+    job.engine.alone = job.engine.network = torch.compile(model, dynamic=False, backend=backend)
+    images, labels = pictures(14)
+    for step, batch in enumerate(batches(job, images, labels, 6)):
+        before = model[0].weight.detach().clone()
+        train_step(job, iter([batch]), step, measure=True)
+        assert not torch.equal(model[0].weight, before)
+    sizes = {len(job.plan.batch(step)) for step in range(3)}
+    assert len(sizes) == 2
+    asked = convolution_gradients(backwards)
+    assert sorted(asked) == [False] * len(sizes) + [True] * len(sizes)
+    assert len(forwards) <= job.plan.num_graphs == 3 * len(sizes)
