@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kapdist.ends import deaths
 from kapdist.lock import holder_of, lives_here
 from kapdist.rundir import RunDir
 from launch import clock
@@ -249,8 +250,11 @@ def explanation(
     """Explain a failure, or a stop that nothing asked for."""
     if found.state not in {"FAILED", "STOPPED"}:
         return None
+    folder = run.rank_log(newest, 0).parent
+    if found.state == "STOPPED" and (died := deaths(folder)):
+        return LogLine(died[0], str(folder))
     # The rank that wrote first failed first; the others fail because it left.
-    logs = sorted(run.rank_log(newest, 0).parent.glob("rank-*.log"), key=lambda path: path.stat().st_mtime)
+    logs = sorted(folder.glob("rank-*.log"), key=lambda path: path.stat().st_mtime)
     if jobs and (found.state == "FAILED" or (ends and ends[-1].failed)):
         logs += sorted(run.slurm.glob(f"{jobs[-1].job}_*_log.out"))
     return explain(run.failed, logs)

@@ -220,6 +220,17 @@ def test_a_stop_by_a_signal_is_no_failure(tmp_path: Path) -> None:
     assert found.log_line.line == "RuntimeError: of a start before"
 
 
+def test_a_rank_that_died_of_a_signal_explains_a_stop(tmp_path: Path) -> None:
+    run = begun(tmp_path, queued=False)
+    folder = run.rank_log(1, 0).parent
+    write_atomic(run.rank_log(1, 0), "RuntimeError: of a peer that left\n")
+    write_atomic(folder / "fatal-1.txt", "Fatal Python error: Segmentation fault\n")
+    found = stands(run, GONE)
+    assert found.verdict.state == "STOPPED"
+    assert found.log_line is not None
+    assert found.log_line.line.startswith("rank 1 died of SIGSEGV")
+
+
 # The line that explains
 
 SLURM_LOG = """\
