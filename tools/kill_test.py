@@ -1,6 +1,6 @@
 """Kill a training run at random instants, continue it, compare every bit with the run that nobody disturbed.
 
-    python tools/kill_test.py [--kills 50] [--ranks 1 2 3 4] [--seed 0]
+    python tools/kill_test.py [--kills 10] [--ranks 1 2 3 4] [--seed 0]
 
 Kernel averages, activation noise, input noise, augmentation, EMA and gradient accumulation are on; a checkpoint is
 begun at every step, so that kills hit the writing too, and evaluations are frequent. SIGKILL goes to all ranks at
@@ -130,9 +130,9 @@ def disturbed(folder: Path, name: str, ranks: int, kills: int, longest: float, c
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--kills", type=int, default=50, help="for each number of ranks")
+    parser.add_argument("--kills", type=int, default=10, help="for each number of ranks")
     parser.add_argument("--kills-per-run", type=int, default=5)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[2])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     all_equal = [all_bitwise(ranks, options.kills, options.kills_per_run, options.seed) for ranks in options.ranks]
