@@ -134,7 +134,7 @@ def test_timed_out_once_and_preempted_twice(slurm, queued, undisturbed) -> None:
 
 
 def test_a_killed_rank_a_dead_node_a_cut_link_and_an_administrator(slurm, queued, undisturbed) -> None:
-    training = queued("engine.timeout_minutes=1.5", "train.stall_minutes=1")
+    training = queued("engine.timeout_minutes=2.5", "train.stall_minutes=2")
     training.wait_for_a_checkpoint()
     for pid in ranks_of_job(slurm.facts["slurm_conf"], training.job, rank=1):
         os.kill(pid, signal.SIGKILL)
