@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from kapdist.config import MAY_CHANGE, Config, flatten
+from kapdist.config import MAY_CHANGE, MAY_MOVE, Config, flatten
 from kapdist.configfile import dump_config, load_config
 from kapdist.errors import InputError
 
@@ -95,10 +95,20 @@ class RunDir:
         if not self.config.exists():
             return
         mine, theirs = flatten(config), flatten(load_config(Config, self.config))
+        # Whoever opens a beton that moved compares its images; without their fingerprint nobody could.
+        may_change = {*MAY_CHANGE, *(key for key, images in MAY_MOVE.items() if images in self.recorded())}
         for key in mine:
-            if mine[key] != theirs[key] and key not in MAY_CHANGE:
+            if mine[key] != theirs[key] and key not in may_change:
                 expected = f"{key} = {theirs[key]!r} as this run began (or another name=)"
                 raise InputError(self.root, expected, repr(mine[key]))
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what plan.json says of this run; nothing where there is none, or a damaged one."""
+        try:
+            found = json.loads(self.plan.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def claim(self, config: Config) -> None:
         """Make the directory this config's own, if it may be.
