@@ -302,7 +302,7 @@ MAY_CHANGE = (
     "train.wandb_project",
 )
 
-# A beton may lie elsewhere when a run is continued: its images have the fingerprint that plan.json has by this name.
+# A beton may lie elsewhere when a run is continued: its images' fingerprint is in plan.json by this name.
 MAY_MOVE = {"data.train": "data", "data.validation": "validation"}
 
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -262,6 +263,21 @@ def output(place: Path, refused: frozenset[int] = NOT_WRITABLE | NO_ROOM) -> Ite
         if error.errno not in refused:
             raise
         raise InputError(error.filename or place, "a place that can be written", os.strerror(error.errno)) from None
+
+
+def check_writable(path: Path) -> None:
+    """Find out before the work what `write_atomic` would say after it.
+
+    Raises:
+        InputError: a folder, a pipe or a device has the name.
+        OSError: the folder takes no file, or none of a name as long as that of the temporary file.
+    """
+    if path.exists() and not path.is_file():
+        found = "a folder" if path.is_dir() else "neither a file nor a folder"
+        raise InputError(path, "a file that can be written, or none yet", found)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp") as file:
+        file.write(bytes(1))
 
 
 def sync(path: Path) -> None:

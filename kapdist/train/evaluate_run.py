@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from kapdist.errors import InputError
 from kapdist.models.build import build_model
 from kapdist.models.weights import load_weights
 from kapdist.rng import derive_seed
-from kapdist.rundir import RunDir, output, weights_sha256
+from kapdist.rundir import RunDir, check_writable, output, weights_sha256
 from kapdist.sealed import DamagedError, read_json, write_json
 from kapdist.train.evaluate import TOP, Evaluation, evaluate
 
@@ -147,15 +146,8 @@ def describe_inputs(run: RunDir, info: BetonInfo, settings: DataConfig, config: 
     if path.exists():
         refuse_another(path, inputs)
     with output(path):  # said before the work, not after it
-        check_writable(path.parent)
+        check_writable(path)
     return {"name": config.name, **inputs}
-
-
-def check_writable(folder: Path) -> None:
-    """Raise the OSError of a folder that takes no file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(bytes(1))
 
 
 def refuse_another(path: Path, inputs: Result) -> None:
