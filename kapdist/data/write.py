@@ -88,16 +88,9 @@ def write_beton(
     if not len(source):
         raise InputError(source.name, "images", "none")
     out, started = Path(out), time.monotonic()
-    with output(out):
-        check_writable(out)
-        check_writable(manifest_path(out))
+    check_place(out)
     folder = out.with_name(f"{out.name}.writing")
-    with (
-        output(out, NOT_WRITABLE),
-        a_full_disk_in_one_line(out),
-        locked(folder / "lock"),
-        left_if_worth(folder, source, encoding) as parts,
-    ):
+    with disk_in_one_line(out), locked(folder / "lock"), left_if_worth(folder, source, encoding) as parts:
         workers = num_workers or usable_cpus()
         bad = parts.write(workers, timeout_seconds, progress)
         if bad and (not skip_unreadable or len(bad) == len(source)):
@@ -111,10 +104,18 @@ def write_beton(
     return manifest.summary()
 
 
+def check_place(out: Path) -> None:
+    with output(out):
+        check_writable(out)
+        check_writable(manifest_path(out))
+
+
 @contextlib.contextmanager
-def a_full_disk_in_one_line(out: Path) -> Iterator[None]:
+def disk_in_one_line(out: Path) -> Iterator[None]:
+    """Take a disk that is full, or that does not take a file any more, for the wrong input that it is."""
     try:
-        yield
+        with output(out, NOT_WRITABLE):
+            yield
     except OSError as error:
         if error.errno in NO_ROOM:
             raise InputError(out, "room on its disk", str(error)) from error
