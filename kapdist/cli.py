@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kapdist.descriptors import open_standard_streams
 from kapdist.errors import RESUME, InputError, StoppedError, TransientError
 
 app = typer.Typer(
@@ -341,6 +342,7 @@ def say(value: Any) -> None:
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done; 75 stopped, to be continued; 2 wrong input; 1 all else."""
+    open_standard_streams()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         app()

@@ -17,7 +17,7 @@ from kapdist.config_attack import AttackName as AttackName
 from kapdist.config_attack import CorruptionsConfig as CorruptionsConfig
 from kapdist.config_attack import SanityConfig as SanityConfig
 from kapdist.errors import InputError
-from kapdist.fields import Name, Natural, NonNegative, Positive, Probability, Side
+from kapdist.fields import ClassRule, Name, Natural, NonNegative, Positive, Probability, Side
 from kapdist.section import Section
 
 RAMP_MULTIPLE = 32  # pixels: what the strides of a ResNet divide
@@ -30,6 +30,9 @@ class DataConfig(Section):
     """The beton to train on (kapdist data write)."""
     validation: Path
     """The beton to evaluate on; attacks take their images from it too."""
+    classes: ClassRule = "exact"
+    """Another beton's classes: exact, those of `train`, name by name; by-name, some of those, whose labels are
+    mapped."""
     resolution: Side = 32
     """Side of the square images that the model sees, pixels; in training too unless there is a ramp."""
     min_resolution: Side | None = None
@@ -298,6 +301,9 @@ MAY_CHANGE = (
     "train.log_every_steps",
     "train.wandb_project",
 )
+
+# A beton may lie elsewhere when a run is continued: its images' fingerprint is in plan.json by this name.
+MAY_MOVE = {"data.train": "data", "data.validation": "validation"}
 
 
 AnySection = TypeVar("AnySection", bound=Section)

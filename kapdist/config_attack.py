@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from kapdist.fields import CORRUPTIONS, Corruption, Epsilon, Name, Natural, Off, Positive, Severity
+from kapdist.fields import CORRUPTIONS, ClassRule, Corruption, Epsilon, Name, Natural, Off, Positive, Severity
 from kapdist.section import Section
 
 
@@ -76,6 +76,8 @@ class AttackConfig(Section):
     model: AttackedModelConfig = AttackedModelConfig()
     data: Path | None = None
     """Beton with the images; default: the run's validation beton."""
+    classes: ClassRule | None = None
+    """How its classes are the run's (exact, by-name); default: the run's data.classes."""
     num_classes: Annotated[int, Field(ge=2)] | None = None
     """Classes of a factory's model; default: the run's, or the data's."""
     num_images: Annotated[int, Field(ge=0)] = 5000

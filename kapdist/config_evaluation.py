@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kapdist.fields import Name, Natural, Off, Positive
+from kapdist.fields import ClassRule, Name, Natural, Off, Positive
 from kapdist.section import Section
 
 
@@ -20,6 +20,8 @@ class EvaluationConfig(Section):
     """The weights at the end of the training, or those of its best evaluation."""
     data: Path | None = None
     """Beton with the images; default: the run's validation beton."""
+    classes: ClassRule | None = None
+    """How its classes are the run's (exact, by-name); default: the run's data.classes."""
     resolution: Annotated[int, Field(ge=8, le=2048)] | None = None
     """Side of the square images that the model sees, pixels; default: the run's."""
     crop_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -51,5 +53,5 @@ class EvaluationConfig(Section):
         return self
 
 
-# What decides no number of the result, but for rounding.
-MAY_DIFFER = {"name", "device", "threads", "workers", "timeout_minutes"}
+# What decides no number of the result, but for rounding; a rule for classes only refuses, or not.
+MAY_DIFFER = {"name", "classes", "device", "threads", "workers", "timeout_minutes"}

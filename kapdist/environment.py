@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import importlib.metadata
 import json
 import os
@@ -41,6 +42,22 @@ def usable_cpus(processes: int = 1) -> int:
     os.cpu_count() counts the whole machine, which is wrong under Slurm and in containers.
     """
     return cpus_of_one(len(os.sched_getaffinity(0)), os.environ, processes)
+
+
+def user_name() -> str:
+    """Return the user's name; the number where neither a variable nor the system has one, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def cache_root() -> Path | None:
+    """Return this user's folder for what may be made again; None for a user who has no home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kapdist"
+    except RuntimeError:
+        return None
 
 
 def memory_bytes() -> int:

@@ -56,6 +56,7 @@ Natural = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Side = Annotated[int, Field(ge=8, le=2048)]
 Name = Annotated[str, Field(pattern=r"^[\w][\w.+-]*$", max_length=100)]  # of files too, with what is put behind
+ClassRule = Literal["exact", "by-name"]
 Severity = Annotated[int, Field(ge=1, le=5)]
 Corruption = Literal[
     "gaussian_noise",

@@ -9,12 +9,13 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from kapdist.config import MAY_CHANGE, Config, flatten
+from kapdist.config import MAY_CHANGE, MAY_MOVE, Config, flatten
 from kapdist.configfile import dump_config, load_config
 from kapdist.errors import InputError
 
@@ -95,10 +96,20 @@ class RunDir:
         if not self.config.exists():
             return
         mine, theirs = flatten(config), flatten(load_config(Config, self.config))
+        # Whoever opens a beton that moved compares its images; without their fingerprint nobody could.
+        may_change = {*MAY_CHANGE, *(key for key, images in MAY_MOVE.items() if images in self.recorded())}
         for key in mine:
-            if mine[key] != theirs[key] and key not in MAY_CHANGE:
+            if mine[key] != theirs[key] and key not in may_change:
                 expected = f"{key} = {theirs[key]!r} as this run began (or another name=)"
                 raise InputError(self.root, expected, repr(mine[key]))
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what plan.json says of this run; nothing where there is none, or a damaged one."""
+        try:
+            found = json.loads(self.plan.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def claim(self, config: Config) -> None:
         """Make the directory this config's own, if it may be.
@@ -252,6 +263,21 @@ def output(place: Path, refused: frozenset[int] = NOT_WRITABLE | NO_ROOM) -> Ite
         if error.errno not in refused:
             raise
         raise InputError(error.filename or place, "a place that can be written", os.strerror(error.errno)) from None
+
+
+def check_writable(path: Path) -> None:
+    """Find out before the work what `write_atomic` would say after it.
+
+    Raises:
+        InputError: a folder, a pipe or a device has the name.
+        OSError: the folder takes no file, or none of a name as long as that of the temporary file.
+    """
+    if path.exists() and not path.is_file():
+        found = "a folder" if path.is_dir() else "neither a file nor a folder"
+        raise InputError(path, "a file that can be written, or none yet", found)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp") as file:
+        file.write(bytes(1))
 
 
 def sync(path: Path) -> None:

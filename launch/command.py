@@ -6,11 +6,13 @@ import os
 import sys
 from collections.abc import Callable
 
+from kapdist.descriptors import open_standard_streams
 from kapdist.errors import InputError
 
 
 def command_line(main: Callable[[], None]) -> None:
     """Run a command and leave with its exit code."""
+    open_standard_streams()
     try:
         main()
     except InputError as error:

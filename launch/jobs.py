@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import socket
 from pathlib import Path
 from typing import Any
 
+from kapdist.environment import user_name
 from kapdist.rundir import to_json
 from launch import clock
 from launch.submission import Submission
@@ -21,7 +21,7 @@ def remember(folder: Path, job: str, what: Submission) -> dict[str, Any]:
         "name": what.parameters["job_name"],
         "elements": what.elements,
         "submitted": clock.now(folder),
-        "by": f"{getpass.getuser()}@{socket.gethostname()}",
+        "by": f"{user_name()}@{socket.gethostname()}",
         **what.about,
     }
     with record(folder).open("a") as file:

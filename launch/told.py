@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from kapdist.environment import user_name
 from launch import slurm
 
 SECONDS = 4.0  # a controller that hangs is as good as none
@@ -94,7 +94,7 @@ def ask_slurm(lines: Iterable[Mapping[str, Any]], seconds: float = SECONDS) -> T
     numbers = [line["job"] for line in lines]
     users = {line["by"].partition("@")[0] for line in lines}
     # Slurm goes by the user's number, which --me gives without looking at any variable.
-    others = users if users != {getpass.getuser()} else ()
+    others = users if users != {user_name()} else ()
     with ThreadPoolExecutor(2) as pool:
         queue = pool.submit(slurm.queued, numbers, others, seconds)
         accounts = pool.submit(slurm.accounted, numbers, seconds)

@@ -14,6 +14,8 @@ from torch import Tensor
 from kapdist.attack.plan import AttackPlan, PlannedData
 from kapdist.config import Config, DataConfig
 from kapdist.errors import InputError
+from kapdist.fields import ClassRule
+from kapdist.rundir import RunDir
 
 if TYPE_CHECKING:  # FFCV takes seconds to import; whoever brings images of their own does without
     from kapdist.data import BetonInfo
@@ -28,13 +30,19 @@ class ImageSet:
     num_classes: int
 
 
-def describe_images(path: Path | None, config: Config | None) -> ImageSet:
+def describe_images(
+    path: Path | None, config: Config | None, run: Path | None = None, rule: ClassRule | None = None
+) -> ImageSet:
     """Read what a beton holds; the run's config, if there is one, says how its images are brought to size.
 
+    Args:
+        run: whose classes those of the beton are to be.
+        rule: how they are; default: as the run's config says.
+
     Raises:
-        InputError: no beton is named, it is damaged, or nothing says its images' size.
+        InputError: no beton is named, it is damaged, it has other classes, or nothing says its images' size.
     """
-    from kapdist.data import open_beton
+    from kapdist.data import classes_of, open_beton, with_classes
 
     if config is None and path is None:
         raise InputError("data", "a beton with the images (data=FILE.beton), as this is no run of kapdist", "none")
@@ -47,7 +55,12 @@ def describe_images(path: Path | None, config: Config | None) -> ImageSet:
         shape = {"resolution": section.resolution, "crop": section.crop, "crop_ratio": section.crop_ratio}
     else:
         shape = {"resolution": side_of(info, path), "crop": "none", "crop_ratio": 1.0}
-    data = PlannedData.model_validate({"path": path.resolve(), "fingerprint": info.fingerprint, **shape})
+    own = info.class_names
+    if config is not None and run is not None and (known := classes_of(RunDir(run), config)):
+        info = with_classes(info, known, rule or config.data.classes)
+    mapped = info.class_names if info.class_names != own else None
+    found = {"path": path.resolve(), "fingerprint": info.fingerprint, "classes": mapped}
+    data = PlannedData.model_validate(found | shape)
     return ImageSet(data, info.num_images, len(info.class_names))
 
 
@@ -71,12 +84,14 @@ def read_chunks(plan: AttackPlan, chunks: Sequence[int]) -> Iterator[tuple[Tenso
 
 
 def beton_batches(plan: AttackPlan, batches: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
-    from kapdist.data import Loader, open_beton
+    from kapdist.data import ClassList, Loader, open_beton, with_classes
 
     info = open_beton(plan.data.path)
     if info.fingerprint != plan.data.fingerprint:
         expected = f"the beton that was planned with (fingerprint {plan.data.fingerprint[:12]})"
         raise InputError(plan.data.path, expected, f"fingerprint {info.fingerprint[:12]}")
+    if plan.data.classes is not None:
+        info = with_classes(info, ClassList(plan.data.classes, plan.run), "by-name")
     config = DataConfig(
         train=plan.data.path,
         validation=plan.data.path,

@@ -59,6 +59,8 @@ class PlannedData(Frozen):
     resolution: int
     crop: str
     crop_ratio: float
+    classes: tuple[str, ...] | None = None
+    """Names of the model's classes, by which labels are mapped; None: those of the beton are the same."""
 
 
 class Settings(Frozen):
@@ -147,6 +149,8 @@ class AttackPlan(Frozen):
         """Return what decides the verdicts, JSON values: no names, no places."""
         values = self.model_dump(mode="json", exclude={"name", "run", "notes", "costs", "images"})
         del values["model"]["weights"], values["data"]["path"]
+        if self.data.classes is None:
+            del values["data"]["classes"]
         if self.own_settings == OwnSettings():
             del values["own_settings"]
         elif self.own_settings.surrogate:

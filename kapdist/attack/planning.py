@@ -69,7 +69,7 @@ def make_plan(run: Path, config: AttackConfig, attack: AttackDir, *, examined: b
             is noisy though declared deterministic, or in training mode, is not refused.
     """
     run_config = config_of(run, config)
-    image_set = images_of.describe_images(config.data, run_config)
+    image_set = images_of.describe_images(config.data, run_config, run, config.classes)
     model = plan_model(run, config, run_config, image_set)
     protocol = protocol_of(config)
     eps = protocol.eps
@@ -189,7 +189,7 @@ def plan_surrogate(run: Path, config: AttackConfig, model: PlannedModel) -> Plan
     """
     run_config = RunDir(run).load_config()
     update = {"model": AttackedModelConfig(weights=RunDir(run).weights), "noise": "off", "num_classes": None}
-    image_set = images_of.describe_images(config.data, run_config)
+    image_set = images_of.describe_images(config.data, run_config, run, config.classes)
     surrogate = plan_model(run, config.model_copy(update=update), run_config, image_set)
     if surrogate.num_classes != model.num_classes:
         expected = f"a run with the {model.num_classes} classes of the attacked model"

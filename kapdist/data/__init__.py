@@ -3,6 +3,7 @@
 from kapdist.data.backend import chosen_backend
 from kapdist.data.beton import BetonInfo, check_labels, open_beton
 from kapdist.data.check import check, check_beton
+from kapdist.data.classes import ClassList, classes_of, with_classes
 from kapdist.data.errors import WriterError
 from kapdist.data.loader import Batch, Loader
 from kapdist.data.order import epoch_order, quasi_random_order, training_order
@@ -23,6 +24,7 @@ __all__ = [
     "SOURCES",
     "Batch",
     "BetonInfo",
+    "ClassList",
     "Columns",
     "FileSource",
     "Loader",
@@ -33,12 +35,14 @@ __all__ = [
     "check_labels",
     "chosen_backend",
     "class_folder",
+    "classes_of",
     "epoch_order",
     "fashion_mnist",
     "make_source",
     "open_beton",
     "quasi_random_order",
     "training_order",
+    "with_classes",
     "write",
     "write_beton",
 ]

@@ -47,6 +47,8 @@ class Encoding:
             raise InputError("JPEG quality", "1 to 100", str(self.jpeg_quality))
         if not 0 <= self.jpeg_share <= 1:
             raise InputError("JPEG share", "0 to 1", str(self.jpeg_share))
+        if self.raw_up_to_bytes < 0:
+            raise InputError("raw up to bytes", "0 or more", str(self.raw_up_to_bytes))
 
     def as_jpeg(self, index: int, height: int, width: int) -> bool:
         """Tell whether an image of that size is stored as JPEG; by lot the same one whoever asks."""

@@ -13,7 +13,7 @@ import llvmlite.binding  # type: ignore[import-untyped]
 import numba
 from numba.core import config as numba_config
 
-from kapdist.environment import package_version
+from kapdist.environment import cache_root, package_version
 
 config: Any = numba_config  # its settings are made at run time
 
@@ -45,8 +45,10 @@ def cache_directory() -> Path | None:
     numba does not look at what a cached function calls, and two processes that cache different code under one
     name may mix it up. With all of it in the name of the directory, whoever writes there writes the same.
     """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kapdist" / "numba"
-    directory = root / identity()[:16]
+    root = cache_root()
+    if root is None:
+        return None
+    directory = root / "numba" / identity()[:16]
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:

@@ -15,7 +15,7 @@ import numpy as np
 from kapdist.data.beton import read_layout
 from kapdist.data.encode import JPEG, Encoding
 from kapdist.data.guard import why_no_ffcv
-from kapdist.data.manifest import Manifest, content_fingerprint, write_manifest
+from kapdist.data.manifest import Manifest, content_fingerprint, manifest_path, write_manifest
 from kapdist.data.parts import Parts
 from kapdist.data.sources import Columns, Source, make_source
 from kapdist.data.sources.base import check_class_names
@@ -23,7 +23,7 @@ from kapdist.data.writer import NO_ROOM, Progress
 from kapdist.environment import package_versions, usable_cpus
 from kapdist.errors import InputError
 from kapdist.lock import locked
-from kapdist.rundir import file_sha256, sync
+from kapdist.rundir import NOT_WRITABLE, check_writable, file_sha256, output, sync
 
 PACKAGES = ("kapdist", "ffcv", "numpy", "opencv-python", "pillow")
 NAMED = 20  # how many bad images a message names
@@ -74,7 +74,8 @@ def write_beton(
         The manifest's summary.
 
     Raises:
-        InputError: no FFCV, nothing to write, a full disk, or unreadable images (all of them reported together).
+        InputError: no FFCV, nothing to write, a place that cannot be written (said first), a full disk, or
+            unreadable images (all of them reported together).
         WriterError: a worker process died or stopped; names the image.
     """
     if why_not := why_no_ffcv():
@@ -87,8 +88,9 @@ def write_beton(
     if not len(source):
         raise InputError(source.name, "images", "none")
     out, started = Path(out), time.monotonic()
+    check_place(out)
     folder = out.with_name(f"{out.name}.writing")
-    with a_full_disk_in_one_line(out), locked(folder / "lock"), left_if_worth(folder, source, encoding) as parts:
+    with disk_in_one_line(out), locked(folder / "lock"), left_if_worth(folder, source, encoding) as parts:
         workers = num_workers or usable_cpus()
         bad = parts.write(workers, timeout_seconds, progress)
         if bad and (not skip_unreadable or len(bad) == len(source)):
@@ -102,10 +104,18 @@ def write_beton(
     return manifest.summary()
 
 
+def check_place(out: Path) -> None:
+    with output(out):
+        check_writable(out)
+        check_writable(manifest_path(out))
+
+
 @contextlib.contextmanager
-def a_full_disk_in_one_line(out: Path) -> Iterator[None]:
+def disk_in_one_line(out: Path) -> Iterator[None]:
+    """Take a disk that is full, or that does not take a file any more, for the wrong input that it is."""
     try:
-        yield
+        with output(out, NOT_WRITABLE):
+            yield
     except OSError as error:
         if error.errno in NO_ROOM:
             raise InputError(out, "room on its disk", str(error)) from error

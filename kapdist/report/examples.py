@@ -113,9 +113,13 @@ def pixels(path: Path, position: int) -> Pixels:
 
 
 def class_names(attack: Attack) -> Sequence[str]:
-    """Return the names from the manifest beside the attacked beton, none where it is not to be had any more."""
+    """Return the names that labels were mapped by, or else the attacked beton's; none if its manifest is gone."""
     data = attack.plan.get("data")
-    beton = data.get("path") if isinstance(data, dict) else None
+    if not isinstance(data, dict):
+        return ()
+    if isinstance(mapped := data.get("classes"), list):
+        return [str(name) for name in mapped]
+    beton = data.get("path")
     if not isinstance(beton, str):
         return ()
     names = (read_json(Path(f"{beton}.json")) or {}).get("class_names")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,13 +14,13 @@ from torch import Tensor, nn
 from kapdist import kap
 from kapdist.config import Config, DataConfig, EngineConfig, flatten
 from kapdist.config_evaluation import MAY_DIFFER, EvaluationConfig
-from kapdist.data import BetonInfo, Loader, check_labels, open_beton
+from kapdist.data import BetonInfo, Loader, check_labels, classes_of, open_beton, with_classes
 from kapdist.engine import Ranks, join
 from kapdist.errors import InputError
 from kapdist.models.build import build_model
 from kapdist.models.weights import load_weights
 from kapdist.rng import derive_seed
-from kapdist.rundir import RunDir, output, weights_sha256
+from kapdist.rundir import RunDir, check_writable, output, weights_sha256
 from kapdist.sealed import DamagedError, read_json, write_json
 from kapdist.train.evaluate import TOP, Evaluation, evaluate
 
@@ -41,7 +40,7 @@ def evaluate_run(path: Path, config: EvaluationConfig) -> Result | None:
     engine = EngineConfig(device=config.device, threads=config.threads, timeout_minutes=config.timeout_minutes)
     with join(engine) as ranks:
         known = ranks.together(lambda: run.load_config())
-        info, settings = ranks.together(lambda: open_images(known, config))
+        info, settings = ranks.together(lambda: open_images(run, known, config))
         result = ranks.from_first(lambda: describe_inputs(run, info, settings, config))
         model = ranks.together(lambda: load_model(run, known, config, ranks.device))
         loader = ranks.together(lambda: make_loader(known, settings, info, config, ranks))
@@ -83,34 +82,20 @@ class Averaged:
             return (logits + self.model(images.flip(3))) / 2 if self.config.flip else logits
 
 
-def open_images(known: Config, config: EvaluationConfig) -> tuple[BetonInfo, DataConfig]:
-    """Open the beton; return it and how its images are to be read."""
+def open_images(run: RunDir, known: Config, config: EvaluationConfig) -> tuple[BetonInfo, DataConfig]:
+    """Open the beton, its labels as the run's classes; return it and how its images are to be read."""
     info = open_beton(config.data or known.data.validation)
+    classes = classes_of(run, known)
+    if classes is not None:
+        info = with_classes(info, classes, config.classes or known.data.classes)
+    elif config.data is not None and len(info.class_names) != known.model.num_classes:
+        raise InputError(info.path, f"{known.model.num_classes} classes (the run's)", f"{len(info.class_names)}")
     check_labels(info, known.model.num_classes)
-    if config.data is not None:
-        check_classes(info, known)
     chosen: dict[str, Any] = {"resolution": config.resolution, "crop_ratio": config.crop_ratio}
     chosen = {key: value for key, value in chosen.items() if value is not None}
     if chosen:
         chosen["crop"] = "random-resized"  # in evaluation the centre crop that goes with it
     return info, known.data.model_copy(update=chosen)
-
-
-def check_classes(info: BetonInfo, known: Config) -> None:
-    """Refuse a beton of other classes: by their names where a beton of the run is at hand, else by their number."""
-    own = next((path for path in (known.data.validation, known.data.train) if path.is_file()), None)
-    names = open_beton(own).class_names if own else None
-    if names is None and len(info.class_names) != known.model.num_classes:
-        raise InputError(info.path, f"{known.model.num_classes} classes (the run's)", f"{len(info.class_names)}")
-    if names is not None and names != info.class_names:
-        raise InputError(info.path, f"the classes of {own}", difference(names, info.class_names))
-
-
-def difference(expected: tuple[str, ...], found: tuple[str, ...]) -> str:
-    if len(expected) != len(found):
-        return f"{len(found)} of them instead of {len(expected)}"
-    number = next(i for i, names in enumerate(zip(expected, found, strict=True)) if names[0] != names[1])
-    return f"{found[number]!r} instead of {expected[number]!r} as number {number}"
 
 
 def weights_path(run: RunDir, config: EvaluationConfig) -> Path:
@@ -161,15 +146,8 @@ def describe_inputs(run: RunDir, info: BetonInfo, settings: DataConfig, config: 
     if path.exists():
         refuse_another(path, inputs)
     with output(path):  # said before the work, not after it
-        check_writable(path.parent)
+        check_writable(path)
     return {"name": config.name, **inputs}
-
-
-def check_writable(folder: Path) -> None:
-    """Raise the OSError of a folder that takes no file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(bytes(1))
 
 
 def refuse_another(path: Path, inputs: Result) -> None:

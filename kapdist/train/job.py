@@ -8,14 +8,15 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save as safetensors
 from torch import nn
 
 from kapdist import kap
-from kapdist.config import Config
-from kapdist.data import BetonInfo, Loader, check_labels, chosen_backend, open_beton
+from kapdist.config import MAY_MOVE, Config
+from kapdist.data import BetonInfo, ClassList, Loader, check_labels, chosen_backend, open_beton, with_classes
 from kapdist.engine import ENGINES, Engine, Ranks
 from kapdist.engine.compiling import make_room
 from kapdist.engine.ddp import broadcast
@@ -82,6 +83,7 @@ class Job:
 def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: Watchdog) -> Job:
     """Open the data, make the plan, build model and engine; what is wrong with the input is found here."""
     data, validation = ranks.together(lambda: open_data(config))
+    ranks.from_first(lambda: check_images(this.run, data, validation))
     room = ranks.from_first(lambda: room_for(config, data, ranks, this.run))
     plan = ranks.together(lambda: make_plan(config, data.num_images, ranks.world_size, room))
     model = ranks.together(lambda: initial_model(config, ranks))
@@ -117,7 +119,7 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
 def settle(job: Job, this: Attempt) -> None:
     """Claim the run directory: not before nothing can be wrong any more. Rank 0 only."""
     this.claim(job.config, job.ranks)
-    this.note(job.run.plan, job.plan.describe() | {"data": job.data.fingerprint})
+    this.note(job.run.plan, job.plan.describe() | described_images(job.data, job.validation))
     storage = job.plan.storage
     log.info("order %s, cache %s: %s", storage.order, storage.cache, storage.reason)
 
@@ -128,10 +130,33 @@ def make_saver(config: Config, ranks: Ranks, this: Attempt, plan: Plan) -> check
 
 
 def open_data(config: Config) -> tuple[BetonInfo, BetonInfo]:
-    opened = open_beton(config.data.train), open_beton(config.data.validation)
-    for info in opened:
+    """Open both betons, the labels of the second as the classes of the first."""
+    train = open_beton(config.data.train)
+    known = ClassList(train.class_names, str(train.path))
+    validation = with_classes(open_beton(config.data.validation), known, config.data.classes)
+    for info in (train, validation):
         check_labels(info, config.model.num_classes)
-    return opened
+    return train, validation
+
+
+def described_images(data: BetonInfo, validation: BetonInfo) -> dict[str, Any]:
+    """Return what plan.json says of the images: what tells them from others, and what their labels mean."""
+    fingerprints = {"data": data.fingerprint, "validation": validation.fingerprint}
+    return fingerprints | {"classes": list(data.class_names)}
+
+
+def check_images(run: RunDir, data: BetonInfo, validation: BetonInfo) -> None:
+    """Refuse other images than a run began with, wherever they lie: a beton may be moved or copied.
+
+    Raises:
+        InputError: names the beton and both fingerprints.
+    """
+    recorded = run.recorded() if run.begun else {}
+    for (key, name), info in zip(MAY_MOVE.items(), (data, validation), strict=True):
+        known = recorded.get(name, info.fingerprint)
+        if known != info.fingerprint:
+            expected = f"the images that this run began with ({str(known)[:12]}; or another name=)"
+            raise InputError(f"{key} = {info.path}", expected, f"others ({info.fingerprint[:12]})")
 
 
 def initial_model(config: Config, ranks: Ranks) -> nn.Module:

@@ -282,6 +282,26 @@ def test_folders_that_would_move_labels(tmp_path: Path) -> None:
         class_folder(tmp_path).item(0)
 
 
+@pytest.mark.parametrize("name", ["photos", "images.zip", "cifar.tar.gz", "train.tar", "one.parquet"])
+def test_a_pipe_is_no_source(tmp_path: Path, name: str) -> None:
+    """Nobody waits for what it never gives, whatever its name says that it is."""
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=r"expected a folder of class folders.* found neither a file nor a folder"):
+        make_source(str(tmp_path / name))
+
+
+def test_a_pipe_among_the_files_of_a_source(tmp_path: Path) -> None:
+    batch = cifar(tmp_path) / "data_batch_3"
+    batch.unlink()
+    os.mkfifo(batch)
+    with pytest.raises(InputError, match=r"expected a file data_batch_3, found OSError: no regular file"):
+        make_source(str(tmp_path))
+    (tmp_path / "hub").mkdir()
+    os.mkfifo(tmp_path / "hub" / "train-0.parquet")
+    with pytest.raises(InputError, match=r"train-0\.parquet: expected a Parquet file, found no regular file"):
+        make_source(str(tmp_path / "hub"))
+
+
 def write_parquet(path: Path, labels: pa.Array, names: list[str]) -> None:
     features = {"info": {"features": {"label": {"names": names}}}}
     table = pa.table({"image": pa.array([b"x"] * len(labels), pa.binary()), "label": labels})

@@ -187,6 +187,48 @@ def test_a_file_that_cannot_grow_is_one_line(tmp_path: Path) -> None:
     assert not out.exists()
 
 
+OUTPUTS = {
+    "folder": "expected a file that can be written, or none yet, found a folder",
+    "pipe": "expected a file that can be written, or none yet, found neither a file nor a folder",
+    "file/out.beton": "expected a place that can be written, found",
+    # It would fit, what is put beside it would not.
+    "x" * 240: "expected a place that can be written, found File name too long",
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_an_output_that_cannot_be_written_is_said_first(array_source, tmp_path: Path, name: str) -> None:
+    """Not one image is read for it."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    before = sorted(tmp_path.iterdir())
+    source = array_source(3)
+    source.item = lambda index: pytest.fail("an image was read")
+    with pytest.raises(InputError) as error:
+        write_beton(source, tmp_path / name, num_workers=1, progress=lambda *_: pytest.fail("images were written"))
+    assert OUTPUTS[name] in str(error.value)
+    assert "\n" not in str(error.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"jpeg_quality": 0},
+        {"jpeg_quality": 101},
+        {"max_side": 0},
+        {"jpeg_quality": 90, "jpeg_share": 1.5},
+        {"jpeg_quality": 90, "jpeg_share": float("nan")},
+        {"jpeg_quality": 90, "raw_up_to_bytes": -1},
+    ],
+)
+def test_options_out_of_bounds(array_source, tmp_path: Path, options: dict) -> None:
+    with pytest.raises(InputError, match=r"(JPEG quality|max side|JPEG share|raw up to bytes): expected"):
+        write_beton(array_source(3), tmp_path / "out.beton", **options)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_is_one_line_and_room_lets_it_go_on(tmp_path: Path, whole: bytes) -> None:
     def mount(*options: str) -> bool:
         words = ["mount", "-t", "tmpfs", "-o", ",".join(options), "none", str(tmp_path)]

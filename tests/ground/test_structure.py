@@ -16,6 +16,7 @@ GROUND = {
     "config_yaml",
     "configfile",
     "cpus",
+    "descriptors",
     "ends",
     "environment",
     "epsilon",

@@ -183,6 +183,18 @@ def test_draws_of_noise_average_probabilities(run: RunDir) -> None:
     assert single["loss"] != averaged["loss"] != evaluated(run, "name=quiet")["loss"]
 
 
+def test_classes_by_name_are_the_same_images(run: RunDir, tmp_path: Path) -> None:
+    """Names in another order mean other labels: what was class 0 counts as class 1, and the other way round."""
+    own = run.load_config().data.validation
+    names = list(open_beton(own).class_names)
+    swapped = renamed(own, tmp_path, [names[1], names[0], *names[2:]])
+    logits, labels = reference(run)
+    expected = by_hand(logits, torch.tensor([1, 0, *range(2, 10)])[labels])
+    result = evaluated(run, f"data={swapped}", "classes=by-name")
+    assert [one["num_top1"] for one in result["classes"]] == expected["classes"]
+    assert [one["name"] for one in result["classes"]] == names
+
+
 def test_two_ranks_write_the_same_file_as_one(run: RunDir, run_ranks: Callable) -> None:
     """Noise and all; and only one of them speaks."""
     words = ["-m", "kapdist.cli", "evaluate", str(run.root), *FAST, "noise=fresh", "draws=2", "flip=true"]
@@ -214,9 +226,11 @@ def test_what_is_refused(run: RunDir, tmp_path: Path) -> None:
     own = run.load_config().data.validation
     names = list(open_beton(own).class_names)
     swapped = renamed(own, tmp_path, [names[1], names[0], *names[2:]])
-    refused(run, [f"data={swapped}"], f"'{names[1]}' instead of '{names[0]}' as number 0")
+    train = run.load_config().data.train
+    expected = f"class 0 to be {names[0]!r}, as of {train} (or classes = by-name), found {names[1]!r}"
+    refused(run, [f"data={swapped}"], expected)
     more = renamed(own, tmp_path, [*names, "hat"])
-    refused(run, [f"data={more}"], "11 of them instead of 10")
+    refused(run, [f"data={more}"], f"class 10 to be none, as of {train}, found 'hat' (11 classes, not 10)")
     refused(run, ["weights=best"], "best.safetensors: expected the best weights")
     evaluated(run)
     evaluated(run)  # the same again is no conflict

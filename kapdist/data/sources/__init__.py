@@ -84,6 +84,8 @@ def make_source(
         near = difflib.get_close_matches(source, SOURCES, 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise InputError("source", f"{', '.join(SOURCES)} or {FOLDER}", f"{source or 'nothing'}{hint}")
+    if not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+        raise InputError(path, FOLDER, "neither a file nor a folder")
     found = format or recognised(path)
     opened = FORMATS[found].open(path, split, columns or Columns())
     check_class_names(opened.name, opened.class_names)

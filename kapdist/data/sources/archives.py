@@ -82,7 +82,10 @@ class FolderFiles(Files):
                 yield str(Path(folder, name).relative_to(self.place))
 
     def read_whole(self, name: str) -> bytes:
-        return (self.place / name).read_bytes()
+        path = self.place / name
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise OSError("no regular file")
+        return path.read_bytes()
 
     def label(self, name: str) -> str:
         return name

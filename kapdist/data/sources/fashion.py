@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import numpy as np
 
+from kapdist.environment import cache_root
 from kapdist.errors import InputError
 from kapdist.rundir import write_atomic
 
@@ -93,14 +93,15 @@ def fashion_file(name: str) -> Path:
     """Return the path of a file of Fashion-MNIST: Debian's, else the cache's, else a fresh download."""
     if (DEBIAN / name).exists():
         return DEBIAN / name
-    path = cache_root() / "fashion-mnist" / name
+    root = cache_root()
+    if root is None:
+        raise InputError(
+            "fashion-mnist", "Debian's package dataset-fashion-mnist, or a home to download to", "neither"
+        )
+    path = root / "fashion-mnist" / name
     if not path.exists() or md5(path.read_bytes()) != FASHION_MD5[name]:
         download(name, path)
     return path
-
-
-def cache_root() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kapdist"
 
 
 def md5(content: bytes) -> str:

@@ -131,7 +131,11 @@ def choose(path: Path, split: str | None) -> list[Path]:
 
 
 def parquet_files(path: Path) -> list[Path]:
-    return sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
+    found = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
+    for file in found:
+        if not file.is_file():  # a pipe would be waited for
+            raise InputError(file, "a Parquet file", "no regular file")
+    return found
 
 
 def split_of(file: Path) -> str:

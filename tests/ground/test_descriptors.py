@@ -1,0 +1,55 @@
+"""A process without standard streams, and a user whom the system does not know."""
+
+import getpass
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kapdist.environment import cache_root, user_name
+
+CLOSED = """
+import os
+from kapdist.descriptors import open_standard_streams
+
+open_standard_streams()
+kept = open("file", "w")
+print("printed")
+os.write(2, b"written by a library")
+kept.write(str(kept.fileno()))
+"""
+
+
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    words = f"exec {sys.executable} -c '{CLOSED}' <&- >&- 2>&-"
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        ["bash", "-c", words], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)}, timeout=90
+    )
+    assert done.returncode == 0
+    assert int((tmp_path / "file").read_text()) > 2
+
+
+def test_the_command_line_without_standard_streams(tmp_path: Path) -> None:
+    """The exit code says it alone; there is no bar to show and nowhere to say why."""
+    words = f"exec {sys.executable} -m kapdist.cli data check absent.beton >&- 2>&-"
+    assert subprocess.run(["bash", "-c", words], cwd=tmp_path, timeout=90).returncode == 2
+
+
+def test_a_user_without_a_name_and_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert cache_root() == Path("/elsewhere/kapdist")
+
+    def unknown(*_: object) -> str:
+        raise KeyError("getpwuid(): uid not found: 54321")
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(getpass, "getuser", unknown)
+    assert cache_root() is None
+    assert user_name() == str(os.getuid())
