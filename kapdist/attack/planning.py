@@ -8,6 +8,7 @@ import kapdist.attack.images as images_of
 from kapdist.attack.balance import chunk_costs
 from kapdist.attack.ball import vacuous_eps
 from kapdist.attack.classifier import (
+    check_batches,
     check_classifier,
     check_deterministic,
     check_evaluation_mode,
@@ -133,6 +134,7 @@ def checked(plan: AttackPlan, run: Path, examined: bool) -> AttackPlan:
         if plan.deterministic:
             if not examined:
                 check_deterministic(network, place, plan.data.resolution)
+                check_batches(network, place, plan.data.resolution)
             return plan
         together = noise_differs_by_row(network, plan.data.resolution)
     return plan.model_copy(update={"draws_together": together})

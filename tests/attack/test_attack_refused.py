@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from kapdist.attack import plan_attack
 from kapdist.attack.ball import vacuous_eps
 from kapdist.attack.chunk import attack_chunk
+from kapdist.attack.classifier import check_batches
 from kapdist.attack.plan import AttackPlan
 from kapdist.errors import InputError
+from kapdist.kap import KAPConv2d, fold, noise
 
 World = Any
 MakePlan = Callable[..., AttackPlan]
@@ -37,6 +39,30 @@ class Training(Model):
 class Noisy(Model):
     def forward(self, images):
         return self.layers(images + 0.1 * torch.randn_like(images))
+
+class BatchNormed(Model):
+    def __init__(self):
+        super().__init__()
+        self.layers.insert(0, nn.BatchNorm2d(3, track_running_stats=False))
+
+class InPairs(Model):  # each image looks at its neighbour, and so at the order of the batch
+    def forward(self, images):
+        logits = self.layers(images)
+        return logits + logits.roll(1, 0)
+
+class Squeezes(Model):
+    def forward(self, images):
+        return self.layers(images).squeeze()
+
+class Channels(Model):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 5))
+        self.to(memory_format=torch.channels_last)
+
+class Half(Model):
+    def forward(self, images):
+        return self.layers(images).bfloat16()
 """
 
 
@@ -52,6 +78,40 @@ def test_a_model_that_stays_in_training_mode_or_is_noisy_undeclared_is_refused(w
     single = plan_attack(world.run, world.config(name="b", model=noisy, noise="fresh", screen=10))
     assert single.screen == 0
     assert "one noisy draw decides each success" in single.notes[0]
+
+
+@pytest.mark.parametrize("name", ["BatchNormed", "InPairs"])
+def test_a_model_whose_predictions_depend_on_the_batch_is_refused(world: World, name: str) -> None:
+    (world.folder / "strange.py").write_text(STRANGE)
+    words = r"do not depend on the rest of its batch, found logits .* apart, and \d of 6 images in another class"
+    with pytest.raises(InputError, match=words):
+        plan_attack(world.run, world.config(model={"factory": f"strange.py:{name}"}))
+
+
+def test_a_model_that_squeezes_its_output_is_refused_before_one_image_is_left(world: World) -> None:
+    (world.folder / "strange.py").write_text(STRANGE)
+    squeezes = {"factory": "strange.py:Squeezes"}
+    for mode in ("off", "fresh"):
+        with pytest.raises(InputError, match=r"logits \(batch, classes\) = \(1, 5\) of a batch of one .* \(5,\)"):
+            plan_attack(world.run, world.config(model=squeezes, noise=mode))
+
+
+@pytest.mark.parametrize("name", ["Channels", "Half"])
+def test_what_batches_round_is_no_dependence_on_them(world: World, name: str) -> None:
+    (world.folder / "strange.py").write_text(STRANGE)
+    assert plan_attack(world.run, world.config(model={"factory": f"strange.py:{name}"})).deterministic
+
+
+@pytest.mark.parametrize("mode", ["off", "fixed"])
+@pytest.mark.parametrize("folded", [True, False])
+def test_averages_and_fixed_noise_do_not_depend_on_the_batch(mode: str, folded: bool) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = KAPConv2d(3, 8, 3, pool_size=3, noise_std=0.1)
+        model = nn.Sequential(layer, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)).eval()
+    model = fold(model, norms=True).eval() if folded and mode == "off" else model
+    with noise(model, mode, seed=1):
+        check_batches(model.to(memory_format=torch.channels_last), "here", 8)
 
 
 class Remembers(nn.Module):
