@@ -12,6 +12,7 @@ from kapdist.attack import plan_attack
 from kapdist.attack.ball import vacuous_eps
 from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.classifier import check_batches
+from kapdist.attack.cost import passes_outside
 from kapdist.attack.plan import AttackPlan
 from kapdist.errors import InputError
 from kapdist.kap import KAPConv2d, fold, noise
@@ -125,6 +126,57 @@ class Remembers(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         self.passes += 1
         return self.network(images)
+
+
+class WrongOnce(nn.Module):
+    """Answers for another class in one of its passes."""
+
+    def __init__(self, network: nn.Module, number: int) -> None:
+        super().__init__()
+        self.network, self.number, self.passes = network, number, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.network(images)
+        self.passes += 1
+        return logits.roll(1, 1) if self.passes == self.number else logits
+
+
+def test_a_verdict_that_does_not_repeat_refuses_the_plan(tiny: nn.Module, make_plan: MakePlan) -> None:
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels, plan = tiny(images).argmax(1), make_plan("Linf", 1e-6, ("apgd-ce",))
+    never = WrongOnce(tiny, 0)
+    assert not attack_chunk(never, images, labels, plan, 0).attacks[0].broke.any()
+    clean, verdict = 1, never.passes - 1  # the last one predicts the clean images again
+    for number in (clean, verdict):
+        with pytest.raises(InputError, match=r"verdicts that repeat, .* found 4 of 4 images in another class"):
+            attack_chunk(WrongOnce(tiny, number), images, labels, plan, 0)
+    assert not attack_chunk(WrongOnce(tiny, 50), images, labels, plan, 0).attacks[0].broke.any()
+
+
+def test_every_verdict_is_predicted_once_more_and_that_is_counted(tiny: nn.Module, make_plan: MakePlan) -> None:
+    seen = [0]
+    tiny.register_forward_hook(lambda module, inputs, logits: seen.append(seen.pop() + len(logits)))
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels, plan = tiny(images).argmax(1), make_plan("Linf", 0.03, ("apgd-ce", "fab-t"))
+    seen[0] = 0
+    outcome = attack_chunk(tiny, images, labels, plan, 0)
+    broken = sum(int(attack.broke.sum()) for attack in outcome.attacks)
+    assert broken
+    assert seen[0] == passes_outside(plan, 4, broken) + sum(attack.forwards for attack in outcome.attacks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_logits_of_another_precision_are_attacked_as_float32(
+    tiny: nn.Module, make_plan: MakePlan, dtype: torch.dtype
+) -> None:
+    class Cast(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return tiny(images).to(dtype)
+
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    plan = make_plan("Linf", 0.1, ("fab-t", "square"), compact=True)
+    outcome = attack_chunk(Cast(), images, tiny(images).argmax(1), plan, 0)
+    assert outcome.attacks[0].broke.all()
 
 
 class NaNOnDark(nn.Module):
