@@ -15,6 +15,7 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from kapdist.attack.ball import check_adversarial, drop_rounding, perturbation_norm
+from kapdist.attack.classifier import where_not_finite
 from kapdist.attack.counted import CountedModel
 from kapdist.attack.noise import AveragedModel
 from kapdist.attack.plan import OWN_ATTACKS, AttackPlan, Stage
@@ -108,7 +109,7 @@ def attack_chunk(
         counted = CountedModel(model, images.device, derive_seed(plan.seed, "model", chunk), inference=own)
         watched = watched_model(counted, plan, chunk)
         other = counted_surrogate(surrogate, images.device, plan, chunk)
-        prediction = predict(watched, images, plan)
+        prediction = predict(watched, images, plan, chunk)
         search = new_search(images, labels, prediction)
         outcomes = attack_at_every_eps(watched, (counted, *other), search, plan, chunk)
         if plan.deterministic:
@@ -165,12 +166,17 @@ def attack_at_every_eps(
         library = stock_library(watched, plan, eps, seed, search.images.device, *networks[1:])
         for stage in plan.stages:
             if stage.eps == eps:
-                outcomes.append(attack_survivors(library, networks, stage, search, plan))
+                outcomes.append(attack_survivors(library, networks, stage, search, plan, chunk))
     return outcomes
 
 
 def attack_survivors(
-    library: AutoAttack, networks: tuple[CountedModel, ...], stage: Stage, search: Search, plan: AttackPlan
+    library: AutoAttack,
+    networks: tuple[CountedModel, ...],
+    stage: Stage,
+    search: Search,
+    plan: AttackPlan,
+    chunk: int,
 ) -> AttackOutcome:
     """Run one attack on the images that are left, from their clean form, and note what it found."""
     started, watched = time.perf_counter(), library.model
@@ -180,7 +186,7 @@ def attack_survivors(
     prediction = torch.zeros_like(search.labels)
     if attacked.any():
         found[attacked] = attack_batch(library, stage, search)[attacked]
-        prediction[attacked] = predict(watched, found[attacked], plan)
+        prediction[attacked] = predict(watched, found[attacked], plan, chunk, attacked)
     count_screened(library, stage, search)
     broke = attacked & (prediction != search.labels)
     check_adversarial(stage.name, plan.norm, stage.eps, search.images[broke], found[broke])
@@ -242,10 +248,14 @@ def count_screened(library: AutoAttack, stage: Stage, search: Search) -> None:
         watched.asked_backwards += kept * backwards
 
 
-def predict(model: nn.Module, images: Tensor, plan: AttackPlan) -> Tensor:
+def predict(model: nn.Module, images: Tensor, plan: AttackPlan, chunk: int, chosen: Tensor | None = None) -> Tensor:
+    """Return the classes, (batch,), of the images of a chunk, or of those `chosen`, (images of the chunk,) bool."""
     logits = model(images)
     if not logits.isfinite().all():
-        raise InputError(place_of(plan), "finite logits on every image", "NaN or infinity")
+        ids = plan.chunk_images(chunk)
+        rows = range(len(ids)) if chosen is None else chosen.nonzero().squeeze(1).tolist()
+        found = where_not_finite(logits, images, [f"image {ids[row]}" for row in rows])
+        raise InputError(place_of(plan), "finite logits on every image", found)
     prediction: Tensor = logits.max(dim=1)[1]
     return prediction
 

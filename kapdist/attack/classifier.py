@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,8 +15,13 @@ from kapdist.errors import InputError
 BATCH_ROUNDING = 1e-3  # of the largest logit: what other sizes of a batch may round, cuDNN's and folded models' too
 
 
-def check_classifier(model: nn.Module, place: object, num_classes: int, resolution: int, gradients: bool) -> None:
+def check_classifier(
+    model: nn.Module, place: object, num_classes: int, resolution: int, gradients: bool
+) -> torch.dtype:
     """Show the model a few images, (6, 3, resolution, resolution) in [0, 1], and refuse what cannot be attacked.
+
+    Returns:
+        The type of its logits.
 
     Raises:
         InputError: it fails, or its output is not (batch, num_classes) finite logits, is a probability, or does
@@ -27,11 +33,13 @@ def check_classifier(model: nn.Module, place: object, num_classes: int, resoluti
             logits = model(images.requires_grad_(gradients))
     except Exception as error:
         raise InputError(place, f"logits of images {tuple(images.shape)} in [0, 1]", said(error)) from error
-    check_logits(logits, place, (len(images), num_classes))
+    check_logits(logits, place, images.detach(), num_classes)
     if gradients and not logits.requires_grad:
         found = "logits without a gradient (a detached branch? custom attacks=[square] needs none)"
         raise InputError(place, "logits that depend differentiably on the images", found)
     check_one_image(model, place, images.detach()[:1], num_classes)
+    dtype: torch.dtype = logits.dtype
+    return dtype
 
 
 def check_one_image(model: nn.Module, place: object, image: Tensor, num_classes: int) -> None:
@@ -49,18 +57,36 @@ def check_one_image(model: nn.Module, place: object, image: Tensor, num_classes:
         raise InputError(place, expected, str(found))
 
 
-def check_logits(logits: Any, place: object, shape: tuple[int, int]) -> None:
+def check_logits(logits: Any, place: object, images: Tensor, num_classes: int) -> None:
+    shape = (len(images), num_classes)
     if not isinstance(logits, Tensor):
         raise InputError(place, "a tensor of logits", f"a {type(logits).__name__}")
     if tuple(logits.shape) != shape:
         found = f"{tuple(logits.shape)} (num_classes= says how many there are)"
         raise InputError(place, f"logits (batch, classes) = {shape}", found)
     if not logits.isfinite().all():
-        raise InputError(place, "finite logits", "NaN or infinity")
+        names = [f"test image {number}" for number in range(len(images))]
+        raise InputError(place, "finite logits", where_not_finite(logits, images, names))
     sums_to_one = (logits.sum(1) - 1).abs().max() < 1e-4
     if sums_to_one and logits.min() >= 0 and logits.max() <= 1:
         found = "probabilities (rows in [0, 1] that sum to 1): AutoAttack's losses would mean nothing"
         raise InputError(place, "logits", found)
+
+
+def where_not_finite(logits: Tensor, images: Tensor, names: Sequence[str]) -> str:
+    """Say which images, (B, 3, height, width), have logits, (B, classes), that are not finite; the first three."""
+    rows = (~logits.isfinite().all(1)).nonzero().squeeze(1).tolist()
+    first = ", ".join(names[row] + said_of_grey(images[row]) for row in rows[:3])
+    return f"NaN or infinity on {len(rows)} of {len(images)} images: {first}{', ...' if len(rows) > 3 else ''}"
+
+
+def said_of_grey(image: Tensor) -> str:
+    """Say that every pixel is the same, which a model that divides by an image's deviation cannot stand."""
+    if image.min() != image.max():
+        return ""
+    value = image.max().item()
+    name = {0.0: "all black", 1.0: "all white"}.get(value, f"every value {value:g}")
+    return f" ({name}: is it divided by its standard deviation, without an epsilon?)"
 
 
 def shown_images(model: nn.Module, resolution: int) -> Tensor:

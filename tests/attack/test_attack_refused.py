@@ -193,7 +193,7 @@ def test_a_model_that_changes_under_attack_or_is_not_finite_on_an_image_is_refus
     with pytest.raises(InputError, match="buffers stay as they are under attack, found passes changed"):
         attack_chunk(Remembers(tiny), images, tiny(images).argmax(1), plan, 0)
     images[2, 0, 0, 0] = 0
-    with pytest.raises(InputError, match="m:f: expected finite logits on every image, found NaN"):
+    with pytest.raises(InputError, match=r"m:f: .* found NaN or infinity on 1 of 4 images: image 2$"):
         attack_chunk(NaNOnDark(), images, torch.zeros(4, dtype=torch.long), plan, 0)
 
 
