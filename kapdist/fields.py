@@ -54,7 +54,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Natural = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
-Side = Annotated[int, Field(ge=8, le=2048)]
+SIDES = range(8, 2048 + 1)  # pixels
+Side = Annotated[int, Field(ge=SIDES[0], le=SIDES[-1])]
 Name = Annotated[str, Field(pattern=r"^[\w][\w.+-]*$", max_length=100)]  # of files too, with what is put behind
 ClassRule = Literal["exact", "by-name"]
 Severity = Annotated[int, Field(ge=1, le=5)]

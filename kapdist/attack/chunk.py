@@ -15,12 +15,13 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from kapdist.attack.ball import check_adversarial, drop_rounding, perturbation_norm
+from kapdist.attack.classifier import where_not_finite
 from kapdist.attack.counted import CountedModel
 from kapdist.attack.noise import AveragedModel
 from kapdist.attack.plan import OWN_ATTACKS, AttackPlan, Stage
 from kapdist.attack.rescore import Votes, cast_votes
 from kapdist.attack.stock import perturb, stock_library
-from kapdist.attack.watch import WatchedModel, passes_of_a_run
+from kapdist.attack.watch import WatchedModel, passes_of_a_run, turned
 from kapdist.errors import InputError
 from kapdist.kap import noise
 from kapdist.rng import derive_seed
@@ -68,6 +69,8 @@ class Search:
     images: Tensor
     labels: Tensor
     robust: Tensor
+    prediction: Tensor
+    """(B,) of the image that broke the model, else of the clean one."""
     adversarial: Tensor
     hardest: Tensor
     margins: Tensor
@@ -92,7 +95,8 @@ def attack_chunk(
         surrogate: the model that the attack `transfer` is made on, like `model`.
 
     Raises:
-        InputError: the model's logits are not finite, or it changed its own buffers.
+        InputError: the model's logits are not finite, or it changed its own buffers; it is declared deterministic
+            and a verdict does not repeat.
         RuntimeError: an adversarial image that would count leaves the ball, [0, 1] or the finite numbers.
     """
     started = time.perf_counter()
@@ -105,9 +109,11 @@ def attack_chunk(
         counted = CountedModel(model, images.device, derive_seed(plan.seed, "model", chunk), inference=own)
         watched = watched_model(counted, plan, chunk)
         other = counted_surrogate(surrogate, images.device, plan, chunk)
-        prediction = predict(watched, images, plan)
+        prediction = predict(watched, images, plan, chunk)
         search = new_search(images, labels, prediction)
         outcomes = attack_at_every_eps(watched, (counted, *other), search, plan, chunk)
+        if plan.deterministic:
+            check_repeats(counted, search, prediction, plan)
         attacked = counted.forwards
         votes = rescore(counted, search, plan, chunk)
     check_buffers(model, before, plan)
@@ -147,7 +153,8 @@ def passes_through(networks: tuple[CountedModel, ...]) -> tuple[int, int]:
 def new_search(images: Tensor, labels: Tensor, prediction: Tensor) -> Search:
     margins = torch.full(labels.shape, torch.inf, device=images.device)
     nothing = torch.zeros_like(labels, dtype=torch.bool)
-    return Search(images, labels, prediction == labels, images.clone(), images.clone(), margins, nothing)
+    robust = prediction == labels
+    return Search(images, labels, robust, prediction.clone(), images.clone(), images.clone(), margins, nothing)
 
 
 def attack_at_every_eps(
@@ -159,12 +166,17 @@ def attack_at_every_eps(
         library = stock_library(watched, plan, eps, seed, search.images.device, *networks[1:])
         for stage in plan.stages:
             if stage.eps == eps:
-                outcomes.append(attack_survivors(library, networks, stage, search, plan))
+                outcomes.append(attack_survivors(library, networks, stage, search, plan, chunk))
     return outcomes
 
 
 def attack_survivors(
-    library: AutoAttack, networks: tuple[CountedModel, ...], stage: Stage, search: Search, plan: AttackPlan
+    library: AutoAttack,
+    networks: tuple[CountedModel, ...],
+    stage: Stage,
+    search: Search,
+    plan: AttackPlan,
+    chunk: int,
 ) -> AttackOutcome:
     """Run one attack on the images that are left, from their clean form, and note what it found."""
     started, watched = time.perf_counter(), library.model
@@ -174,11 +186,12 @@ def attack_survivors(
     prediction = torch.zeros_like(search.labels)
     if attacked.any():
         found[attacked] = attack_batch(library, stage, search)[attacked]
-        prediction[attacked] = predict(watched, found[attacked], plan)
+        prediction[attacked] = predict(watched, found[attacked], plan, chunk, attacked)
     count_screened(library, stage, search)
     broke = attacked & (prediction != search.labels)
     check_adversarial(stage.name, plan.norm, stage.eps, search.images[broke], found[broke])
     search.adversarial[broke] = found[broke]
+    search.prediction[broke] = prediction[broke]
     search.robust &= ~broke
     search.screened = broke if stage.attack == "screen" else torch.zeros_like(broke)
     forwards, backwards = passes_through(networks)
@@ -235,12 +248,36 @@ def count_screened(library: AutoAttack, stage: Stage, search: Search) -> None:
         watched.asked_backwards += kept * backwards
 
 
-def predict(model: nn.Module, images: Tensor, plan: AttackPlan) -> Tensor:
+def predict(model: nn.Module, images: Tensor, plan: AttackPlan, chunk: int, chosen: Tensor | None = None) -> Tensor:
+    """Return the classes, (batch,), of the images of a chunk, or of those `chosen`, (images of the chunk,) bool."""
     logits = model(images)
     if not logits.isfinite().all():
-        raise InputError(place_of(plan), "finite logits on every image", "NaN or infinity")
+        ids = plan.chunk_images(chunk)
+        rows = range(len(ids)) if chosen is None else chosen.nonzero().squeeze(1).tolist()
+        found = where_not_finite(logits, images, [f"image {ids[row]}" for row in rows])
+        raise InputError(place_of(plan), "finite logits on every image", found)
     prediction: Tensor = logits.max(dim=1)[1]
     return prediction
+
+
+def check_repeats(counted: CountedModel, search: Search, clean: Tensor, plan: AttackPlan) -> None:
+    """Predict the clean images and those that broke the model again, each kind as one batch.
+
+    Two passes of a few images, when the attack was planned, do not show a model that is noisy now and then; attacks
+    of thousands of passes find the one that is wrong, and would call it broken.
+
+    Raises:
+        InputError: an image is in another class than before, by more than rounding.
+    """
+    another = turned(counted(search.images).to(counted.dtype), clean)
+    broken = ((clean == search.labels) & ~search.robust).nonzero().squeeze(1)
+    if len(broken):
+        logits = counted(search.adversarial[broken]).to(counted.dtype)
+        another[broken] |= turned(logits, search.prediction[broken])
+    if another.any():
+        expected = "verdicts that repeat, as the model is declared deterministic (else noise=fresh)"
+        found = f"{int(another.sum())} of {len(another)} images in another class when predicted again"
+        raise InputError(place_of(plan), expected, found)
 
 
 def rescore(

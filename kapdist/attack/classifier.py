@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kapdist.attack.model import said
+from kapdist.attack.watch import turned
 from kapdist.errors import InputError
 
+BATCH_ROUNDING = 1e-3  # of the largest logit: what other sizes of a batch may round, cuDNN's and folded models' too
 
-def check_classifier(model: nn.Module, place: object, num_classes: int, resolution: int, gradients: bool) -> None:
+
+def check_classifier(
+    model: nn.Module, place: object, num_classes: int, resolution: int, gradients: bool
+) -> torch.dtype:
     """Show the model a few images, (6, 3, resolution, resolution) in [0, 1], and refuse what cannot be attacked.
+
+    Returns:
+        The type of its logits.
 
     Raises:
         InputError: it fails, or its output is not (batch, num_classes) finite logits, is a probability, or does
@@ -24,29 +33,66 @@ def check_classifier(model: nn.Module, place: object, num_classes: int, resoluti
             logits = model(images.requires_grad_(gradients))
     except Exception as error:
         raise InputError(place, f"logits of images {tuple(images.shape)} in [0, 1]", said(error)) from error
-    check_logits(logits, place, (len(images), num_classes))
+    check_logits(logits, place, images.detach(), num_classes)
     if gradients and not logits.requires_grad:
         found = "logits without a gradient (a detached branch? custom attacks=[square] needs none)"
         raise InputError(place, "logits that depend differentiably on the images", found)
+    check_one_image(model, place, images.detach()[:1], num_classes)
+    dtype: torch.dtype = logits.dtype
+    return dtype
 
 
-def check_logits(logits: Any, place: object, shape: tuple[int, int]) -> None:
+def check_one_image(model: nn.Module, place: object, image: Tensor, num_classes: int) -> None:
+    """Refuse a model that drops the batch's dimension, or fails, where one image is left."""
+    shape = (1, num_classes)
+    expected = f"logits (batch, classes) = {shape} of a batch of one image"
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            found = tuple(model(image).shape)
+    except Exception as error:
+        raise InputError(
+            place, f"logits (batch, classes) = {shape} of a batch of one image", said(error)
+        ) from error
+    if found != shape:
+        raise InputError(place, expected, str(found))
+
+
+def check_logits(logits: Any, place: object, images: Tensor, num_classes: int) -> None:
+    shape = (len(images), num_classes)
     if not isinstance(logits, Tensor):
         raise InputError(place, "a tensor of logits", f"a {type(logits).__name__}")
     if tuple(logits.shape) != shape:
         found = f"{tuple(logits.shape)} (num_classes= says how many there are)"
         raise InputError(place, f"logits (batch, classes) = {shape}", found)
     if not logits.isfinite().all():
-        raise InputError(place, "finite logits", "NaN or infinity")
+        names = [f"test image {number}" for number in range(len(images))]
+        raise InputError(place, "finite logits", where_not_finite(logits, images, names))
     sums_to_one = (logits.sum(1) - 1).abs().max() < 1e-4
     if sums_to_one and logits.min() >= 0 and logits.max() <= 1:
         found = "probabilities (rows in [0, 1] that sum to 1): AutoAttack's losses would mean nothing"
         raise InputError(place, "logits", found)
 
 
+def where_not_finite(logits: Tensor, images: Tensor, names: Sequence[str]) -> str:
+    """Say which images, (B, 3, height, width), have logits, (B, classes), that are not finite; the first three."""
+    rows = (~logits.isfinite().all(1)).nonzero().squeeze(1).tolist()
+    first = ", ".join(names[row] + said_of_grey(images[row]) for row in rows[:3])
+    return f"NaN or infinity on {len(rows)} of {len(images)} images: {first}{', ...' if len(rows) > 3 else ''}"
+
+
+def said_of_grey(image: Tensor) -> str:
+    """Say that every pixel is the same, which a model that divides by an image's deviation cannot stand."""
+    if image.min() != image.max():
+        return ""
+    value = image.max().item()
+    name = {0.0: "all black", 1.0: "all white"}.get(value, f"every value {value:g}")
+    return f" ({name}: is it divided by its standard deviation, without an epsilon?)"
+
+
 def shown_images(model: nn.Module, resolution: int) -> Tensor:
     """Return six images on the model's device, the last two black and white."""
-    device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+    tensors = (value for value in model.state_dict().values() if isinstance(value, Tensor))
+    device = next((tensor.device for tensor in tensors), torch.device("cpu"))
     images = torch.rand(6, 3, resolution, resolution, generator=torch.Generator().manual_seed(0))
     images[4], images[5] = 0, 1
     return images.to(device)
@@ -66,6 +112,40 @@ def check_deterministic(model: nn.Module, place: object, resolution: int) -> Non
     if not torch.allclose(first, second, rtol=1e-4, atol=1e-6):
         found = f"logits {(first - second).abs().max().item():g} apart in two passes of the same images"
         raise InputError(place, "a deterministic model (else noise=fresh, and version=eot-standard)", found)
+
+
+def check_batches(model: nn.Module, place: object, resolution: int) -> None:
+    """Raise InputError unless an image's prediction is the same whatever batch it is in.
+
+    Single images, halves and the whole batch are shown, in two orders. Of kapdist's models, the averages and the
+    noise look at no other image, nor do norms with running statistics; batch norm without them does.
+    """
+    images = shown_images(model, resolution)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        whole = model(images)
+        largest = whole.abs().max()
+        for size in (1, len(images) // 2, len(images)):
+            for order in (torch.arange(len(images)), torch.arange(len(images)).flip(0)):
+                logits = torch.empty_like(whole)
+                logits[order] = torch.cat([model(images[rows]) for rows in order.split(size)])
+                check_same(logits, whole, batch_rounding(whole.dtype) * largest, place, size)
+
+
+def batch_rounding(dtype: torch.dtype) -> float:
+    """Return by how much of the largest logit two sizes of a batch may differ."""
+    return max(BATCH_ROUNDING, 16 * torch.finfo(dtype).eps) if dtype.is_floating_point else BATCH_ROUNDING
+
+
+def check_same(logits: Tensor, whole: Tensor, most: Tensor, place: object, size: int) -> None:
+    apart = (logits - whole).abs().max()
+    others = int(turned(logits, whole.argmax(1)).sum())
+    if apart <= most and not others:
+        return
+    found = (
+        f"logits {apart.item():g} apart, and {others} of {len(whole)} images in another class, between a batch of "
+        f"{len(whole)} and batches of {size} (batch norm without running statistics?)"
+    )
+    raise InputError(place, "predictions of an image that do not depend on the rest of its batch", found)
 
 
 def noise_differs_by_row(model: nn.Module, resolution: int) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kapdist.attack.plan import OwnSettings, Settings
+from kapdist.attack.plan import AttackPlan, OwnSettings, Settings
 from kapdist.config import AttackName
 
 SHRINKING_STAGES = 3  # APGD with a shrinking eps (L1, Croce & Hein 2021) starts thrice, with 3, 2 and 1 times eps
@@ -25,6 +25,11 @@ class Passes:
     @property
     def total(self) -> int:
         return self.forwards + self.backwards
+
+
+def passes_outside(plan: AttackPlan, num_images: int, num_broken: int) -> int:
+    """Return the forward passes outside of attacks: clean predictions, and if deterministic all verdicts again."""
+    return num_images * plan.eot + (num_images + num_broken if plan.deterministic else 0)
 
 
 def passes_per_image(

@@ -15,7 +15,8 @@ class CountedModel(nn.Module):
     """The model as an attack sees it: images that pass forward and backward are counted, its randomness is its own.
 
     The library resets torch's global seed at every attack. A model that draws from the global generator would
-    start over with it, so its forwards draw from a stream apart.
+    start over with it, so its forwards draw from a stream apart. Its logits become float32, which the library takes
+    for granted (FAB fails on others); `dtype` is what they were.
 
     Args:
         inference: pass without a gradient in inference mode; not for models that may keep a tensor for later.
@@ -27,6 +28,7 @@ class CountedModel(nn.Module):
         self.stream = RandomStream(device, seed)
         self.forwards = 0
         self.backwards = 0
+        self.dtype = torch.float32
 
     def reseed(self, seed: int) -> None:
         """Start the model's randomness anew: the global stream that it sees, and the noise of its own."""
@@ -38,6 +40,7 @@ class CountedModel(nn.Module):
         bare = self.inference and not torch.is_grad_enabled()
         with self.stream, torch.inference_mode() if bare else contextlib.nullcontext():
             logits: Tensor = self.model(images)
+            self.dtype, logits = logits.dtype, logits.float()
         if bare:
             logits = logits.clone()  # an ordinary tensor again: Square writes into it
         if logits.requires_grad:

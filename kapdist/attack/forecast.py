@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from kapdist.attack.cost import Passes, averaged, passes_per_image, screen_passes
+from kapdist.attack.cost import Passes, averaged, passes_outside, passes_per_image, screen_passes
 from kapdist.attack.plan import AttackPlan, Norm, OwnSettings, Settings, read_plan
 from kapdist.attack.protocol import Protocol, own_settings_of, protocol_of
 from kapdist.attack.stock import resolve
@@ -120,6 +120,8 @@ def passes_of_all(config: AttackConfig, protocol: Protocol, listed: tuple[Passes
     every = [Passes(attack.name, times * attack.forwards, times * attack.backwards) for attack in attacks]
     in_parts = protocol.eot > 1 and protocol.eot * config.chunk_size > config.images_per_pass
     found = [averaged(attack, protocol.eot, in_parts) for attack in (clean, *every)]
+    if config.noise != "fresh":
+        found.append(Passes("repeat", 1, 0))  # the clean prediction, once more
     if protocol.rescore:
         found.append(Passes("re-scoring", 2 * protocol.rescore, 0))
     return tuple(found)
@@ -176,14 +178,15 @@ def measure(run: Path, name: str) -> Measured | None:
 def add_up(attack: AttackDir, plan: AttackPlan, files: list[Path]) -> Measured:
     """Add passes and seconds of the chunks that are done; every row of a chunk repeats them."""
     columns = ["chunk_forwards", "chunk_backwards"]
-    others = ["chunk", "chunk_seconds", "chunk_rescore_forwards"]
+    others = ["chunk", "broken_by", "chunk_seconds", "chunk_rescore_forwards"]
     try:
         records = pl.concat(read_table(file, [*others, *columns]) for file in files)
     except (DamagedError, pl.exceptions.PolarsError):
         raise InputError(attack.root, "chunks that can be read, to measure by", "damaged ones") from None
     chunks = records.unique("chunk")
     attacked = sum(int(chunks[name].list.sum().sum()) for name in columns)
-    passes = len(records) * plan.eot + attacked + int(chunks["chunk_rescore_forwards"].sum())
+    outside = passes_outside(plan, len(records), len(records) - records["broken_by"].null_count())
+    passes = outside + attacked + int(chunks["chunk_rescore_forwards"].sum())
     return Measured(
         source=f"{attack.root} ({plan.device}, {chunks.height} of {plan.num_chunks} chunks)",
         passes_per_second=passes / float(chunks["chunk_seconds"].sum()),

@@ -14,7 +14,7 @@ from torch import Tensor
 from kapdist.attack.plan import AttackPlan, PlannedData
 from kapdist.config import Config, DataConfig
 from kapdist.errors import InputError
-from kapdist.fields import ClassRule
+from kapdist.fields import SIDES, ClassRule
 from kapdist.rundir import RunDir
 
 if TYPE_CHECKING:  # FFCV takes seconds to import; whoever brings images of their own does without
@@ -65,10 +65,12 @@ def describe_images(
 
 
 def side_of(info: BetonInfo, path: Path) -> int:
-    """Return the side of square images of one size."""
+    """Return the side of square images of one size, which a config could have named."""
     if info.height is None or info.height != info.width:
         found = "images of many sizes" if info.height is None else f"{info.height} x {info.width}"
         raise InputError(path, "square images of one size, as no run's config says how to crop", found)
+    if info.height not in SIDES:
+        raise InputError(path, f"images of {SIDES[0]} to {SIDES[-1]:,} pixels a side", f"{info.height:,}")
     return info.height
 
 

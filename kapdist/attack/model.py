@@ -13,7 +13,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from kapdist.attack.plan import PlannedModel
 from kapdist.config import KapConfig, ModelConfig
@@ -39,6 +40,7 @@ def load_model(source: PlannedModel, run: Path) -> nn.Module:
     else:
         model = call_factory(source.factory)
         check_factory(source)
+        check_state(model, f"model.factory={source.factory}")
     weights = weights_path(source.factory, source.weights, run)
     if weights is not None:
         check_sha256(weights, file_sha256_of(weights), source.weights_sha256)
@@ -73,8 +75,36 @@ def check_sha256(place: object, found: str, planned: str) -> None:
         raise InputError(place, f"{hint} (sha256 {planned[:12]})", f"sha256 {found[:12]}")
 
 
+def check_state(model: nn.Module, place: object) -> None:
+    """Raise InputError unless the state_dict is tensors with bytes of their own: nothing else can be told apart."""
+    for key, value in model.state_dict().items():
+        if found := what_has_no_bytes(value):
+            expected = (
+                "a state_dict of dense tensors with values (return the model in floating point, built to the end)"
+            )
+            raise InputError(place, expected, f"{key}, {found}")
+
+
+def what_has_no_bytes(value: Any) -> str:
+    """Say what it is that an entry of a state_dict is instead of a plain tensor; "" if it is one."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    if is_lazy(value):
+        return "a lazy parameter without a shape (let the factory show the model an image)"
+    if value.is_meta:
+        return "a tensor on the meta device, without values"
+    if value.is_quantized or value.layout != torch.strided:
+        return f"a tensor of {value.dtype}, {value.layout}"
+    return ""
+
+
 def state_sha256(model: nn.Module) -> str:
-    """Return the sha256 of a state_dict: names, shapes, types and bytes, in order."""
+    """Return the sha256 of a state_dict: names, shapes, types and bytes, in order.
+
+    Raises:
+        InputError: it holds what has no bytes.
+    """
+    check_state(model, "the model")
     digest = hashlib.sha256()
     for key, value in model.state_dict().items():
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
@@ -92,10 +122,9 @@ def call_factory(factory: str) -> nn.Module:
     function = find_factory(factory)
     try:
         model = function()
-    except Exception as error:
-        raise InputError(
-            place, "a function that returns the model when called without arguments", said(error)
-        ) from (error)
+    except (Exception, SystemExit) as error:
+        expected = "a function that returns the model when called without arguments"
+        raise InputError(place, expected, said(error)) from error
     if not isinstance(model, nn.Module):
         raise InputError(place, "an nn.Module to be returned", f"a {type(model).__name__}")
     return model
@@ -121,7 +150,7 @@ def import_module(name: str, place: str) -> ModuleType:
     with first_on_path(Path(name).resolve().parent if is_file else Path.cwd()):
         try:
             return import_file(Path(name)) if is_file else importlib.import_module(name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script without a main guard ends python
             raise InputError(place, "a module that can be imported", said(error)) from error
 
 
@@ -158,7 +187,7 @@ def check_factory(source: PlannedModel) -> None:
         raise InputError(f"model.factory={source.factory}", "the factory's file as planned", "another sha256")
 
 
-def said(error: Exception) -> str:
+def said(error: Exception | SystemExit) -> str:
     """Return an error as one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 import kapdist.attack.images as images_of
 from kapdist.attack.balance import chunk_costs
 from kapdist.attack.ball import vacuous_eps
 from kapdist.attack.classifier import (
+    check_batches,
     check_classifier,
     check_deterministic,
     check_evaluation_mode,
@@ -127,12 +130,16 @@ def checked(plan: AttackPlan, run: Path, examined: bool) -> AttackPlan:
     network = load_model(plan.model, run)
     place = place_of(plan.model, run)
     with noise(network, plan.noise, seed=plan.seed):
-        check_classifier(network, place, plan.model.num_classes, plan.data.resolution, plan.passes_gradients)
+        dtype = check_classifier(
+            network, place, plan.model.num_classes, plan.data.resolution, plan.passes_gradients
+        )
+        plan = plan.model_copy(update={"notes": (*plan.notes, *notes_on_precision(dtype))})
         if not examined:
             check_evaluation_mode(network, place)
         if plan.deterministic:
             if not examined:
                 check_deterministic(network, place, plan.data.resolution)
+                check_batches(network, place, plan.data.resolution)
             return plan
         together = noise_differs_by_row(network, plan.data.resolution)
     return plan.model_copy(update={"draws_together": together})
@@ -226,6 +233,12 @@ def notes_on_noise(config: AttackConfig, draws: int) -> list[str]:
         f"{name}, for comparison: one noisy draw decides each success, so harmless noise lowers the accuracy too "
         "(version eot-standard averages inside the model)"
     ]
+
+
+def notes_on_precision(dtype: torch.dtype) -> list[str]:
+    if dtype == torch.float32:
+        return []
+    return [f"the model's logits are {str(dtype).removeprefix('torch.')}; attacks see them as float32"]
 
 
 def notes_on_eps(norm: Norm, eps: float, image_set: ImageSet) -> list[str]:

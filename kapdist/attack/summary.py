@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from kapdist.attack.cost import passes_outside
 from kapdist.attack.intervals import Proportion, Resampled, resampled, wilson
 from kapdist.attack.plan import AttackPlan, Frozen, Stage
 from kapdist.attack.records import PASSES
@@ -167,7 +168,8 @@ def summarise(records: pl.DataFrame, plan: AttackPlan, notes: tuple[str, ...] = 
         screen=plan.screen,
         eot=plan.eot,
         rescored=rescored(records, chunks, plan),
-        forwards=clean_forwards + sum(attack.forwards for attack in attacks),
+        forwards=passes_outside(plan, num_images, num_correct - robust)
+        + sum(attack.forwards for attack in attacks),
         backwards=sum(attack.backwards for attack in attacks),
         library_forwards=clean_forwards + sum(attack.library_forwards for attack in attacks),
         library_backwards=sum(attack.library_backwards for attack in attacks),

@@ -29,6 +29,13 @@ from kapdist.attack.plan import Norm
 SURELY = 1e-4  # of the largest logit: no batch size rounds a misclassification of this margin away
 
 
+def turned(logits: Tensor, prediction: Tensor) -> Tensor:
+    """Tell which rows of logits, (B, classes), say another class than `prediction`, (B,), by more than rounding."""
+    said = logits.gather(1, prediction[:, None]).squeeze(1)
+    rounding = max(SURELY, 16 * torch.finfo(logits.dtype).eps) if logits.is_floating_point() else SURELY
+    return logits.amax(1) - said > rounding * logits.abs().amax(1)
+
+
 class AllBrokenError(Exception):
     """Every image of a run has fallen; nothing is left to compute."""
 

@@ -1,5 +1,6 @@
 """The images under attack are the beton's own, by id, whatever the run's config does in training."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from kapdist.attack.images import describe_images, read_chunks
+from kapdist.attack.images import describe_images, read_chunks, side_of
 from kapdist.attack.plan import AttackPlan
 from kapdist.config import Config
-from kapdist.data import write
+from kapdist.data import open_beton, write
 from kapdist.errors import InputError
 
 
@@ -56,6 +57,13 @@ def test_the_runs_config_says_how_images_come_to_size(tmp_path: Path) -> None:
     config = Config.model_validate({"name": "run", "data": data})
     described = describe_images(None, config).data
     assert (described.resolution, described.crop, described.crop_ratio) == (16, "random-resized", 0.5)
+
+
+@pytest.mark.parametrize(("side", "found"), [(7, "7"), (2049, "2,049")])
+def test_images_of_a_size_that_no_config_can_name_are_refused(tmp_path: Path, side: int, found: str) -> None:
+    info = dataclasses.replace(open_beton(make_beton(tmp_path)[0]), height=side, width=side)
+    with pytest.raises(InputError, match=f"expected images of 8 to 2,048 pixels a side, found {found}$"):
+        side_of(info, tmp_path)
 
 
 def test_an_attack_without_images_is_refused() -> None:

@@ -42,6 +42,38 @@ good = make(lambda z: z)
 softmax = make(lambda z: z.softmax(1))
 log_softmax = make(lambda z: z.log_softmax(1))
 nan = make(lambda z: z / 0 * 0)
+
+class Standardised(Model):
+    def forward(self, images):
+        apart = images - images.mean((1, 2, 3), keepdim=True)
+        return self.layers(apart / apart.std((1, 2, 3), keepdim=True))
+
+def standardised():
+    return Standardised(None)
+
+class Extra(Model):
+    def get_extra_state(self):
+        return {"calls": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+def extra():
+    return Extra(None)
+
+def meta():
+    return Model(None).to("meta")
+
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(5))
+
+def sparse():
+    model = Model(None)
+    model.register_buffer("mask", torch.eye(3).to_sparse())
+    return model
+
+def exits():
+    raise SystemExit(3)
 four = make(lambda z: z[:, :4])
 flat = make(lambda z: z.flatten())
 listed = make(lambda z: [z])
@@ -77,7 +109,14 @@ def bad(world: World) -> World:
     ("name", "line"),
     [
         ("softmax", "expected logits, found probabilities (rows in [0, 1] that sum to 1): AutoAttack's losses"),
-        ("nan", "expected finite logits, found NaN or infinity"),
+        ("nan", "expected finite logits, found NaN or infinity on 6 of 6 images: test image 0, "),
+        ("standardised", "infinity on 2 of 6 images: test image 4 (all black: is it divided by its standard dev"),
+        ("extra", "expected a state_dict of dense tensors with values (return the model in floating point"),
+        ("extra", "found _extra_state, a dict"),
+        ("meta", "found layers.1.weight, a tensor on the meta device, without values"),
+        ("lazy", "found 1.weight, a lazy parameter without a shape"),
+        ("sparse", "found mask, a tensor of torch.float32, torch.sparse_coo"),
+        ("exits", "called without arguments, found SystemExit: 3"),
         ("four", "expected logits (batch, classes) = (6, 5), found (6, 4)"),
         ("flat", "expected logits (batch, classes) = (6, 5), found (30,)"),
         ("listed", "expected a tensor of logits, found a list"),
@@ -128,6 +167,19 @@ def test_logits_and_log_probabilities_are_accepted_in_eval_mode_and_frozen(bad: 
 def test_a_detached_model_may_be_attacked_without_gradients(bad: World) -> None:
     config = bad.config(model={"factory": "bad.py:detached"}, attacks=("square",))
     assert not plan_attack(bad.run, config).passes_gradients
+
+
+def test_logits_of_another_precision_are_noted(bad: World) -> None:
+    text = BAD.replace("lambda z: z)", "lambda z: z.double())", 1)
+    (bad.folder / "bad.py").write_text(text)
+    notes = plan_attack(bad.run, bad.config(model={"factory": "bad.py:good"})).notes
+    assert "the model's logits are float64; attacks see them as float32" in notes
+
+
+def test_a_script_that_ends_python_is_no_module(bad: World) -> None:
+    (bad.folder / "script.py").write_text("import sys\nsys.exit('usage: script.py FILE')\n")
+    with pytest.raises(InputError, match=r"can be imported, found SystemExit: usage: script\.py FILE"):
+        call_factory("script.py:build")
 
 
 def test_a_factory_is_found_by_module_from_the_current_directory(bad: World) -> None:

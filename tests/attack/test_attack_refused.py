@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from kapdist.attack import plan_attack
 from kapdist.attack.ball import vacuous_eps
 from kapdist.attack.chunk import attack_chunk
+from kapdist.attack.classifier import check_batches
+from kapdist.attack.cost import passes_outside
 from kapdist.attack.plan import AttackPlan
 from kapdist.errors import InputError
+from kapdist.kap import KAPConv2d, fold, noise
 
 World = Any
 MakePlan = Callable[..., AttackPlan]
@@ -37,6 +40,30 @@ class Training(Model):
 class Noisy(Model):
     def forward(self, images):
         return self.layers(images + 0.1 * torch.randn_like(images))
+
+class BatchNormed(Model):
+    def __init__(self):
+        super().__init__()
+        self.layers.insert(0, nn.BatchNorm2d(3, track_running_stats=False))
+
+class InPairs(Model):  # each image looks at its neighbour, and so at the order of the batch
+    def forward(self, images):
+        logits = self.layers(images)
+        return logits + logits.roll(1, 0)
+
+class Squeezes(Model):
+    def forward(self, images):
+        return self.layers(images).squeeze()
+
+class Channels(Model):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 5))
+        self.to(memory_format=torch.channels_last)
+
+class Half(Model):
+    def forward(self, images):
+        return self.layers(images).bfloat16()
 """
 
 
@@ -54,6 +81,40 @@ def test_a_model_that_stays_in_training_mode_or_is_noisy_undeclared_is_refused(w
     assert "one noisy draw decides each success" in single.notes[0]
 
 
+@pytest.mark.parametrize("name", ["BatchNormed", "InPairs"])
+def test_a_model_whose_predictions_depend_on_the_batch_is_refused(world: World, name: str) -> None:
+    (world.folder / "strange.py").write_text(STRANGE)
+    words = r"do not depend on the rest of its batch, found logits .* apart, and \d of 6 images in another class"
+    with pytest.raises(InputError, match=words):
+        plan_attack(world.run, world.config(model={"factory": f"strange.py:{name}"}))
+
+
+def test_a_model_that_squeezes_its_output_is_refused_before_one_image_is_left(world: World) -> None:
+    (world.folder / "strange.py").write_text(STRANGE)
+    squeezes = {"factory": "strange.py:Squeezes"}
+    for mode in ("off", "fresh"):
+        with pytest.raises(InputError, match=r"logits \(batch, classes\) = \(1, 5\) of a batch of one .* \(5,\)"):
+            plan_attack(world.run, world.config(model=squeezes, noise=mode))
+
+
+@pytest.mark.parametrize("name", ["Channels", "Half"])
+def test_what_batches_round_is_no_dependence_on_them(world: World, name: str) -> None:
+    (world.folder / "strange.py").write_text(STRANGE)
+    assert plan_attack(world.run, world.config(model={"factory": f"strange.py:{name}"})).deterministic
+
+
+@pytest.mark.parametrize("mode", ["off", "fixed"])
+@pytest.mark.parametrize("folded", [True, False])
+def test_averages_and_fixed_noise_do_not_depend_on_the_batch(mode: str, folded: bool) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = KAPConv2d(3, 8, 3, pool_size=3, noise_std=0.1)
+        model = nn.Sequential(layer, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)).eval()
+    model = fold(model, norms=True).eval() if folded and mode == "off" else model
+    with noise(model, mode, seed=1):
+        check_batches(model.to(memory_format=torch.channels_last), "here", 8)
+
+
 class Remembers(nn.Module):
     """Keeps count of its passes in a buffer, as a model does that adapts while it is attacked."""
 
@@ -65,6 +126,57 @@ class Remembers(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         self.passes += 1
         return self.network(images)
+
+
+class WrongOnce(nn.Module):
+    """Answers for another class in one of its passes."""
+
+    def __init__(self, network: nn.Module, number: int) -> None:
+        super().__init__()
+        self.network, self.number, self.passes = network, number, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.network(images)
+        self.passes += 1
+        return logits.roll(1, 1) if self.passes == self.number else logits
+
+
+def test_a_verdict_that_does_not_repeat_refuses_the_plan(tiny: nn.Module, make_plan: MakePlan) -> None:
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels, plan = tiny(images).argmax(1), make_plan("Linf", 1e-6, ("apgd-ce",))
+    never = WrongOnce(tiny, 0)
+    assert not attack_chunk(never, images, labels, plan, 0).attacks[0].broke.any()
+    clean, verdict = 1, never.passes - 1  # the last one predicts the clean images again
+    for number in (clean, verdict):
+        with pytest.raises(InputError, match=r"verdicts that repeat, .* found 4 of 4 images in another class"):
+            attack_chunk(WrongOnce(tiny, number), images, labels, plan, 0)
+    assert not attack_chunk(WrongOnce(tiny, 50), images, labels, plan, 0).attacks[0].broke.any()
+
+
+def test_every_verdict_is_predicted_once_more_and_that_is_counted(tiny: nn.Module, make_plan: MakePlan) -> None:
+    seen = [0]
+    tiny.register_forward_hook(lambda module, inputs, logits: seen.append(seen.pop() + len(logits)))
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels, plan = tiny(images).argmax(1), make_plan("Linf", 0.03, ("apgd-ce", "fab-t"))
+    seen[0] = 0
+    outcome = attack_chunk(tiny, images, labels, plan, 0)
+    broken = sum(int(attack.broke.sum()) for attack in outcome.attacks)
+    assert broken
+    assert seen[0] == passes_outside(plan, 4, broken) + sum(attack.forwards for attack in outcome.attacks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_logits_of_another_precision_are_attacked_as_float32(
+    tiny: nn.Module, make_plan: MakePlan, dtype: torch.dtype
+) -> None:
+    class Cast(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return tiny(images).to(dtype)
+
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    plan = make_plan("Linf", 0.1, ("fab-t", "square"), compact=True)
+    outcome = attack_chunk(Cast(), images, tiny(images).argmax(1), plan, 0)
+    assert outcome.attacks[0].broke.all()
 
 
 class NaNOnDark(nn.Module):
@@ -81,7 +193,7 @@ def test_a_model_that_changes_under_attack_or_is_not_finite_on_an_image_is_refus
     with pytest.raises(InputError, match="buffers stay as they are under attack, found passes changed"):
         attack_chunk(Remembers(tiny), images, tiny(images).argmax(1), plan, 0)
     images[2, 0, 0, 0] = 0
-    with pytest.raises(InputError, match="m:f: expected finite logits on every image, found NaN"):
+    with pytest.raises(InputError, match=r"m:f: .* found NaN or infinity on 1 of 4 images: image 2$"):
         attack_chunk(NaNOnDark(), images, torch.zeros(4, dtype=torch.long), plan, 0)
 
 

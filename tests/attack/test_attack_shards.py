@@ -239,7 +239,9 @@ def test_the_merge_counts_and_says_what_the_records_say(world: World) -> None:
     assert first.num_attacked == 18
     assert second.num_attacked == first.num_robust_after == 18 - first.num_broken
     assert second.num_robust_after == summary.num_robust
-    assert summary.forwards == 22 + first.forwards + second.forwards
+    broken = first.num_broken + second.num_broken
+    assert broken > 0
+    assert summary.forwards == 22 + (22 + broken) + first.forwards + second.forwards  # all verdicts twice
     assert (first.forwards, first.backwards) == count_passes(table, "apgd-ce")
     assert 0 < summary.max_norm <= largest_norm("Linf", 0.02, 192)
     assert summary.describe()["robust_accuracy"]["low"] < summary.robust_accuracy.value

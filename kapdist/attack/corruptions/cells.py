@@ -39,7 +39,7 @@ def predict_chunk(
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     batch = corrupted(images, ids, plan, cell, pool).to(device)
     with torch.no_grad(), answering(model, plan, cell, chunk, device) as answer:
-        prediction = predict(answer, batch, plan.subject)
+        prediction = predict(answer, batch, plan.subject, chunk)
     check_buffers(model, before, plan.subject)
     return prediction.cpu()
 
