@@ -38,7 +38,7 @@ train: {epochs: 4, batch_size: 16, accumulation_steps: 2, input_noise_std: 0.05,
         eval_batch_size: 4, checkpoint_every_steps: 1}
 """
 TIMED = {"time", "seconds", "images_per_second", "peak_memory_bytes"}
-LIMIT_SECONDS = 120.0
+LIMIT_SECONDS = 600.0
 
 
 class Patterns:
