@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from kapdist.errors import RESUME, InputError, StoppedError, TransientError
+from kapdist.standard_output import result, work
 
 app = typer.Typer(
     help="Train Kernel Average Pooling ResNets over many nodes, attack them in shards, believe the number.",
@@ -125,14 +124,14 @@ def evaluate(
     from kapdist.train.evaluate_run import evaluate_run, table
 
     with work(run):
-        result = evaluate_run(run, resolved)
-    if result is None:
+        found = evaluate_run(run, resolved)
+    if found is None:
         return  # rank 0 says it
     if as_json:
-        say(result)
+        say(found)
     else:
-        with printed():
-            show(f"{run}: evaluation {resolved.name}", table(result))
+        with result():
+            show(f"{run}: evaluation {resolved.name}", table(found))
 
 
 @app.command()
@@ -168,7 +167,7 @@ def plan(
     )
     with work(config):
         found = answer(question)
-    with printed():
+    with result():
         if as_json:
             say(found.describe())
         elif isinstance(found, Forecast):
@@ -281,7 +280,7 @@ def attack_export(
     )
     with work(out):
         exported = export(directories, out, formats or (), entry)
-    with printed():
+    with result():
         for path in exported.files:
             print(path)
     for remark in exported.remarks:
@@ -301,7 +300,7 @@ def attack_sanity(
 
     with work(run):
         found = run_sanity(run, resolved)
-    with printed():
+    with result():
         print_report(found)
 
 
@@ -318,7 +317,7 @@ def attack_corruptions(
 
     with work(run):
         found = run_corruptions(run, resolved)
-    with printed():
+    with result():
         print_summary(found)
 
 
@@ -333,7 +332,7 @@ def report(
     with work(out):
         page = write_report(runs, out)
         compared = comparison(runs)
-    with printed():
+    with result():
         compared.print()
         print(page.resolve())
 
@@ -357,7 +356,7 @@ def say(value: Any) -> None:
     """Print a JSON value on standard output."""
     from kapdist.rundir import to_json
 
-    with printed():
+    with result():
         print(to_json(value, indent=2))
 
 
@@ -380,33 +379,12 @@ def main() -> None:
 def run_command() -> None:
     """Run the command that the words name; what it leaves to be printed, as the help, may not find room."""
     code: int | str | None = 0
-    with printed():
+    with result():
         try:
             app()
         except SystemExit as end:
             code = end.code
     sys.exit(code)
-
-
-@contextlib.contextmanager
-def work(place: Path) -> Iterator[None]:
-    """Do a command's work, which prints nothing on standard output, and whose results may not find a place.
-
-    Raises:
-        InputError: what is written cannot be, see `rundir.output`.
-    """
-    from kapdist.rundir import output
-    from kapdist.standard_output import kept_for_the_result
-
-    with output(place), kept_for_the_result():
-        yield
-
-
-def printed() -> AbstractContextManager[None]:
-    """Print a command's result; see `standard_output.result`."""
-    from kapdist import standard_output
-
-    return standard_output.result()
 
 
 def tell(end: Exception) -> None:

@@ -13,6 +13,22 @@ RESULT, NOTES = 1, 2  # file descriptors
 
 
 @contextlib.contextmanager
+def work(place: Path) -> Iterator[None]:
+    """Do the work of a command, before its result is printed.
+
+    Args:
+        place: where the command writes, named if an error does not tell where it was.
+
+    Raises:
+        InputError: what is written cannot be, see `rundir.output`.
+    """
+    from kapdist.rundir import output  # where it is used: --help is quick
+
+    with output(place), kept_for_the_result():
+        yield
+
+
+@contextlib.contextmanager
 def kept_for_the_result() -> Iterator[None]:
     """Send to standard error what is printed meanwhile, by code in C and by child processes too."""
     flush()
@@ -66,7 +82,7 @@ def result() -> Iterator[None]:
         raise SystemExit(1) from None
     except OSError:
         give_up()
-        from kapdist.rundir import NO_ROOM, output  # where it is used: --help is quick
+        from kapdist.rundir import NO_ROOM, output
 
         with output(Path("standard output"), NO_ROOM):
             raise
