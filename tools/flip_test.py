@@ -17,6 +17,7 @@ than a refusal escaped. Logs, TensorBoard's files and snapshots of code are left
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import random
@@ -178,22 +179,26 @@ def flippable(run: RunDir) -> list[Path]:
     return [path for path in files if not NOT_READ & set(path.relative_to(run.root).parts)]
 
 
-def flips(run: RunDir, count: int, chance: random.Random) -> Counter[str]:
-    """Flip one bit after the other, each in a run that is whole; return how often which verdict was given."""
+def flips(run: RunDir, count: int, chance: random.Random) -> Counter[tuple[str, str]]:
+    """Flip one bit after the other, each in a run that is whole; return how often which verdict on which file.
+
+    Ctrl-C ends it early.
+    """
     whole = Path("whole")
     shutil.copytree(run.root, whole)
-    before, tally = read_all(run), Counter[str]()
+    before, tally = read_all(run), Counter[tuple[str, str]]()
     if before.refused or before.escaped:
         raise SystemExit(f"the undisturbed run: {before.refused | before.escaped}")
-    for _ in range(count):
-        shutil.rmtree(run.root)
-        shutil.copytree(whole, run.root)
-        path = chance.choice(flippable(run))
-        where = flip(path, chance)
-        name, lines = verdict(before, read_all(run), path)
-        tally[name] += 1
-        for line in lines:
-            print(f"{name}: {where}: {line}", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        while tally.total() < count:
+            shutil.rmtree(run.root)
+            shutil.copytree(whole, run.root)
+            path = chance.choice(flippable(run))
+            where = flip(path, chance)
+            name, lines = verdict(before, read_all(run), path)
+            tally[name, path.name] += 1
+            for line in lines:
+                print(f"{name}: {where}: {line}", flush=True)
     return tally
 
 
@@ -208,8 +213,13 @@ def main() -> int:
         logging.disable(logging.WARNING)
         tally = flips(run, options.flips, random.Random(options.seed))
         os.chdir("/")
-    print(f"{options.flips} flips: " + ", ".join(f"{count} {name}" for name, count in sorted(tally.items())))
-    return 1 if tally["UNSEEN"] else 0
+    verdicts = sorted({name for name, _ in tally})
+    for name in verdicts:
+        files = ", ".join(f"{count} {file}" for (one, file), count in sorted(tally.items()) if one == name)
+        print(f"{name}: {files}")
+    counts = {name: sum(count for (one, _), count in tally.items() if one == name) for name in verdicts}
+    print(f"{tally.total()} flips: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+    return 1 if "UNSEEN" in counts else 0
 
 
 if __name__ == "__main__":
