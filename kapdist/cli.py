@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ import typer
 
 from kapdist.descriptors import open_standard_streams
 from kapdist.errors import RESUME, InputError, StoppedError, TransientError
+from kapdist.standard_output import result, work
 
 app = typer.Typer(
     help="Train Kernel Average Pooling ResNets over many nodes, attack them in shards, believe the number.",
@@ -63,7 +63,7 @@ def data_write(
     from kapdist.data import Columns, write
     from kapdist.progress import Progress
 
-    with output(out), Progress(out.name, unit="images") as progress:
+    with work(out), Progress(out.name, unit="images") as progress:
         manifest = write(
             source,
             out,
@@ -87,7 +87,7 @@ def data_check(path: Annotated[Path, typer.Argument(help="The beton to check.")]
     from kapdist.data import check_beton
     from kapdist.progress import Progress
 
-    with Progress(path.name, unit="images") as progress:
+    with work(path), Progress(path.name, unit="images") as progress:
         found = check_beton(path, progress=lambda done, total: progress.show(done, total=total))
     say(found)
 
@@ -99,9 +99,15 @@ def train(config: Annotated[Path, typer.Argument(help="YAML file.")], overrides:
     from kapdist.configfile import load_config
 
     resolved = load_config(Config, config, overrides or [])
+    from kapdist.rundir import NO_ROOM
     from kapdist.train.loop import train
 
-    train(resolved)
+    try:
+        train(resolved)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise TransientError(str(error)) from error  # the run's log has where; room can be made, nothing is wrong
 
 
 @app.command()
@@ -118,13 +124,15 @@ def evaluate(
     from kapdist.forecast_view import show
     from kapdist.train.evaluate_run import evaluate_run, table
 
-    result = evaluate_run(run, resolved)
-    if result is None:
+    with work(run):
+        found = evaluate_run(run, resolved)
+    if found is None:
         return  # rank 0 says it
     if as_json:
-        say(result)
+        say(found)
     else:
-        show(f"{run}: evaluation {resolved.name}", table(result))
+        with result():
+            show(f"{run}: evaluation {resolved.name}", table(found))
 
 
 @app.command()
@@ -147,25 +155,26 @@ def plan(
     from kapdist.forecast_view import show_attack, show_forecast
     from kapdist.planner import Question, answer
 
-    found = answer(
-        Question(
-            config=config,
-            overrides=overrides or (),
-            nodes=nodes,
-            gpus_per_node=gpus_per_node,
-            num_images=num_images,
-            run=run,
-            images_per_second_per_rank=images_per_second_per_rank,
-            shards=shards,
-            passes_per_second=passes_per_second,
-        )
+    question = Question(
+        config=config,
+        overrides=overrides or (),
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        num_images=num_images,
+        run=run,
+        images_per_second_per_rank=images_per_second_per_rank,
+        shards=shards,
+        passes_per_second=passes_per_second,
     )
-    if as_json:
-        say(found.describe())
-    elif isinstance(found, Forecast):
-        show_forecast(found)
-    else:
-        show_attack(found)
+    with work(config):
+        found = answer(question)
+    with result():
+        if as_json:
+            say(found.describe())
+        elif isinstance(found, Forecast):
+            show_forecast(found)
+        else:
+            show_attack(found)
 
 
 @attack.command("run")
@@ -176,8 +185,9 @@ def attack_run(
     resolved = attack_config(config, overrides)
     from kapdist.attack import run_attack, write_worst_case
 
-    with output(run):
-        say(run_attack(run, resolved).describe() | {"worst_case": write_worst_case(run).describe()["cases"]})
+    with work(run):
+        found = run_attack(run, resolved).describe() | {"worst_case": write_worst_case(run).describe()["cases"]}
+    say(found)
 
 
 @attack.command("plan")
@@ -188,8 +198,9 @@ def attack_plan(
     resolved = attack_config(config, overrides)
     from kapdist.attack import plan_attack
 
-    with output(run):
-        say(plan_attack(run, resolved).describe())
+    with work(run):
+        found = plan_attack(run, resolved)
+    say(found.describe())
 
 
 @attack.command("shard")
@@ -209,9 +220,10 @@ def attack_merge(directory: AttackDirectory) -> None:
     """Check that every chunk is there once, add them up, write the summary."""
     from kapdist.attack import merge, write_worst_case
 
-    with output(directory):
+    with work(directory):
         summary = merge(directory).describe()
-        say(summary | {"worst_case": write_worst_case(directory.resolve().parent.parent).describe()["cases"]})
+        worst = write_worst_case(directory.resolve().parent.parent).describe()
+    say(summary | {"worst_case": worst["cases"]})
 
 
 @attack.command("worst")
@@ -219,8 +231,9 @@ def attack_worst(run: Run) -> None:
     """Unite all merged attacks of a run: what withstood everything tried, and what broke what first."""
     from kapdist.attack import write_worst_case
 
-    with output(run):
-        say(write_worst_case(run).describe())
+    with work(run):
+        found = write_worst_case(run)
+    say(found.describe())
 
 
 @attack.command("export")
@@ -266,10 +279,11 @@ def attack_export(
         number_forward_passes=number_forward_passes,
         footnote=footnote,
     )
-    with output(out):
+    with work(out):
         exported = export(directories, out, formats or (), entry)
-    for path in exported.files:
-        print(path)
+    with result():
+        for path in exported.files:
+            print(path)
     for remark in exported.remarks:
         print(remark, file=sys.stderr)
 
@@ -285,8 +299,10 @@ def attack_sanity(
     from kapdist.attack.sanity import run_sanity
     from kapdist.attack.sanity.run import print_report
 
-    with output(run):
-        print_report(run_sanity(run, resolved))
+    with work(run):
+        found = run_sanity(run, resolved)
+    with result():
+        print_report(found)
 
 
 @attack.command("corruptions")
@@ -300,8 +316,10 @@ def attack_corruptions(
     from kapdist.attack.corruptions import run_corruptions
     from kapdist.attack.corruptions.view import print_summary
 
-    with output(run):
-        print_summary(run_corruptions(run, resolved))
+    with work(run):
+        found = run_corruptions(run, resolved)
+    with result():
+        print_summary(found)
 
 
 @app.command()
@@ -312,10 +330,12 @@ def report(
     """Write tables, plots and one HTML page that compares runs."""
     from kapdist.report import comparison, write_report
 
-    with output(out):
+    with work(out):
         page = write_report(runs, out)
-    comparison(runs).print()
-    print(page.resolve())
+        compared = comparison(runs)
+    with result():
+        compared.print()
+        print(page.resolve())
 
 
 def file_and_overrides(words: list[str], name: str) -> tuple[Path | None, list[str]]:
@@ -337,7 +357,8 @@ def say(value: Any) -> None:
     """Print a JSON value on standard output."""
     from kapdist.rundir import to_json
 
-    print(to_json(value, indent=2))
+    with result():
+        print(to_json(value, indent=2))
 
 
 def main() -> None:
@@ -345,7 +366,7 @@ def main() -> None:
     open_standard_streams()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        app()
+        run_command()
     except StoppedError as stopped:
         tell(stopped)
         sys.exit(RESUME)
@@ -357,11 +378,15 @@ def main() -> None:
         sys.exit(1)
 
 
-def output(place: Path) -> AbstractContextManager[None]:
-    """Take a result that cannot be written for wrong input; see `rundir.output`."""
-    from kapdist import rundir
-
-    return rundir.output(place)
+def run_command() -> None:
+    """Run the command that the words name; what it leaves to be printed, as the help, may not find room."""
+    code: int | str | None = 0
+    with result():
+        try:
+            app()
+        except SystemExit as end:
+            code = end.code
+    sys.exit(code)
 
 
 def tell(end: Exception) -> None:

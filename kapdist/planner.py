@@ -14,7 +14,7 @@ from kapdist.configfile import load_config, merged, read_layers
 from kapdist.errors import InputError
 from kapdist.forecast import Forecast, Machine, Rate, above_zero, at_least, forecast
 from kapdist.plan_adversarial import plan_adversarial
-from kapdist.rundir import RunDir
+from kapdist.rundir import RunDir, as_ended
 
 if TYPE_CHECKING:
     from kapdist.attack.forecast import AttackForecast
@@ -151,10 +151,14 @@ def measured_rate(named: Path | None, config: Config) -> Rate | None:
     if not (run.metrics.exists() and run.plan.exists()):
         return None
     try:
-        ranks = int(json.loads(run.plan.read_text())["world_size"])
-        whole = [line for line in run.metrics.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+        ranks = int(json.loads(as_ended(run.plan).read_text())["world_size"])
+        whole = [
+            line for line in as_ended(run.metrics).read_text().splitlines(keepends=True) if line.endswith("}\n")
+        ]
         lines = [json.loads(line) for line in whole]
         rates = [line["images_per_second"] for line in lines if line["kind"] == "train"]
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(run.root, "a run with a plan and metrics, to measure by", repr(error)) from None
     if not rates:

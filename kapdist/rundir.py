@@ -136,7 +136,13 @@ class RunDir:
         """Return the config of the run in this directory."""
         if not self.config.exists():
             raise InputError(self.root, "a run directory", "no config.yaml" if self.root.exists() else "nothing")
-        return load_config(Config, self.config)
+        return load_config(Config, as_ended(self.config))
+
+    @property
+    def results(self) -> tuple[Path, ...]:
+        """What a run ends with, and what is told of it: files whose bytes DONE knows."""
+        told = self.config, self.plan, self.environment, self.metrics
+        return (self.weights, self.best_weights, *told)
 
 
 class AttackDir:
@@ -296,6 +302,17 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def as_ended(path: Path) -> Path:
+    """Return the path of a file of a run, to be read: nobody has changed it since the run was done.
+
+    Raises:
+        InputError: as `weights_sha256`.
+    """
+    if path.exists():
+        weights_sha256(path)
+    return path
 
 
 def weights_sha256(path: Path) -> str:

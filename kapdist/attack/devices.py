@@ -11,7 +11,7 @@ import torch
 
 from kapdist.config import AttackConfig
 from kapdist.errors import InputError
-from kapdist.rundir import RunDir
+from kapdist.rundir import RunDir, as_ended
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -46,7 +46,9 @@ def refuse_auto_elsewhere(run: Path, config: AttackConfig) -> None:
 def gpu_of(run: RunDir) -> str:
     """Return the GPU that a run was trained on, "" if it was none or nothing tells."""
     try:
-        device = json.loads(run.environment.read_text()).get("device", "")
+        device = json.loads(as_ended(run.environment).read_text()).get("device", "")
+    except InputError:
+        raise
     except (OSError, ValueError, AttributeError):
         device = ""
     if not device and run.config.exists():

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from kapdist import sealed
 from kapdist.config import Config
 from kapdist.errors import InputError
-from kapdist.rundir import AttackDir, RunDir, labels, weights_sha256
+from kapdist.rundir import AttackDir, RunDir, as_ended, labels, weights_sha256
 
 WRITTEN_BY = {
     "summary.json": "merge it again",
@@ -228,9 +228,9 @@ def read_run(root: Path, label: str) -> Run:
         dir=run,
         label=label,
         config=config,
-        plan=read_json(run.plan),
-        environment=read_json(run.environment),
-        metrics=read_metrics(run.metrics),
+        plan=read_json(as_ended(run.plan)),
+        environment=read_json(as_ended(run.environment)),
+        metrics=read_metrics(as_ended(run.metrics)),
         attacks=tuple(Attack(AttackDir(path), read_summary(path / "summary.json")) for path in merged),
         unmerged=tuple(unmerged),
     )

@@ -67,7 +67,7 @@ def finish(job: Job, weights: bytes) -> None:
     """Write the weights, and DONE with the sha256 of all that the run ends with; rank 0 only."""
     write_atomic(job.run.weights, weights)
     job.best.finish()
-    paths = [path for path in (job.run.weights, job.run.best_weights) if path.exists()]
+    paths = [path for path in job.run.results if path.exists()]
     ends = {"step": job.plan.total_steps, "sha256": {path.name: file_sha256(path) for path in paths}}
     write_atomic(job.run.done, to_json(ends) + "\n")
 

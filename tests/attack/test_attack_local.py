@@ -1,5 +1,6 @@
 """`attack run`: shards in processes, one failing, one too slow, one ended; and the example from outside."""
 
+import json
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import kapdist.attack.local as local
+from kapdist import cli
 from kapdist.attack import plan_attack, run_attack, run_shard
 from kapdist.attack.classifier import check_classifier
 from kapdist.attack.model import call_factory
@@ -96,10 +98,58 @@ def test_an_attack_that_takes_too_long_is_ended_and_says_what_is_kept(
     assert time.monotonic() - began < 30
 
 
+LOUD = """
+import ctypes, os, subprocess
+import factory
+print("imported")
+
+def build():
+    print("a word of Python's")
+    ctypes.CDLL(None).puts(b"a word of C's, which stays in its buffer")
+    os.write(1, b"a word past both\\n")
+    subprocess.run(["echo", "a word of a child's"], check=True)
+    return factory.build()
+"""
+
+
+def test_standard_output_is_the_result_alone_though_a_factory_prints(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    (world.folder / "loud.py").write_text(LOUD)
+    words = ["model.factory=loud.py:build", "data=images.beton", "num_images=4", "num_classes=5", "chunk_size=4"]
+    words += ["eps=0.02", "version=custom", "attacks=[apgd-ce]", "screen=0", "threads=1", "device=cpu"]
+    (world.folder / "aa.yaml").write_text("name: aa\n")
+    monkeypatch.setattr(sys, "argv", ["kapdist", "attack", "plan", "run", "aa.yaml", *words])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    printed = capfd.readouterr()
+    assert caught.value.code == 0, printed.err
+    assert json.loads(printed.out)["num_images"] == 4
+    for words in ("imported", "a word of Python's", "a word of C's", "a word past both", "a word of a child's"):
+        assert words in printed.err
+
+
+def in_a_pipe(words: str, folder: Path) -> subprocess.CompletedProcess:
+    """A shell's command with `kapdist` as this interpreter starts it."""
+    kapdist = f"{sys.executable} -m kapdist.cli"
+    script = f"set -o pipefail; {words.replace('kapdist', kapdist)}"
+    return subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def test_a_result_that_finds_no_room_is_said_and_one_that_nobody_reads_is_not(tmp_path: Path) -> None:
+    full = in_a_pipe("kapdist --help > /dev/full", tmp_path)
+    said = "kapdist: standard output: expected a place that can be written, found No space left on device\n"
+    assert (full.returncode, full.stderr) == (2, said)
+    unread = in_a_pipe("kapdist --help | true", tmp_path)
+    assert unread.returncode in (0, 1)  # 0 where the reader was slower to go
+    assert unread.stderr == ""
+
+
 PARENT = """
 import sys
 from pathlib import Path
 import kapdist.attack.local as local
+from kapdist import cli
 from kapdist.attack.plan import read_plan
 from kapdist.config import AttackConfig
 from kapdist.lock import locked

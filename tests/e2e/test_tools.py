@@ -86,3 +86,11 @@ def test_gpu_check_runs_without_a_gpu_and_says_so() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU: tools/gpu_check.py is run on it by hand")
     assert "CPU ONLY" in tool("tools/gpu_check.py")
+
+
+@pytest.mark.slow
+def test_no_flipped_bit_changes_a_number_unseen() -> None:
+    printed = tool("tools/flip_test.py", "--flips", "20", "--seed", "1")
+    assert re.search(r"^20 flips: \d+ caught", printed, flags=re.MULTILINE), printed
+    assert "UNSEEN" not in printed
+    assert "not named" not in printed

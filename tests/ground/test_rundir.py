@@ -9,7 +9,17 @@ import pytest
 
 from kapdist.config import Config, DataConfig, OptimConfig
 from kapdist.errors import InputError
-from kapdist.rundir import RunDir, fingerprint, output, weights_sha256, write_atomic, write_json, written_aside
+from kapdist.rundir import (
+    RunDir,
+    as_ended,
+    file_sha256,
+    fingerprint,
+    output,
+    weights_sha256,
+    write_atomic,
+    write_json,
+    written_aside,
+)
 
 
 def config(workers: int = 0, **sections: object) -> Config:
@@ -123,6 +133,24 @@ def test_the_weights_of_a_run_are_those_that_it_ended_with(tmp_path: Path) -> No
     run.done.write_text("[1")
     with pytest.raises(InputError, match="DONE: expected the JSON that a run ends with"):
         weights_sha256(run.weights)
+
+
+def test_what_is_told_of_a_run_is_what_it_ended_with(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.claim(config())
+    run.metrics.write_bytes(b"{}\n")
+    ended = {path.name: file_sha256(path) for path in run.results if path.exists()}
+    assert set(ended) == {"config.yaml", "metrics.jsonl"}
+    run.done.write_text(json.dumps({"step": 3, "sha256": ended}))
+    assert run.load_config() == config()
+    assert as_ended(run.metrics) == run.metrics
+    assert as_ended(run.plan) == run.plan  # which is not there
+    for path in (run.config, run.metrics):
+        content = path.read_bytes()
+        path.write_bytes(content + b" ")
+        with pytest.raises(InputError, match=rf"{path.name}: expected the file that this run ended with"):
+            run.load_config() if path == run.config else as_ended(path)
+        path.write_bytes(content)
 
 
 def test_how_fast_it_goes_may_change(tmp_path: Path) -> None:

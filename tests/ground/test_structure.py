@@ -36,6 +36,7 @@ GROUND = {
     "sharding",
     "signals",
     "slurm",
+    "standard_output",
 }
 MAY_IMPORT = {
     "kap": set(),

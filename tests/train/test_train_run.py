@@ -31,7 +31,8 @@ def test_a_run_leaves_everything_that_a_reader_needs(tiny_config: Path, run_rank
     files = [path for path in run.root.rglob("*") if path.is_file()]
     assert {oct(path.stat().st_mode & 0o777) for path in files} == {oct(0o666 & ~mask)}
     recorded = json.loads(run.done.read_text())["sha256"]
-    assert recorded == {path.name: file_sha256(path) for path in (run.weights, run.best_weights)}
+    assert recorded == {path.name: file_sha256(path) for path in run.results if path.exists()}
+    assert set(recorded) >= {run.weights.name, run.best_weights.name, run.config.name, run.metrics.name}
     assert not run.lock.exists()
     assert all(run.rank_log(1, rank).exists() for rank in range(world_size))
     assert "peak memory per rank" in ends[0].output

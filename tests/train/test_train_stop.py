@@ -262,7 +262,8 @@ def assert_whole(run: RunDir, total_steps: int) -> None:
     events = EventAccumulator(str(run.tensorboard)).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == trained
     recorded = json.loads(run.done.read_text())["sha256"]
-    assert recorded == {path.name: file_sha256(path) for path in (run.weights, run.best_weights)}
+    assert recorded == {path.name: file_sha256(path) for path in run.results if path.exists()}
+    assert set(recorded) >= {run.weights.name, run.best_weights.name, run.config.name, run.metrics.name}
 
 
 def test_what_finds_no_room_is_written_later_and_in_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
