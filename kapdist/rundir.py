@@ -323,7 +323,7 @@ def weights_sha256(path: Path) -> str:
     """
     found, expected = file_sha256(path), recorded_sha256(path)
     if expected not in (None, found):
-        raise InputError(path, f"the file that this run ended with (sha256 {expected})", f"sha256 {found}")
+        raise InputError(path, f"the file that this run ended with (sha256 {expected} in DONE)", f"sha256 {found}")
     return found
 
 

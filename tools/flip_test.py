@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import logging
 import os
 import random
@@ -97,6 +98,11 @@ def report(run: RunDir) -> list[Any]:
     return [found.csv(), found.markdown(), facts, read.config, read.plan, read.environment, read.metrics, rows]
 
 
+def images(run: RunDir) -> list[str]:
+    paths = sorted(run.attack(ATTACK).adversarial.glob("*.npy"))
+    return [hashlib.sha256(sealed.read_array(path).tobytes()).hexdigest() for path in paths]
+
+
 def merged(run: RunDir) -> dict[str, Any]:
     return merge(run.attack(ATTACK).root).describe()
 
@@ -106,6 +112,7 @@ READERS: dict[str, Read] = {
     "weights": weights,
     "evaluation": evaluation,
     "report": report,
+    "images": images,
     "merge": merged,
     "report after merge": report,
 }
