@@ -11,6 +11,7 @@ from typing import Any
 
 import llvmlite.binding  # type: ignore[import-untyped]
 import numba
+from numba.core import caching
 from numba.core import config as numba_config
 
 from kapdist.environment import cache_root, package_version
@@ -18,6 +19,14 @@ from kapdist.environment import cache_root, package_version
 config: Any = numba_config  # its settings are made at run time
 
 JITTED_FILES = ("augment.py", "checksum.py", "decode.py", "fallback.py", "jit.py", "pixels.py", "resize.py")
+
+
+class ByCode(caching.UserProvidedCacheLocator):
+    """Finds compiled code whichever copy of its source asks: each job runs a snapshot, and compiling takes long."""
+
+    @classmethod
+    def get_suitable_cache_subpath(cls, py_file: str) -> str:
+        return Path(py_file).parent.name  # numba has the path here; `cache_directory` tells different code apart
 
 
 def compiled(function: Callable[..., Any], signature: Any) -> Callable[..., Any]:
@@ -31,12 +40,12 @@ def compiled(function: Callable[..., Any], signature: Any) -> Callable[..., Any]
 
 
 def cached(function: Callable[..., Any], signature: Any, directory: Path) -> Callable[..., Any]:
-    usual = config.CACHE_DIR
-    config.CACHE_DIR = str(directory)
+    usual = config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES
+    config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = str(directory), f"{__name__}.{ByCode.__name__}"
     try:
         return numba.njit(signature, nogil=True, cache=True)(function)
     finally:
-        config.CACHE_DIR = usual
+        config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = usual
 
 
 def cache_directory() -> Path | None:

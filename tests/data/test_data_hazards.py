@@ -1,5 +1,7 @@
 """FFCV's hazards, each provoked: what it would do is in its test's name, what we owe the user is asserted."""
 
+import gc
+import importlib.util
 import os
 import signal
 import subprocess
@@ -11,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numba import types
 
 from kapdist.data import Loader, WriterError, check, epoch_order, open_beton, write_beton
 from kapdist.data.beton import stored_bytes
 from kapdist.data.checksum import checksums
 from kapdist.data.decode import Decoder
 from kapdist.data.guard import nothing_compiled
-from kapdist.data.jit import cache_directory
+from kapdist.data.jit import cache_directory, cached
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
 
@@ -31,6 +34,12 @@ def python(code: str, timeout: float = 60, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+@pytest.fixture(autouse=True)
+def none_of_earlier_tests() -> None:
+    """A loader that a failure left behind lives as long as the failure's traceback, which is a cycle."""
+    gc.collect()
 
 
 def loading_threads() -> int:
@@ -329,3 +338,17 @@ def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path: P
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert cache_directory() is None
+
+
+def test_compiled_code_is_found_from_every_copy_of_its_source(tmp_path: Path) -> None:
+    """Every job runs a snapshot of its own; what was compiled for one is there for the next."""
+    cache = tmp_path / "cache"
+    for copy in ("one", "two"):
+        source = tmp_path / copy / "data" / "module.py"
+        source.parent.mkdir(parents=True)
+        source.write_text("def double(number):\n    return 2 * number\n")
+        spec = importlib.util.spec_from_file_location(f"module_{copy}", source)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert cached(module.double, types.int64(types.int64), cache)(21) == 42
+    assert len(list(cache.rglob("*.nbc"))) == 1
