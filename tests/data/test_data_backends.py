@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -74,12 +75,16 @@ def test_damage_names_the_image(fashion, copied: Path, make_loader) -> None:
 
 
 def test_a_worker_that_hangs_is_given_up(fashion, make_loader, monkeypatch) -> None:
-    import time
-
-    monkeypatch.setattr("kapdist.data.fallback.Images.render", lambda *_: time.sleep(60))
+    release = threading.Event()
+    monkeypatch.setattr("kapdist.data.fallback.Images.render", lambda *_: release.wait(60))
     loader = make_loader(fashion, backend="torch", timeout_seconds=0.3)
     with pytest.raises(TimeoutError, match=r"batch 0 of this pass over .*did not come within"):
         next(loader.batches([np.arange(4)]))
+    release.set()  # it comes back after everybody has gone, and ends
+    for thread in threading.enumerate():
+        if thread.name.startswith("kapdist-load"):
+            thread.join(10)
+            assert not thread.is_alive()
 
 
 def test_what_the_backends_refuse(fashion, make_loader, monkeypatch) -> None:

@@ -1,6 +1,5 @@
 """FFCV's hazards, each provoked: what it would do is in its test's name, what we owe the user is asserted."""
 
-import gc
 import importlib.util
 import os
 import signal
@@ -34,12 +33,6 @@ def python(code: str, timeout: float = 60, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
-
-
-@pytest.fixture(autouse=True)
-def none_of_earlier_tests() -> None:
-    """A loader that a failure left behind lives as long as the failure's traceback, which is a cycle."""
-    gc.collect()
 
 
 def loading_threads() -> int:
