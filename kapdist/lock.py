@@ -63,7 +63,7 @@ def locked(path: Path) -> Iterator[None]:
         mine.write_text(json.dumps(asdict(this_process(token))))
         acquire(path, mine)
     except OSError as error:
-        raise InputError(path.parent, "a directory that can be written", error.strerror or str(error)) from None
+        raise InputError(path.parent, "a place that can be written", error.strerror or str(error)) from None
     finally:
         with contextlib.suppress(OSError):
             mine.unlink()

@@ -177,7 +177,7 @@ def prepare(attack: AttackDir, config: AttackConfig, cluster: ClusterConfig) -> 
             shutil.rmtree(attack.slurm / name, ignore_errors=True)
         attack.failed.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(attack.root, "a directory that can be written", error.strerror or str(error)) from None
+        raise InputError(attack.root, "a place that can be written", error.strerror or str(error)) from None
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from kapdist.configfile import load_config
 from kapdist.errors import InputError
 from kapdist.report import write_report
 from kapdist.rundir import CorruptionsDir, RunDir
+from kapdist.sealed import read_json
 
 FEW = {"kinds": ["contrast", "gaussian_noise"], "severities": [1, 5], "noise_stds": [0.1]}
 
@@ -105,7 +106,7 @@ def test_the_counts_are_those_of_a_plain_loop(world) -> None:
         ("random_uniform", [0.1, 0.2]),
     ]
     where = directory(world)
-    assert Summary.model_validate_json(where.summary.read_bytes()) == summary
+    assert Summary.model_validate_json(json.dumps(read_json(where.summary))) == summary
     assert where.table.read_text() == csv_text(summary)
     assert len(records(where)) == total * (1 + 4 + 3)
     contrast = records(where).filter((pl.col("kind") == "contrast") & (pl.col("severity") == 5))
