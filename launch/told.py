@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kapdist.environment import user_name
+from kapdist.slurm import RUNS
 from launch import slurm
 
 SECONDS = 4.0  # a controller that hangs is as good as none
 
-RUNS = {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"}
 WAITS = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 FAILS = {"FAILED", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "TIMEOUT"}
 
