@@ -25,6 +25,7 @@ from kapdist.errors import InputError
 from kapdist.models.build import build_model
 from kapdist.rng import derive_seed
 from kapdist.rundir import RunDir, file_sha256
+from kapdist.sealed import read_json
 from kapdist.train.evaluate import NUM_BINS, Tally, bin_of
 from kapdist.train.evaluate_run import evaluate_run
 
@@ -140,7 +141,7 @@ def test_a_run_is_what_float64_makes_of_it(run: RunDir) -> None:
     assert result["classes"][9]["name"] == "Ankle boot"
     assert result["weights"]["sha256"] == file_sha256(run.weights)
     assert result["data"]["fingerprint"] == open_beton(run.load_config().data.validation).fingerprint
-    assert json.loads(run.evaluation("evaluation").read_text()) == result
+    assert read_json(run.evaluation("evaluation")) == result
 
 
 def test_flip_is_the_mean_of_the_logits_of_both_views(run: RunDir) -> None:
