@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from kapdist.descriptors import open_standard_streams
+from kapdist.run.standard_output import open_standard_streams
 from kapdist.errors import RESUME, InputError, StoppedError, TransientError
-from kapdist.standard_output import result, work
+from kapdist.run.standard_output import result, work
 
 app = typer.Typer(
     help="Train Kernel Average Pooling ResNets over many nodes, attack them in shards, believe the number.",
@@ -60,7 +60,8 @@ def data_write(
     num_workers: Annotated[int, typer.Option(help="Writing processes; 0 takes the usable CPUs.")] = 0,
 ) -> None:
     """Write a beton and its manifest; the same command again continues what was interrupted."""
-    from kapdist.data import Columns, write
+    from kapdist.data import Columns
+    from kapdist.data.beton import write
     from kapdist.progress import Progress
 
     with work(out), Progress(out.name, unit="images") as progress:
@@ -96,10 +97,10 @@ def data_check(path: Annotated[Path, typer.Argument(help="The beton to check.")]
 def train(config: Annotated[Path, typer.Argument(help="YAML file.")], overrides: Overrides = None) -> None:
     """Train, or continue: one process, or one rank under torchrun or srun."""
     from kapdist.config import Config
-    from kapdist.configfile import load_config
+    from kapdist.config.file import load_config
 
     resolved = load_config(Config, config, overrides or [])
-    from kapdist.rundir import NO_ROOM
+    from kapdist.run.files import NO_ROOM
     from kapdist.train.loop import train
 
     try:
@@ -117,11 +118,11 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Count what a trained run gets right, per class too, and how calibrated it is; on one or several ranks."""
-    from kapdist.config_evaluation import EvaluationConfig
-    from kapdist.configfile import load_config
+    from kapdist.config.evaluation import EvaluationConfig
+    from kapdist.config.file import load_config
 
     resolved = load_config(EvaluationConfig, None, overrides or [])
-    from kapdist.forecast_view import show
+    from kapdist.forecast.view import show
     from kapdist.train.evaluate_run import evaluate_run, table
 
     with work(run):
@@ -151,9 +152,9 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a training run or an attack will ask of a machine that need not be there."""
-    from kapdist.forecast import Forecast
-    from kapdist.forecast_view import show_attack, show_forecast
-    from kapdist.planner import Question, answer
+    from kapdist.forecast.training import Forecast
+    from kapdist.forecast.view import show_attack, show_forecast
+    from kapdist.forecast.gather import Question, answer
 
     question = Question(
         config=config,
@@ -183,7 +184,8 @@ def attack_run(
 ) -> None:
     """Plan, attack all shards in local processes, merge."""
     resolved = attack_config(config, overrides)
-    from kapdist.attack import run_attack, write_worst_case
+    from kapdist.attack.local import run_attack
+    from kapdist.records.worst import write_worst_case
 
     with work(run):
         found = run_attack(run, resolved).describe() | {"worst_case": write_worst_case(run).describe()["cases"]}
@@ -196,7 +198,7 @@ def attack_plan(
 ) -> None:
     """Fix what is attacked and how; prints the directory's plan."""
     resolved = attack_config(config, overrides)
-    from kapdist.attack import plan_attack
+    from kapdist.attack.plan import plan_attack
 
     with work(run):
         found = plan_attack(run, resolved)
@@ -210,7 +212,7 @@ def attack_shard(
     num_shards: Annotated[int, typer.Option(help="How many shards share the work.")] = 1,
 ) -> None:
     """Attack one shard's chunks; chunks that are done are skipped."""
-    from kapdist.attack import run_shard
+    from kapdist.attack.shard import run_shard
 
     run_shard(directory, shard, num_shards)
 
@@ -218,7 +220,8 @@ def attack_shard(
 @attack.command("merge")
 def attack_merge(directory: AttackDirectory) -> None:
     """Check that every chunk is there once, add them up, write the summary."""
-    from kapdist.attack import merge, write_worst_case
+    from kapdist.attack.merge import merge
+    from kapdist.records.worst import write_worst_case
 
     with work(directory):
         summary = merge(directory).describe()
@@ -229,7 +232,7 @@ def attack_merge(directory: AttackDirectory) -> None:
 @attack.command("worst")
 def attack_worst(run: Run) -> None:
     """Unite all merged attacks of a run: what withstood everything tried, and what broke what first."""
-    from kapdist.attack import write_worst_case
+    from kapdist.records.worst import write_worst_case
 
     with work(run):
         found = write_worst_case(run)
@@ -265,7 +268,7 @@ def attack_export(
     footnote: Annotated[str | None, typer.Option(help="Said before what the attack itself has to say.")] = None,
 ) -> None:
     """Write RobustBench's model_info (deterministic models), CSV and Parquet of all images, a LaTeX table."""
-    from kapdist.attack.export import Entry, export
+    from kapdist.report.export import Entry, export
 
     entry = Entry(
         model_id=model_id,
@@ -296,8 +299,8 @@ def attack_sanity(
     """Examine whether an attack on the model can be believed; verdicts are results, the exit code is 0."""
     config, overrides = file_and_overrides(words or [], name="sanity")
     resolved = attack_config(config, overrides)
-    from kapdist.attack.sanity import run_sanity
-    from kapdist.attack.sanity.run import print_report
+    from kapdist.sanity import run_sanity
+    from kapdist.sanity.run import print_report
 
     with work(run):
         found = run_sanity(run, resolved)
@@ -313,8 +316,8 @@ def attack_corruptions(
     """Measure the accuracy under 15 common corruptions at 5 severities, and under random noise."""
     config, overrides = file_and_overrides(words or [], name="corruptions")
     resolved = attack_config(config, overrides)
-    from kapdist.attack.corruptions import run_corruptions
-    from kapdist.attack.corruptions.view import print_summary
+    from kapdist.corruptions import run_corruptions
+    from kapdist.corruptions.view import print_summary
 
     with work(run):
         found = run_corruptions(run, resolved)
@@ -348,14 +351,14 @@ def file_and_overrides(words: list[str], name: str) -> tuple[Path | None, list[s
 
 def attack_config(path: Path | None, overrides: list[str] | None) -> Any:
     from kapdist.config import AttackConfig
-    from kapdist.configfile import load_config
+    from kapdist.config.file import load_config
 
     return load_config(AttackConfig, path, overrides or [])
 
 
 def say(value: Any) -> None:
     """Print a JSON value on standard output."""
-    from kapdist.rundir import to_json
+    from kapdist.run.files import to_json
 
     with result():
         print(to_json(value, indent=2))

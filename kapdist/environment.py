@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kapdist.cpus import cpus_of_one
+from kapdist.run.cpus import cpus_of_one
 
 PACKAGES = ("kapdist", "torch", "ffcv", "numpy", "deepspeed", "pyautoattack", "polars", "pydantic", "omegaconf")
 SNAPSHOT = Path(__file__).resolve().parents[1] / "GIT.json"

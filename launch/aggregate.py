@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from kapdist.errors import InputError, LockedError
-from kapdist.rundir import AttackDir, RunDir, write_atomic
-from kapdist.sharding import missing_shards
+from kapdist.run.paths import AttackDir, RunDir
+from kapdist.run.files import write_atomic
+from kapdist.records.sharding import missing_shards
 from launch import jobs, slurm
 from launch.after import CLUSTER, first_line, has_successor, shard_ends, shard_failed
 from launch.array import AttackJobs
 from launch.cluster import load_cluster
 from launch.planned import plan_stands
 from launch.restarts import Restarts
-from launch.told import Told, ask_slurm, newest_of_shards
+from launch.status.slurm import Told, ask_slurm, newest_of_shards
 
 
 def aggregate(run: RunDir, attack: AttackDir, retry: int) -> None:
@@ -98,7 +99,7 @@ def describe(attack: AttackDir, shard: int, chunks: list[int]) -> str:
 
 
 def merge_and_report(run: RunDir, attack: AttackDir) -> None:
-    from kapdist.attack import merge
+    from kapdist.attack.merge import merge
     from kapdist.report import write_report
 
     summary = merge(attack.root)

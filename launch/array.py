@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kapdist.errors import InputError
-from kapdist.rundir import AttackDir, RunDir
+from kapdist.run.paths import AttackDir, RunDir
 from launch import jobs, slurm
 from launch.cluster import ClusterConfig
 from launch.planned import ATTACK

@@ -18,11 +18,12 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 
 from kapdist.config import AttackConfig
-from kapdist.configfile import dump_config, load_config
+from kapdist.config.file import dump_config, load_config
 from kapdist.errors import InputError
-from kapdist.lock import check_free
-from kapdist.rundir import AttackDir, RunDir, write_atomic
-from kapdist.sharding import missing_shards, num_chunks
+from kapdist.run.lock import check_free
+from kapdist.run.paths import AttackDir, RunDir
+from kapdist.run.files import write_atomic
+from kapdist.records.sharding import missing_shards, num_chunks
 from launch import jobs, slurm
 from launch.after import CLUSTER
 from launch.array import AttackJobs
@@ -30,7 +31,7 @@ from launch.cluster import ClusterConfig, load_cluster, split_words
 from launch.command import command_line
 from launch.planned import ATTACK, is_planned, refuse_another
 from launch.snapshot import describe, snapshot
-from launch.standing_train import trainer
+from launch.status.training import trainer
 from launch.submission import Submission
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, Field, model_validator
 
 from kapdist.config import Name, Natural, NonNegative, Section
-from kapdist.configfile import load_config
+from kapdist.config.file import load_config
 
 PREFIX = "cluster."
 Kind = Literal["train", "plan", "shard", "aggregate"]

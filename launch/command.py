@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from kapdist.descriptors import open_standard_streams
+from kapdist.run.standard_output import open_standard_streams
 from kapdist.errors import InputError
 
 

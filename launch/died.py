@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from kapdist.ends import deaths, end_of, killed_by
-from kapdist.rundir import RunDir, write_atomic
+from kapdist.run.ends import deaths, end_of, killed_by
+from kapdist.run.paths import RunDir
+from kapdist.run.files import write_atomic
 from launch.restarts import WRONG_INPUT
 
 

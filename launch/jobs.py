@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kapdist.environment import user_name
-from kapdist.rundir import to_json
+from kapdist.run.files import to_json
 from launch import clock
 from launch.submission import Submission
 

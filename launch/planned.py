@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from kapdist.config import AttackConfig, flatten
-from kapdist.configfile import load_config
+from kapdist.config.file import load_config
 from kapdist.errors import InputError
-from kapdist.rundir import AttackDir, write_atomic
+from kapdist.run.paths import AttackDir
+from kapdist.run.files import write_atomic
 
 ATTACK = "attack.yaml"  # the config that was submitted, and
 PLANNED = "planned.yaml"  # the one that was planned, both in slurm/

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from kapdist.errors import InputError, LockedError, StoppedError, TransientError
-from kapdist.signals import ASK, heard
+from kapdist.run.ends import ASK, heard
 from launch.restarts import HELD
 
 
@@ -28,7 +28,7 @@ class TrainRank:
         run_as_command(self.train)
 
     def train(self) -> None:
-        from kapdist.rundir import RunDir
+        from kapdist.run.paths import RunDir
         from kapdist.train.loop import train
 
         train(RunDir(self.root).load_config())
@@ -45,10 +45,10 @@ class PlanAttack:
         run_as_command(self.plan)
 
     def plan(self) -> None:
-        from kapdist.attack import plan_attack
+        from kapdist.attack.plan import plan_attack
         from kapdist.config import AttackConfig
-        from kapdist.configfile import load_config
-        from kapdist.rundir import RunDir
+        from kapdist.config.file import load_config
+        from kapdist.run.paths import RunDir
         from launch.planned import remember_plan
 
         config = load_config(AttackConfig, self.config)
@@ -68,7 +68,7 @@ class AttackShard:
         run_as_command(self.attack)
 
     def attack(self) -> None:
-        from kapdist.attack import run_shard
+        from kapdist.attack.shard import run_shard
 
         run_shard(self.directory, self.shard, self.num_shards)
 
@@ -85,7 +85,7 @@ class Aggregate:
         run_as_command(self.aggregate)
 
     def aggregate(self) -> None:
-        from kapdist.rundir import AttackDir, RunDir
+        from kapdist.run.paths import AttackDir, RunDir
         from launch.aggregate import aggregate
 
         aggregate(RunDir(self.run), AttackDir(self.directory), self.retry)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from kapdist.errors import RESUME
-from kapdist.rundir import to_json
+from kapdist.run.files import to_json
 from launch.cluster import ClusterConfig
 
 Verdict = Literal["done", "again", "give up", "leave"]

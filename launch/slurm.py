@@ -16,7 +16,7 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from kapdist.errors import InputError
-from kapdist.lock import locked_in_turn
+from kapdist.run.lock import locked_in_turn
 from launch.submission import Submission
 
 SECONDS = 60.0

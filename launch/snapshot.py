@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kapdist.environment import git_state
 from kapdist.errors import InputError
-from kapdist.rundir import write_atomic, write_json
+from kapdist.run.files import write_atomic, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST_BYTES = 32 * 2**20  # of one file: nobody's code, somebody's data that git does not ignore

@@ -14,9 +14,9 @@ import math
 import time
 from collections.abc import Iterator
 
-from kapdist.rundir import to_json
+from kapdist.run.files import to_json
 from launch.command import command_line
-from launch.standing import Standing, standing
+from launch.status.run import Standing, standing
 
 WATCH_SECONDS = 10.0
 
@@ -28,7 +28,7 @@ def main() -> None:
     elif arguments.watch is None:
         from rich.console import Console
 
-        from launch.screen import screen
+        from launch.status.table import screen
 
         Console().print(screen(standing(arguments.run)))
     else:
@@ -66,7 +66,7 @@ def watch(root: Path, pause: float) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from launch.screen import screen
+    from launch.status.table import screen
 
     console = Console()
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as shown:

@@ -14,9 +14,9 @@ from torch import nn
 from kapdist.config import AdversarialConfig, Config, DataConfig, EngineConfig, OptimConfig, TrainConfig
 from kapdist.data import Batch, open_beton
 from kapdist.engine import ENGINES, Ranks
-from kapdist.plan import make_plan, part
-from kapdist.rundir import RunDir
-from kapdist.train.adversary import Adversary
+from kapdist.plan.training import make_plan, part
+from kapdist.run.paths import RunDir
+from kapdist.train.adversarial import Adversary
 from kapdist.train.batches import InputNoise
 from kapdist.train.job import Job, LastEvaluation
 from kapdist.train.metrics import LossMeter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from kapdist.rundir import RunDir
+from kapdist.run.paths import RunDir
 
 TIMED = {"time", "seconds", "images_per_second", "peak_memory_bytes"}
 

@@ -24,11 +24,12 @@ import numpy as np
 import polars as pl
 from kill_test import Patterns
 
-from kapdist.attack import merge, plan_attack
-from kapdist.attack.plan import AttackPlan
+from kapdist.attack.merge import merge
+from kapdist.attack.plan import plan_attack
+from kapdist.records.attack_plan import AttackPlan
 from kapdist.config import AttackConfig
 from kapdist.data import write_beton
-from kapdist.rundir import AttackDir
+from kapdist.run.paths import AttackDir
 
 MODEL = """
 import torch

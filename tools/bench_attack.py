@@ -29,16 +29,18 @@ from kill_test import Patterns
 from pyautoattack import AutoAttack
 
 import kapdist.attack.images as images_of
-from kapdist.attack import merge, plan_attack, run_shard
+from kapdist.attack.merge import merge
+from kapdist.attack.plan import plan_attack
+from kapdist.attack.shard import run_shard
 from kapdist.attack.chunk import AttackOutcome, ChunkOutcome
 from kapdist.attack.model import load_model
-from kapdist.attack.plan import AttackPlan, write_plan
-from kapdist.attack.records import chunk_table
+from kapdist.records.attack_plan import AttackPlan, write_plan
+from kapdist.attack.rows import chunk_table
 from kapdist.config import AttackConfig
 from kapdist.data import write_beton
 from kapdist.rng import derive_seed
-from kapdist.rundir import AttackDir
-from kapdist.sealed import write_table
+from kapdist.run.paths import AttackDir
+from kapdist.records.sealed import write_table
 
 CHUNK = 32
 PARTS = ("overhead", "scaling", "passes", "merge")
@@ -137,7 +139,7 @@ def merge_seconds(folder: Path, num_images: int, rounds: int) -> list[float]:
 
 
 def sha_of(images: tuple[int, ...]) -> str:
-    from kapdist.rundir import fingerprint
+    from kapdist.run.files import fingerprint
 
     return fingerprint(list(images))
 

@@ -35,9 +35,10 @@ from PIL import Image
 
 from kapdist import models
 from kapdist.config import DataConfig
-from kapdist.data import BetonInfo, Loader, augment, open_beton, write_beton
-from kapdist.data.beton import stored_bytes
-from kapdist.data.pixels import FULL, eighths
+from kapdist.data import BetonInfo, Loader, open_beton, write_beton
+from kapdist.data.load import augment
+from kapdist.data.beton.layout import stored_bytes
+from kapdist.data.load.pixels import FULL, eighths
 from kapdist.environment import usable_cpus
 
 TIMES = 8  # as many images in the longer beton

@@ -28,8 +28,8 @@ from kapdist.config import Config, DataConfig, EngineConfig, ModelConfig, TrainC
 from kapdist.data import Batch
 from kapdist.engine import DDPEngine, Ranks
 from kapdist.models.build import build_model
-from kapdist.plan import Plan, make_plan
-from kapdist.rundir import RunDir
+from kapdist.plan.training import Plan, make_plan
+from kapdist.run.paths import RunDir
 from kapdist.train.batches import InputNoise
 from kapdist.train.clock import Clock
 from kapdist.train.job import Job, LastEvaluation

@@ -30,7 +30,7 @@ from bench_step import machine
 from PIL import Image
 
 from kapdist.data import Source, class_folder, write_beton
-from kapdist.data.board import fork
+from kapdist.data.beton.board import fork
 from kapdist.data.sources.folder import ClassFolder
 from kapdist.environment import usable_cpus
 

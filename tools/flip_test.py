@@ -33,17 +33,19 @@ from typing import Any, NamedTuple
 import torch
 from kill_test import CONFIG, Patterns
 
-from kapdist import sealed
-from kapdist.attack import merge, plan_attack, run_shard
+from kapdist.records import sealed
+from kapdist.attack.merge import merge
+from kapdist.attack.plan import plan_attack
+from kapdist.attack.shard import run_shard
 from kapdist.config import AttackConfig, Config
-from kapdist.config_evaluation import EvaluationConfig
-from kapdist.configfile import load_config
+from kapdist.config.evaluation import EvaluationConfig
+from kapdist.config.file import load_config
 from kapdist.data import write_beton
 from kapdist.engine import Ranks
 from kapdist.errors import InputError
 from kapdist.report import comparison
 from kapdist.report.facts import attack_facts, run_facts
-from kapdist.rundir import RunDir, weights_sha256
+from kapdist.run.paths import RunDir, weights_sha256
 from kapdist.train.checkpoint import load, newest
 from kapdist.train.evaluate_run import evaluate_run
 from kapdist.train.loop import train

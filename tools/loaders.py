@@ -18,7 +18,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from kapdist.config import DataConfig
 from kapdist.data import BetonInfo, Loader, class_folder, epoch_order, fashion_mnist, open_beton, write_beton
-from kapdist.data.beton import stored_bytes
+from kapdist.data.beton.layout import stored_bytes
 
 # Only after kapdist.data: its guard keeps FFCV's import from changing torch's threads.
 from ffcv.fields.basics import IntDecoder  # isort: skip

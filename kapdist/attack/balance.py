@@ -10,10 +10,10 @@ from pathlib import Path
 
 import polars as pl
 
-from kapdist.attack.plan import PlannedData, PlannedModel, read_plan
+from kapdist.records.attack_plan import PlannedData, PlannedModel, read_plan
 from kapdist.errors import InputError
-from kapdist.rundir import AttackDir, RunDir
-from kapdist.sealed import DamagedError, read_table
+from kapdist.run.paths import AttackDir, RunDir
+from kapdist.records.sealed import DamagedError, read_table
 
 
 def chunk_costs(

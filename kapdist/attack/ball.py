@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from kapdist.attack.plan import Norm
+from kapdist.records.attack_plan import Norm
 
 RELATIVE_TOLERANCE = 1e-6
 FLOAT32_SPACING = 2.0**-24  # of floats just below 1

@@ -11,7 +11,7 @@ import torch
 
 from kapdist.config import AttackConfig
 from kapdist.errors import InputError
-from kapdist.rundir import RunDir, as_ended
+from kapdist.run.paths import RunDir, as_ended
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kapdist.attack.plan import Norm
+from kapdist.records.attack_plan import Norm
 
 BISECTED = 1e-3  # of eps: where a bisection ends
 

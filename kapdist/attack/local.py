@@ -18,17 +18,17 @@ import polars as pl
 
 from kapdist.attack.devices import own_gpu
 from kapdist.attack.merge import merge_chunks
-from kapdist.attack.plan import AttackPlan
-from kapdist.attack.planning import attack_dir_of, write_new_plan
-from kapdist.attack.summary import Summary
+from kapdist.records.attack_plan import AttackPlan
+from kapdist.attack.plan import attack_dir_of, write_new_plan
+from kapdist.records.summary import Summary
 from kapdist.config import AttackConfig
-from kapdist.ends import cause_in, fatal_file, killed_by
+from kapdist.run.ends import cause_in, fatal_file, killed_by
 from kapdist.errors import InputError
-from kapdist.lock import locked
+from kapdist.run.lock import locked
 from kapdist.progress import Progress
-from kapdist.rundir import AttackDir
-from kapdist.sealed import DamagedError, read_table
-from kapdist.signals import heard
+from kapdist.run.paths import AttackDir
+from kapdist.records.sealed import DamagedError, read_table
+from kapdist.run.ends import heard
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0

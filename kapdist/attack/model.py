@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kapdist.attack.plan import PlannedModel
+from kapdist.records.attack_plan import PlannedModel
 from kapdist.config import KapConfig, ModelConfig
 from kapdist.errors import InputError
 from kapdist.kap import fold
 from kapdist.models.build import build_model
 from kapdist.models.weights import load_weights
-from kapdist.rundir import RunDir, file_sha256, weights_sha256
+from kapdist.run.paths import RunDir, weights_sha256
+from kapdist.run.files import file_sha256
 
 
 def load_model(source: PlannedModel, run: Path) -> nn.Module:

@@ -1,260 +1,249 @@
-"""What an attack is, fixed before it starts: attacks/<name>/plan.json.
-
-Everything that decides a verdict is in the plan and in its fingerprint; where files lie is in the plan alone, so
-that a run directory may be moved between two shards.
-"""
+"""From a run and a config to an attack plan; the model is built and checked once, before anything is queued."""
 
 from __future__ import annotations
 
-import json
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import torch
 
-from kapdist.config import AttackName
+import kapdist.attack.images as images_of
+from kapdist.attack.balance import chunk_costs
+from kapdist.attack.ball import vacuous_eps
+from kapdist.attack.classifier import (
+    check_batches,
+    check_classifier,
+    check_deterministic,
+    check_evaluation_mode,
+    noise_differs_by_row,
+)
+from kapdist.attack.devices import device_kind, refuse_auto_elsewhere
+from kapdist.attack.images import ImageSet
+from kapdist.attack.model import (
+    factory_sha256,
+    file_sha256_of,
+    find_factory,
+    load_model,
+    state_sha256,
+    weights_path,
+)
+from kapdist.records.attack_plan import PACKAGES, AttackPlan, Norm, OwnSettings, PlannedModel, read_plan, write_plan
+from kapdist.attack.plan import own_settings_of, protocol_of
+from kapdist.attack.stock import resolve
+from kapdist.config import AttackConfig, AttackedModelConfig, Config
+from kapdist.environment import package_versions, usable_cpus
 from kapdist.errors import InputError
-from kapdist.rundir import AttackDir, fingerprint
-from kapdist.sealed import read_json, write_json
-
-StageAttack = Literal["screen"] | AttackName
-OWN_ATTACKS: frozenset[StageAttack] = frozenset({"screen", "random-noise", "hard-label", "transfer"})
-"""Those that are none of the library's."""
-GRADIENT_FREE: frozenset[AttackName] = frozenset({"square", "random-noise", "hard-label", "transfer"})
-Norm = Literal["Linf", "L2", "L1"]
-PACKAGES = ("kapdist", "torch", "numpy", "pyautoattack")
+from kapdist.kap import noise
+from kapdist.run.lock import locked
+from kapdist.rng import permutation
+from kapdist.run.paths import AttackDir, RunDir
+from kapdist.run.files import fingerprint
 
 
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-AnyPlan = TypeVar("AnyPlan", bound=Frozen)
-
-
-class PlannedModel(Frozen):
-    """The classifier: a run's own (architecture) or a factory's, and the weights that it must have."""
-
-    factory: str | None
-    """As the user wrote it; a file is looked up from the directory that a shard starts in."""
-    factory_sha256: str | None
-    """Of the file with the factory."""
-    architecture: dict[str, dict[str, Any]] | None
-    """Sections model and kap of the run's config."""
-    weights: Path | None
-    """None: the run's model.safetensors, or with a factory the weights that it comes with."""
-    weights_sha256: str
-    """Of the file, or of the state_dict where the factory brings its own weights."""
-    num_classes: int
-    folded: bool
-    """Averages and norms are folded into the convolutions; the noise is then off for good."""
-
-
-class PlannedData(Frozen):
-    """The images and how they are brought to the model's resolution."""
-
-    path: Path
-    fingerprint: str
-    resolution: int
-    crop: str
-    crop_ratio: float
-    classes: tuple[str, ...] | None = None
-    """Names of the model's classes, by which labels are mapped; None: those of the beton are the same."""
-
-
-class Settings(Frozen):
-    """The library's own settings for its version, as it sets them; targets are fewer with fewer than 10 classes."""
-
-    iterations: int
-    eot: int
-    apgd_restarts: int
-    apgd_targets: int
-    apgd_shrinking_eps: bool
-    fab_restarts: int
-    fab_targets: int
-    square_queries: int
-
-
-class OwnSettings(Frozen):
-    """What our own attacks are given; of those that are not in the list, the defaults."""
-
-    random_draws: int = 0
-    hard_label_queries: int = 0
-    surrogate: PlannedModel | None = None
-
-
-class Stage(Frozen):
-    """One attack at one eps; its name is that of its columns in the records."""
-
-    name: str
-    attack: StageAttack
-    eps: float
-
-
-class AttackPlan(Frozen):
-    """One attack on one model, to the last detail that decides a verdict."""
-
-    format: Literal[2] = 2
-    name: str
-    run: str
-    model: PlannedModel
-    data: PlannedData
-    norm: Norm
-    eps: float
-    """The largest, which the accuracy is stated for."""
-    smaller_eps: tuple[float, ...] = ()
-    """Ascending; tried first, and what falls there is not attacked again: it counts as broken from there on."""
-    version: Literal["standard", "plus", "rand", "eot-standard", "custom"]
-    attacks: tuple[AttackName, ...]
-    settings: Settings
-    own_settings: OwnSettings = OwnSettings()
-    noise: Literal["off", "fixed", "fresh"]
-    """fresh: the model is noisy. Any other says that it is deterministic."""
-    screen: int = 0
-    """Steps of the short attack that goes first; 0: none."""
-    compact: bool = False
-    """What has fallen is not computed again within an attack (deterministic models)."""
-    eot: int = 1
-    """Draws that are averaged inside the model; 1: none are."""
-    draws_together: bool = True
-    """Draws may share a batch. False: the model's noise is one for the whole batch."""
-    images_per_pass: int = 512
-    """Rows of the largest batch of averaged or scored draws: their grouping decides which noise each row gets."""
-    rescore: int = 0
-    """Fresh draws that stored images are scored under; 0: none are."""
-    seed: int
-    chunk_size: int = Field(ge=1)
-    threads: int = Field(ge=1)
-    """CPU threads per shard: the order of sums, and so the last bits, depend on it."""
-    device: str
-    """cpu, or the name of the GPU: another kind may round otherwise."""
-    keep_adversarial: bool
-    packages: dict[str, str | None]
-    num_images: int
-    images_sha256: str
-    notes: tuple[str, ...]
-    """What a reader of the result should know about this plan."""
-    costs: tuple[float, ...] = ()
-    """Expected work of each chunk, in any unit; shards are balanced by it. Empty: as many as there are images."""
-    images: tuple[int, ...] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def every_chunk_has_its_cost(self) -> AttackPlan:
-        if self.costs and len(self.costs) != self.num_chunks:
-            raise ValueError(f"{len(self.costs)} costs for {self.num_chunks} chunks")
-        return self
-
-    def identity(self) -> dict[str, Any]:
-        """Return what decides the verdicts, JSON values: no names, no places."""
-        values = self.model_dump(mode="json", exclude={"name", "run", "notes", "costs", "images"})
-        del values["model"]["weights"], values["data"]["path"]
-        if self.data.classes is None:
-            del values["data"]["classes"]
-        if self.own_settings == OwnSettings():
-            del values["own_settings"]
-        elif self.own_settings.surrogate:
-            del values["own_settings"]["surrogate"]["weights"]
-        return values
-
-    def describe(self) -> dict[str, Any]:
-        """Return the plan as JSON values, without the list of images."""
-        derived = {"fingerprint": self.fingerprint, "num_chunks": self.num_chunks}
-        return self.model_dump(mode="json", exclude={"images", "costs"}) | derived
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return fingerprint(self.identity())
-
-    @property
-    def num_chunks(self) -> int:
-        return -(-len(self.images) // self.chunk_size)
-
-    def chunk_images(self, chunk: int) -> tuple[int, ...]:
-        """Return the ids of the images of a chunk, ascending."""
-        return self.images[chunk * self.chunk_size : (chunk + 1) * self.chunk_size]
-
-    @property
-    def passes_gradients(self) -> bool:
-        return not GRADIENT_FREE.issuperset(self.attacks)
-
-    @property
-    def deterministic(self) -> bool:
-        return self.noise != "fresh"
-
-    @property
-    def sweep(self) -> tuple[float, ...]:
-        """All eps, ascending."""
-        return (*self.smaller_eps, self.eps)
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """What is run, in order: the screen and the list of attacks, at each eps."""
-        attacks: tuple[StageAttack, ...] = ("screen", *self.attacks) if self.screen else self.attacks
-        return tuple(
-            Stage(name=f"{attack}@{eps:.6g}" if self.smaller_eps else attack, attack=attack, eps=eps)
-            for eps in self.sweep
-            for attack in attacks
-        )
-
-
-def run_of(attack: AttackDir) -> Path:
-    """Return the run directory that an attack directory lies in: RUN/attacks/NAME."""
-    return attack.root.resolve().parent.parent
-
-
-def read_plan(attack: AttackDir) -> AttackPlan:
-    """Read the plan of an attack directory.
+def plan_attack(run: Path, config: AttackConfig) -> AttackPlan:
+    """Plan an attack and write RUN/attacks/<name>/plan.json; an equal plan that is there already is kept.
 
     Raises:
-        InputError: there is none, or it is not one.
+        InputError: the model cannot be attacked, there are too few images, another plan is there, or somebody
+            else is at work in the directory; device=auto would fix the CPU for a run trained on a GPU.
     """
-    if not attack.plan.is_file():
-        raise InputError(attack.root, "an attack directory (kapdist attack plan RUN CONFIG)", "no plan.json")
-    plan = parse_plan(AttackPlan, attack.plan)
-    if fingerprint(list(plan.images)) != plan.images_sha256:
-        raise InputError(attack.plan, f"images with sha256 {plan.images_sha256[:12]}", "another list")
+    attack = attack_dir_of(run, config)
+    refuse_auto_elsewhere(run, config)
+    with locked(attack.lock):
+        return write_new_plan(run, config, attack)
+
+
+def attack_dir_of(run: Path, config: AttackConfig) -> AttackDir:
+    """Return where the attack belongs; a mistyped run is refused before a lock makes its directory."""
+    config_of(run, config)
+    return RunDir(run).attack(config.name)
+
+
+def write_new_plan(run: Path, config: AttackConfig, attack: AttackDir) -> AttackPlan:
+    """Plan without taking the lock, for a caller that holds it."""
+    plan = make_plan(run, config, attack)
+    write_plan(attack, plan)
     return plan
 
 
-def parse_plan(kind: type[AnyPlan], path: Path) -> AnyPlan:
-    """Read a file as a plan of some kind.
+def make_plan(run: Path, config: AttackConfig, attack: AttackDir, *, examined: bool = False) -> AttackPlan:
+    """Return the plan without writing it.
 
-    Raises:
-        InputError: it is none of this version; names the first field that does not fit.
+    Args:
+        examined: the model will be examined, and what no attack should be trusted on is a finding: a model that
+            is noisy though declared deterministic, or in training mode, is not refused.
     """
-    values = read_json(path, "remove it and plan again: chunks of the same plan are kept")
-    try:
-        # From JSON and not from Python's values: a tuple is a list there, a path a string.
-        return kind.model_validate_json(json.dumps(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        found = first["msg"].removeprefix("Value error, ")
-        raise InputError(path, "a plan of this version", f"{place}: {found}" if place else found) from None
+    run_config = config_of(run, config)
+    image_set = images_of.describe_images(config.data, run_config, run, config.classes)
+    model = plan_model(run, config, run_config, image_set)
+    protocol = protocol_of(config)
+    eps = protocol.eps
+    attacks, settings, notes = resolve(config.version, config.attacks, config.norm, eps, model.num_classes)
+    images = choose_images(config, image_set)
+    plan = AttackPlan(
+        name=config.name,
+        run=RunDir(run).name,
+        model=model,
+        data=image_set.data,
+        norm=config.norm,
+        eps=eps,
+        smaller_eps=protocol.sweep[:-1],
+        version=config.version,
+        attacks=attacks,
+        settings=settings,
+        own_settings=own_settings(config, model),
+        noise=config.noise,
+        screen=protocol.screen,
+        compact=protocol.compact,
+        eot=protocol.eot,
+        images_per_pass=config.images_per_pass,
+        rescore=protocol.rescore,
+        seed=config.seed,
+        chunk_size=config.chunk_size,
+        threads=resolve_threads(config, attack),
+        device=device_kind(config.device),
+        keep_adversarial=config.keep_adversarial,
+        packages=package_versions(PACKAGES),
+        num_images=len(images),
+        images_sha256=fingerprint(list(images)),
+        notes=(*notes, *notes_on_noise(config, protocol.eot), *notes_on_eps(config.norm, eps, image_set)),
+        costs=costs_of(run, config, attack, model, image_set, images),
+        images=images,
+    )
+    return checked(plan, run, examined)
 
 
-def write_plan(attack: AttackDir, plan: AttackPlan) -> None:
-    """Write the plan, or find it there already; chunks that were made under it are kept.
+def costs_of(
+    run: Path,
+    config: AttackConfig,
+    attack: AttackDir,
+    model: PlannedModel,
+    image_set: ImageSet,
+    images: tuple[int, ...],
+) -> tuple[float, ...]:
+    """Return the expected work of each chunk; a plan that is there keeps its own, or shards would deal anew."""
+    if attack.plan.exists() and (before := read_plan(attack)).images == images:
+        return before.costs
+    return chunk_costs(run, model, image_set.data, images, config.chunk_size)
 
-    Raises:
-        InputError: the directory has a plan that differs in what decides a verdict.
-    """
-    if attack.plan.exists():
-        difference = first_difference(read_plan(attack).identity(), plan.identity())
-        if difference:
-            key, before, now = difference
-            expected = f"{key} = {before} as this attack was planned (or another name=)"
-            raise InputError(attack.root, expected, now)
-    write_json(attack.plan, json.loads(plan.model_dump_json()))
+
+def checked(plan: AttackPlan, run: Path, examined: bool) -> AttackPlan:
+    """Build the model as a shard will, show it a few images, and return the plan."""
+    network = load_model(plan.model, run)
+    place = place_of(plan.model, run)
+    with noise(network, plan.noise, seed=plan.seed):
+        dtype = check_classifier(
+            network, place, plan.model.num_classes, plan.data.resolution, plan.passes_gradients
+        )
+        plan = plan.model_copy(update={"notes": (*plan.notes, *notes_on_precision(dtype))})
+        if not examined:
+            check_evaluation_mode(network, place)
+        if plan.deterministic:
+            if not examined:
+                check_deterministic(network, place, plan.data.resolution)
+                check_batches(network, place, plan.data.resolution)
+            return plan
+        together = noise_differs_by_row(network, plan.data.resolution)
+    return plan.model_copy(update={"draws_together": together})
 
 
-def first_difference(before: Any, now: Any, key: str = "") -> tuple[str, str, str] | None:
-    """Return (dotted key, value before, value now) of the first field that differs."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in [*before, *(name for name in now if name not in before)]:
-            found = first_difference(before.get(name), now.get(name), f"{key}.{name}" if key else name)
-            if found:
-                return found
+def place_of(model: PlannedModel, run: Path) -> str:
+    return f"model.factory={model.factory}" if model.factory else str(run)
+
+
+def config_of(run: Path, config: AttackConfig) -> Config | None:
+    """Return the run's config; with a factory the run need not be one."""
+    if config.model.factory is not None and not RunDir(run).config.exists():
         return None
-    return None if before == now else (key, repr(before), repr(now))
+    return RunDir(run).load_config()
+
+
+def plan_model(run: Path, config: AttackConfig, run_config: Config | None, image_set: ImageSet) -> PlannedModel:
+    factory = config.model.factory
+    if factory is not None:
+        find_factory(factory)  # what is wrong with it is said before anything is hashed
+    weights = config.model.weights.resolve() if config.model.weights else None
+    num_classes = config.num_classes or (run_config.model.num_classes if run_config else image_set.num_classes)
+    architecture = None
+    if factory is None:
+        assert run_config is not None
+        architecture = {
+            "model": run_config.model.model_dump(mode="json", exclude={"weights"}),
+            "kap": run_config.kap.model_dump(mode="json"),
+        }
+    planned = PlannedModel(
+        factory=factory,
+        factory_sha256=factory_sha256(factory) if factory else None,
+        architecture=architecture,
+        weights=weights,
+        weights_sha256="",
+        num_classes=num_classes,
+        folded=factory is None and config.fold and config.noise == "off",
+    )
+    return planned.model_copy(update={"weights_sha256": sha256_of_weights(planned, run)})
+
+
+def own_settings(config: AttackConfig, model: PlannedModel) -> OwnSettings:
+    own = own_settings_of(config)
+    if config.transfer_from is None:
+        return own
+    return own.model_copy(update={"surrogate": plan_surrogate(config.transfer_from, config, model)})
+
+
+def plan_surrogate(run: Path, config: AttackConfig, model: PlannedModel) -> PlannedModel:
+    """Return the model of the run that transfers come from, its noise off and its weights where they lie.
+
+    Raises:
+        InputError: it is no finished run, or its classes are not those of the attacked model.
+    """
+    run_config = RunDir(run).load_config()
+    update = {"model": AttackedModelConfig(weights=RunDir(run).weights), "noise": "off", "num_classes": None}
+    image_set = images_of.describe_images(config.data, run_config, run, config.classes)
+    surrogate = plan_model(run, config.model_copy(update=update), run_config, image_set)
+    if surrogate.num_classes != model.num_classes:
+        expected = f"a run with the {model.num_classes} classes of the attacked model"
+        raise InputError(f"transfer_from={run}", expected, f"{surrogate.num_classes} classes")
+    return surrogate
+
+
+def sha256_of_weights(planned: PlannedModel, run: Path) -> str:
+    path = weights_path(planned.factory, planned.weights, run)
+    return state_sha256(load_model(planned, run)) if path is None else file_sha256_of(path)
+
+
+def choose_images(config: AttackConfig, image_set: ImageSet) -> tuple[int, ...]:
+    """Return the ids of the images to attack: the first of a permutation by seed, ascending."""
+    if config.num_images > image_set.num_images:
+        found = f"{image_set.num_images} in {image_set.data.path}"
+        raise InputError("num_images", f"at least {config.num_images} images", found)
+    chosen = permutation(image_set.num_images, config.seed, "attack images")
+    return tuple(sorted(chosen[: config.num_images or None].tolist()))
+
+
+def resolve_threads(config: AttackConfig, attack: AttackDir) -> int:
+    """Return the threads of a shard; 0 keeps those of the plan that is there, so that shards may be re-dealt."""
+    if config.threads == 0 and attack.plan.exists():
+        return read_plan(attack).threads
+    return config.threads or usable_cpus(config.num_shards)
+
+
+def notes_on_noise(config: AttackConfig, draws: int) -> list[str]:
+    if config.noise != "fresh" or draws > 1:
+        return []
+    name = "the library's own average over gradients" if config.version == "rand" else "no average over the noise"
+    return [
+        f"{name}, for comparison: one noisy draw decides each success, so harmless noise lowers the accuracy too "
+        "(version eot-standard averages inside the model)"
+    ]
+
+
+def notes_on_precision(dtype: torch.dtype) -> list[str]:
+    if dtype == torch.float32:
+        return []
+    return [f"the model's logits are {str(dtype).removeprefix('torch.')}; attacks see them as float32"]
+
+
+def notes_on_eps(norm: Norm, eps: float, image_set: ImageSet) -> list[str]:
+    limit = vacuous_eps(norm, 3 * image_set.data.resolution**2)
+    if eps < limit:
+        return []
+    return [f"{norm} eps {eps:g} says nothing: from {limit:g} on every image can be turned into the same grey"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kapdist.attack.plan import OwnSettings
+from kapdist.records.attack_plan import OwnSettings
 from kapdist.config import AttackConfig
 
 EOT_STANDARD_DRAWS = 20

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kapdist.attack.plan import Norm
+from kapdist.records.attack_plan import Norm
 from kapdist.rng import derive_seed
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kapdist.attack.counted import CountedModel
-from kapdist.attack.noise import AveragedModel
-from kapdist.attack.plan import AttackPlan
+from kapdist.attack.averaged import AveragedModel
+from kapdist.records.attack_plan import AttackPlan
 
 
 @dataclass(frozen=True)

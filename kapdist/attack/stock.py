@@ -11,7 +11,7 @@ from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor, nn
 
 from kapdist.attack.hard_label import RayS
-from kapdist.attack.plan import OWN_ATTACKS, AttackPlan, Norm, Settings, StageAttack
+from kapdist.records.attack_plan import OWN_ATTACKS, AttackPlan, Norm, Settings, StageAttack
 from kapdist.attack.random_noise import RandomNoise
 from kapdist.attack.transfer import Transfer
 from kapdist.attack.watch import WatchedModel, watch

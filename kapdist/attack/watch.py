@@ -24,7 +24,7 @@ from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor, nn
 
 from kapdist.attack.ball import inside
-from kapdist.attack.plan import Norm
+from kapdist.records.attack_plan import Norm
 
 SURELY = 1e-4  # of the largest logit: no batch size rounds a misclassification of this margin away
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch.distributed as dist
 
 from kapdist.errors import InputError
-from kapdist.rundir import to_json
+from kapdist.run.files import to_json
 
 KEY = "kapdist/host of rank 0"
 VARIABLE = "GLOO_SOCKET_IFNAME"

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from kapdist.errors import InputError, TransientError
-from kapdist.rundir import to_json, write_atomic
+from kapdist.run.files import to_json, write_atomic
 
 VARIABLE = "KAPDIST_RENDEZVOUS"
 LOOPBACKS = ("127.0.0.1", "::1")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from kapdist.errors import InputError
 from kapdist.report.reading import Attack, read_json, read_rows
-from kapdist.sealed import read_array
+from kapdist.records.sealed import read_array
 
 Pixels = NDArray[np.float32]
 NUM_EXAMPLES = 3

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from kapdist.configfile import dump_config
+from kapdist.config.file import dump_config
 from kapdist.environment import package_version
 from kapdist.report import plots
 from kapdist.report.claims import Claim, enumeration, lead
@@ -25,7 +25,7 @@ from kapdist.report.sanity import SanityView, sanity_views
 from kapdist.report.table import Block, Row, percent
 from kapdist.report.worst import COLUMNS as WORST_COLUMNS
 from kapdist.report.worst import accuracy_text, worst_views
-from kapdist.rundir import write_atomic
+from kapdist.run.files import write_atomic
 
 PAGE = "index.html"
 

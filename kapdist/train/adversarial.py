@@ -1,96 +1,175 @@
-"""Adversarial images for training: where an attack starts, which way it goes, how far it may.
+"""The attack inside of a training step: from where, how far, against the model in which mode; and what it did.
 
-Projected gradient ascent: Madry et al. 2018, https://arxiv.org/abs/1706.06083, section 2.1. One step of it from a
-random start is the fast attack of Wong et al. 2020, https://arxiv.org/abs/2001.03994, algorithm 3; one step of size
-eps from the image is FGSM (Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572).
+What decides it is a function of (seed, epoch, image) or of (seed, step), or saved with the model: it has no state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from kapdist import kap
+from kapdist.config import Config
+from kapdist.engine import Engine, Ranks
+from kapdist.plan.training import Plan
+from kapdist.plan.adversarial import AdversarialPlan
 from kapdist.rng import derive_seed
-
-GRADIENT_SCALE = 2.0**8  # a power of two rounds nothing; without it fp16 gradients of images underflow
-TINY = torch.finfo(torch.float32).tiny
-
-
-@dataclass(frozen=True)
-class Ball:
-    """Where the adversarial images of a batch may lie: within eps of the images, and in [0, 1].
-
-    A value that input noise has taken out of [0, 1] may stay where it is, and go no further out.
-
-    Args:
-        images: (batch, channels, height, width).
-        norm: "Linf" or "L2", of each image's perturbation.
-    """
-
-    images: Tensor
-    norm: str
-    eps: float
-
-    def project(self, points: Tensor) -> Tensor:
-        """Return the nearest points of the ball, then cut them to [0, 1], which takes none of them out of it."""
-        low, high = self.images.clamp(max=0), self.images.clamp(min=1)
-        if self.norm == "Linf":
-            low, high = low.maximum(self.images - self.eps), high.minimum(self.images + self.eps)
-            return points.clamp(low, high)
-        delta = points - self.images
-        return (self.images + delta * (self.eps / lengths(delta).clamp_min(TINY)).clamp(max=1)).clamp(low, high)
-
-    def ascend(self, points: Tensor, gradient: Tensor, step_size: float) -> Tensor:
-        """Return the points one step further up their gradient: by its sign, or by its direction for L2."""
-        gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)  # fp16 may overflow: no step there
-        direction = gradient.sign() if self.norm == "Linf" else gradient / lengths(gradient).clamp_min(TINY)
-        return self.project(points + step_size * direction)
+from kapdist.train.perturbation import Ball, pgd, random_start
+from kapdist.train.mixing import mixed_cross_entropy
 
 
-def lengths(vectors: Tensor) -> Tensor:
-    """Return the L2 norm of each image, (batch, 1, 1, 1)."""
-    return torch.linalg.vector_norm(vectors, dim=(1, 2, 3), keepdim=True)
+class Part(NamedTuple):
+    """A part of a rank's batch as the loss takes it."""
+
+    images: Tensor  # (batch, 3, height, width), augmented and mixed
+    labels: Tensor  # (batch,)
+    share: float  # of each image's own label; the rest is its partner's
+    ids: list[int]
+    adversarial: Tensor | None = None  # what is trained on, besides or instead of the images
+
+    def loss(self, logits: Tensor, label_smoothing: float) -> Tensor:
+        """Return the loss of these logits (batch, classes), summed over images."""
+        return mixed_cross_entropy(logits.float(), self.labels, self.share, label_smoothing)
+
+    def with_gradient(self) -> Part:
+        """Return the part with adversarial images whose gradient the next backward leaves in them."""
+        assert self.adversarial is not None
+        return self._replace(adversarial=self.adversarial.detach().requires_grad_())
+
+    @property
+    def heavier_labels(self) -> Tensor:
+        """The label of each image that has the larger share."""
+        return self.labels if self.share >= 0.5 else self.labels.flip(0)
 
 
-def random_start(ball: Ball, seed: int, epoch: int, ids: Sequence[int]) -> Tensor:
-    """Return points drawn uniformly from the ball, then cut to [0, 1]: functions of (seed, epoch, image id) alone.
+class Adversary:
+    """Makes the adversarial images of a run."""
 
-    They depend neither on the batch nor on the rank, the memory format or the number of processes.
-    """
-    delta = torch.empty_like(ball.images)
-    generator = torch.Generator(delta.device)
-    for perturbation, image in zip(delta, ids, strict=True):
-        generator.manual_seed(derive_seed(seed, "adversarial start", epoch, image))
-        perturbation.copy_(draw(ball.norm, perturbation, generator))
-    return ball.project(ball.images + ball.eps * delta)
+    def __init__(self, config: Config, plan: Plan, settings: AdversarialPlan, engine: Engine, ranks: Ranks) -> None:
+        self.config, self.plan, self.settings = config, plan, settings
+        self.engine, self.ranks = engine, ranks
+        self.counts = torch.zeros(4, dtype=torch.float64, device=ranks.device)
+
+    def prepare(self, measure: bool) -> None:
+        """Make the running statistics that the attack or a measurement reads those of rank 0, as all others do.
+
+        Without it other ranks would attack with what their own images left, which no checkpoint has.
+        """
+        if measure or self.settings.reads_statistics:
+            self.engine.sync_buffers()
+
+    def start(self, part: Part, step: int) -> Part:
+        """Return the part with the points that the attack starts from."""
+        if not self.settings.random_start:
+            return part._replace(adversarial=part.images)
+        start = random_start(self.ball(part, step), self.config.seed, self.plan.epoch(step), part.ids)
+        return part._replace(adversarial=start)
+
+    def attack(self, part: Part, step: int, measure: bool) -> Part:
+        """Return the part with its adversarial images, measured if asked to; free has them already."""
+        if part.adversarial is None:
+            part = self.climb(self.start(part, step), step)
+        if measure:
+            self.measure(part)
+        return part
+
+    def climb(self, part: Part, step: int) -> Part:
+        """Return the part after the steps of projected gradient ascent from where it starts."""
+        assert part.adversarial is not None
+
+        def loss_of(images: Tensor) -> Tensor:
+            return part.loss(self.engine.forward_alone(images), self.config.optim.label_smoothing)
+
+        ball, settings = self.ball(part, step), self.settings
+        with self.mode(step), frozen(self.engine.module):
+            points = pgd(loss_of, ball, part.adversarial, settings.step_size(step), settings.steps)
+        return part._replace(adversarial=points)
+
+    def reuse(self, part: Part, step: int) -> Part:
+        """Return the part one step up the gradient that the last update left (Shafahi 2019, algorithm 1)."""
+        assert part.adversarial is not None
+        assert part.adversarial.grad is not None
+        points = part.adversarial.detach()
+        ball, step_size = self.ball(part, step), self.settings.step_size(step)
+        return part._replace(adversarial=ball.ascend(points, part.adversarial.grad, step_size))
+
+    def ball(self, part: Part, step: int) -> Ball:
+        return Ball(part.images, self.settings.norm, self.settings.eps(step))
+
+    @contextlib.contextmanager
+    def mode(self, step: int) -> Iterator[None]:
+        """Put the model into the mode in which it is attacked."""
+        model, fixed = self.engine.module, self.settings.noise == "fixed"
+        seed = derive_seed(self.config.seed, "noise under attack", step) if fixed else None
+        mode = own_statistics if self.settings.statistics == "train" else evaluating
+        with kap.noise(model, self.settings.noise, seed), mode(model):
+            yield
+
+    def measure(self, part: Part) -> None:
+        """Count what the model makes of clean and adversarial images: in eval mode, its noise off.
+
+        So the numbers are comparable between runs, and measuring draws nothing that a run's future depends on.
+        """
+        assert part.adversarial is not None
+        model = self.engine.module
+        with torch.no_grad(), kap.noise(model, "off"), evaluating(model):
+            clean, adversarial = (
+                self.engine.forward_alone(images.detach()).float() for images in (part.images, part.adversarial)
+            )
+        loss = part.loss(adversarial, self.config.optim.label_smoothing)
+        hits = [(logits.argmax(1) == part.heavier_labels).sum() for logits in (clean, adversarial)]
+        num_images = torch.tensor(len(part.labels), device=loss.device)
+        self.counts += torch.stack([value.double() for value in (num_images, *hits, loss)])
+
+    def describe(self, step: int) -> dict[str, float]:
+        """Return what was measured in the last step, over all ranks, and begin anew; all call it together."""
+        num_images, clean, adversarial, loss = self.ranks.sum(self.counts.clone()).tolist()
+        self.counts.zero_()
+        return {
+            "eps": self.settings.eps(step - 1),
+            "adversarial_loss": loss / num_images,
+            "clean_accuracy": clean / num_images,
+            "adversarial_accuracy": adversarial / num_images,
+        }
 
 
-def draw(norm: str, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a point of the unit ball around zero, (channels, height, width), contiguous."""
-    point = torch.empty(like.shape, dtype=like.dtype, device=like.device)
-    if norm == "Linf":
-        return point.uniform_(-1, 1, generator=generator)
-    point.normal_(generator=generator)
-    radius = torch.rand((), generator=generator, device=like.device) ** (1 / point.numel())
-    return point * (radius / torch.linalg.vector_norm(point).clamp_min(TINY))
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module into eval mode, and back into the mode that it was in."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
 
 
-def pgd(loss_of: Callable[[Tensor], Tensor], ball: Ball, start: Tensor, step_size: float, steps: int) -> Tensor:
-    """Return adversarial images after `steps` of projected gradient ascent on a loss, detached.
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Ask for no gradient of a parameter: compiled code works out all that may be asked for, wanted or not."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_()
 
-    Gradients are of the images alone: those of the parameters are neither computed nor touched.
 
-    Args:
-        loss_of: the loss of a batch of images, summed over images, a scalar.
-        start: points of the ball, (batch, channels, height, width).
-    """
-    points = start.detach()
-    for _ in range(steps):
-        points.requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(GRADIENT_SCALE * loss_of(points), points)
-        points = ball.ascend(points.detach(), gradient, step_size)
-    return points
+@contextlib.contextmanager
+def own_statistics(model: nn.Module) -> Iterator[None]:
+    """Let norms in training mode take the batch's statistics and leave their running ones, and the count, alone."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

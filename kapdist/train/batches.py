@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kapdist.config import Config
 from kapdist.data import Batch, Loader, training_order
-from kapdist.plan import Plan, part
+from kapdist.plan.training import Plan, part
 from kapdist.rng import derive_seed
 
 

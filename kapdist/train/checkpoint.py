@@ -23,7 +23,8 @@ from torch import Tensor
 from kapdist.engine import Ranks
 from kapdist.errors import InputError
 from kapdist.models.weights import first_not_finite
-from kapdist.rundir import NO_ROOM, RunDir, file_sha256, sync, write_atomic, write_json
+from kapdist.run.files import NO_ROOM, file_sha256, sync, write_atomic, write_json
+from kapdist.run.paths import RunDir
 
 log = logging.getLogger(__name__)
 

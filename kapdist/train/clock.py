@@ -8,7 +8,7 @@ import torch
 
 from kapdist.config import TrainConfig
 from kapdist.engine import Ranks
-from kapdist.plan import Plan
+from kapdist.plan.training import Plan
 
 
 class Clock:

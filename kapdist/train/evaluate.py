@@ -14,7 +14,7 @@ from kapdist import kap
 from kapdist.data import Loader
 from kapdist.engine import Ranks
 from kapdist.engine.numerics import tensor_float_32
-from kapdist.plan import part
+from kapdist.plan.training import part
 
 NUM_BINS = 15  # Guo et al. 2017, section 5
 TOP = 5

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from kapdist import kap
 from kapdist.config import Config, DataConfig, EngineConfig, flatten
-from kapdist.config_evaluation import MAY_DIFFER, EvaluationConfig
+from kapdist.config.evaluation import MAY_DIFFER, EvaluationConfig
 from kapdist.data import BetonInfo, Loader, check_labels, classes_of, open_beton, with_classes
 from kapdist.engine import Ranks, join
 from kapdist.errors import InputError
 from kapdist.models.build import build_model
 from kapdist.models.weights import load_weights
 from kapdist.rng import derive_seed
-from kapdist.rundir import RunDir, check_writable, output, weights_sha256
-from kapdist.sealed import DamagedError, read_json, write_json
+from kapdist.run.paths import RunDir, weights_sha256
+from kapdist.run.files import check_writable, output
+from kapdist.records.sealed import DamagedError, read_json, write_json
 from kapdist.train.evaluate import TOP, Evaluation, evaluate
 
 Result = dict[str, Any]

@@ -17,7 +17,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from kapdist.rundir import append_whole
+from kapdist.run.files import append_whole
 
 NUMBERS = itertools.count()
 

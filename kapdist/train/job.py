@@ -26,11 +26,11 @@ from kapdist.models.build import build_model
 from kapdist.models.description import describe_weights
 from kapdist.models.strided import guard_strided
 from kapdist.models.weights import first_not_finite, load_weights
-from kapdist.plan import Plan, Room, make_plan
+from kapdist.plan.training import Plan, Room, make_plan
 from kapdist.rng import derive_seed
-from kapdist.rundir import RunDir, weights_sha256
+from kapdist.run.paths import RunDir, weights_sha256
 from kapdist.train import checkpoint
-from kapdist.train.adversary import Adversary
+from kapdist.train.adversarial import Adversary
 from kapdist.train.attempt import Attempt
 from kapdist.train.batches import InputNoise
 from kapdist.train.best import BestWeights

@@ -12,8 +12,8 @@ from torch import Tensor
 from kapdist.config import Config, check_limits
 from kapdist.data import Batch
 from kapdist.engine import StepResult, join
-from kapdist.rundir import file_sha256, to_json, write_atomic
-from kapdist.train.adversary import Adversary, Part
+from kapdist.run.files import file_sha256, to_json, write_atomic
+from kapdist.train.adversarial import Adversary, Part
 from kapdist.train.attempt import apart_is_failure, attempt
 from kapdist.train.batches import training_batches
 from kapdist.train.checkpoint import diverged

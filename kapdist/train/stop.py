@@ -12,7 +12,7 @@ from typing import Any
 
 from kapdist.engine import Answer, Ranks
 from kapdist.errors import StoppedError
-from kapdist.signals import ASK, heard
+from kapdist.run.ends import ASK, heard
 
 log = logging.getLogger(__name__)
 

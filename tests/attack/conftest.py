@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import kapdist.attack.images as images_of
 from kapdist.attack.images import ImageSet
-from kapdist.attack.plan import AttackPlan, PlannedData, PlannedModel
+from kapdist.records.attack_plan import AttackPlan, PlannedData, PlannedModel
 from kapdist.attack.stock import resolve
 from kapdist.config import AttackConfig
 

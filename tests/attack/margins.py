@@ -13,8 +13,8 @@ import torch
 from attack.honest import EPS, fashion, honest
 from attack.planted import PLANTED
 
-from kapdist.attack.sanity import Ball, examine
-from kapdist.attack.sanity.verdict import CHECKS
+from kapdist.sanity import Ball, examine
+from kapdist.sanity.verdict import CHECKS
 from kapdist.config import SanityConfig
 
 KINDS = ("cnn", "plain", "kap", "adversarial")

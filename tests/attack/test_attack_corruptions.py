@@ -13,18 +13,18 @@ import PIL.Image
 import pytest
 from attack.reference_corruptions import Legacy, as_of_2021
 
-from kapdist.attack.corruptions import KINDS, corrupt
-from kapdist.attack.corruptions.blur import scatter
-from kapdist.attack.corruptions.corrupt import FUNCTIONS
-from kapdist.attack.corruptions.filters import REFLECT, gaussian, magnified, motion, sampled
-from kapdist.attack.corruptions.frost import COLOURS, FrostSource, drawn
-from kapdist.attack.corruptions.levels import LEVELS, NUM_SEVERITIES, SIDES, level_of, nearest_side
-from kapdist.attack.corruptions.noise import random_gaussian, random_uniform
-from kapdist.attack.corruptions.pixels import to_bytes, to_values
-from kapdist.attack.corruptions.plasma import plasma
-from kapdist.attack.corruptions.weather import fog
+from kapdist.corruptions import KINDS, corrupt
+from kapdist.corruptions.blur import scatter
+from kapdist.corruptions.corrupt import FUNCTIONS
+from kapdist.corruptions.filters import REFLECT, gaussian, magnified, motion, sampled
+from kapdist.corruptions.frost import COLOURS, FrostSource, drawn
+from kapdist.corruptions.levels import LEVELS, NUM_SEVERITIES, SIDES, level_of, nearest_side
+from kapdist.corruptions.noise import random_gaussian, random_uniform
+from kapdist.corruptions.pixels import to_bytes, to_values
+from kapdist.corruptions.plasma import plasma
+from kapdist.corruptions.weather import fog
 from kapdist.errors import InputError
-from kapdist.fields import CORRUPTIONS
+from kapdist.config.fields import CORRUPTIONS
 
 SIZES = [(32, 32), (33, 47), (64, 64), (224, 224), (8, 11)]
 SEVERITIES = range(1, NUM_SEVERITIES + 1)

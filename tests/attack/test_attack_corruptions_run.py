@@ -17,17 +17,17 @@ import pytest
 import torch
 from polars.testing import assert_frame_equal
 
-import kapdist.attack.corruptions.run as run_module
+import kapdist.corruptions.run as run_module
 import kapdist.attack.images as images_of
-from kapdist.attack.corruptions import KINDS, corrupt, run_corruptions
-from kapdist.attack.corruptions.shard import run_cells
-from kapdist.attack.corruptions.summary import Summary, csv_text
+from kapdist.corruptions import KINDS, corrupt, run_corruptions
+from kapdist.corruptions.shard import run_cells
+from kapdist.corruptions.summary import Summary, csv_text
 from kapdist.config import AttackConfig
-from kapdist.configfile import load_config
+from kapdist.config.file import load_config
 from kapdist.errors import InputError
 from kapdist.report import write_report
-from kapdist.rundir import CorruptionsDir, RunDir
-from kapdist.sealed import read_json
+from kapdist.run.paths import CorruptionsDir, RunDir
+from kapdist.records.sealed import read_json
 
 FEW = {"kinds": ["contrast", "gaussian_noise"], "severities": [1, 5], "noise_stds": [0.1]}
 
@@ -41,8 +41,8 @@ from pathlib import Path
 images, labels = torch.load("images.pt", weights_only=True)
 images_of.beton_batches = lambda plan, batches: ((images[ids], labels[ids]) for ids in batches)
 
-from kapdist.attack.corruptions.shard import main, run_cells
-from kapdist.rundir import CorruptionsDir
+from kapdist.corruptions.shard import main, run_cells
+from kapdist.run.paths import CorruptionsDir
 
 if sys.argv[1] == "slowly":
     import time

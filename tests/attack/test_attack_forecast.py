@@ -11,15 +11,16 @@ import torch
 from torch import nn
 
 from kapdist.attack.chunk import attack_chunk
-from kapdist.attack.cost import passes_per_image
-from kapdist.attack.forecast import AttackForecast, Measured, forecast_attack, images_of_shards, makespan, measure
-from kapdist.attack.plan import AttackPlan, OwnSettings, write_plan
-from kapdist.attack.records import chunk_table
+from kapdist.records.passes import passes_per_image
+from kapdist.forecast.attack import AttackForecast, Measured, forecast_attack, images_of_shards, makespan, measure
+from kapdist.records.attack_plan import AttackPlan, OwnSettings, write_plan
+from kapdist.attack.rows import chunk_table
 from kapdist.config import AttackConfig
 from kapdist.errors import InputError
-from kapdist.rundir import AttackDir, RunDir, fingerprint
-from kapdist.sealed import write_table
-from kapdist.sharding import chunks_of
+from kapdist.run.paths import AttackDir, RunDir
+from kapdist.run.files import fingerprint
+from kapdist.records.sealed import write_table
+from kapdist.records.sharding import chunks_of
 
 
 class Sure(nn.Module):

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from kapdist.attack.images import describe_images, read_chunks, side_of
-from kapdist.attack.plan import AttackPlan
+from kapdist.records.attack_plan import AttackPlan
 from kapdist.config import Config
-from kapdist.data import open_beton, write
+from kapdist.data import open_beton
+from kapdist.data.beton import write
 from kapdist.errors import InputError
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kapdist.attack.ball import check_adversarial, drop_rounding, largest_norm, perturbation_norm
 from kapdist.attack.chunk import attack_chunk
-from kapdist.attack.plan import AttackPlan
+from kapdist.records.attack_plan import AttackPlan
 
 MakePlan = Callable[..., AttackPlan]
 

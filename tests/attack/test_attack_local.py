@@ -16,11 +16,13 @@ import torch
 
 import kapdist.attack.local as local
 from kapdist import cli
-from kapdist.attack import plan_attack, run_attack, run_shard
+from kapdist.attack.plan import plan_attack
+from kapdist.attack.local import run_attack
+from kapdist.attack.shard import run_shard
 from kapdist.attack.classifier import check_classifier
 from kapdist.attack.model import call_factory
 from kapdist.errors import InputError
-from kapdist.rundir import AttackDir
+from kapdist.run.paths import AttackDir
 
 World = Any
 
@@ -75,7 +77,7 @@ def test_a_shard_that_dies_of_a_signal_is_said_to(children: World, monkeypatch: 
     script = """
 import os, sys
 from pathlib import Path
-from kapdist.ends import fatal_file, stacks_at_death
+from kapdist.run.ends import fatal_file, stacks_at_death
 with stacks_at_death(fatal_file(Path(sys.argv[1]), 0)):
     os.kill(os.getpid(), int(sys.argv[2]))
 """
@@ -150,10 +152,10 @@ import sys
 from pathlib import Path
 import kapdist.attack.local as local
 from kapdist import cli
-from kapdist.attack.plan import read_plan
+from kapdist.records.attack_plan import read_plan
 from kapdist.config import AttackConfig
-from kapdist.lock import locked
-from kapdist.rundir import AttackDir
+from kapdist.run.lock import locked
+from kapdist.run.paths import AttackDir
 
 child = "import sys, time; from kapdist.attack.__main__ import end_with_parent; end_with_parent();"
 child += "open(sys.argv[1], 'w').write('up'); time.sleep(60)"

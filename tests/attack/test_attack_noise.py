@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.classifier import noise_differs_by_row
 from kapdist.attack.counted import CountedModel
-from kapdist.attack.intervals import resampled
-from kapdist.attack.noise import AveragedModel
-from kapdist.attack.plan import AttackPlan
+from kapdist.statistics.intervals import resampled
+from kapdist.attack.averaged import AveragedModel
+from kapdist.records.attack_plan import AttackPlan
 from kapdist.kap import KAPConv2d, noise
 from kapdist.rng import derive_seed
 

@@ -8,12 +8,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from kapdist.attack import plan_attack
+from kapdist.attack.plan import plan_attack
 from kapdist.attack.ball import vacuous_eps
 from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.classifier import check_batches
-from kapdist.attack.cost import passes_outside
-from kapdist.attack.plan import AttackPlan
+from kapdist.records.passes import passes_outside
+from kapdist.records.attack_plan import AttackPlan
 from kapdist.errors import InputError
 from kapdist.kap import KAPConv2d, fold, noise
 

@@ -15,18 +15,19 @@ from attack.honest import EPS, fashion, honest
 from attack.planted import PLANTED, OnlyAtRest, Storm, Wrapped
 from torch import Tensor, nn
 
-from kapdist.attack.sanity import Ball, examine, run_sanity
-from kapdist.attack.sanity import signal as signals
-from kapdist.attack.sanity.effort import excess
-from kapdist.attack.sanity.probes import fgsm, pgd
-from kapdist.attack.sanity.run import stored_violations
-from kapdist.attack.sanity.subject import Subject, margin
-from kapdist.attack.sanity.verdict import CAUSES, CHECKS, judged, overall
+from kapdist.sanity import Ball, examine, run_sanity
+from kapdist.sanity import signal as signals
+from kapdist.sanity.effort import excess
+from kapdist.sanity.probes import fgsm, pgd
+from kapdist.sanity.run import stored_violations
+from kapdist.sanity.subject import Subject, margin
+from kapdist.sanity.verdict import CAUSES, CHECKS, judged, overall
 from kapdist.cli import file_and_overrides
 from kapdist.config import AttackConfig, SanityConfig
-from kapdist.configfile import load_config
+from kapdist.config.file import load_config
 from kapdist.errors import InputError
-from kapdist.rundir import AttackDir, write_json
+from kapdist.run.paths import AttackDir
+from kapdist.run.files import write_json
 
 LITTLE = SanityConfig(num_images=24, iterations=10, restarts=2, draws=2, queries=30)
 LEAST = SanityConfig(num_images=8, iterations=2, restarts=2, draws=2, queries=5)

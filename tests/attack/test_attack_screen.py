@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kapdist.attack.ball import largest_norm, perturbation_norm
 from kapdist.attack.chunk import ChunkOutcome, attack_chunk
 from kapdist.attack.counted import CountedModel
-from kapdist.attack.plan import AttackPlan
+from kapdist.records.attack_plan import AttackPlan
 from kapdist.rng import derive_seed
 
 MakePlan = Callable[..., AttackPlan]

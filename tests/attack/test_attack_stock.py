@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.counted import CountedModel
-from kapdist.attack.plan import AttackPlan
+from kapdist.records.attack_plan import AttackPlan
 from kapdist.attack.stock import resolve
 from kapdist.errors import InputError
 from kapdist.kap import KAPConv2d

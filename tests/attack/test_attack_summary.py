@@ -2,8 +2,8 @@
 
 import pytest
 
-from kapdist.attack.intervals import wilson
-from kapdist.attack.summary import AttackSummary, notes_on_square
+from kapdist.statistics.intervals import wilson
+from kapdist.records.summary import AttackSummary, notes_on_square
 from kapdist.progress import Progress
 
 

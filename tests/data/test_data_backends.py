@@ -10,16 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-import kapdist.data.guard
+import kapdist.data.load.ffcv_import
 from kapdist.data import epoch_order, open_beton
-from kapdist.data.beton import (
-    ALLOC_TABLE_TYPE,
-    CURRENT_VERSION,
-    FIELD_TYPE,
-    FIELDS,
-    HEADER_TYPE,
-    METADATA_TYPE,
-)
+from kapdist.data.beton.layout import ALLOC_TABLE_TYPE, CURRENT_VERSION, FIELD_TYPE, FIELDS, HEADER_TYPE, METADATA_TYPE
 from kapdist.errors import InputError
 
 CROPS = {"seed": 3, "crop": "random-resized", "resolution": 40, "flip": True, "translate": 2, "cutout": 5}
@@ -76,7 +69,7 @@ def test_damage_names_the_image(fashion, copied: Path, make_loader) -> None:
 
 def test_a_worker_that_hangs_is_given_up(fashion, make_loader, monkeypatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr("kapdist.data.fallback.Images.render", lambda *_: release.wait(60))
+    monkeypatch.setattr("kapdist.data.load.simplejpeg.Images.render", lambda *_: release.wait(60))
     loader = make_loader(fashion, backend="torch", timeout_seconds=0.3)
     with pytest.raises(TimeoutError, match=r"batch 0 of this pass over .*did not come within"):
         next(loader.batches([np.arange(4)]))
@@ -99,7 +92,7 @@ def test_the_file_format_is_ffcv_s() -> None:
     from ffcv import types
     from ffcv.fields import IntField, RGBImageField
 
-    assert kapdist.data.guard.why_no_ffcv() is None
+    assert kapdist.data.load.ffcv_import.why_no_ffcv() is None
     assert CURRENT_VERSION == types.CURRENT_VERSION
     assert types.HeaderType == HEADER_TYPE
     assert types.FieldDescType == FIELD_TYPE

@@ -11,12 +11,14 @@ from PIL import Image
 from processes import Finished
 
 from kapdist.attack.images import describe_images, read_chunks
-from kapdist.attack.plan import AttackPlan
+from kapdist.records.attack_plan import AttackPlan
 from kapdist.config import Config
-from kapdist.data import ClassList, classes_of, open_beton, with_classes, write
-from kapdist.data.manifest import manifest_path
+from kapdist.data import ClassList, classes_of, open_beton, with_classes
+from kapdist.data.beton import write
+from kapdist.data.beton.manifest import manifest_path
 from kapdist.errors import InputError
-from kapdist.rundir import RunDir, write_json
+from kapdist.run.paths import RunDir
+from kapdist.run.files import write_json
 from kapdist.train.job import check_images, described_images, open_data
 
 SIDE = 8
@@ -88,7 +90,7 @@ def test_a_part_of_the_classes_is_mapped_by_name(
 
 @pytest.fixture
 def make_attack_plan() -> Callable[..., AttackPlan]:
-    from kapdist.attack.plan import PlannedData, PlannedModel
+    from kapdist.records.attack_plan import PlannedData, PlannedModel
     from kapdist.attack.stock import resolve
 
     def make(data: PlannedData) -> AttackPlan:

@@ -6,7 +6,7 @@ import torch
 
 from kapdist.config import DataConfig
 from kapdist.data import Loader
-from kapdist.data.device import Memory, Mover
+from kapdist.data.load.device import Memory, Mover
 
 
 def pixels(count: int = 5) -> torch.Tensor:

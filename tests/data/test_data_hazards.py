@@ -14,12 +14,13 @@ import pytest
 import torch
 from numba import types
 
-from kapdist.data import Loader, WriterError, check, epoch_order, open_beton, write_beton
-from kapdist.data.beton import stored_bytes
-from kapdist.data.checksum import checksums
-from kapdist.data.decode import Decoder
-from kapdist.data.guard import nothing_compiled
-from kapdist.data.jit import cache_directory, cached
+from kapdist.data import Loader, WriterError, epoch_order, open_beton, write_beton
+from kapdist.data.beton import check
+from kapdist.data.beton.layout import stored_bytes
+from kapdist.data.beton.checksum import checksums
+from kapdist.data.load.decode import Decoder
+from kapdist.data.load.ffcv_import import nothing_compiled
+from kapdist.data.load.jit import cache_directory, cached
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
 
@@ -89,7 +90,7 @@ def test_an_error_in_a_decoding_worker_reaches_the_caller(fashion, make_loader, 
     def part(*_: object) -> int:
         raise error
 
-    monkeypatch.setattr("kapdist.data.decode.compiled_decode", lambda: part)
+    monkeypatch.setattr("kapdist.data.load.decode.compiled_decode", lambda: part)
     with pytest.raises(OddError) as caught:
         next(make_loader(fashion).batches(BATCHES))
     assert caught.value is error
@@ -283,7 +284,7 @@ config = DataConfig(train=info.path, validation=info.path)
 loader = Loader(info, config, training=True, seed=0, max_batch_size=8, device="cpu", num_workers=1)
 next(loader.batches([range(8)]))
 mine = torch.get_num_threads(), numba.uint8[::1].mutable
-from kapdist.data.guard import FFCVLoader
+from kapdist.data.load.ffcv_import import FFCVLoader
 FFCVLoader(str(info.path), batch_size=8, num_workers=1, pipelines={{"image": None, "label": None}})
 again = Loader(info, config, training=True, seed=0, max_batch_size=8, device="cpu", num_workers=1)
 next(again.batches([range(8)]))
@@ -312,7 +313,7 @@ def test_no_image_is_dropped_or_repeated(fashion, make_loader, batch_size: int) 
 
 
 COMPILED = """
-from kapdist.data.checksum import compiled_checksum
+from kapdist.data.beton.checksum import compiled_checksum
 compiled_checksum()
 """
 

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kapdist.config import Config, DataConfig
-from kapdist.data import augment, epoch_order, quasi_random_order, training_order
-from kapdist.data.order import OPEN_PAGES
-from kapdist.plan import make_plan
+from kapdist.data.load import augment
+from kapdist.data import epoch_order, quasi_random_order, training_order
+from kapdist.data.load.order import OPEN_PAGES
+from kapdist.plan.training import make_plan
 
 MASK = 2**64 - 1
 

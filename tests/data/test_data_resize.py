@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kapdist.data import augment
-from kapdist.data.beton import stored_bytes
-from kapdist.data.pixels import FULL, eighths, scaled
-from kapdist.data.resize import area_resize
+from kapdist.data.load import augment
+from kapdist.data.beton.layout import stored_bytes
+from kapdist.data.load.pixels import FULL, eighths, scaled
+from kapdist.data.load.resize import area_resize
 
 SIDE = 48
 CROPS = {"seed": 2, "crop": "random-resized", "resolution": SIDE}

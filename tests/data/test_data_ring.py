@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from kapdist.config import Config
-from kapdist.data.ring import Ring
-from kapdist.plan import make_plan
+from kapdist.data.load.ring import Ring
+from kapdist.plan.training import make_plan
 
 BATCHES = np.array_split(np.arange(300), 11)
 

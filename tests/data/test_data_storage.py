@@ -6,8 +6,8 @@ import torch
 
 from kapdist.config import DataConfig
 from kapdist.data import open_beton, quasi_random_order, write_beton
-from kapdist.data.storage import MappedFile, PagedFile
-from kapdist.plan import OPEN_PAGES, Ramp, Room, choose_storage
+from kapdist.data.load.storage import MappedFile, PagedFile
+from kapdist.plan.training import OPEN_PAGES, Ramp, Room, choose_storage
 
 GIB = 2**30
 

@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kapdist.data import check, fashion_mnist, open_beton, write_beton
-from kapdist.data.board import fork
-from kapdist.data.container import data_start, place
-from kapdist.data.encode import SMALLEST_PAGE, Encoding
-from kapdist.data.parts import PARTS
+from kapdist.data.beton import check
+from kapdist.data import fashion_mnist, open_beton, write_beton
+from kapdist.data.beton.board import fork
+from kapdist.data.beton.container import data_start, place
+from kapdist.data.beton.encode import SMALLEST_PAGE, Encoding
+from kapdist.data.beton.parts import PARTS
 from kapdist.errors import InputError
-from kapdist.lock import locked
+from kapdist.run.lock import locked
 
 # Only after kapdist.data: its guard keeps FFCV's import from changing torch's threads.
 from ffcv.fields import IntField, RGBImageField  # isort: skip

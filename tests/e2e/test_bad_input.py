@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from kapdist import cli
 from kapdist.models import MODELS
-from kapdist.rundir import file_sha256
+from kapdist.run.files import file_sha256
 
 CONFIG = """
 data: {{train: {beton}, validation: {beton}}}

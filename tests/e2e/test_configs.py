@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 
 from kapdist import cli
 from kapdist.config import AttackConfig, Config, flatten
-from kapdist.configfile import load_config
+from kapdist.config.file import load_config
 from kapdist.data import fashion_mnist, write_beton
 from kapdist.engine import Ranks
-from kapdist.planner import Question, answer_training, describes_training
-from kapdist.rundir import RunDir
+from kapdist.forecast.gather import Question, answer_training, describes_training
+from kapdist.run.paths import RunDir
 from kapdist.train.job import initial_model
 from kapdist.train.loop import train
 from launch.cluster import ClusterConfig, load_cluster, split_words

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from kapdist import cli
 from kapdist.models import MODELS
-from kapdist.rundir import RunDir
+from kapdist.run.paths import RunDir
 
 IMAGES = ("data", "classes", "validation")  # what plan.json says of them besides the plan
 

@@ -69,7 +69,7 @@ def test_from_betons_to_the_page(checkout: Path) -> None:
 
 def test_the_three_configs_differ_in_the_section_kap_alone() -> None:
     from kapdist.config import Config, flatten
-    from kapdist.configfile import load_config
+    from kapdist.config.file import load_config
 
     folder = ROOT / "configs" / "fashion_mnist"
     plain, noise, kap = (flatten(load_config(Config, folder / f"{name}.yaml")) for name in NAMES)

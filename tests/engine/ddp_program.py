@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from kapdist.config import EngineConfig
 from kapdist.engine import DDPEngine, Ranks, join
 from kapdist.errors import InputError
-from kapdist.plan import part
+from kapdist.plan.training import part
 from kapdist.train.stop import Stop
 
 SIZE, ACCUMULATION = 11, 2  # neither divides by the number of ranks

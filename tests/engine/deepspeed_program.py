@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from kapdist.config import EngineConfig, KapConfig, ModelConfig, OptimConfig
 from kapdist.engine import ENGINES, Engine, Ranks, StepResult, join
 from kapdist.models.build import build_model
-from kapdist.plan import part
+from kapdist.plan.training import part
 from kapdist.train.optim import make_optimizer
 
 SIZE, PIXELS = 15, 16  # parts of a batch differ by an image; norms have 2 x 2 pixels of each in the last block

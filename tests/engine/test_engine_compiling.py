@@ -13,7 +13,7 @@ from torch import nn
 
 from kapdist.config import Config
 from kapdist.engine.compiling import make_room
-from kapdist.plan import make_plan
+from kapdist.plan.training import make_plan
 
 
 def graphs_of(num_shapes: int) -> int:

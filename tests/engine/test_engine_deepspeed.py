@@ -20,7 +20,7 @@ from kapdist.config import EngineConfig
 from kapdist.engine import contained, join
 from kapdist.engine.zero import LossScale
 from kapdist.errors import RESUME, InputError
-from kapdist.rundir import RunDir
+from kapdist.run.paths import RunDir
 
 PROGRAM = Path(__file__).parent / "deepspeed_program.py"
 DEEPSPEED = ["engine.name=deepspeed", "optim.clip_grad_norm=1.0"]

@@ -9,10 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from kapdist.config import MAY_CHANGE, AttackConfig, Config, Section, dotted_keys, flatten
-from kapdist.config_evaluation import EvaluationConfig
-from kapdist.configfile import dump_config, load_config
+from kapdist.config.evaluation import EvaluationConfig
+from kapdist.config.file import dump_config, load_config
 from kapdist.errors import InputError
-from kapdist.plan import make_plan
+from kapdist.plan.training import make_plan
 from kapdist.section import kinds_in
 from launch.cluster import ClusterConfig
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kapdist.cpus import cpus_of_one
+from kapdist.run.cpus import cpus_of_one
 
 OWN_12 = ",".join(hex(0xFFF << 12 * task) for task in range(8))
 SOCKETS = ",".join(["0xffffffffffff"] * 4 + ["0xffffffffffff000000000000"] * 4)

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from kapdist.ends import deaths, end_of, fatal_file, killed_by, say_end, stacks_at_death
-from kapdist.rundir import RunDir
+from kapdist.run.ends import deaths, end_of, fatal_file, killed_by, say_end, stacks_at_death
+from kapdist.run.paths import RunDir
 from launch.died import cause_of, tell_deaths
 
 PROGRAM = """
 import os, sys
 from pathlib import Path
-from kapdist.ends import fatal_file, stacks_at_death
+from kapdist.run.ends import fatal_file, stacks_at_death
 def at_work():
     os.kill(os.getpid(), int(sys.argv[2]))
 with stacks_at_death(fatal_file(Path(sys.argv[1]), 3)):

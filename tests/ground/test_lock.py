@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from kapdist import lock as lock_module
+from kapdist.run import lock as lock_module
 from kapdist.errors import InputError, LockedError
-from kapdist.lock import Holder, check_free, locked, locked_in_turn, other_at_work, this_process
+from kapdist.run.lock import Holder, check_free, locked, locked_in_turn, other_at_work, this_process
 
 FORGOTTEN = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
 SILENT = "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
-HOLD = "import sys, time; from pathlib import Path; from kapdist.lock import locked\n"
+HOLD = "import sys, time; from pathlib import Path; from kapdist.run.lock import locked\n"
 HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kapdist.config import Config, DataConfig, OptimConfig, TrainConfig
 from kapdist.errors import InputError
-from kapdist.plan import Plan, make_plan, part
+from kapdist.plan.training import Plan, make_plan, part
 
 
 def config(batch_size: int = 32, epochs: int = 3, accumulation_steps: int = 1, **optim: object) -> Config:

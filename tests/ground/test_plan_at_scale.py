@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kapdist.config import Config
 from kapdist.data import training_order
-from kapdist.plan import Plan, make_plan, part
+from kapdist.plan.training import Plan, make_plan, part
 
 IMAGENET = 1_281_167
 MOST_RANKS = 1024

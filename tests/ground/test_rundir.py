@@ -9,17 +9,8 @@ import pytest
 
 from kapdist.config import Config, DataConfig, OptimConfig
 from kapdist.errors import InputError
-from kapdist.rundir import (
-    RunDir,
-    as_ended,
-    file_sha256,
-    fingerprint,
-    output,
-    weights_sha256,
-    write_atomic,
-    write_json,
-    written_aside,
-)
+from kapdist.run.paths import RunDir, as_ended, weights_sha256
+from kapdist.run.files import file_sha256, fingerprint, output, write_atomic, write_json, written_aside
 
 
 def config(workers: int = 0, **sections: object) -> Config:
@@ -82,7 +73,7 @@ def test_json_knows_no_nan(tmp_path: Path) -> None:
 
 
 def test_an_append_is_whole_or_nothing(tmp_path: Path) -> None:
-    program = "import resource, signal, sys; from pathlib import Path; from kapdist.rundir import append_whole\n"
+    program = "import resource, signal, sys; from pathlib import Path; from kapdist.run.paths import append_whole\n"
     program += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); file = Path(sys.argv[1]).open('ab', buffering=0)\n"
     program += "append_whole(file, b'first\\n'); resource.setrlimit(resource.RLIMIT_FSIZE, (10, 1000))\n"
     program += "try: append_whole(file, b'second and long\\n')\n"

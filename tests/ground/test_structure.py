@@ -126,7 +126,7 @@ def test_json_is_written_without_nan(path: Path) -> None:
 
 
 def test_submitting_and_looking_need_no_torch() -> None:
-    loaded = modules_after("import launch.train, launch.status, launch.screen")
+    loaded = modules_after("import launch.train, launch.status, launch.status.table")
     assert not {"torch", "ffcv", "deepspeed", "numpy", "polars", "matplotlib"} & loaded
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from kapdist.configfile import dump_config
+from kapdist.config.file import dump_config
 from kapdist.errors import InputError, LockedError
-from kapdist.lock import this_process
-from kapdist.rundir import AttackDir, RunDir, write_atomic
+from kapdist.run.lock import this_process
+from kapdist.run.paths import AttackDir, RunDir
+from kapdist.run.files import write_atomic
 from launch import after
 from launch.cluster import ClusterConfig
 from launch.rank import run_as_command

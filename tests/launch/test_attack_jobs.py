@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from kapdist.config import AttackConfig, Config
-from kapdist.configfile import dump_config, load_config
+from kapdist.config.file import dump_config, load_config
 from kapdist.errors import InputError
-from kapdist.lock import locked
-from kapdist.rundir import AttackDir, RunDir, write_atomic, write_json
+from kapdist.run.lock import locked
+from kapdist.run.paths import AttackDir, RunDir
+from kapdist.run.files import write_atomic, write_json
 from launch import aggregate as aggregation
 from launch import jobs, slurm
 from launch.after import CLUSTER, after_aggregate, after_plan, shard_failed
@@ -22,7 +23,7 @@ from launch.attack import is_needed, summary_set_aside, trainings_to_wait_for
 from launch.cluster import ClusterConfig
 from launch.planned import ATTACK, is_planned, plan_stands, refuse_another, remember_plan
 from launch.submission import Submission
-from launch.told import Told
+from launch.status.slurm import Told
 from launch.train import is_needed as training_is_needed
 
 CONFIG = AttackConfig(name="a", chunk_size=8)

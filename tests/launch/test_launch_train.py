@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kapdist.lock import locked
-from kapdist.rundir import RunDir
+from kapdist.run.lock import locked
+from kapdist.run.paths import RunDir
 
 ROOT = Path(__file__).parents[2]
 

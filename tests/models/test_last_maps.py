@@ -10,7 +10,7 @@ import torch
 from kapdist.config import Config
 from kapdist.errors import InputError
 from kapdist.models.build import build_model
-from kapdist.plan import make_plan
+from kapdist.plan.training import make_plan
 
 
 def config(stem: str, side: int, batch_size: int = 4, **adversarial: object) -> Config:

@@ -13,9 +13,10 @@ import polars
 import pytest
 
 from kapdist.config import Config
-from kapdist.configfile import dump_config
+from kapdist.config.file import dump_config
 from kapdist.report import write_report
-from kapdist.rundir import RunDir, file_sha256, fingerprint
+from kapdist.run.paths import RunDir
+from kapdist.run.files import file_sha256, fingerprint
 
 CLASSES = ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 CHUNK = 4

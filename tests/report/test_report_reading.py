@@ -8,7 +8,7 @@ from typing import Any
 import polars
 import pytest
 
-from kapdist import sealed
+from kapdist.records import sealed
 from kapdist.errors import InputError
 from kapdist.report.reading import read_runs
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kapdist.attack.sanity.verdict import CHECKS, causes, judged, overall
+from kapdist.sanity.verdict import CHECKS, causes, judged, overall
 from kapdist.errors import InputError
 from kapdist.report import write_report
 

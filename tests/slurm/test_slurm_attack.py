@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 from processes import ranks_of_job
 
-from kapdist.rundir import AttackDir, RunDir
-from kapdist.sharding import finished_chunks
+from kapdist.run.paths import AttackDir, RunDir
+from kapdist.records.sharding import finished_chunks
 
 ROOT = Path(__file__).parents[2]
 PYTHON = Path(sys.executable)

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from kapdist.rundir import RunDir
+from kapdist.run.paths import RunDir
 
 ROOT = Path(__file__).parents[2]
-HOLD = "import os, sys, time; from pathlib import Path; from kapdist.lock import locked\n"
+HOLD = "import os, sys, time; from pathlib import Path; from kapdist.run.lock import locked\n"
 HOLD += "with locked(Path(sys.argv[1])): time.sleep(300)\n"
-TRY = "import sys; from pathlib import Path; from kapdist.lock import check_free; check_free(Path(sys.argv[1]))"
+TRY = "import sys; from pathlib import Path; from kapdist.run.lock import check_free; check_free(Path(sys.argv[1]))"
 
 
 @pytest.fixture

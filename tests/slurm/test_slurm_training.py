@@ -17,7 +17,7 @@ from processes import ranks_of_job
 from results import numbers
 from safetensors.torch import load_file
 
-from kapdist.rundir import RunDir
+from kapdist.run.paths import RunDir
 from launch.after import newest_step
 from launch.restarts import Restarts
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kapdist.rundir import RunDir
+from kapdist.run.paths import RunDir
 
 ROOT = Path(__file__).parents[2]
 PATH = f"export PATH={Path(sys.executable).parent}:$PATH"

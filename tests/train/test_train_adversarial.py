@@ -20,16 +20,16 @@ from torch.nn import functional as F
 
 from kapdist import kap
 from kapdist.config import Config, flatten
-from kapdist.configfile import load_config
+from kapdist.config.file import load_config
 from kapdist.data import open_beton
 from kapdist.errors import InputError
-from kapdist.forecast import Traffic, in_a_step
+from kapdist.forecast.training import Traffic, in_a_step
 from kapdist.kap import KAPConv2d
 from kapdist.models import MODELS
-from kapdist.plan import make_plan
-from kapdist.planner import measured_rate
-from kapdist.rundir import RunDir
-from kapdist.train.adversarial import Ball, pgd, random_start
+from kapdist.plan.training import make_plan
+from kapdist.forecast.gather import measured_rate
+from kapdist.run.paths import RunDir
+from kapdist.train.perturbation import Ball, pgd, random_start
 from kapdist.train.loop import describe, train_step
 
 ROUNDING = 2.0**-24  # half the spacing of float32 below 1

@@ -10,7 +10,7 @@ import torch
 
 from kapdist.config import Config, DataConfig, OptimConfig, TrainConfig
 from kapdist.data import Batch, Loader, epoch_order, open_beton, quasi_random_order
-from kapdist.plan import make_plan
+from kapdist.plan.training import make_plan
 from kapdist.train.batches import InputNoise, training_batches
 
 SEED = 5

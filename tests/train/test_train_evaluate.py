@@ -16,16 +16,17 @@ from torch import Tensor
 
 from kapdist import kap
 from kapdist.config import Config
-from kapdist.config_evaluation import EvaluationConfig
-from kapdist.configfile import load_config
+from kapdist.config.evaluation import EvaluationConfig
+from kapdist.config.file import load_config
 from kapdist.data import open_beton
-from kapdist.data.manifest import content_fingerprint, manifest_path
+from kapdist.data.beton.manifest import content_fingerprint, manifest_path
 from kapdist.engine import Ranks
 from kapdist.errors import InputError
 from kapdist.models.build import build_model
 from kapdist.rng import derive_seed
-from kapdist.rundir import RunDir, file_sha256
-from kapdist.sealed import read_json
+from kapdist.run.paths import RunDir
+from kapdist.run.files import file_sha256
+from kapdist.records.sealed import read_json
 from kapdist.train.evaluate import NUM_BINS, Tally, bin_of
 from kapdist.train.evaluate_run import evaluate_run
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from kapdist.engine import Ranks
 from kapdist.models.build import build_model
 from kapdist.models.weights import first_not_finite, load_weights
-from kapdist.rundir import RunDir
+from kapdist.run.paths import RunDir
 from kapdist.train import checkpoint
 
 

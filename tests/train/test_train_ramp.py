@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from kapdist.config import Config
 from kapdist.errors import InputError
-from kapdist.plan import make_plan
-from kapdist.rundir import RunDir
+from kapdist.plan.training import make_plan
+from kapdist.run.paths import RunDir
 
 RAMP = ["data.crop=random-resized", "data.min_resolution=32", "data.max_resolution=96", "data.end_ramp=2"]
 AUTO = ["data.order=auto", "data.cache=auto", "data.page_images=8"]

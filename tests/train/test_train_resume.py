@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from kapdist.engine import Ranks
 from kapdist.errors import InputError
-from kapdist.rundir import RunDir
+from kapdist.run.paths import RunDir
 from kapdist.train import checkpoint
 
 WORDS = ["-m", "kapdist.cli", "train", "tiny.yaml", "train.checkpoint_every_steps=2"]

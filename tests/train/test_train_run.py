@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from kapdist.models import MODELS
-from kapdist.rundir import RunDir, file_sha256
+from kapdist.run.paths import RunDir
+from kapdist.run.files import file_sha256
 
 
 def metrics(run: RunDir) -> list[dict]:

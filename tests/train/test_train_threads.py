@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kapdist.rundir import RunDir
+from kapdist.run.paths import RunDir
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from kapdist.environment import cache_root
 from kapdist.errors import InputError
-from kapdist.rundir import write_atomic
+from kapdist.run.files import write_atomic
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 MIRROR = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"

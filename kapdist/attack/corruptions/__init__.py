@@ -1,7 +1,0 @@
-"""Common corruptions (Hendrycks & Dietterich 2019, https://arxiv.org/abs/1903.12261) and plain random noise."""
-
-from kapdist.attack.corruptions.corrupt import corrupt
-from kapdist.attack.corruptions.levels import KINDS
-from kapdist.attack.corruptions.run import run_corruptions
-
-__all__ = ["KINDS", "corrupt", "run_corruptions"]

@@ -1,0 +1,155 @@
+"""The knobs of an attack and of what else is found out about a trained model: a config file of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from kapdist.config.fields import CORRUPTIONS, ClassRule, Corruption, Epsilon, Name, Natural, Off, Positive, Severity
+from kapdist.config.fields import Section
+
+
+class AttackedModelConfig(Section):
+    """Owner: attack/model.py. The model of a run directory, or any other one."""
+
+    factory: str | None = None
+    """`package.module:function` or `file.py:function` that returns the classifier; default: the run's own model."""
+    weights: Path | None = None
+    """Weights for the factory's model, safetensors or a plain state_dict."""
+
+
+class SanityConfig(Section):
+    """Owner: attack/sanity. How much effort goes into finding out whether an attack's number can be believed."""
+
+    num_images: Natural = 64
+    """Images to examine, the first of the attack's choice."""
+    iterations: Natural = 20
+    """Iterations of PGD; twice as many must break no more."""
+    restarts: Natural = 5
+    """Random starts of PGD; together they must break hardly more than the first."""
+    draws: Annotated[int, Field(ge=2)] = 10
+    """Draws of a noisy model's noise that an attack averages over; twice as many must break no more."""
+    queries: Natural = 500
+    """Queries of the Square attack, which must break nothing that PGD leaves."""
+    surrogate: Path | None = None
+    """Another run, best an undefended one: its adversarial images must break nothing that PGD leaves."""
+
+
+AttackName = Literal[
+    "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "random-noise", "hard-label", "transfer"
+]
+
+
+class CorruptionsConfig(Section):
+    """Owner: attack/corruptions. What `attack corruptions` does to images."""
+
+    kinds: tuple[Corruption, ...] = CORRUPTIONS
+    """Corruptions of Hendrycks & Dietterich (2019); default: all fifteen."""
+    severities: tuple[Severity, ...] = (1, 2, 3, 4, 5)
+    """How strong, in the steps of the published sets."""
+    noise_stds: tuple[Positive, ...] = (0.05, 0.1, 0.2)
+    """Standard deviations of plain Gaussian noise on images in [0, 1], without rounding to 8 bits."""
+    uniform_noise: bool = True
+    """Random noise of the attack's norm too, of every eps: what an attack must beat by far."""
+    frost: Path | None = None
+    """Folder with photographs of frost, of which none come with kapdist; default: drawn ones, not comparable."""
+    reference: Path | None = None
+    """Another run, examined under the same name: errors are stated relative to its own (mCE)."""
+
+    @field_validator("kinds", "severities", "noise_stds")
+    @classmethod
+    def once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("each one once")
+        return value
+
+
+class AttackConfig(Section):
+    """An attack on a trained model."""
+
+    name: Name
+    """Name of the attack and of its directory; by default the name of the config file."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Attack starts and the choice of images follow from it."""
+    model: AttackedModelConfig = AttackedModelConfig()
+    data: Path | None = None
+    """Beton with the images; default: the run's validation beton."""
+    classes: ClassRule | None = None
+    """How its classes are the run's (exact, by-name); default: the run's data.classes."""
+    num_classes: Annotated[int, Field(ge=2)] | None = None
+    """Classes of a factory's model; default: the run's, or the data's."""
+    num_images: Annotated[int, Field(ge=0)] = 5000
+    """Images to attack, chosen by seed; 0 takes all."""
+    norm: Literal["Linf", "L2", "L1"] = "Linf"
+    """Norm that bounds the perturbation."""
+    eps: Epsilon = 4 / 255
+    """Size of the perturbation; a fraction such as 4/255 may be written. A list is tried from the smallest on, and
+    what falls is broken at every larger one."""
+    version: Literal["standard", "plus", "rand", "eot-standard", "custom"] = "standard"
+    """AutoAttack's list of attacks; custom takes `attacks`. For noisy models eot-standard has those of standard on
+    the model averaged over `eot` draws; rand is the library's own, for comparison."""
+    attacks: tuple[AttackName, ...] = ()
+    """The list of attacks of version custom, in order: the library's, and three of our own that use no gradient of
+    the model (random-noise, hard-label, transfer)."""
+    random_draws: Natural = 1000
+    """Points of the ball that random-noise tries."""
+    hard_label_queries: Natural = 10_000
+    """Predictions per image that hard-label asks for."""
+    transfer_from: Path | None = None
+    """The run whose model transfer attacks, to try on this one what breaks that."""
+    noise: Annotated[Literal["off", "fixed", "fresh"], Off] = "off"
+    """Mode of the model's activation noise under attack. Any but fresh declares the model deterministic; say fresh
+    for a factory's model that is not."""
+    eot: Annotated[int, Field(ge=0)] = 0
+    """Noise draws averaged inside the model; 0 takes 20 for eot-standard, and else 1, no average."""
+    rescore: Annotated[int, Field(ge=0)] = 100
+    """Fresh draws that clean and adversarial images are scored under afterwards, if the noise is fresh."""
+    images_per_pass: Natural = 512
+    """Rows of the largest batch of draws, the bound on memory; a gradient of more costs a second forward pass."""
+    screen: Annotated[int, Field(ge=0)] = 10
+    """Steps of a short APGD before the list, whose finds count; 0 has none. Never with single noisy draws."""
+    compact: bool = True
+    """Compute an image no more within an attack once it has fallen (deterministic models): the same verdicts."""
+    fold: bool = True
+    """Attack a run's model, if its noise is off, with averages and norms folded into its convolutions: the same
+    function to rounding, in half the time. Factories' models are attacked as they are."""
+    chunk_size: Natural = 64
+    """Images per chunk: the unit of work, of seeding and of resume."""
+    num_shards: Natural = 1
+    """Local processes of `attack run`; more shards never change the verdict."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads per shard, part of the plan; 0 divides this machine's among the shards."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where; auto takes a GPU if there is one."""
+    keep_adversarial: bool = False
+    """Keep the adversarial images."""
+    timeout_minutes: Positive = 24 * 60.0
+    """Longest time that `attack run` waits for its shards."""
+    sanity: SanityConfig = SanityConfig()
+    """The report of `attack sanity` on this model."""
+    corruptions: CorruptionsConfig = CorruptionsConfig()
+    """What `attack corruptions` does to the images."""
+
+    @model_validator(mode="after")
+    def attacks_go_with_custom(self) -> AttackConfig:
+        if (self.version == "custom") != bool(self.attacks):
+            raise ValueError("attacks with version custom, and only then")
+        if len(set(self.attacks)) != len(self.attacks):
+            raise ValueError("each attack once in attacks")
+        return self
+
+    @model_validator(mode="after")
+    def transfers_come_from_a_run(self) -> AttackConfig:
+        if ("transfer" in self.attacks) != (self.transfer_from is not None):
+            raise ValueError("transfer_from=RUN with transfer among attacks, and only then")
+        return self
+
+    @model_validator(mode="after")
+    def averages_are_of_noise(self) -> AttackConfig:
+        if (self.eot > 1 or self.version == "eot-standard") and self.noise != "fresh":
+            raise ValueError("noise=fresh for an average over draws (eot, version eot-standard)")
+        if self.version == "rand" and self.eot > 1:
+            raise ValueError("eot of 0 or 1 with version rand, which has an average of its own")
+        return self

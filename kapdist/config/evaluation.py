@@ -1,0 +1,57 @@
+"""Evaluation of a trained run: the keys of `kapdist evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from kapdist.config.fields import ClassRule, Name, Natural, Off, Positive
+from kapdist.config.fields import Section
+
+
+class EvaluationConfig(Section):
+    """Owner: train/evaluate_run.py. What is not said is as in the run's own config."""
+
+    name: Name = "evaluation"
+    """Name of the result: RUN/evaluations/<name>.json."""
+    weights: Literal["final", "best"] = "final"
+    """The weights at the end of the training, or those of its best evaluation."""
+    data: Path | None = None
+    """Beton with the images; default: the run's validation beton."""
+    classes: ClassRule | None = None
+    """How its classes are the run's (exact, by-name); default: the run's data.classes."""
+    resolution: Annotated[int, Field(ge=8, le=2048)] | None = None
+    """Side of the square images that the model sees, pixels; default: the run's."""
+    crop_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The share of the shorter side that the centre crop keeps; default: the run's. Where the run takes images as
+    they are (data.crop=none), this or `resolution` makes it crop and resize."""
+    flip: bool = False
+    """Test-time flip: the mean of the logits of an image and of its mirror image."""
+    noise: Annotated[Literal["off", "fresh"], Off] = "off"
+    """The model's activation noise."""
+    draws: Natural = 1
+    """Draws of fresh noise whose probabilities are averaged."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Fresh noise follows from it, from the batch and from the number of the draw."""
+    batch_size: Natural = 500
+    """Images per batch. Batches are cut, then dealt to the ranks, so they are the same on any number of ranks."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where; auto takes a GPU if there is one."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads per rank; 0 divides the CPUs that this process may use among the ranks of the node."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Decoding threads per rank; 0 divides those CPUs likewise."""
+    timeout_minutes: Positive = 10.0
+    """Longest wait of one rank for the others."""
+
+    @model_validator(mode="after")
+    def draws_are_of_noise(self) -> EvaluationConfig:
+        if self.draws > 1 and self.noise == "off":
+            raise ValueError("draws above 1 with noise fresh only")
+        return self
+
+
+# What decides no number of the result, but for rounding; a rule for classes only refuses, or not.
+MAY_DIFFER = {"name", "classes", "device", "threads", "workers", "timeout_minutes"}

@@ -1,0 +1,233 @@
+"""From a YAML file and ``section.key=value`` words to a config, with errors in the user's own words.
+
+``base: other.yaml``, relative to the file that says so, is a file to start from; the rest is what differs. A run is
+never named after its base, and the config in its directory is whole and needs none.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from pydantic import ValidationError
+
+from kapdist.config import AnySection, Section, dotted_keys
+from kapdist.config.plain_yaml import parse
+from kapdist.errors import InputError, shown
+
+DEFAULTS = "the defaults"  # where a value comes from when no file was named
+BASE = "base"
+LARGEST_BYTES = 1 << 20
+
+
+class Layer(NamedTuple):
+    """A file and what it says itself."""
+
+    path: Path
+    values: dict[str, Any]
+
+
+def load_config(model: type[AnySection], path: Path | None, overrides: Sequence[str] = ()) -> AnySection:
+    """Read a config: defaults, then the file on its base if there are any, then the overrides.
+
+    Raises:
+        InputError: for an unreadable file, bases that lead back, a duplicate or unknown key (names the nearest), a
+            bad value (names the bound and the file that states it).
+    """
+    layers = [] if path is None else read_layers(path)
+    container = merged(layers)
+    for word in unique(overrides):
+        container = merge(container, parse_override(word, model))
+    container = resolved(container, path or DEFAULTS)
+    if path is not None:
+        container.setdefault("name", path.parent.name if path.name == "config.yaml" else path.stem)
+    try:
+        return model.model_validate(container)
+    except ValidationError as error:
+        raise InputError(*describe(error, model, layers, overrides)) from None
+
+
+def dump_config(config: Section) -> str:
+    """Return the resolved config as YAML; loading it gives an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def read_layers(path: Path) -> list[Layer]:
+    """Read a file and the bases under it, the lowest first.
+
+    Raises:
+        InputError: an unreadable file, a base that is none or leads back to a file above it.
+    """
+    layers = [Layer(path, read_yaml(path))]
+    while BASE in layers[0].values:
+        below = base_of(layers)
+        del layers[0].values[BASE]
+        layers.insert(0, Layer(below, read_yaml(below)))
+        layers[0].values.pop("name", None)  # two runs would share a directory
+    return layers
+
+
+def base_of(layers: Sequence[Layer]) -> Path:
+    """Return the file that the lowest layer builds on."""
+    above, named = layers[0].path, layers[0].values[BASE]
+    place = f"{above}: {BASE}"
+    if not isinstance(named, str):
+        raise InputError(place, "the path of a config file, from this one's folder", shown(named))
+    below = above.parent / named
+    if not is_file(below):
+        raise InputError(place, "a config file", f"nothing at {str(below)[:200]}")
+    chain = [layer.path.resolve() for layer in reversed(layers)]
+    if below.resolve() in chain:
+        names = [file.name for file in [*chain, below]]
+        raise InputError(place, "bases that come to an end", " -> ".join(names))
+    return below
+
+
+def is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
+def merged(layers: Sequence[Layer]) -> dict[str, Any]:
+    """Return what a file says in all, its bases included."""
+    whole: dict[str, Any] = {}
+    for layer in layers:
+        whole = merge(whole, layer.values)
+    return whole
+
+
+def merge(below: Any, above: Any) -> Any:
+    """Return what holds where two values are stated: mappings are joined, anything else is one value."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    return below | {key: merge(below.get(key), value) for key, value in above.items()}
+
+
+def resolved(values: dict[str, Any], place: object) -> dict[str, Any]:
+    """Return the values with their interpolations, as OmegaConf has them: ${train.epochs}, ${oc.env:HOME}."""
+    if "${" not in str(values):
+        return values
+    from omegaconf import OmegaConf
+
+    try:
+        return dict(OmegaConf.to_container(OmegaConf.create(values), resolve=True))  # type: ignore[arg-type]
+    except Exception as error:  # OmegaConf's own, its grammar's, and those of what it calls
+        raise InputError(place, "interpolations that resolve", first_line(error)) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST_BYTES + 1).decode()
+    except FileNotFoundError:
+        raise InputError(path, "a config file", "nothing") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(path, "a readable config file", reason) from None
+    if len(text) > LARGEST_BYTES:
+        raise InputError(path, "a config file", f"more than {LARGEST_BYTES:,} bytes")
+    values = parse(text, path)
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(path, "a mapping of keys to values", "a list or a single value")
+    return values
+
+
+def unique(overrides: Sequence[str]) -> Sequence[str]:
+    keys = [word.partition("=")[0] for word in overrides]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise InputError(f"override {key}", "one value", f"{keys.count(key)} values")
+    return overrides
+
+
+def parse_override(word: str, model: type[Section]) -> dict[str, Any]:
+    place = f"override {shown(word)}"
+    key, equals, text = word.partition("=")
+    if not equals or not key:
+        raise InputError(place, "section.key=value", "no '='")
+    if key not in dotted_keys(model):
+        raise InputError(place, f"a known key{nearest(key, model)}", shown(key))
+    value = parse(text, place)
+    if is_cut(text, value):
+        if text[0] in "\"'[{":
+            raise InputError(place, "a YAML value and nothing after it", "a comment (quote what has a #)")
+        value = text
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def is_cut(text: str, value: Any) -> bool:
+    """Return whether YAML leaves out a part of a word's value: what it takes for a comment, an anchor, a margin.
+
+    In a file these are the writer's; a word is given as a whole.
+    """
+    node = yaml.compose(text)
+    if isinstance(node, yaml.ScalarNode) and node.style is None:
+        return node.value != (text if isinstance(value, str) else text.strip())
+    named = (yaml.ScalarToken, yaml.AnchorToken, yaml.AliasToken, yaml.TagToken)
+    spans = [
+        (token.start_mark.index, token.end_mark.index) for token in yaml.scan(text) if isinstance(token, named)
+    ]
+    return any(sign == "#" and not any(a <= n < b for a, b in spans) for n, sign in enumerate(text))
+
+
+def describe(
+    error: ValidationError, model: type[Section], layers: Sequence[Layer], overrides: Sequence[str]
+) -> tuple[str, str, str]:
+    """Say the first of pydantic's findings as (place, expected, found), and how many more there are."""
+    first, *others = error.errors()
+    key = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and not part.startswith("function-"))
+    override = next((word for word in overrides if word.partition("=")[0] == key), None)
+    path = stated_in(layers, key)
+    place = (
+        f"override {shown(override)}"
+        if override
+        else f"{path}: {key if len(key) < 100 else shown(key)}"
+        if key
+        else str(path)
+    )
+    more = f" (and {len(others)} more)" if others else ""
+    if first["type"] == "extra_forbidden":
+        return place, f"a known key{nearest(key, model)}", shown(key) + more
+    if first["type"] == "missing":
+        return place, "a value", "nothing" + more
+    expected = first["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("should be ")
+    found = "the contrary" if first["type"] == "value_error" and not key else shown(first["input"])
+    return place, expected, found + more
+
+
+def stated_in(layers: Sequence[Layer], key: str) -> Path | str:
+    """Return the file that a key's value comes from; the uppermost where none states it."""
+    if not layers:
+        return DEFAULTS
+    stating = [layer.path for layer in layers if states(layer.values, key)]
+    return stating[-1] if stating else layers[-1].path
+
+
+def states(values: Any, key: str) -> bool:
+    first, _, rest = key.partition(".")
+    if not isinstance(values, Mapping) or first not in values:
+        return False
+    return not rest or states(values[first], rest)
+
+
+def nearest(key: str, model: type[Section]) -> str:
+    """Name the key that the user may have meant: by the whole name, else by its last word anywhere."""
+    keys, key = dotted_keys(model), key[:100]
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.7)
+    last = key.rpartition(".")[2]
+    close = close or [name for name in keys if name.rpartition(".")[2] == last]
+    close = close or difflib.get_close_matches(key, keys, n=1, cutoff=0.4)
+    return f" (nearest: {close[0]})" if close else ""
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,331 @@
+"""Every knob, once: frozen models, one section per owner, one line of doc per field.
+
+defaults < YAML file < ``section.key=value``. Nothing mutates a config; whatever follows from it lives in plan.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, field_validator, model_validator
+
+from kapdist.config.adversarial import AdversarialConfig
+from kapdist.config.attack import AttackConfig
+from kapdist.config.attack import AttackedModelConfig
+from kapdist.config.attack import AttackName
+from kapdist.config.attack import CorruptionsConfig
+from kapdist.config.attack import SanityConfig
+from kapdist.errors import InputError
+from kapdist.config.fields import ClassRule, Name, Natural, NonNegative, Positive, Probability, Side
+from kapdist.config.fields import Section
+
+RAMP_MULTIPLE = 32  # pixels: what the strides of a ResNet divide
+
+
+class DataConfig(Section):
+    """Owner: data/."""
+
+    train: Path
+    """The beton to train on (kapdist data write)."""
+    validation: Path
+    """The beton to evaluate on; attacks take their images from it too."""
+    classes: ClassRule = "exact"
+    """Another beton's classes: exact, those of `train`, name by name; by-name, some of those, whose labels are
+    mapped."""
+    resolution: Side = 32
+    """Side of the square images that the model sees, pixels; in training too unless there is a ramp."""
+    min_resolution: Side | None = None
+    """Side of training images until start_ramp; with max_resolution, a ramp of multiples of 32, by epoch."""
+    max_resolution: Side | None = None
+    """Side of training images from end_ramp on."""
+    start_ramp: NonNegative = 0.0
+    """Epoch until which training images have min_resolution."""
+    end_ramp: NonNegative = 0.0
+    """Epoch from which training images have max_resolution; between them it is interpolated."""
+    crop: Literal["none", "random-resized"] = "none"
+    """Training crop: none needs images of exactly `resolution`; random-resized takes images of any size."""
+    crop_ratio: Annotated[float, Field(gt=0, le=1)] = 224 / 256
+    """Evaluation with random-resized training: the share of the shorter side that the centre crop keeps."""
+    flip: bool = False
+    """Mirror training images left to right with probability 1/2."""
+    translate: Annotated[int, Field(ge=0, le=64)] = 0
+    """Shift training images by up to this many pixels in both directions, black outside."""
+    cutout: Annotated[int, Field(ge=0, le=2048)] = 0
+    """Blacken a square of this side, pixels, at a random place of training images; 0 does not (DeVries 2017)."""
+    backend: Literal["auto", "ffcv", "torch"] = "auto"
+    """What decodes: ffcv, or simplejpeg in threads, called torch (the same crops, somewhat slower); auto takes ffcv
+    where it can be imported."""
+    decode: Literal["full", "reduced"] = "full"
+    """Training JPEGs: full decodes all pixels, as FFCV does; reduced, which is faster, decodes at 1/2, 1/4 or 1/8
+    where the crop still has `resolution` pixels each way. Evaluation and attacks always take full."""
+    order: Literal["auto", "random", "quasi-random"] = "random"
+    """Order of an epoch: random over all images, or page by page, for a beton larger than memory; auto takes random
+    where the beton fits into the node's memory, and a run keeps to what it began with."""
+    page_images: Natural = 2048
+    """Consecutive images that quasi-random order reads together; it has eight such pages open at a time."""
+    cache: Literal["auto", "page", "process"] = "page"
+    """Who keeps the beton's bytes: the operating system (page), or each rank, which reads open pages whole and
+    ahead (process, for slow file systems; with quasi-random order); auto decides by the same sizes."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Decoding threads per rank; 0 divides the CPUs that this process may use among the ranks of the node."""
+    batches_ahead: Natural = 3
+    """Batches that are decoded ahead of the step that uses them."""
+    timeout_seconds: Positive = 300.0
+    """Longest wait for one batch before the loader gives up (the first one includes compilation)."""
+
+    @model_validator(mode="after")
+    def ramp_goes_up(self) -> DataConfig:
+        low, high = self.min_resolution, self.max_resolution
+        if (low is None) != (high is None):
+            raise ValueError("min_resolution and max_resolution together")
+        if low is None or high is None:
+            return self
+        if self.crop == "none":
+            raise ValueError("min_resolution with crop random-resized only: nothing else resizes")
+        if low % RAMP_MULTIPLE or high % RAMP_MULTIPLE or low > high:
+            raise ValueError(f"min_resolution at most max_resolution, both multiples of {RAMP_MULTIPLE}")
+        if self.start_ramp > self.end_ramp:
+            raise ValueError("start_ramp at most end_ramp")
+        return self
+
+    @model_validator(mode="after")
+    def cache_goes_with_order(self) -> DataConfig:
+        if self.cache == "process" and self.order == "random":
+            raise ValueError("cache process with order quasi-random only: in random order it keeps the whole beton")
+        return self
+
+
+class ModelConfig(Section):
+    """Owner: models/."""
+
+    name: Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = "resnet18"
+    """Architecture."""
+    num_classes: Annotated[int, Field(ge=2)] = 1000
+    """Number of logits."""
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    """imagenet: 7x7 stride 2 and a max pool; cifar: 3x3 stride 1."""
+    width: Positive = 1.0
+    """Multiplier of every layer's channels."""
+    blurpool: bool = False
+    """Low-pass filter before strided convolutions (Zhang 2019)."""
+    zero_init_residual: bool = True
+    """Start the last norm of every block at zero (Goyal et al. 2017)."""
+    dropout: Probability = 0.0
+    """Dropout inside the blocks: the pseudo-ensemble baseline."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Per-channel mean of images in [0, 1]; the model normalises inside."""
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    """Per-channel standard deviation of images in [0, 1]."""
+    weights: Path | None = None
+    """Initial weights, safetensors or a plain state_dict; torchvision's names."""
+
+
+class KapConfig(Section):
+    """Owner: kap/."""
+
+    pool_size: Natural = 1
+    """K, the kernels that are averaged (odd); on a sheet the window is K x K. 1 is no average."""
+    layout: Literal["line", "sheet"] = "line"
+    """How kernels neighbour each other."""
+    noise_std: NonNegative = 0.0
+    """Standard deviation of the activation noise, added before the average, in training."""
+
+    @field_validator("pool_size")
+    @classmethod
+    def odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError("an odd number")
+        return value
+
+
+class OptimConfig(Section):
+    """Owner: train/optim.py."""
+
+    lr: Positive = 0.5
+    """Peak learning rate, for a global batch of `lr_batch_size`."""
+    lr_batch_size: Annotated[int, Field(ge=0)] = 0
+    """Global batch size that lr was found for; the plan scales lr in proportion to train.batch_size (Goyal et al.
+    2017). 0 takes lr as it stands."""
+    momentum: Probability = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = True
+    """Nesterov's form of the momentum (Sutskever et al. 2013)."""
+    weight_decay: NonNegative = 5e-5
+    """On weights of convolutions and linear layers only, never on norms and biases."""
+    warmup_epochs: NonNegative = 2.0
+    """Epochs from zero to the peak, linear by step; where it is not written, at most half of a training of one."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    """The way from the peak back to zero."""
+    label_smoothing: Probability = 0.1
+    """Label smoothing of the training loss."""
+    clip_grad_norm: NonNegative = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
+    ema_decay: Probability = 0.0
+    """Decay of the moving average of weights that is evaluated and exported; 0 keeps none."""
+
+
+class TrainConfig(Section):
+    """Owner: train/loop.py."""
+
+    epochs: Natural = 16
+    """Passes over the training set."""
+    batch_size: Natural = 1024
+    """Global batch size: images per optimizer step over all ranks."""
+    accumulation_steps: Natural = 1
+    """Parts that a rank splits its share of a batch into."""
+    input_noise_std: NonNegative = 0.0
+    """Standard deviation of Gaussian noise on training images in [0, 1]."""
+    mixup_alpha: NonNegative = 0.0
+    """Parameter of Mixup's beta distribution; 0 does not mix."""
+    cutmix_alpha: NonNegative = 0.0
+    """Parameter of CutMix's beta distribution; 0 does not cut. With both, each step takes one by chance."""
+    evaluate_every_epochs: Natural = 1
+    """Evaluate after every so many epochs, and at the end."""
+    eval_batch_size: Natural = 500
+    """Images per rank and evaluation batch."""
+    checkpoint_every_steps: Annotated[int, Field(ge=0)] = 0
+    """Checkpoint after every so many steps; 0 leaves it to the clock."""
+    checkpoint_every_minutes: NonNegative = 10.0
+    """Checkpoint after so many minutes; 0 leaves it to the steps."""
+    stall_minutes: Positive = 10.0
+    """Longest time without progress of any rank before the attempt ends and names the rank; less than
+    engine.timeout_minutes, or the others would end first, of having waited for it."""
+    keep_checkpoints: Natural = 2
+    """Newest checkpoints kept."""
+    log_every_steps: Natural = 20
+    """Steps between two lines of metrics."""
+    wandb_project: str | None = None
+    """Weights & Biases project to log to as well (needs the extra `wandb`)."""
+
+
+class EngineConfig(Section):
+    """Owner: engine/."""
+
+    name: Literal["ddp", "deepspeed"] = "ddp"
+    """Engine that runs the step."""
+    zero_stage: Annotated[int, Field(ge=0, le=2)] = 0
+    """What DeepSpeed divides among the ranks (ZeRO): 0 nothing, 1 the optimizer's state, 2 gradients too."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where; auto takes a GPU if there is one."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast precision; weights stay fp32."""
+    tf32: bool = True
+    """fp32 on GPUs: convolutions and products of matrices in TensorFloat-32; never in evaluations and attacks."""
+    deterministic: bool = False
+    """On GPUs: the same bits every time, which costs speed. CPUs compute so in any case."""
+    channels_last: bool = True
+    """Keep activations and weights in channels-last order."""
+    compile: bool = False
+    """torch.compile the model."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads per rank; 0 divides the CPUs that this process may use among the ranks of the node."""
+    timeout_minutes: Positive = 15.0
+    """Longest wait of one rank for the others; more than train.stall_minutes."""
+
+    @model_validator(mode="after")
+    def zero_goes_with_deepspeed(self) -> EngineConfig:
+        if self.zero_stage and self.name != "deepspeed":
+            raise ValueError("zero_stage above 0 with name deepspeed only")
+        return self
+
+
+class Config(Section):
+    """A training run."""
+
+    name: Name
+    """Name of the run and of its directory; by default the name of the config file."""
+    runs_dir: Path = Path("runs")
+    """Where run directories are."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Everything random follows from it."""
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    kap: KapConfig = KapConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
+    engine: EngineConfig = EngineConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def warm_up_fits(cls, values: Any) -> Any:
+        """A warm-up that nobody wrote takes half of a training that is shorter than the default one."""
+        if not isinstance(values, dict):
+            return values
+        train, optim = values.get("train") or {}, values.get("optim") or {}
+        if not isinstance(train, dict) or not isinstance(optim, dict) or "warmup_epochs" in optim:
+            return values
+        epochs, default = train.get("epochs"), OptimConfig.model_fields["warmup_epochs"].default
+        if not isinstance(epochs, int) or not 0 < epochs < default:
+            return values
+        return values | {"optim": optim | {"warmup_epochs": epochs / 2}}
+
+    @model_validator(mode="after")
+    def has_a_clock_for_checkpoints(self) -> Config:
+        if not self.train.checkpoint_every_steps and not self.train.checkpoint_every_minutes:
+            raise ValueError("train.checkpoint_every_steps or train.checkpoint_every_minutes above 0")
+        return self
+
+
+def check_limits(config: Config) -> None:
+    """Refuse limits under which a rank that stops would not be named.
+
+    Not part of the config's own checks: configs of finished runs are read, whatever limits they were trained under.
+    """
+    stall, timeout = config.train.stall_minutes, config.engine.timeout_minutes
+    if stall >= timeout:
+        expected = f"less than engine.timeout_minutes = {timeout:g}, so that the rank that stops is named first"
+        raise InputError("train.stall_minutes", expected, f"{stall:g}")
+
+
+# What may differ when a run is continued: it decides how fast the run goes and what it says, not what it learns
+# (the engines agree to rounding, like numbers of ranks, and read one another's checkpoints).
+MAY_CHANGE = (
+    "runs_dir",
+    "data.backend",
+    "data.cache",
+    "data.workers",
+    "data.batches_ahead",
+    "data.timeout_seconds",
+    "engine.name",
+    "engine.zero_stage",
+    "engine.threads",
+    "engine.timeout_minutes",
+    "train.evaluate_every_epochs",
+    "train.eval_batch_size",
+    "train.checkpoint_every_steps",
+    "train.checkpoint_every_minutes",
+    "train.keep_checkpoints",
+    "train.stall_minutes",
+    "train.log_every_steps",
+    "train.wandb_project",
+)
+
+# A beton may lie elsewhere when a run is continued: its images' fingerprint is in plan.json by this name.
+MAY_MOVE = {"data.train": "data", "data.validation": "validation"}
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def flatten(section: Section, prefix: str = "") -> dict[str, Any]:
+    """Return {dotted key: value} of a config, JSON values, sections opened."""
+    flat: dict[str, Any] = {}
+    for key in type(section).model_fields:
+        value = getattr(section, key)
+        if isinstance(value, Section):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = section.model_dump(mode="json", include={key})[key]
+    return flat
+
+
+def dotted_keys(model: type[Section], prefix: str = "") -> list[str]:
+    """Return every dotted key of a config class, sections included."""
+    keys = []
+    for key, field in model.model_fields.items():
+        keys.append(prefix + key)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            keys += dotted_keys(field.annotation, f"{prefix}{key}.")
+    return keys

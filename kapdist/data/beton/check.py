@@ -1,0 +1,81 @@
+"""`kapdist data check`: everything that can be verified of a beton."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kapdist.data.beton.layout import BetonInfo, open_with_manifest
+from kapdist.data.errors import DamagedImageError
+from kapdist.data.load.ffcv_import import why_no_ffcv
+from kapdist.data.load.pixels import CENTRE_CROP, Recipe
+from kapdist.data.load.storage import MappedFile, Storage
+from kapdist.data.load.workers import Workers
+from kapdist.data.beton.writer import Progress
+from kapdist.environment import usable_cpus
+from kapdist.errors import InputError
+from kapdist.run.files import file_sha256
+
+if TYPE_CHECKING:  # it needs FFCV, and whoever only reads betons may have none
+    from kapdist.data.load.decode import Decoder
+
+BATCH, SIDE = 256, 8
+NAMED = 20  # how many damaged images a message names
+
+
+def check(path: Path) -> dict[str, Any]:
+    """Verify a beton in full; return its manifest's summary as JSON values."""
+    return check_beton(path)
+
+
+def check_beton(path: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Verify the tables, every image's checksum, that every image decodes, and the file's sha256.
+
+    Returns:
+        The manifest's summary.
+
+    Raises:
+        InputError: names the file and the first damaged images.
+    """
+    info, manifest = open_with_manifest(Path(path))
+    bad = damaged_images(info, progress)
+    if bad:
+        names = ", ".join(map(str, bad[:NAMED])) + (", ..." if len(bad) > NAMED else "")
+        raise InputError(info.path, "images as they were written", f"{len(bad)} damaged: image {names}")
+    sha256 = file_sha256(info.path)
+    if sha256 != manifest.sha256:
+        raise InputError(info.path, f"sha256 {manifest.sha256} (its manifest)", f"{sha256} (images are whole)")
+    return manifest.summary()
+
+
+def damaged_images(info: BetonInfo, progress: Progress | None) -> list[int]:
+    """Return the ids of images whose bytes changed or which do not decode."""
+    if missing := why_no_ffcv():
+        raise InputError("kapdist data check", "FFCV, whose decoder it tries", f"none: {missing}")
+    from kapdist.data.load.decode import Decoder
+
+    workers = Workers(usable_cpus())
+    # The loader's own decoder, so that what passes here decodes there; it compares the checksums first.
+    decoder = Decoder(Recipe(CENTRE_CROP), SIDE, info.layout, info.checksums, workers)
+    data, bad = MappedFile(info.layout), []
+    try:
+        for start in range(0, info.num_images, BATCH):
+            images = np.arange(start, min(start + BATCH, info.num_images))
+            if not decodes(decoder, images, data):
+                bad += [int(one[0]) for one in np.split(images, len(images)) if not decodes(decoder, one, data)]
+            if progress:
+                progress(int(images[-1]) + 1, info.num_images)
+    finally:
+        workers.close()
+    return bad
+
+
+def decodes(decoder: Decoder, images: np.ndarray, data: Storage) -> bool:
+    out = np.empty((len(images), SIDE, SIDE, 3), np.uint8)
+    try:
+        decoder.decode(images, out, None, (data, 0, SIDE))
+    except DamagedImageError:
+        return False
+    return True

@@ -1,0 +1,151 @@
+"""How one image is stored: its own JPEG bytes where they will do, else pixels or a fresh JPEG, as FFCV does."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from kapdist.data.errors import UnreadableImageError
+from kapdist.data.load.ffcv_import import lib
+from kapdist.data.sources.base import FileSource, Source
+from kapdist.data.sources.image import decode_image
+from kapdist.errors import InputError
+
+JPEG, RAW = 0, 1  # FFCV's numbers
+SMALLEST_PAGE, LARGEST_PAGE = 1 << 21, 1 << 25  # bytes; no stored image can be larger than its page
+LARGEST_SIDE = 65535  # the file format's, and JPEG's
+CHECK_SCALE = 8  # libjpeg-turbo reads the whole file at any scale, and computes least at an eighth
+QUALITY = 90  # what a raw beton would have
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How images are stored.
+
+    max_side: larger images are shrunk to this longer side, pixels (OpenCV INTER_AREA, as FFCV does).
+    jpeg_quality: 1 to 100 stores JPEG; None stores raw pixels.
+    jpeg_share: share of the images that become JPEG, the others stay raw (FFCV's mode `proportion`).
+    raw_up_to_bytes: images with at most so many bytes of pixels stay raw (FFCV's mode `smart`).
+    """
+
+    max_side: int | None = None
+    jpeg_quality: int | None = None
+    jpeg_share: float = 1.0
+    raw_up_to_bytes: int = 0
+
+    def check(self) -> None:
+        """Raise InputError where a value is out of bounds."""
+        if self.max_side is not None and not 1 <= self.max_side <= LARGEST_SIDE:
+            raise InputError("max side", f"1 to {LARGEST_SIDE} pixels", str(self.max_side))
+        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
+            raise InputError("JPEG quality", "1 to 100", str(self.jpeg_quality))
+        if not 0 <= self.jpeg_share <= 1:
+            raise InputError("JPEG share", "0 to 1", str(self.jpeg_share))
+        if self.raw_up_to_bytes < 0:
+            raise InputError("raw up to bytes", "0 or more", str(self.raw_up_to_bytes))
+
+    def as_jpeg(self, index: int, height: int, width: int) -> bool:
+        """Tell whether an image of that size is stored as JPEG; by lot the same one whoever asks."""
+        if self.jpeg_quality is None or 3 * height * width <= self.raw_up_to_bytes:
+            return False
+        lot = int.from_bytes(hashlib.blake2b(index.to_bytes(8, "little"), digest_size=7).digest(), "little")
+        return lot < self.jpeg_share * 256**7
+
+    def page_size(self, source: Source) -> int:
+        """Return the smallest page that holds any image of the source."""
+        bounds = [bound for bound in (source.largest_bytes, self.max_side and 3 * self.max_side**2) if bound]
+        bound = min(bounds, default=LARGEST_PAGE)
+        return min(LARGEST_PAGE, max(SMALLEST_PAGE, 1 << (bound - 1).bit_length()))
+
+    def words(self) -> str:
+        """Return what a manifest calls this."""
+        if self.jpeg_quality is None:
+            return "raw"
+        share = f", {self.jpeg_share:g} of the images" if self.jpeg_share < 1 else ""
+        small = f", raw up to {self.raw_up_to_bytes} bytes" if self.raw_up_to_bytes else ""
+        return f"jpeg quality {self.jpeg_quality}{share}{small}"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An image as it goes into the file."""
+
+    content: Any  # bytes, or (bytes,) uint8
+    mode: int
+    height: int
+    width: int
+    kept: bool  # the source's own bytes
+    label: int
+
+
+def encode(source: Source, index: int, encoding: Encoding, page_size: int) -> Stored:
+    """Return an image as it will be stored.
+
+    Raises:
+        UnreadableImageError: it cannot be read, or is too large.
+    """
+    if not isinstance(source, FileSource):
+        return encode_pixels(*source.item(index), index, encoding, page_size)
+    content, label = source.content(index), int(source.labels[index])
+    size = jpeg_size(content)
+    fits = size and max(size) <= (encoding.max_side or LARGEST_SIDE) and len(content) <= page_size
+    if size and fits and encoding.as_jpeg(index, *size) and decodes(content, *size):
+        return Stored(content, JPEG, *size, True, label)
+    return encode_pixels(decode_image(content), label, index, encoding, page_size)
+
+
+def jpeg_size(content: bytes) -> tuple[int, int] | None:
+    """Return (height, width) of a grey or three-colour JPEG; None for what FFCV cannot keep as it is."""
+    if not content.startswith(b"\xff\xd8"):
+        return None
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return (image.height, image.width) if image.mode in ("RGB", "L") else None
+    except Exception:  # decode_image will say why
+        return None
+
+
+def decodes(content: bytes, height: int, width: int) -> bool:
+    """Tell whether FFCV's decoder reads a JPEG to its end without a warning: a loader takes warnings for damage."""
+    out = np.empty((-(-height // CHECK_SCALE), -(-width // CHECK_SCALE), 3), np.uint8)
+    status = lib.imdecode(
+        content, len(content), height, width, out.ctypes.data, height, width, 0, 0, 1, CHECK_SCALE, False, False
+    )
+    return status == 0
+
+
+def encode_pixels(image: np.ndarray, label: int, index: int, encoding: Encoding, page_size: int) -> Stored:
+    image = shrunk(image, encoding.max_side)
+    height, width = image.shape[:2]
+    jpeg = encoding.as_jpeg(index, height, width)
+    size = 0 if jpeg else image.nbytes
+    if max(height, width) <= LARGEST_SIDE and size <= page_size:
+        content = encode_jpeg(image, encoding.jpeg_quality or QUALITY) if jpeg else image.reshape(-1)
+        if len(content) <= page_size:
+            return Stored(content, JPEG if jpeg else RAW, height, width, False, label)
+    raise UnreadableImageError(f"{height} x {width} pixels are more than a beton can hold; use a maximum side")
+
+
+def shrunk(image: np.ndarray, max_side: int | None) -> np.ndarray:
+    """Return an image with at most this longer side, by FFCV's rule (ffcv/fields/rgb_image.py, `resizer`)."""
+    height, width = image.shape[:2]
+    ratio = (max_side or LARGEST_SIDE) / max(height, width)
+    if max_side is None or ratio >= 1:
+        return np.ascontiguousarray(image)
+    size = max(1, int(ratio * width)), max(1, int(ratio * height))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def encode_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    done, content = cv2.imencode(
+        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+    )
+    if not done:
+        raise UnreadableImageError("OpenCV cannot make a JPEG of it")
+    return content.reshape(-1)

@@ -1,0 +1,149 @@
+"""Batches from a beton, for training, evaluation and attacks alike."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kapdist.config import DataConfig
+from kapdist.data.load.augment import epoch_key
+from kapdist.data.load.backend import Decoded, Task, make_backend
+from kapdist.data.beton.layout import BetonInfo
+from kapdist.data.load.device import Mover, Sent
+from kapdist.data.errors import DamagedImageError
+from kapdist.data.load.pixels import CENTRE_CROP, NO_CROP, RANDOM_CROP, Recipe
+from kapdist.environment import usable_cpus
+from kapdist.errors import InputError
+
+
+class Batch(NamedTuple):
+    """Images of a step, owned by the caller."""
+
+    images: Tensor  # (batch, 3, resolution, resolution) float32 in [0, 1], on the loader's device
+    labels: Tensor  # (batch,) int64, on the loader's device
+    indices: np.ndarray  # (batch,) int64, the images' ids: their positions in the beton
+
+
+class Loader:
+    """Decodes the images that it is asked for, in the order asked, by threads of its own.
+
+    Args:
+        training: apply the config's crop, flip, translation and cut-out; else the whole image, or the centre crop.
+        seed: of the augmentation, with the epoch and the image's id.
+        max_batch_size: images of the largest batch that will be asked for.
+        num_workers: decoding threads; 0 takes the CPUs that this process may use.
+        channels_last: memory format of the images.
+        cache: page or process, as the plan says; None takes the config's.
+
+    Raises:
+        InputError: images that are not of config.resolution with crop none; more workers than CPUs; a backend that
+            is not there.
+    """
+
+    def __init__(
+        self,
+        info: BetonInfo,
+        config: DataConfig,
+        *,
+        training: bool,
+        seed: int,
+        max_batch_size: int,
+        device: torch.device,
+        num_workers: int = 0,
+        channels_last: bool = True,
+        cache: str | None = None,
+    ) -> None:
+        self.info, self.config = info, config
+        self.seed, self.max_batch_size = seed, max_batch_size
+        self.device, self.channels_last = torch.device(device), channels_last
+        self.largest = largest_resolution(config, training)
+        self.mover = Mover(self.device, channels_last)
+        num_workers = num_workers or usable_cpus()
+        if not 1 <= num_workers <= usable_cpus():
+            raise InputError("data.workers", f"1 to {usable_cpus()} (CPUs of this process)", str(num_workers))
+        recipe = make_recipe(info, config, training=training)
+        self.backend = make_backend(
+            Task(
+                info, config, recipe, self.largest, max_batch_size, num_workers, self.device, cache or config.cache
+            )
+        )
+
+    def batches(
+        self, index_batches: Sequence[np.ndarray], *, epoch: int = 0, resolution: int | None = None
+    ) -> Iterator[Batch]:
+        """Yield a Batch for every array of image ids, each (batch,) of at most max_batch_size.
+
+        The images are of `resolution`, pixels, at most the largest that the config names; config.resolution else.
+        Nothing else is decoded, nothing dropped or repeated. The iterator may be left at any time, and several
+        may be open at once.
+
+        Raises:
+            InputError: the bytes of an image are not those that were written.
+            TimeoutError: a batch took longer than config.timeout_seconds.
+            Exception: whatever went wrong in the loading thread, as it was raised there.
+        """
+        side = resolution or self.config.resolution
+        if not 1 <= side <= self.largest:
+            raise ValueError(f"resolution {side} in a loader of at most {self.largest}")
+        pass_ = self.backend.start(index_batches, epoch_key(self.seed, epoch), side)
+        under_way: deque[tuple[Any, np.ndarray, Sent]] = deque()
+        try:
+            for number in range(len(index_batches)):
+                slot, indices, pixels = self.take(pass_, number)
+                sent = self.mover.send(pixels, torch.from_numpy(self.info.labels[indices]))
+                under_way.append((slot, indices, sent))
+                if len(under_way) > self.mover.ahead:
+                    yield self.receive(pass_, *under_way.popleft())
+            while under_way:
+                yield self.receive(pass_, *under_way.popleft())
+        finally:
+            for slot, _, sent in under_way:  # left early: the device may still be reading
+                pass_.give_back(slot, sent.arrived)
+            pass_.close()
+
+    def receive(self, pass_: Decoded, slot: Any, indices: np.ndarray, sent: Sent) -> Batch:
+        images, labels = self.mover.receive(sent)
+        pass_.give_back(slot, sent.arrived)
+        return Batch(images, labels, indices)
+
+    def take(self, pass_: Decoded, number: int) -> tuple[Any, np.ndarray, Tensor]:
+        limit = self.config.timeout_seconds
+        try:
+            return pass_.take(limit)
+        except TimeoutError:
+            place = f"batch {number} of this pass over {self.info.path}"
+            raise TimeoutError(f"{place} did not come within data.timeout_seconds = {limit:g}") from None
+        except DamagedImageError as damaged:
+            found = "other bytes (kapdist data check lists all damage)"
+            raise InputError(self.info.path, f"image {damaged.image} as it was written", found) from damaged
+
+
+def largest_resolution(config: DataConfig, training: bool) -> int:
+    """Return the largest resolution of a loader's passes, pixels."""
+    return max(config.resolution, config.max_resolution or 0) if training else config.resolution
+
+
+def make_recipe(info: BetonInfo, config: DataConfig, *, training: bool) -> Recipe:
+    """Return what is done to every image.
+
+    Raises:
+        InputError: crop none, and images that are not of the model's resolution.
+    """
+    side = config.resolution
+    if config.crop == "none":
+        if (info.height, info.width) != (side, side):
+            size = "of different sizes" if None in (info.height, info.width) else f"of {info.height} x {info.width}"
+            expected = f"{side} x {side} images (data.resolution) with data.crop=none"
+            raise InputError(info.path, expected, f"images {size}")
+        if not training:
+            return Recipe()
+        return Recipe(NO_CROP, pad=config.translate, flip=config.flip, cutout=config.cutout)
+    if not training:
+        return Recipe(CENTRE_CROP, centre_ratio=config.crop_ratio)
+    reduced = config.decode == "reduced"
+    return Recipe(RANDOM_CROP, pad=config.translate, flip=config.flip, cutout=config.cutout, reduced=reduced)

@@ -1,0 +1,43 @@
+"""What the model of a config weighs, read off the model itself: built without storage, on torch's meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from kapdist import kap
+from kapdist.config import Config
+from kapdist.forecast.training import Footprint
+from kapdist.models.build import build_model
+
+
+def footprint(config: Config) -> Footprint:
+    """Build the model of a config without its storage and weigh it.
+
+    Raises:
+        InputError: the sections ask for what the architecture cannot be.
+    """
+    with torch.device("meta"):
+        model = build_model(config.model, config.kap)
+    parameters, buffers = list(model.parameters()), list(model.buffers())
+    return Footprint(
+        num_parameters=sum(p.numel() for p in parameters),
+        num_buffers=sum(b.numel() for b in buffers),
+        parameter_bytes=weigh(parameters),
+        buffer_bytes=weigh(buffers),
+        saved_buffer_bytes=weigh(model.state_dict().values()) - weigh(parameters),
+        generator_bytes=generators(model),
+    )
+
+
+def weigh(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def generators(model: nn.Module) -> int:
+    """Return the bytes of what a rank on a CPU saves of its own: torch's stream, the noise's seeds and streams."""
+    noisy = [module for module in model.modules() if isinstance(module, kap.KAPConv2d) and module.noise_std > 0]
+    seeds = kap.noise_state(model).values()  # its streams, one for each layer, begin with the first draw
+    return weigh(seeds) + (1 + len(noisy)) * weigh([torch.get_rng_state()])

@@ -1,0 +1,260 @@
+"""Config + number of ranks + number of images -> steps, batches, learning rate. Pure: no torch, no files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kapdist.config import RAMP_MULTIPLE, Config, DataConfig, OptimConfig
+from kapdist.errors import InputError
+from kapdist.plan.adversarial import AdversarialPlan, plan_adversarial
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Side of training images by epoch, pixels: `first` until `start`, `last` from `end`, multiples of 32 between.
+
+    As in ffcv-imagenet (https://github.com/libffcv/ffcv-imagenet, get_resolution).
+    """
+
+    first: int
+    last: int
+    start: float = 0.0
+    end: float = 0.0
+
+    def resolution(self, epoch: int) -> int:
+        """Side of the training images of an epoch, from 0."""
+        if epoch >= self.end:
+            return self.last
+        if epoch <= self.start:
+            return self.first
+        part = (epoch - self.start) / (self.end - self.start)
+        return round((self.first + part * (self.last - self.first)) / RAMP_MULTIPLE) * RAMP_MULTIPLE
+
+
+@dataclass(frozen=True)
+class Room:
+    """What decides how a beton is read: sizes in bytes, and what the run began with, if it did.
+
+    memory_bytes is what the node's ranks may use together; process_cache says whether the backend has one.
+    """
+
+    beton_bytes: int
+    memory_bytes: int
+    ranks_on_node: int = 1
+    process_cache: bool = True
+    order: str | None = None
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The order of an epoch, who keeps the beton's bytes, and why."""
+
+    order: str = "random"
+    cache: str = "page"
+    reason: str = "as configured"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from a config; `step` counts finished batches and is the only clock.
+
+    A step is one update of the weights (free adversarial training alone makes several of one batch).
+
+    The images of an epoch are cut into `steps_per_epoch` batches that differ by at most one image, so every
+    image is seen exactly once per epoch and there is no short last batch. Ranks and accumulation cut a batch
+    in the same way.
+    """
+
+    num_images: int
+    world_size: int
+    batch_size: int
+    accumulation_steps: int
+    epochs: int
+    steps_per_epoch: int
+    warmup_steps: int
+    peak_lr: float
+    lr_scale: float
+    """What optim.lr was multiplied by for this batch size."""
+    schedule: str
+    ramp: Ramp
+    storage: Storage
+    adversarial: AdversarialPlan | None = None
+
+    @property
+    def total_steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    def epoch(self, step: int) -> int:
+        """Epoch, from 0, that the step after `step` finished ones belongs to."""
+        return step // self.steps_per_epoch
+
+    def batch(self, step: int) -> range:
+        """Positions in the epoch's order that the step takes, over all ranks."""
+        return part(range(self.num_images), step % self.steps_per_epoch, self.steps_per_epoch)
+
+    def rank_batch(self, step: int, rank: int) -> range:
+        """Positions in the epoch's order that one rank takes of the step's batch."""
+        return part(self.batch(step), rank, self.world_size)
+
+    @property
+    def largest_part(self) -> int:
+        """Most images that a rank takes through the model at a time."""
+        largest = self.num_images
+        for pieces in (self.steps_per_epoch, self.world_size, self.accumulation_steps):
+            largest = -(-largest // pieces)
+        return largest
+
+    def lr(self, step: int) -> float:
+        """Learning rate of the step after `step` finished ones: linear to the peak, then down to zero."""
+        if step < self.warmup_steps:
+            return self.peak_lr * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        if self.schedule == "cosine":
+            return self.peak_lr * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.peak_lr * (1 - progress)
+
+    def resolution(self, step: int) -> int:
+        """Side of the training images, pixels, of the step after `step` finished ones; the same all epoch long."""
+        return self.ramp.resolution(self.epoch(step))
+
+    @property
+    def num_graphs(self) -> int:
+        """What a model that is compiled for one shape each time is compiled for: sides, sizes of parts, passes.
+
+        All parts of steps, on all ranks, differ by at most one image. The passes are the training's and, with
+        adversarial training, the attack's and the one that measures it.
+        """
+        sides = {self.ramp.resolution(epoch) for epoch in range(self.epochs)}
+        num_parts = self.steps_per_epoch * self.world_size * self.accumulation_steps
+        sizes = 1 if self.num_images % num_parts == 0 else 2
+        return len(sides) * sizes * (3 if self.adversarial else 1)
+
+    def peak_lr_in_words(self) -> str:
+        """Return e.g. "0.425 = 1.7 for 4,096 images, scaled to 1,024"."""
+        if self.lr_scale == 1:
+            return f"{self.peak_lr:g}"
+        found_for = round(self.batch_size / self.lr_scale)
+        lr = self.peak_lr / self.lr_scale
+        return f"{self.peak_lr:g} = {lr:g} for {found_for:,} images, scaled to {self.batch_size:,}"
+
+    def in_words(self) -> str:
+        """Return the plan as a line for a log."""
+        steps = f"epochs {self.epochs:,}, steps per epoch {self.steps_per_epoch:,}"
+        batch = f"global batch {self.batch_size:,}, ranks {self.world_size:,}"
+        return f"{steps}, {batch}, peak learning rate {self.peak_lr_in_words()}"
+
+    def describe(self) -> dict[str, Any]:
+        """Return the plan as JSON values (plan.json)."""
+        return asdict(self) | {"total_steps": self.total_steps}
+
+
+FITS, MAY_FILL = 0.8, 0.5  # of the node's memory: what the page cache may need, and what caches in processes may
+STRIDES = {"imagenet": 32, "cifar": 8}  # of all of a ResNet's layers together, by its stem
+OPEN_PAGES = 8  # pages that quasi-random order shuffles together, and so what memory should hold
+
+
+def part(positions: range, index: int, count: int) -> range:
+    """Cut a range into `count` runs that differ by at most one in length; return the one at `index`."""
+    size = len(positions)
+    return positions[index * size // count : (index + 1) * size // count]
+
+
+def make_plan(config: Config, num_images: int, world_size: int, room: Room | None = None) -> Plan:
+    """Derive the plan of a training run; `room` decides data.order and data.cache where they are auto.
+
+    Raises:
+        InputError: when the images do not fill one batch, or a rank would get no image in some part of a step.
+    """
+    train, optim = config.train, config.optim
+    if num_images < train.batch_size:
+        raise InputError("train.batch_size", f"at most the {num_images} images of the data", str(train.batch_size))
+    steps_per_epoch = math.ceil(num_images / train.batch_size)
+    smallest = num_images // steps_per_epoch // world_size // train.accumulation_steps
+    if smallest < 1:
+        parts = world_size * train.accumulation_steps
+        raise InputError("train.batch_size", f"at least {parts} (ranks x accumulation)", str(train.batch_size))
+    ramp = make_ramp(config.data, train.epochs)
+    check_norms(config, smallest, min(ramp.first, ramp.last))
+    scale = lr_scale(config)
+    return Plan(
+        num_images=num_images,
+        world_size=world_size,
+        batch_size=train.batch_size,
+        accumulation_steps=train.accumulation_steps,
+        epochs=train.epochs,
+        steps_per_epoch=steps_per_epoch,
+        warmup_steps=warmup_steps(optim, train.epochs, steps_per_epoch),
+        peak_lr=optim.lr * scale,
+        lr_scale=scale,
+        schedule=optim.schedule,
+        adversarial=plan_adversarial(config.adversarial, train.epochs, steps_per_epoch),
+        ramp=ramp,
+        storage=choose_storage(config.data, num_images, room),
+    )
+
+
+def check_norms(config: Config, smallest_part: int, side: int) -> None:
+    """Refuse parts of a step with which a norm would have one value per channel, of which there is no variance.
+
+    Raises:
+        InputError: a rank has one image in some part of a step, and the last maps are 1 x 1.
+    """
+    adversarial = config.adversarial
+    # Clean and adversarial images go through together, but not while the attack takes their own statistics.
+    both = adversarial.mode != "off" and adversarial.clean_share and adversarial.statistics != "train"
+    images = smallest_part * (2 if both else 1)
+    if images == 1 and side <= STRIDES[config.model.stem]:
+        expected = f"at least 2 images in each part of a step (the last maps of {side} px images are 1 x 1)"
+        raise InputError("train.batch_size", expected, f"{config.train.batch_size}, which leaves a part with one")
+
+
+def lr_scale(config: Config) -> float:
+    """Return the global batch size over the one that the learning rate was found for (Goyal et al. 2017, 2.1)."""
+    found_for = config.optim.lr_batch_size
+    return config.train.batch_size / found_for if found_for else 1.0
+
+
+def warmup_steps(optim: OptimConfig, epochs: int, steps_per_epoch: int) -> int:
+    if optim.warmup_epochs > epochs:
+        raise InputError("optim.warmup_epochs", f"at most train.epochs = {epochs}", str(optim.warmup_epochs))
+    return round(optim.warmup_epochs * steps_per_epoch)
+
+
+def make_ramp(data: DataConfig, epochs: int) -> Ramp:
+    """Return the training images' side by epoch.
+
+    Raises:
+        InputError: a ramp that ends after the training.
+    """
+    if data.min_resolution is None or data.max_resolution is None:
+        return Ramp(data.resolution, data.resolution)
+    if data.end_ramp > epochs:
+        raise InputError("data.end_ramp", f"at most train.epochs = {epochs}", f"{data.end_ramp:g}")
+    return Ramp(data.min_resolution, data.max_resolution, data.start_ramp, data.end_ramp)
+
+
+def choose_storage(data: DataConfig, num_images: int, room: Room | None) -> Storage:
+    """Decide the order and the cache that are auto; what a run began with stays, since the order decides its bits.
+
+    A process cache holds the open pages, and while it reads ahead as many again.
+    """
+    order: str | None = None if data.order == "auto" else data.order
+    cache: str | None = None if data.cache == "auto" else data.cache
+    if room is None or (order and cache):
+        return Storage(order or "random", cache or "page")
+    sizes = f"beton of {gib(room.beton_bytes)}, {gib(room.memory_bytes)} of memory on the node"
+    fits = room.beton_bytes <= FITS * room.memory_bytes
+    if order is None:
+        order = room.order or ("random" if fits and cache != "process" else "quasi-random")
+    opened = min(2 * OPEN_PAGES * data.page_images / num_images, 1) * room.beton_bytes * room.ranks_on_node
+    if cache is None:
+        roomy = room.process_cache and opened <= MAY_FILL * room.memory_bytes
+        cache = "process" if order == "quasi-random" and not fits and roomy else "page"
+        sizes += "" if fits else f", {gib(opened)} of open pages in {room.ranks_on_node} rank(s)"
+    return Storage(order, cache, f"{sizes}: it {'fits' if fits else 'does not fit'}")
+
+
+def gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"

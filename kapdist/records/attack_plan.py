@@ -1,0 +1,261 @@
+"""What an attack is, fixed before it starts: attacks/<name>/plan.json.
+
+Everything that decides a verdict is in the plan and in its fingerprint; where files lie is in the plan alone, so
+that a run directory may be moved between two shards.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kapdist.config import AttackName
+from kapdist.errors import InputError
+from kapdist.run.paths import AttackDir
+from kapdist.run.files import fingerprint
+from kapdist.records.sealed import read_json, write_json
+
+StageAttack = Literal["screen"] | AttackName
+OWN_ATTACKS: frozenset[StageAttack] = frozenset({"screen", "random-noise", "hard-label", "transfer"})
+"""Those that are none of the library's."""
+GRADIENT_FREE: frozenset[AttackName] = frozenset({"square", "random-noise", "hard-label", "transfer"})
+Norm = Literal["Linf", "L2", "L1"]
+PACKAGES = ("kapdist", "torch", "numpy", "pyautoattack")
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+AnyPlan = TypeVar("AnyPlan", bound=Frozen)
+
+
+class PlannedModel(Frozen):
+    """The classifier: a run's own (architecture) or a factory's, and the weights that it must have."""
+
+    factory: str | None
+    """As the user wrote it; a file is looked up from the directory that a shard starts in."""
+    factory_sha256: str | None
+    """Of the file with the factory."""
+    architecture: dict[str, dict[str, Any]] | None
+    """Sections model and kap of the run's config."""
+    weights: Path | None
+    """None: the run's model.safetensors, or with a factory the weights that it comes with."""
+    weights_sha256: str
+    """Of the file, or of the state_dict where the factory brings its own weights."""
+    num_classes: int
+    folded: bool
+    """Averages and norms are folded into the convolutions; the noise is then off for good."""
+
+
+class PlannedData(Frozen):
+    """The images and how they are brought to the model's resolution."""
+
+    path: Path
+    fingerprint: str
+    resolution: int
+    crop: str
+    crop_ratio: float
+    classes: tuple[str, ...] | None = None
+    """Names of the model's classes, by which labels are mapped; None: those of the beton are the same."""
+
+
+class Settings(Frozen):
+    """The library's own settings for its version, as it sets them; targets are fewer with fewer than 10 classes."""
+
+    iterations: int
+    eot: int
+    apgd_restarts: int
+    apgd_targets: int
+    apgd_shrinking_eps: bool
+    fab_restarts: int
+    fab_targets: int
+    square_queries: int
+
+
+class OwnSettings(Frozen):
+    """What our own attacks are given; of those that are not in the list, the defaults."""
+
+    random_draws: int = 0
+    hard_label_queries: int = 0
+    surrogate: PlannedModel | None = None
+
+
+class Stage(Frozen):
+    """One attack at one eps; its name is that of its columns in the records."""
+
+    name: str
+    attack: StageAttack
+    eps: float
+
+
+class AttackPlan(Frozen):
+    """One attack on one model, to the last detail that decides a verdict."""
+
+    format: Literal[2] = 2
+    name: str
+    run: str
+    model: PlannedModel
+    data: PlannedData
+    norm: Norm
+    eps: float
+    """The largest, which the accuracy is stated for."""
+    smaller_eps: tuple[float, ...] = ()
+    """Ascending; tried first, and what falls there is not attacked again: it counts as broken from there on."""
+    version: Literal["standard", "plus", "rand", "eot-standard", "custom"]
+    attacks: tuple[AttackName, ...]
+    settings: Settings
+    own_settings: OwnSettings = OwnSettings()
+    noise: Literal["off", "fixed", "fresh"]
+    """fresh: the model is noisy. Any other says that it is deterministic."""
+    screen: int = 0
+    """Steps of the short attack that goes first; 0: none."""
+    compact: bool = False
+    """What has fallen is not computed again within an attack (deterministic models)."""
+    eot: int = 1
+    """Draws that are averaged inside the model; 1: none are."""
+    draws_together: bool = True
+    """Draws may share a batch. False: the model's noise is one for the whole batch."""
+    images_per_pass: int = 512
+    """Rows of the largest batch of averaged or scored draws: their grouping decides which noise each row gets."""
+    rescore: int = 0
+    """Fresh draws that stored images are scored under; 0: none are."""
+    seed: int
+    chunk_size: int = Field(ge=1)
+    threads: int = Field(ge=1)
+    """CPU threads per shard: the order of sums, and so the last bits, depend on it."""
+    device: str
+    """cpu, or the name of the GPU: another kind may round otherwise."""
+    keep_adversarial: bool
+    packages: dict[str, str | None]
+    num_images: int
+    images_sha256: str
+    notes: tuple[str, ...]
+    """What a reader of the result should know about this plan."""
+    costs: tuple[float, ...] = ()
+    """Expected work of each chunk, in any unit; shards are balanced by it. Empty: as many as there are images."""
+    images: tuple[int, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def every_chunk_has_its_cost(self) -> AttackPlan:
+        if self.costs and len(self.costs) != self.num_chunks:
+            raise ValueError(f"{len(self.costs)} costs for {self.num_chunks} chunks")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the verdicts, JSON values: no names, no places."""
+        values = self.model_dump(mode="json", exclude={"name", "run", "notes", "costs", "images"})
+        del values["model"]["weights"], values["data"]["path"]
+        if self.data.classes is None:
+            del values["data"]["classes"]
+        if self.own_settings == OwnSettings():
+            del values["own_settings"]
+        elif self.own_settings.surrogate:
+            del values["own_settings"]["surrogate"]["weights"]
+        return values
+
+    def describe(self) -> dict[str, Any]:
+        """Return the plan as JSON values, without the list of images."""
+        derived = {"fingerprint": self.fingerprint, "num_chunks": self.num_chunks}
+        return self.model_dump(mode="json", exclude={"images", "costs"}) | derived
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.identity())
+
+    @property
+    def num_chunks(self) -> int:
+        return -(-len(self.images) // self.chunk_size)
+
+    def chunk_images(self, chunk: int) -> tuple[int, ...]:
+        """Return the ids of the images of a chunk, ascending."""
+        return self.images[chunk * self.chunk_size : (chunk + 1) * self.chunk_size]
+
+    @property
+    def passes_gradients(self) -> bool:
+        return not GRADIENT_FREE.issuperset(self.attacks)
+
+    @property
+    def deterministic(self) -> bool:
+        return self.noise != "fresh"
+
+    @property
+    def sweep(self) -> tuple[float, ...]:
+        """All eps, ascending."""
+        return (*self.smaller_eps, self.eps)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What is run, in order: the screen and the list of attacks, at each eps."""
+        attacks: tuple[StageAttack, ...] = ("screen", *self.attacks) if self.screen else self.attacks
+        return tuple(
+            Stage(name=f"{attack}@{eps:.6g}" if self.smaller_eps else attack, attack=attack, eps=eps)
+            for eps in self.sweep
+            for attack in attacks
+        )
+
+
+def run_of(attack: AttackDir) -> Path:
+    """Return the run directory that an attack directory lies in: RUN/attacks/NAME."""
+    return attack.root.resolve().parent.parent
+
+
+def read_plan(attack: AttackDir) -> AttackPlan:
+    """Read the plan of an attack directory.
+
+    Raises:
+        InputError: there is none, or it is not one.
+    """
+    if not attack.plan.is_file():
+        raise InputError(attack.root, "an attack directory (kapdist attack plan RUN CONFIG)", "no plan.json")
+    plan = parse_plan(AttackPlan, attack.plan)
+    if fingerprint(list(plan.images)) != plan.images_sha256:
+        raise InputError(attack.plan, f"images with sha256 {plan.images_sha256[:12]}", "another list")
+    return plan
+
+
+def parse_plan(kind: type[AnyPlan], path: Path) -> AnyPlan:
+    """Read a file as a plan of some kind.
+
+    Raises:
+        InputError: it is none of this version; names the first field that does not fit.
+    """
+    values = read_json(path, "remove it and plan again: chunks of the same plan are kept")
+    try:
+        # From JSON and not from Python's values: a tuple is a list there, a path a string.
+        return kind.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        found = first["msg"].removeprefix("Value error, ")
+        raise InputError(path, "a plan of this version", f"{place}: {found}" if place else found) from None
+
+
+def write_plan(attack: AttackDir, plan: AttackPlan) -> None:
+    """Write the plan, or find it there already; chunks that were made under it are kept.
+
+    Raises:
+        InputError: the directory has a plan that differs in what decides a verdict.
+    """
+    if attack.plan.exists():
+        difference = first_difference(read_plan(attack).identity(), plan.identity())
+        if difference:
+            key, before, now = difference
+            expected = f"{key} = {before} as this attack was planned (or another name=)"
+            raise InputError(attack.root, expected, now)
+    write_json(attack.plan, json.loads(plan.model_dump_json()))
+
+
+def first_difference(before: Any, now: Any, key: str = "") -> tuple[str, str, str] | None:
+    """Return (dotted key, value before, value now) of the first field that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in [*before, *(name for name in now if name not in before)]:
+            found = first_difference(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+            if found:
+                return found
+        return None
+    return None if before == now else (key, repr(before), repr(now))

@@ -1,0 +1,175 @@
+"""The worst case over everything tried on a model: per image, the union of all that broke it.
+
+A source is one merged attack of the run, whatever its protocol, list and eps. An image that fell at some eps has
+fallen at every larger one.
+The union is over protocols too: what broke the model with its noise off counts against the model with its noise on,
+so that nothing that was found is left out; each source's own numbers stand beside it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from kapdist.statistics.intervals import Proportion, wilson
+from kapdist.records.attack_plan import AttackPlan, Frozen, read_plan
+from kapdist.errors import InputError
+from kapdist.run.lock import locked_in_turn
+from kapdist.run.paths import AttackDir, RunDir
+from kapdist.records.sealed import read_table, write_json
+
+BREAKS = pl.Schema({"image": pl.Int64, "attack": pl.String, "eps": pl.Float64, "order": pl.Int64})
+RECORDS = ["image", "label", "clean_prediction", "broken_by", "broken_eps"]
+Member = tuple[AttackDir, AttackPlan, pl.DataFrame]
+WAIT_SECONDS = 30.0
+
+
+class Source(Frozen):
+    """One attack that takes part."""
+
+    name: str
+    plan_fingerprint: str
+    version: str
+    noise: str
+    num_images: int
+    largest_eps: float
+
+
+class First(Frozen):
+    """What one attack broke before any other did: at the smallest eps, then in the order of its list."""
+
+    source: str
+    attack: str
+    eps: float
+    num_broken_first: int
+    num_broken: int
+    """Images that it broke, whoever was first."""
+
+
+class WorstAtEps(Frozen):
+    """What withstood everything up to this eps."""
+
+    eps: float
+    num_robust: int
+    robust_accuracy: Proportion
+
+
+class WorstCase(Frozen):
+    """One model, image set and norm under everything that was tried."""
+
+    norm: str
+    weights_sha256: str
+    sources: tuple[Source, ...]
+    num_images: int
+    num_clean_correct: int
+    """In every source that has the image."""
+    sweep: tuple[WorstAtEps, ...]
+    first: tuple[First, ...]
+    notes: tuple[str, ...]
+
+
+class WorstCases(Frozen):
+    """attacks/worst_case.json: one entry per norm and set of weights."""
+
+    format: Literal[1] = 1
+    cases: tuple[WorstCase, ...]
+    left_out: tuple[str, ...] = ()
+    """Attacks that could not be read, each with its reason: what they broke is not in here."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the worst cases as JSON values."""
+        return self.model_dump(mode="json")
+
+
+def write_worst_case(run: Path) -> WorstCases:
+    """Work out the worst case of a run from the records of its merged attacks; writes attacks/worst_case.json."""
+    directory = RunDir(run)
+    with locked_in_turn(directory.attacks / "WORST_CASE_LOCK", WAIT_SECONDS):
+        cases = worst_cases(directory.attacks)
+        write_json(directory.worst_case, cases.describe())
+    return cases
+
+
+def worst_cases(attacks: Path) -> WorstCases:
+    groups: dict[tuple[str, str, str], list[Member]] = {}
+    left_out = []
+    for path in sorted(attacks.glob("*/records.parquet")):
+        attack = AttackDir(path.parent)
+        try:
+            plan = read_plan(attack)
+            table = read_table(attack.records, RECORDS, f"kapdist attack merge {attack.root}")
+        except InputError as error:  # another version's plan, or damage
+            left_out.append(f"{attack.root.name}: {error}")
+            continue
+        key = plan.norm, plan.model.weights_sha256, plan.data.fingerprint
+        groups.setdefault(key, []).append((attack, plan, table))
+    cases = tuple(worst_case(members) for members in groups.values())
+    return WorstCases(cases=cases, left_out=tuple(left_out))
+
+
+def worst_case(members: list[Member]) -> WorstCase:
+    """Unite the attacks of one norm on one model and data set."""
+    plans = [plan for _, plan, _ in members]
+    correct = (pl.col("label") == pl.col("clean_prediction")).all()
+    clean = pl.concat([table for _, _, table in members]).group_by("image").agg(ok=correct)
+    broken = pl.concat([breaks_of(table, plan, attack.root.name) for attack, plan, table in members])
+    breaks = broken.join(clean.filter("ok"), on="image", how="semi")
+    earliest = breaks.sort("eps", "source", "order", "image").unique("image", keep="first", maintain_order=True)
+    num_images, num_correct = len(clean), int(clean["ok"].sum())
+    sizes = sorted({eps for plan in plans for eps in plan.sweep})
+    robust = [num_correct - earliest.filter(pl.col("eps") <= eps).height for eps in sizes]
+    return WorstCase(
+        norm=plans[0].norm,
+        weights_sha256=plans[0].model.weights_sha256,
+        sources=tuple(source_of(attack, plan) for attack, plan, _ in members),
+        num_images=num_images,
+        num_clean_correct=num_correct,
+        sweep=tuple(
+            WorstAtEps(eps=eps, num_robust=left, robust_accuracy=wilson(left, num_images))
+            for eps, left in zip(sizes, robust, strict=True)
+        ),
+        first=first_breaks(breaks, earliest),
+        notes=notes_on(plans, num_images),
+    )
+
+
+def breaks_of(table: pl.DataFrame, plan: AttackPlan, source: str) -> pl.DataFrame:
+    """Return (image, attack, eps, order, source) of what a merged attack broke."""
+    names = [stage.name for stage in plan.stages]
+    attacks = [stage.attack for stage in plan.stages]
+    broken = table.filter(pl.col("broken_by").is_not_null())
+    order = broken["broken_by"].replace_strict(names, range(len(names)), return_dtype=pl.Int64)
+    attack = broken["broken_by"].replace_strict(names, attacks, return_dtype=pl.String)
+    columns = {"image": broken["image"], "attack": attack, "eps": broken["broken_eps"], "order": order}
+    return pl.DataFrame(columns, schema=BREAKS).with_columns(source=pl.lit(source))
+
+
+def first_breaks(breaks: pl.DataFrame, earliest: pl.DataFrame) -> tuple[First, ...]:
+    keys = ["eps", "source", "order", "attack"]
+    every = breaks.group_by(keys).len("num_broken")
+    first = earliest.group_by(keys).len("num_broken_first")
+    table = every.join(first, on=keys, how="left").fill_null(0).sort("eps", "source", "order")
+    return tuple(First(**row) for row in table.drop("order").to_dicts())
+
+
+def source_of(attack: AttackDir, plan: AttackPlan) -> Source:
+    return Source(
+        name=attack.root.name,
+        plan_fingerprint=plan.fingerprint,
+        version=plan.version,
+        noise=plan.noise,
+        num_images=plan.num_images,
+        largest_eps=plan.eps,
+    )
+
+
+def notes_on(plans: list[AttackPlan], num_images: int) -> tuple[str, ...]:
+    notes = []
+    if any(set(plan.images) != set(plans[0].images) for plan in plans):
+        fewest = min(plan.num_images for plan in plans)
+        notes.append(f"not every attack was tried on all of the {num_images} images; the smallest had {fewest}")
+    if len({plan.noise for plan in plans}) > 1:
+        notes.append("attacks with the noise on and off are united: the strictest reading, of no single model")
+    return tuple(notes)

@@ -1,0 +1,166 @@
+"""A LaTeX table (booktabs) of attacks side by side: a row per attack, a column per norm and eps.
+
+Numbers are those of the summaries. A protocol that all attacks share is in the caption; where they differ, each row
+has a mark that is explained below the table, so that no number stands without its protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+from kapdist.report.export.merged import Merged
+from kapdist.statistics.intervals import Proportion
+from kapdist.records.attack_plan import AttackPlan, Norm
+from kapdist.records.summary import Rescored
+from kapdist.epsilon import eps_text
+
+NORMS: dict[Norm, str] = {"Linf": r"$\ell_\infty$", "L2": r"$\ell_2$", "L1": r"$\ell_1$"}
+SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "[": "{[}",  # at the beginning of a row it would be an argument of the one before
+    "]": "{]}",
+    "–": "--",
+}
+WHAT = (
+    r"Accuracy in percent with 95\% Wilson intervals over the images. Robust: right on the clean image and under "
+    r"every attack up to $\varepsilon$."
+)
+Column = tuple[Norm, float]
+
+
+def latex_table(attacks: Sequence[Merged]) -> str:
+    """Return a table environment that compiles with booktabs alone."""
+    columns = columns_of(attacks)
+    protocols = list(dict.fromkeys(protocol_text(attack.plan) for attack in attacks))
+    same = len(protocols) == 1
+    rows = [
+        [
+            name + ("" if same else mark(protocols.index(protocol_text(attack.plan)))),
+            f"{attack.summary.num_images:,}",
+            *accuracies(attack, columns),
+        ]
+        for name, attack in zip(row_names(attacks), attacks, strict=True)
+    ]
+    marked = [f"{mark(number)}{escape(protocol)}" for number, protocol in enumerate(protocols)]
+    lines = [
+        "% \\usepackage{booktabs}",
+        *(f"% {comment(attack)}" for attack in attacks),
+        r"\begin{table}",
+        r"  \centering",
+        rf"  \caption{{{WHAT}{f' Attack: {escape(protocols[0])}.' if same else ''}}}",
+        r"  \label{tab:robust-accuracy}",
+        rf"  \begin{{tabular}}{{lr{'l' * (1 + len(columns))}}}",
+        r"    \toprule",
+        f"    {row(['Model', 'Images', 'Clean', *map(column_text, columns)])}",
+        r"    \midrule",
+        *(f"    {row(cells)}" for cells in rows),
+        r"    \bottomrule",
+        r"  \end{tabular}",
+        *(
+            rf"  \par\smallskip{{\footnotesize {line}.\par}}"
+            for line in [*([] if same else marked), *remarks(attacks)]
+        ),
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def mark(number: int) -> str:
+    return rf"\textsuperscript{{{number + 1}}}"
+
+
+def columns_of(attacks: Sequence[Merged]) -> list[Column]:
+    """Return every (norm, eps) that some attack has a result for: norms as in NORMS, eps ascending."""
+    found = {(attack.plan.norm, at.eps) for attack in attacks for at in attack.summary.sweep}
+    return sorted(found, key=lambda column: (list(NORMS).index(column[0]), column[1]))
+
+
+def column_text(column: Column) -> str:
+    norm, eps = column
+    return rf"{NORMS[norm]}, $\varepsilon = {eps_text(norm, eps)}$"
+
+
+def accuracies(attack: Merged, columns: Sequence[Column]) -> list[str]:
+    """Return the clean accuracy and that of each column; a dash where the attack had no such eps."""
+    robust = {(attack.plan.norm, at.eps): at.robust_accuracy for at in attack.summary.sweep}
+    return [cell(attack.summary.clean_accuracy), *(cell(robust.get(column)) for column in columns)]
+
+
+def cell(accuracy: Proportion | None) -> str:
+    if accuracy is None:
+        return "--"
+    return rf"{percent(accuracy.value)} {{\scriptsize [{percent(accuracy.low)}, {percent(accuracy.high)}]}}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def row_names(attacks: Sequence[Merged]) -> list[str]:
+    """Name rows by their run, and by the attack too where a run has several."""
+    runs = [attack.run for attack in attacks]
+    return [
+        escape(attack.run if runs.count(attack.run) == 1 else f"{attack.run} ({attack.name})") for attack in attacks
+    ]
+
+
+def protocol_text(plan: AttackPlan) -> str:
+    """Say how the model was attacked, all but norm and eps."""
+    name = ", ".join(plan.attacks) if plan.version == "custom" else plan.version
+    words = [f"AutoAttack {name}", f"noise {plan.noise}"]
+    if plan.eot > 1:
+        words.append(f"mean of {plan.eot} draws")
+    if plan.screen:
+        words.append(f"{plan.screen}-step screen first")
+    return ", ".join(words)
+
+
+def remarks(attacks: Sequence[Merged]) -> list[str]:
+    """Return the lines below the rows: what the summaries note, and scores under fresh noise."""
+    return [
+        f"{name}: {text}"
+        for name, attack in zip(row_names(attacks), attacks, strict=True)
+        for text in chain(map(escape, attack.summary.notes), rescored_texts(attack.summary.rescored))
+    ]
+
+
+def rescored_texts(found: Rescored | None) -> list[str]:
+    if found is None:
+        return []
+    kinds = {"clean": found.clean, "adversarial": found.adversarial}
+    return [
+        f"{kind} images under {found.num_draws} fresh draws: single draw {cell(scores.single_draw)}, majority "
+        f"{cell(scores.majority)}, all draws right {cell(scores.worst)}"
+        for kind, scores in kinds.items()
+    ]
+
+
+def comment(attack: Merged) -> str:
+    return one_line(f"{attack.run}/{attack.name}: plan {attack.plan.fingerprint}")
+
+
+def row(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def escape(text: str) -> str:
+    """Return text that LaTeX prints as it stands; control characters become spaces."""
+    return "".join(SPECIAL.get(character, character) for character in one_line(text))
+
+
+def one_line(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)

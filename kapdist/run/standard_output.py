@@ -1,0 +1,95 @@
+"""Standard output, which carries the result of a command and nothing else, so that another program can read it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+RESULT, NOTES = 1, 2  # file descriptors
+
+
+@contextlib.contextmanager
+def work(place: Path) -> Iterator[None]:
+    """Do the work of a command, before its result is printed.
+
+    Args:
+        place: where the command writes, named if an error does not tell where it was.
+
+    Raises:
+        InputError: what is written cannot be, see `rundir.output`.
+    """
+    from kapdist.run.files import output  # where it is used: --help is quick
+
+    with output(place), kept_for_the_result():
+        yield
+
+
+@contextlib.contextmanager
+def kept_for_the_result() -> Iterator[None]:
+    """Send to standard error what is printed meanwhile, by code in C and by child processes too."""
+    flush()
+    try:
+        kept = os.dup(RESULT)
+    except OSError:  # there is no standard output to keep
+        kept = None
+    try:
+        redirect(NOTES, RESULT)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        flush()
+        if kept is not None:
+            redirect(kept, RESULT)
+            os.close(kept)
+
+
+def redirect(source: int, target: int) -> None:
+    """Let one descriptor mean what another does; nothing at all, where that one is closed."""
+    with contextlib.suppress(OSError):
+        os.dup2(source, target)
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    if nowhere != target:
+        os.dup2(nowhere, target)
+        os.close(nowhere)
+
+
+def flush() -> None:
+    """Write out what Python and C hold back for standard output; what does not go there is given up."""
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    ctypes.CDLL(None).fflush(None)
+
+
+@contextlib.contextmanager
+def result() -> Iterator[None]:
+    """Print a result; a reader that has gone away ends the process without a word.
+
+    Raises:
+        InputError: standard output takes none, as where its disk is full.
+    """
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        give_up()
+        raise SystemExit(1) from None
+    except OSError:
+        give_up()
+        from kapdist.run.files import NO_ROOM, output
+
+        with output(Path("standard output"), NO_ROOM):
+            raise
+
+
+def give_up() -> None:
+    """Let the rest of standard output go nowhere: the interpreter would fail on it again as it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, RESULT)
+    os.close(nowhere)

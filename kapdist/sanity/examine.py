@@ -1,0 +1,141 @@
+"""All checks on one model and some images, in order: read me first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kapdist.sanity import signal
+from kapdist.sanity.ball import Ball
+from kapdist.sanity.contract import Contract
+from kapdist.sanity.effort import Effort, accuracy, gained
+from kapdist.sanity.landscape import landscape
+from kapdist.sanity.subject import Subject
+from kapdist.sanity.verdict import causes, judged, overall
+from kapdist.config import SanityConfig
+from kapdist.errors import InputError
+
+CLEAN_DRAWS = 32
+STEPS = 10  # calls of `tick`
+LEVELS = 0.1
+
+
+def examine(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    ball: Ball,
+    config: SanityConfig,
+    *,
+    mode: str = "off",
+    seed: int = 0,
+    batch_size: int = 64,
+    surrogate: nn.Module | None = None,
+    stored: float | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Return checks, curves and counts as JSON values; a function of the arguments alone.
+
+    Args:
+        model: in eval mode, frozen, on the images' device.
+        images: (batch, 3, height, width), float32 in [0, 1].
+        labels: (batch,), int64.
+        mode: of the model's activation noise; fresh declares it random.
+        surrogate: a model whose adversarial images are tried on this one.
+        stored: share of stored adversarial images that break the rules, if there are any.
+        tick: called after each of STEPS parts.
+
+    Raises:
+        InputError: the model has none of the images right.
+    """
+    subject = Subject(model, mode, seed, batch_size)
+    contract = Contract(subject, images)
+    draws = config.draws if contract.is_random else 1
+    judges = subject.fresh(CLEAN_DRAWS) if draws > 1 else (0,)
+    right = subject.scores(images, judges).argmax(1) == labels
+    if not right.any():
+        raise InputError("model", f"at least one of {len(labels)} images classified correctly", "none")
+    clean = clean_draws(subject, images, judges)
+    tick()
+    effort = Effort(subject, images[right], labels[right], ball, config, seed, draws)
+    numbers, curves = effort.measure(tick)
+    numbers |= clean | transfers(effort, surrogate) | {"stored": stored}
+    tick()
+    numbers |= gradients(effort, curves)
+    tick()
+    numbers |= contract.measure(declared_random=mode == "fresh")
+    if numbers["levels"] is not None and numbers["levels"] < LEVELS:
+        numbers["quantised"] = None  # logits of few values stay as they are for another reason
+    tick()
+    return outcome(numbers, effort) | {"num_images": len(right), "curves": curves}
+
+
+def outcome(numbers: dict[str, float | None], effort: Effort) -> dict[str, Any]:
+    rows = judged(numbers)
+    return {
+        "verdict": overall(rows),
+        "causes": causes(rows),
+        "suspected": [cause for cause in causes(rows, "warn") if cause not in causes(rows)],
+        "num_clean_correct": len(effort.labels),
+        "draws": effort.draws,
+        "checks": rows,
+        "attacks": {name: accuracy(broken) for name, broken in effort.broken.items()},
+        "forwards": effort.subject.forwards,
+        "backwards": effort.subject.backwards,
+    }
+
+
+def gradients(effort: Effort, curves: dict[str, Any]) -> dict[str, float | None]:
+    """Return what is known of gradients at clean points, random ones and where the attack ended; add curves."""
+    subject, images, labels, ball, seed = effort.subject, effort.images, effort.labels, effort.ball, effort.seed
+    sets = images, ball.inside(images, seed, "signal"), effort.main.last
+    found = signal.measure(subject, sets, labels, ball, seed)
+    found |= agreement(subject, images, labels, effort.draws, curves)
+    near = signal.by_distance(subject, images, labels, ball, seed)
+    curves["neighbours"] = {"x": [0.0, *signal.DISTANCES], "y": [1.0, *near]}
+    curves["landscape"] = landscape(subject, images[:1], labels[:1], ball, seed, effort.draws)
+    return found
+
+
+def clean_draws(subject: Subject, images: Tensor, draws: range | tuple[int, ...]) -> dict[str, float | None]:
+    """Return how often draws change the prediction, and a logit's deviation over draws by that over classes."""
+    if len(draws) == 1:
+        return {"flips": None, "spread": None}
+    logits = torch.stack([subject.logits(images, draw) for draw in draws]).double()
+    predictions = logits.argmax(2)
+    flips = (predictions != predictions.mode(0).values).double().mean().item()
+    return {"flips": flips, "spread": (logits.std(0).mean() / logits.mean(0).std(1).mean()).item()}
+
+
+def agreement(
+    subject: Subject, images: Tensor, labels: Tensor, draws: int, curves: dict[str, Any]
+) -> dict[str, float | None]:
+    if draws == 1:
+        return {"agreement": None}
+    counts = sorted({count for count in (1, 2, 5, 10, 20, 50) if count < draws} | {draws})
+    found = signal.by_draws(subject, images, labels, counts)
+    curves["agreement"] = {"x": counts, "y": found}
+    return {"agreement": found[-1]}
+
+
+def transfers(effort: Effort, surrogate: nn.Module | None) -> dict[str, float | None]:
+    """Return what adversarial images of the noise fixed or off, and of another model, break alone."""
+    subject = effort.subject
+    sources: dict[str, Subject | None] = {"transfer off": None, "transfer fixed": None, "surrogate": None}
+    if effort.draws > 1:
+        sources["transfer fixed"] = Subject(subject.model, "fixed", subject.seed, subject.batch_size)
+    if effort.draws > 1 and subject.mode == "fresh":
+        sources["transfer off"] = Subject(subject.model, "off", subject.seed, subject.batch_size)
+    if surrogate is not None:
+        sources["surrogate"] = Subject(surrogate, "off", subject.seed, subject.batch_size)
+    return {name: transferred(effort, name, source) if source else None for name, source in sources.items()}
+
+
+def transferred(effort: Effort, name: str, source: Subject) -> float:
+    config = effort.config
+    other = Effort(source, effort.images, effort.labels, effort.ball, config, effort.seed, draws=1)
+    effort.broken[name] = effort.breaks(other.run(iterations=2 * config.iterations).last)
+    return gained(effort.broken[name], effort.white_box)

@@ -1,0 +1,190 @@
+"""`attack sanity`: examine a run's model, or any other, on the images that an attack would take."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import kapdist.attack.images as images_of
+from kapdist.attack.ball import largest_norm, perturbation_norm
+from kapdist.attack.model import load_model
+from kapdist.records.attack_plan import AttackPlan
+from kapdist.attack.plan import attack_dir_of, make_plan
+from kapdist.attack.plan import protocol_of
+from kapdist.sanity.ball import Ball
+from kapdist.sanity.examine import STEPS, examine
+from kapdist.sanity.verdict import CAUSES
+from kapdist.attack.shard import settle
+from kapdist.config import AttackConfig, AttackedModelConfig
+from kapdist.errors import InputError
+from kapdist.progress import Progress
+from kapdist.run.paths import AttackDir
+from kapdist.records.sealed import read_array, read_json, write_json
+
+DONE_AGAIN = "kapdist attack shard does its chunk again"
+VACUOUS_LINF = 0.5  # every image can become one grey
+
+
+def run_sanity(run: Path, config: AttackConfig) -> dict[str, Any]:
+    """Examine a model and write RUN/attacks/<name>/sanity.json; what is found is a result, never an error.
+
+    Args:
+        run: a run directory; with model.factory any directory, made if need be.
+
+    Returns:
+        The contents of sanity.json.
+
+    Raises:
+        InputError: the model or the images cannot be had, the norm is L1, or no image is classified correctly.
+    """
+    ball = Ball(norm_of(config), protocol_of(config).eps)
+    attack = attack_dir_of(run, config)
+    plan = plan_of(run, config, attack)
+    device = settle(plan)
+    surrogate = load_surrogate(config, device)
+    started = time.perf_counter()
+    images, labels = (torch.cat(parts).to(device) for parts in zip(*chunks(plan), strict=True))
+    with Progress(f"{plan.run}/{plan.name}", STEPS, unit="parts of the report") as progress:
+        found = examine(
+            load_model(plan.model, run).to(device).eval(),  # folding makes modules anew
+            images.contiguous(),
+            labels,
+            ball,
+            config.sanity,
+            mode=config.noise,
+            seed=config.seed,
+            batch_size=config.chunk_size,
+            surrogate=surrogate,
+            stored=stored_violations(attack),
+            tick=Ticks(progress),
+        )
+    report = describe(plan, config) | found | {"seconds": time.perf_counter() - started}
+    write_json(attack.sanity, report)
+    return read_json(attack.sanity)
+
+
+class Ticks:
+    """Shows on a progress bar how often it was called."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self.done = progress, 0
+        progress.show(0)
+
+    def __call__(self) -> None:
+        self.done += 1
+        self.progress.show(self.done)
+
+
+def norm_of(config: AttackConfig) -> Literal["Linf", "L2"]:
+    if config.norm == "L1":
+        raise InputError("norm", "Linf or L2 (the report's own attacks have no L1)", "L1")
+    return config.norm
+
+
+def plan_of(run: Path, config: AttackConfig, attack: AttackDir) -> AttackPlan:
+    """Plan as an attack by scores alone would: a model without any gradient is a finding here, not wrong input."""
+    update = {"num_images": config.sanity.num_images, "version": "custom", "attacks": ("square",)}
+    return make_plan(run, config.model_copy(update=update), attack, examined=True)
+
+
+def chunks(plan: AttackPlan) -> Iterator[tuple[Tensor, Tensor]]:
+    return images_of.read_chunks(plan, range(plan.num_chunks))
+
+
+def load_surrogate(config: AttackConfig, device: torch.device) -> nn.Module | None:
+    """Return the model of the run that the config names, its noise off for good."""
+    run = config.sanity.surrogate
+    if run is None:
+        return None
+    update = {"model": AttackedModelConfig(), "noise": "off", "num_classes": None}
+    other = config.model_copy(update=update)
+    plan = plan_of(run, other, attack_dir_of(run, other))
+    return load_model(plan.model, run).to(device)
+
+
+def describe(plan: AttackPlan, config: AttackConfig) -> dict[str, Any]:
+    notes = []
+    if plan.norm == "Linf" and plan.eps >= VACUOUS_LINF:
+        notes.append("eps is so large that every image can become the same grey: no model can pass")
+    if config.noise == "off" and plan.model.architecture and plan.model.architecture["kap"]["noise_std"]:
+        notes.append("the model's activation noise is off: this says nothing about the model with its noise on")
+    return {
+        "format": 1,
+        "name": plan.name,
+        "run": plan.run,
+        "norm": plan.norm,
+        "eps": plan.eps,
+        "noise": plan.noise,
+        "seed": plan.seed,
+        "iterations": config.sanity.iterations,
+        "restarts": config.sanity.restarts,
+        "queries": config.sanity.queries,
+        "surrogate": str(config.sanity.surrogate) if config.sanity.surrogate else None,
+        "device": plan.device,
+        "threads": plan.threads,
+        "packages": plan.packages,
+        "images_sha256": plan.images_sha256,
+        "weights_sha256": plan.model.weights_sha256,
+        "notes": notes,
+    }
+
+
+def stored_violations(attack: AttackDir) -> float | None:
+    """Return the share of stored adversarial images that break the rules; None where none are stored."""
+    if not attack.plan.exists():
+        return None
+    plan = read_json(attack.plan)
+    pairs = [(path, attack.clean_images(index_of(path))) for path in sorted(attack.adversarial.glob("chunk-*.npy"))]
+    broken = [violations(*pair, plan["norm"], plan["eps"]) for pair in pairs if pair[1].exists()]
+    return float(np.concatenate(broken).mean()) if broken else None
+
+
+def index_of(path: Path) -> int:
+    return int(path.stem.removeprefix("chunk-"))
+
+
+def violations(adversarial: Path, clean: Path, norm: Any, eps: float) -> np.ndarray:
+    found, images = (torch.from_numpy(read_array(path, DONE_AGAIN)) for path in (adversarial, clean))
+    size = perturbation_norm(found, images, norm)
+    inside = ((found >= 0) & (found <= 1) & found.isfinite()).flatten(1).all(1)
+    return (~(inside & (size <= largest_norm(norm, eps, math.prod(images.shape[1:]))))).numpy()
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Print the checks as a table, then what they name, on standard output."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    title = f"{report['run']}/{report['name']}: {report['norm']} eps {report['eps']:.4g}, noise {report['noise']}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for column in ("", "Check", "Number", "Fails", ""):
+        table.add_column(column, justify="right" if column in ("Number", "Fails") else "left")
+    colours = {"pass": "green", "warn": "yellow", "fail": "red bold", "not asked": "dim"}
+    for row in report["checks"]:
+        status = Text(row["status"], style=colours[row["status"]])
+        table.add_row(str(row["group"]), row["title"], said(row["value"]), limit(row), status)
+    console = Console()
+    console.print(table)
+    for cause in report["causes"]:
+        console.print(f"fail: {cause}: {CAUSES[cause]}", markup=False, highlight=False, style="red")
+    for cause in report["suspected"]:
+        console.print(f"warn: {cause}: {CAUSES[cause]}", markup=False, highlight=False, style="yellow")
+    console.print(f"verdict: {report['verdict']}", markup=False, highlight=False, style="bold")
+
+
+def said(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def limit(row: dict[str, Any]) -> str:
+    sign = ">" if row["worse"] == "above" else "<"
+    return "–" if row["fail"] is None else f"{sign} {row['fail']:g}"
