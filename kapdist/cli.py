@@ -10,9 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from kapdist.run.standard_output import open_standard_streams
 from kapdist.errors import RESUME, InputError, StoppedError, TransientError
-from kapdist.run.standard_output import result, work
+from kapdist.run.standard_output import open_standard_streams, result, work
 
 app = typer.Typer(
     help="Train Kernel Average Pooling ResNets over many nodes, attack them in shards, believe the number.",
@@ -60,8 +59,7 @@ def data_write(
     num_workers: Annotated[int, typer.Option(help="Writing processes; 0 takes the usable CPUs.")] = 0,
 ) -> None:
     """Write a beton and its manifest; the same command again continues what was interrupted."""
-    from kapdist.data import Columns
-    from kapdist.data.beton import write
+    from kapdist.data import Columns, write
     from kapdist.progress import Progress
 
     with work(out), Progress(out.name, unit="images") as progress:
@@ -152,9 +150,9 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a training run or an attack will ask of a machine that need not be there."""
+    from kapdist.forecast.gather import Question, answer
     from kapdist.forecast.training import Forecast
     from kapdist.forecast.view import show_attack, show_forecast
-    from kapdist.forecast.gather import Question, answer
 
     question = Question(
         config=config,

@@ -15,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
+from kapdist.records.sharding import chunks_and_costs, chunks_of, finished_chunks
+from kapdist.run.files import write_atomic
 from kapdist.run.lock import other_at_work
 from kapdist.run.paths import AttackDir, RunDir
-from kapdist.run.files import write_atomic
-from kapdist.records.sharding import chunks_and_costs, chunks_of, finished_chunks
 from launch import jobs, slurm
 from launch.cluster import ClusterConfig, Kind, load_cluster
 from launch.died import tell_deaths

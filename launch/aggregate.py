@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from kapdist.errors import InputError, LockedError
-from kapdist.run.paths import AttackDir, RunDir
-from kapdist.run.files import write_atomic
 from kapdist.records.sharding import missing_shards
+from kapdist.run.files import write_atomic
+from kapdist.run.paths import AttackDir, RunDir
 from launch import jobs, slurm
 from launch.after import CLUSTER, first_line, has_successor, shard_ends, shard_failed
 from launch.array import AttackJobs

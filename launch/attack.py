@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator, Sequence
 from kapdist.config import AttackConfig
 from kapdist.config.file import dump_config, load_config
 from kapdist.errors import InputError
+from kapdist.records.sharding import missing_shards, num_chunks
+from kapdist.run.files import write_atomic
 from kapdist.run.lock import check_free
 from kapdist.run.paths import AttackDir, RunDir
-from kapdist.run.files import write_atomic
-from kapdist.records.sharding import missing_shards, num_chunks
 from launch import jobs, slurm
 from launch.after import CLUSTER
 from launch.array import AttackJobs

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from kapdist.config import Name, Natural, NonNegative, Section
+from kapdist.config.fields import Name, Natural, NonNegative, Section
 from kapdist.config.file import load_config
 
 PREFIX = "cluster."

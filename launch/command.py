@@ -6,8 +6,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from kapdist.run.standard_output import open_standard_streams
 from kapdist.errors import InputError
+from kapdist.run.standard_output import open_standard_streams
 
 
 def command_line(main: Callable[[], None]) -> None:

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from kapdist.run.ends import deaths, end_of, killed_by
-from kapdist.run.paths import RunDir
 from kapdist.run.files import write_atomic
+from kapdist.run.paths import RunDir
 from launch.restarts import WRONG_INPUT
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import FrameType
 
 from kapdist.errors import RESUME
+from kapdist.run.ends import heard
 from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir
-from kapdist.run.ends import heard
 from launch.after import after_training
 from launch.cluster import ClusterConfig
 from launch.died import say_deaths

@@ -14,8 +14,8 @@ from typing import Any
 from kapdist.config import AttackConfig, flatten
 from kapdist.config.file import load_config
 from kapdist.errors import InputError
-from kapdist.run.paths import AttackDir
 from kapdist.run.files import write_atomic
+from kapdist.run.paths import AttackDir
 
 ATTACK = "attack.yaml"  # the config that was submitted, and
 PLANNED = "planned.yaml"  # the one that was planned, both in slurm/

@@ -17,9 +17,9 @@ import shlex
 from kapdist.config import Config, check_limits
 from kapdist.config.file import dump_config, load_config
 from kapdist.errors import InputError
+from kapdist.run.files import write_atomic
 from kapdist.run.lock import check_free
 from kapdist.run.paths import RunDir
-from kapdist.run.files import write_atomic
 from launch import jobs, local, slurm
 from launch.after import CLUSTER
 from launch.cluster import ClusterConfig, load_cluster, split_words

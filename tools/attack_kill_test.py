@@ -26,9 +26,9 @@ from kill_test import Patterns
 
 from kapdist.attack.merge import merge
 from kapdist.attack.plan import plan_attack
-from kapdist.records.attack_plan import AttackPlan
 from kapdist.config import AttackConfig
 from kapdist.data import write_beton
+from kapdist.records.attack_plan import AttackPlan
 from kapdist.run.paths import AttackDir
 
 MODEL = """

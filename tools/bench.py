@@ -44,10 +44,10 @@ def help_seconds() -> list[float]:
 
 def planning_seconds() -> list[float]:
     """Return how long the forecasts take, with what each rank takes of two steps and each shard of an attack."""
-    from kapdist.forecast.attack import forecast_attack
     from kapdist.config import AttackConfig, Config
-    from kapdist.forecast.training import Machine, forecast
+    from kapdist.forecast.attack import forecast_attack
     from kapdist.forecast.footprint import footprint
+    from kapdist.forecast.training import Machine, forecast
 
     data = {"train": "train.beton", "validation": "val.beton"}
     train = {"batch_size": 16_384, "accumulation_steps": 2}

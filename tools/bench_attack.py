@@ -29,18 +29,18 @@ from kill_test import Patterns
 from pyautoattack import AutoAttack
 
 import kapdist.attack.images as images_of
-from kapdist.attack.merge import merge
-from kapdist.attack.plan import plan_attack
-from kapdist.attack.shard import run_shard
 from kapdist.attack.chunk import AttackOutcome, ChunkOutcome
+from kapdist.attack.merge import merge
 from kapdist.attack.model import load_model
-from kapdist.records.attack_plan import AttackPlan, write_plan
+from kapdist.attack.plan import plan_attack
 from kapdist.attack.rows import chunk_table
+from kapdist.attack.shard import run_shard
 from kapdist.config import AttackConfig
 from kapdist.data import write_beton
+from kapdist.records.attack_plan import AttackPlan, write_plan
+from kapdist.records.sealed import write_table
 from kapdist.rng import derive_seed
 from kapdist.run.paths import AttackDir
-from kapdist.records.sealed import write_table
 
 CHUNK = 32
 PARTS = ("overhead", "scaling", "passes", "merge")

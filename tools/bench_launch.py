@@ -22,9 +22,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from kapdist.run.paths import AttackDir
-from kapdist.run.files import write_atomic, write_json
 from kapdist.records.sharding import chunks_of
+from kapdist.run.files import write_atomic, write_json
+from kapdist.run.paths import AttackDir
 from launch.after import shard_failed
 from launch.cluster import ClusterConfig
 from launch.jobs import remember

@@ -33,7 +33,6 @@ from typing import Any, NamedTuple
 import torch
 from kill_test import CONFIG, Patterns
 
-from kapdist.records import sealed
 from kapdist.attack.merge import merge
 from kapdist.attack.plan import plan_attack
 from kapdist.attack.shard import run_shard
@@ -43,6 +42,7 @@ from kapdist.config.file import load_config
 from kapdist.data import write_beton
 from kapdist.engine import Ranks
 from kapdist.errors import InputError
+from kapdist.records import sealed
 from kapdist.report import comparison
 from kapdist.report.facts import attack_facts, run_facts
 from kapdist.run.paths import RunDir, weights_sha256

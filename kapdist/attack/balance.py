@@ -10,10 +10,10 @@ from pathlib import Path
 
 import polars as pl
 
-from kapdist.records.attack_plan import PlannedData, PlannedModel, read_plan
 from kapdist.errors import InputError
-from kapdist.run.paths import AttackDir, RunDir
+from kapdist.records.attack_plan import PlannedData, PlannedModel, read_plan
 from kapdist.records.sealed import DamagedError, read_table
+from kapdist.run.paths import AttackDir, RunDir
 
 
 def chunk_costs(

@@ -14,16 +14,16 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
+from kapdist.attack.averaged import AveragedModel
 from kapdist.attack.ball import check_adversarial, drop_rounding, perturbation_norm
 from kapdist.attack.classifier import where_not_finite
 from kapdist.attack.counted import CountedModel
-from kapdist.attack.averaged import AveragedModel
-from kapdist.records.attack_plan import OWN_ATTACKS, AttackPlan, Stage
 from kapdist.attack.rescore import Votes, cast_votes
 from kapdist.attack.stock import perturb, stock_library
 from kapdist.attack.watch import WatchedModel, passes_of_a_run, turned
 from kapdist.errors import InputError
 from kapdist.kap import noise
+from kapdist.records.attack_plan import OWN_ATTACKS, AttackPlan, Stage
 from kapdist.rng import derive_seed
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kapdist.records.attack_plan import AttackPlan, PlannedData
 from kapdist.config import Config, DataConfig
-from kapdist.errors import InputError
 from kapdist.config.fields import SIDES, ClassRule
+from kapdist.errors import InputError
+from kapdist.records.attack_plan import AttackPlan, PlannedData
 from kapdist.run.paths import RunDir
 
 if TYPE_CHECKING:  # FFCV takes seconds to import; whoever brings images of their own does without

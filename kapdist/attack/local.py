@@ -18,17 +18,16 @@ import polars as pl
 
 from kapdist.attack.devices import own_gpu
 from kapdist.attack.merge import merge_chunks
-from kapdist.records.attack_plan import AttackPlan
 from kapdist.attack.plan import attack_dir_of, write_new_plan
-from kapdist.records.summary import Summary
 from kapdist.config import AttackConfig
-from kapdist.run.ends import cause_in, fatal_file, killed_by
 from kapdist.errors import InputError
-from kapdist.run.lock import locked
 from kapdist.progress import Progress
-from kapdist.run.paths import AttackDir
+from kapdist.records.attack_plan import AttackPlan
 from kapdist.records.sealed import DamagedError, read_table
-from kapdist.run.ends import heard
+from kapdist.records.summary import Summary
+from kapdist.run.ends import cause_in, fatal_file, heard, killed_by
+from kapdist.run.lock import locked
+from kapdist.run.paths import AttackDir
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0

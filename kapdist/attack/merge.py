@@ -7,15 +7,23 @@ from pathlib import Path
 
 import polars as pl
 
-from kapdist.records.attacked import check_weights
+from kapdist.errors import InputError
 from kapdist.records.attack_plan import AttackPlan, read_plan, run_of
+from kapdist.records.attacked import check_weights
+from kapdist.records.sealed import (
+    DamagedError,
+    first_line,
+    is_sealed,
+    is_whole,
+    read_table,
+    write_json,
+    write_table,
+)
 from kapdist.records.summary import Summary, summarise
 from kapdist.records.worst import write_worst_case
-from kapdist.errors import InputError
+from kapdist.run.files import write_atomic
 from kapdist.run.lock import locked
 from kapdist.run.paths import AttackDir
-from kapdist.run.files import write_atomic
-from kapdist.records.sealed import DamagedError, first_line, is_sealed, is_whole, read_table, write_json, write_table
 
 
 def merge(attack_dir: Path) -> Summary:

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kapdist.records.attack_plan import PlannedModel
 from kapdist.config import KapConfig, ModelConfig
 from kapdist.errors import InputError
 from kapdist.kap import fold
 from kapdist.models.build import build_model
 from kapdist.models.weights import load_weights
-from kapdist.run.paths import RunDir, weights_sha256
+from kapdist.records.attack_plan import PlannedModel
+from kapdist.records.attacked import weights_path
 from kapdist.run.files import file_sha256
+from kapdist.run.paths import weights_sha256
 
 
 def load_model(source: PlannedModel, run: Path) -> nn.Module:
@@ -57,11 +58,6 @@ def fast(model: nn.Module, source: PlannedModel) -> nn.Module:
     model = fold(model, norms=True) if source.folded else model
     # What fold puts in the place of norms is new, and so in training mode.
     return model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-
-
-def weights_path(factory: str | None, weights: Path | None, run: Path) -> Path | None:
-    """Return the file with the weights; None where a factory brings its own."""
-    return RunDir(run).weights if factory is None and weights is None else weights
 
 
 def file_sha256_of(path: Path) -> str:

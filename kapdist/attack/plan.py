@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,19 +25,18 @@ from kapdist.attack.model import (
     find_factory,
     load_model,
     state_sha256,
-    weights_path,
 )
-from kapdist.records.attack_plan import PACKAGES, AttackPlan, Norm, OwnSettings, PlannedModel, read_plan, write_plan
-from kapdist.attack.plan import own_settings_of, protocol_of
 from kapdist.attack.stock import resolve
 from kapdist.config import AttackConfig, AttackedModelConfig, Config
 from kapdist.environment import package_versions, usable_cpus
 from kapdist.errors import InputError
 from kapdist.kap import noise
-from kapdist.run.lock import locked
+from kapdist.records.attack_plan import PACKAGES, AttackPlan, Norm, OwnSettings, PlannedModel, read_plan, write_plan
+from kapdist.records.attacked import weights_path
 from kapdist.rng import permutation
-from kapdist.run.paths import AttackDir, RunDir
 from kapdist.run.files import fingerprint
+from kapdist.run.lock import locked
+from kapdist.run.paths import AttackDir, RunDir
 
 
 def plan_attack(run: Path, config: AttackConfig) -> AttackPlan:
@@ -247,3 +247,46 @@ def notes_on_eps(norm: Norm, eps: float, image_set: ImageSet) -> list[str]:
     if eps < limit:
         return []
     return [f"{norm} eps {eps:g} says nothing: from {limit:g} on every image can be turned into the same grey"]
+
+
+EOT_STANDARD_DRAWS = 20
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How the list of attacks is run."""
+
+    sweep: tuple[float, ...]
+    """Every eps, ascending; the last is the one that the accuracy is stated for."""
+    eot: int
+    """Draws averaged inside the model; 1: none are."""
+    screen: int
+    """Steps of the short attack that goes first; 0: none."""
+    compact: bool
+    rescore: int
+    """Fresh draws that stored images are scored under; 0: none are."""
+
+    @property
+    def eps(self) -> float:
+        return self.sweep[-1]
+
+
+def protocol_of(config: AttackConfig) -> Protocol:
+    """Return the protocol; verdicts of single noisy draws get no screen, as one more attack would break more."""
+    noisy = config.noise == "fresh"
+    draws = config.eot or (EOT_STANDARD_DRAWS if config.version == "eot-standard" else 1)
+    return Protocol(
+        sweep=config.eps if isinstance(config.eps, tuple) else (config.eps,),
+        eot=draws,
+        screen=0 if noisy and draws == 1 else config.screen,
+        compact=config.compact and not noisy,
+        rescore=config.rescore if noisy else 0,
+    )
+
+
+def own_settings_of(config: AttackConfig) -> OwnSettings:
+    """Return what our own attacks in the list are given, without the surrogate; of others the plan has no trace."""
+    return OwnSettings(
+        random_draws=config.random_draws if "random-noise" in config.attacks else 0,
+        hard_label_queries=config.hard_label_queries if "hard-label" in config.attacks else 0,
+    )

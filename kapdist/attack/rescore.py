@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kapdist.attack.counted import CountedModel
 from kapdist.attack.averaged import AveragedModel
+from kapdist.attack.counted import CountedModel
 from kapdist.records.attack_plan import AttackPlan
 
 

@@ -12,17 +12,17 @@ import kapdist.attack.images as images_of
 from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.devices import device_kind
 from kapdist.attack.model import load_model
-from kapdist.records.attack_plan import PACKAGES, AttackPlan, read_plan, run_of
 from kapdist.attack.rows import chunk_table
-from kapdist.records.chunks import is_done
-from kapdist.run.ends import fatal_file, stacks_at_death
 from kapdist.environment import package_versions
 from kapdist.errors import InputError
 from kapdist.progress import Progress
-from kapdist.run.paths import AttackDir
-from kapdist.run.files import output
+from kapdist.records.attack_plan import PACKAGES, AttackPlan, read_plan, run_of
+from kapdist.records.chunks import is_done
 from kapdist.records.sealed import is_whole, write_array, write_table
 from kapdist.records.sharding import chunks_of
+from kapdist.run.ends import fatal_file, stacks_at_death
+from kapdist.run.files import output
+from kapdist.run.paths import AttackDir
 
 
 def run_shard(attack_dir: Path, shard: int, num_shards: int) -> None:

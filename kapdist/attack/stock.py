@@ -11,12 +11,12 @@ from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor, nn
 
 from kapdist.attack.hard_label import RayS
-from kapdist.records.attack_plan import OWN_ATTACKS, AttackPlan, Norm, Settings, StageAttack
 from kapdist.attack.random_noise import RandomNoise
 from kapdist.attack.transfer import Transfer
 from kapdist.attack.watch import WatchedModel, watch
 from kapdist.config import AttackName
 from kapdist.errors import InputError
+from kapdist.records.attack_plan import OWN_ATTACKS, AttackPlan, Norm, Settings, StageAttack
 from kapdist.rng import derive_seed
 
 FEWEST_CLASSES: dict[AttackName, int] = {"apgd-dlr": 3, "apgd-t": 4}  # what their losses subscript

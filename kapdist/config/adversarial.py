@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kapdist.config.fields import Fractional, Natural, NonNegative, Off, Positive
-from kapdist.config.fields import Section
+from kapdist.config.fields import Fractional, Natural, NonNegative, Off, Positive, Section
 
 Size = Annotated[Positive | None, Fractional]
 

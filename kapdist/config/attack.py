@@ -7,8 +7,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from kapdist.config.fields import CORRUPTIONS, ClassRule, Corruption, Epsilon, Name, Natural, Off, Positive, Severity
-from kapdist.config.fields import Section
+from kapdist.config.fields import (
+    CORRUPTIONS,
+    ClassRule,
+    Corruption,
+    Epsilon,
+    Name,
+    Natural,
+    Off,
+    Positive,
+    Section,
+    Severity,
+)
 
 
 class AttackedModelConfig(Section):

@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kapdist.config.fields import ClassRule, Name, Natural, Off, Positive
-from kapdist.config.fields import Section
+from kapdist.config.fields import ClassRule, Name, Natural, Off, Positive, Section
 
 
 class EvaluationConfig(Section):

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
-from kapdist.config import AnySection, Section, dotted_keys
 from kapdist.config.plain_yaml import parse
+from kapdist.config.training import AnySection, Section, dotted_keys
 from kapdist.errors import InputError, shown
 
 DEFAULTS = "the defaults"  # where a value comes from when no file was named

@@ -11,14 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from kapdist.config.adversarial import AdversarialConfig
-from kapdist.config.attack import AttackConfig
-from kapdist.config.attack import AttackedModelConfig
-from kapdist.config.attack import AttackName
-from kapdist.config.attack import CorruptionsConfig
-from kapdist.config.attack import SanityConfig
+from kapdist.config.fields import ClassRule, Name, Natural, NonNegative, Positive, Probability, Section, Side
 from kapdist.errors import InputError
-from kapdist.config.fields import ClassRule, Name, Natural, NonNegative, Positive, Probability, Side
-from kapdist.config.fields import Section
 
 RAMP_MULTIPLE = 32  # pixels: what the strides of a ResNet divide
 

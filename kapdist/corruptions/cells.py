@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kapdist.attack.averaged import AveragedModel
 from kapdist.attack.chunk import check_buffers, predict
+from kapdist.attack.counted import CountedModel
 from kapdist.corruptions.corrupt import corrupt
 from kapdist.corruptions.noise import random_gaussian, random_uniform
 from kapdist.corruptions.pixels import to_values
 from kapdist.corruptions.plan import CLEAN, GAUSSIAN, UNIFORM, Cell, CorruptionPlan
-from kapdist.attack.counted import CountedModel
-from kapdist.attack.averaged import AveragedModel
 from kapdist.errors import InputError
 from kapdist.kap import noise
 from kapdist.rng import derive_seed, generator

@@ -13,16 +13,15 @@ from typing import Any, Literal
 import cv2
 import PIL
 
+from kapdist.attack.plan import make_plan, protocol_of
+from kapdist.config import AttackConfig
 from kapdist.corruptions.frost import DRAWN, FrostSource
 from kapdist.corruptions.levels import SIDES, nearest_side
-from kapdist.records.attack_plan import AttackPlan, Frozen, first_difference, parse_plan
-from kapdist.attack.plan import make_plan
-from kapdist.attack.plan import protocol_of
-from kapdist.config import AttackConfig
 from kapdist.errors import InputError
-from kapdist.run.paths import AttackDir, CorruptionsDir
-from kapdist.run.files import fingerprint
+from kapdist.records.attack_plan import AttackPlan, Frozen, first_difference, parse_plan
 from kapdist.records.sealed import write_json
+from kapdist.run.files import fingerprint
+from kapdist.run.paths import AttackDir, CorruptionsDir
 
 CLEAN, GAUSSIAN, UNIFORM = "clean", "random_gaussian", "random_uniform"
 RANDOM = (GAUSSIAN, UNIFORM)

@@ -7,14 +7,14 @@ import sys
 import time
 from pathlib import Path
 
-from kapdist.corruptions.plan import CorruptionPlan, plan_corruptions
-from kapdist.corruptions.shard import read_cell, run_cells
-from kapdist.corruptions.summary import Summary, read_reference, write_summary
 from kapdist.attack.local import end, ended_by_sigterm, start_child, watch
 from kapdist.attack.plan import config_of
 from kapdist.config import AttackConfig
-from kapdist.run.lock import locked
+from kapdist.corruptions.plan import CorruptionPlan, plan_corruptions
+from kapdist.corruptions.shard import read_cell, run_cells
+from kapdist.corruptions.summary import Summary, read_reference, write_summary
 from kapdist.progress import Progress
+from kapdist.run.lock import locked
 from kapdist.run.paths import CorruptionsDir, RunDir
 
 

@@ -15,17 +15,17 @@ import polars as pl
 import torch
 
 import kapdist.attack.images as images_of
+from kapdist.attack.model import load_model
+from kapdist.attack.shard import settle
 from kapdist.corruptions.cells import predict_chunk
 from kapdist.corruptions.frost import FrostSource
 from kapdist.corruptions.plan import NOT_ASKED, Cell, CorruptionPlan, read_plan
-from kapdist.attack.model import load_model
-from kapdist.records.attack_plan import run_of
-from kapdist.attack.shard import settle
-from kapdist.run.ends import fatal_file, stacks_at_death
 from kapdist.errors import InputError
-from kapdist.run.paths import CorruptionsDir
-from kapdist.run.files import output
+from kapdist.records.attack_plan import run_of
 from kapdist.records.sealed import DamagedError, read_table, write_table
+from kapdist.run.ends import fatal_file, stacks_at_death
+from kapdist.run.files import output
+from kapdist.run.paths import CorruptionsDir
 
 # Threads of Python help where an image is large enough that most of its time is spent inside of the libraries.
 THREADS_FROM_SIDE = 96

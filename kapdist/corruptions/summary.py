@@ -14,12 +14,12 @@ from pydantic import ValidationError
 
 from kapdist.corruptions.plan import CLEAN, RANDOM, Cell, CorruptionPlan
 from kapdist.corruptions.shard import read_cell
-from kapdist.statistics.intervals import Proportion, Resampled, resampled, wilson
-from kapdist.records.attack_plan import Frozen
 from kapdist.errors import InputError
-from kapdist.run.paths import CorruptionsDir, RunDir
-from kapdist.run.files import write_atomic
+from kapdist.records.attack_plan import Frozen
 from kapdist.records.sealed import read_json, write_json, write_table
+from kapdist.run.files import write_atomic
+from kapdist.run.paths import CorruptionsDir, RunDir
+from kapdist.statistics.intervals import Proportion, Resampled, resampled, wilson
 
 CSV_COLUMNS = ("kind", "severity", "level", "num_images", "num_correct", "accuracy", "low", "high")
 

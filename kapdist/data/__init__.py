@@ -1,10 +1,11 @@
 """Images: sources, betons, order, augmentation, loader. The only place that knows FFCV."""
 
-from kapdist.data.load.backend import chosen_backend
-from kapdist.data.beton.layout import BetonInfo, check_labels, open_beton
 from kapdist.data.beton.check import check, check_beton
 from kapdist.data.beton.classes import ClassList, classes_of, with_classes
+from kapdist.data.beton.layout import BetonInfo, check_labels, open_beton
+from kapdist.data.beton.write import write, write_beton
 from kapdist.data.errors import WriterError
+from kapdist.data.load.backend import chosen_backend
 from kapdist.data.load.loader import Batch, Loader
 from kapdist.data.load.order import epoch_order, quasi_random_order, training_order
 from kapdist.data.sources import (
@@ -17,7 +18,6 @@ from kapdist.data.sources import (
     fashion_mnist,
     make_source,
 )
-from kapdist.data.beton.write import write, write_beton
 
 __all__ = [
     "FORMATS",

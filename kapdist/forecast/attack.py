@@ -9,15 +9,15 @@ from typing import Any
 
 import polars as pl
 
-from kapdist.records.passes import Passes, averaged, passes_outside, passes_per_image, screen_passes
-from kapdist.records.attack_plan import AttackPlan, Norm, OwnSettings, Settings, read_plan
 from kapdist.attack.plan import Protocol, own_settings_of, protocol_of
 from kapdist.attack.stock import resolve
 from kapdist.config import AttackConfig, AttackName
 from kapdist.errors import InputError
-from kapdist.run.paths import AttackDir, RunDir
+from kapdist.records.attack_plan import AttackPlan, Norm, OwnSettings, Settings, read_plan
+from kapdist.records.passes import Passes, averaged, passes_outside, passes_per_image, screen_passes
 from kapdist.records.sealed import DamagedError, read_table
 from kapdist.records.sharding import chunks_of
+from kapdist.run.paths import AttackDir, RunDir
 
 
 @dataclass(frozen=True)

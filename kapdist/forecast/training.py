@@ -8,8 +8,8 @@ from typing import Any
 
 from kapdist.config import Config, TrainConfig
 from kapdist.errors import InputError
-from kapdist.plan.training import Plan, make_plan
 from kapdist.plan.adversarial import AdversarialPlan
+from kapdist.plan.training import Plan, make_plan
 
 LR_STEPS = 5  # learning rates shown, besides the peak
 

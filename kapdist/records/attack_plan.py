@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from kapdist.config import AttackName
 from kapdist.errors import InputError
-from kapdist.run.paths import AttackDir
-from kapdist.run.files import fingerprint
 from kapdist.records.sealed import read_json, write_json
+from kapdist.run.files import fingerprint
+from kapdist.run.paths import AttackDir
 
 StageAttack = Literal["screen"] | AttackName
 OWN_ATTACKS: frozenset[StageAttack] = frozenset({"screen", "random-noise", "hard-label", "transfer"})

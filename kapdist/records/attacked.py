@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from kapdist.attack.model import weights_path
-from kapdist.records.attack_plan import AttackPlan
 from kapdist.errors import InputError
+from kapdist.records.attack_plan import AttackPlan
 from kapdist.run.files import file_sha256
+from kapdist.run.paths import RunDir
 
 log = logging.getLogger(__name__)
 
@@ -32,3 +32,8 @@ def check_weights(plan: AttackPlan, run: Path) -> None:
     if found != planned:
         expected = f"the weights that {plan.name} attacked (sha256 {planned[:12]}; or attack again, another name=)"
         raise InputError(path, expected, f"sha256 {found[:12]}")
+
+
+def weights_path(factory: str | None, weights: Path | None, run: Path) -> Path | None:
+    """Return the file with the weights; None where a factory brings its own."""
+    return RunDir(run).weights if factory is None and weights is None else weights

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kapdist.records.attack_plan import AttackPlan, OwnSettings, Settings
 from kapdist.config import AttackName
+from kapdist.records.attack_plan import AttackPlan, OwnSettings, Settings
 
 SHRINKING_STAGES = 3  # APGD with a shrinking eps (L1, Croce & Hein 2021) starts thrice, with 3, 2 and 1 times eps
 

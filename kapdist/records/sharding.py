@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 
 from kapdist.errors import InputError
-from kapdist.run.paths import AttackDir
 from kapdist.records.sealed import is_whole, read_json
+from kapdist.run.paths import AttackDir
 
 CHUNK = re.compile(r"chunk-(\d+)\.parquet")
 

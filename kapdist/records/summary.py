@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import polars as pl
 
-from kapdist.records.passes import passes_outside
-from kapdist.statistics.intervals import Proportion, Resampled, resampled, wilson
 from kapdist.records.attack_plan import AttackPlan, Frozen, Stage
 from kapdist.records.chunks import PASSES
+from kapdist.records.passes import passes_outside
+from kapdist.statistics.intervals import Proportion, Resampled, resampled, wilson
 
 SQUARE_ALONE = 0.002
 

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 import polars as pl
 
-from kapdist.statistics.intervals import Proportion, wilson
-from kapdist.records.attack_plan import AttackPlan, Frozen, read_plan
 from kapdist.errors import InputError
+from kapdist.records.attack_plan import AttackPlan, Frozen, read_plan
+from kapdist.records.sealed import read_table, write_json
 from kapdist.run.lock import locked_in_turn
 from kapdist.run.paths import AttackDir, RunDir
-from kapdist.records.sealed import read_table, write_json
+from kapdist.statistics.intervals import Proportion, wilson
 
 BREAKS = pl.Schema({"image": pl.Int64, "attack": pl.String, "eps": pl.Float64, "order": pl.Int64})
 RECORDS = ["image", "label", "clean_prediction", "broken_by", "broken_eps"]

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kapdist.errors import InputError
-from kapdist.report.reading import Attack, read_json, read_rows
 from kapdist.records.sealed import read_array
+from kapdist.report.reading import Attack, read_json, read_rows
 
 Pixels = NDArray[np.float32]
 NUM_EXAMPLES = 3

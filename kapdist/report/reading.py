@@ -12,9 +12,9 @@ from typing import Any, Literal, TypeVar
 import polars
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kapdist.records import sealed
 from kapdist.config import Config
 from kapdist.errors import InputError
+from kapdist.records import sealed
 from kapdist.run.paths import AttackDir, RunDir, as_ended, labels, weights_sha256
 
 WRITTEN_BY = {

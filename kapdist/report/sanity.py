@@ -8,10 +8,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from kapdist.epsilon import as_255ths
 from kapdist.report.plots import Plot
 from kapdist.report.reading import Count, Record, Run, read_record
 from kapdist.report.table import plural
+from kapdist.report.words import as_255ths
 
 Status = Literal["pass", "warn", "fail", "not asked"]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from kapdist.epsilon import as_255ths
 from kapdist.report.reading import Accuracy, Attack, Run
+from kapdist.report.words import as_255ths
 
 
 @dataclass(frozen=True)

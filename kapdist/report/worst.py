@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from pydantic import Field, ValidationError
 
-from kapdist.epsilon import as_255ths
 from kapdist.errors import InputError
 from kapdist.report.reading import Accuracy, Attack, Record, Run, read_json
 from kapdist.report.table import percent, plural
+from kapdist.report.words import as_255ths
 
 
 class First(Record):

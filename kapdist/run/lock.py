@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from kapdist.run import slurm
 from kapdist.errors import InputError, LockedError
+from kapdist.run import slurm
 
 POLL_SECONDS = 0.05
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from kapdist.attack.ball import largest_norm, perturbation_norm
+from kapdist.config import SanityConfig
 from kapdist.sanity.ball import Ball
 from kapdist.sanity.probes import Ascent, fgsm, pgd, square
 from kapdist.sanity.subject import Loss, Subject, cross_entropy, margin
-from kapdist.config import SanityConfig
 
 EPS_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 RANDOM_POINTS = 50

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kapdist.config import SanityConfig
+from kapdist.errors import InputError
 from kapdist.sanity import signal
 from kapdist.sanity.ball import Ball
 from kapdist.sanity.contract import Contract
@@ -15,8 +17,6 @@ from kapdist.sanity.effort import Effort, accuracy, gained
 from kapdist.sanity.landscape import landscape
 from kapdist.sanity.subject import Subject
 from kapdist.sanity.verdict import causes, judged, overall
-from kapdist.config import SanityConfig
-from kapdist.errors import InputError
 
 CLEAN_DRAWS = 32
 STEPS = 10  # calls of `tick`

@@ -9,9 +9,9 @@ import torch
 from pyautoattack.square import SquareAttack
 from torch import Tensor
 
+from kapdist.rng import derive_seed
 from kapdist.sanity.ball import Ball
 from kapdist.sanity.subject import Loss, Subject, cross_entropy
-from kapdist.rng import derive_seed
 
 STEP = 0.25  # of eps, as Madry et al. 2018 step by 2/255 in a ball of 8/255
 

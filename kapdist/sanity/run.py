@@ -15,18 +15,17 @@ from torch import Tensor, nn
 import kapdist.attack.images as images_of
 from kapdist.attack.ball import largest_norm, perturbation_norm
 from kapdist.attack.model import load_model
-from kapdist.records.attack_plan import AttackPlan
-from kapdist.attack.plan import attack_dir_of, make_plan
-from kapdist.attack.plan import protocol_of
-from kapdist.sanity.ball import Ball
-from kapdist.sanity.examine import STEPS, examine
-from kapdist.sanity.verdict import CAUSES
+from kapdist.attack.plan import attack_dir_of, make_plan, protocol_of
 from kapdist.attack.shard import settle
 from kapdist.config import AttackConfig, AttackedModelConfig
 from kapdist.errors import InputError
 from kapdist.progress import Progress
-from kapdist.run.paths import AttackDir
+from kapdist.records.attack_plan import AttackPlan
 from kapdist.records.sealed import read_array, read_json, write_json
+from kapdist.run.paths import AttackDir
+from kapdist.sanity.ball import Ball
+from kapdist.sanity.examine import STEPS, examine
+from kapdist.sanity.verdict import CAUSES
 
 DONE_AGAIN = "kapdist attack shard does its chunk again"
 VACUOUS_LINF = 0.5  # every image can become one grey

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from kapdist.records.attack_plan import Frozen
 from kapdist.rng import generator
 
 Z_95 = 1.959963984540054  # 97.5th percentile of the normal distribution
 RESAMPLES = 2000
 
 
-class Proportion(Frozen):
-    """A share of images with its 95% Wilson interval."""
+@dataclass(frozen=True)
+class Proportion:
+    """A share of images in [0, 1] with its 95% Wilson interval."""
 
     value: float
     low: float
     high: float
 
+    def __post_init__(self) -> None:
+        if not all(0 <= share <= 1 for share in asdict(self).values()):
+            raise ValueError(f"shares from 0 to 1, not {self}")
 
+
+@dataclass(frozen=True)
 class Resampled(Proportion):
     """A mean over images with its Wilson interval and that of a bootstrap over the images."""
 
@@ -57,4 +63,4 @@ def resampled(successes: np.ndarray, trials: int, seed: int, purpose: str) -> Re
     values, counts = np.unique(successes, return_counts=True)
     means = random.multinomial(total, counts / total, size=RESAMPLES) @ values / (total * trials)
     low, high = np.quantile(means, [0.025, 0.975])
-    return Resampled(**share.model_dump(), bootstrap_low=float(low), bootstrap_high=float(high))
+    return Resampled(**asdict(share), bootstrap_low=float(low), bootstrap_high=float(high))

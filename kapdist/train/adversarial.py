@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from kapdist import kap
 from kapdist.config import Config
 from kapdist.engine import Engine, Ranks
-from kapdist.plan.training import Plan
 from kapdist.plan.adversarial import AdversarialPlan
+from kapdist.plan.training import Plan
 from kapdist.rng import derive_seed
-from kapdist.train.perturbation import Ball, pgd, random_start
 from kapdist.train.mixing import mixed_cross_entropy
+from kapdist.train.perturbation import Ball, pgd, random_start
 
 
 class Part(NamedTuple):

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from kapdist.config import Config
-from kapdist.run.ends import DIED, deaths, end_of, fatal_file, say_end, stacks_at_death
 from kapdist.engine import Ranks
 from kapdist.environment import environment
 from kapdist.errors import InputError, StoppedError, TransientError
-from kapdist.run.lock import locked
+from kapdist.run.ends import DIED, deaths, end_of, fatal_file, say_end, stacks_at_death
 from kapdist.run.files import NOT_WRITABLE, output, write_atomic, write_json
+from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir
 
 log = logging.getLogger(__name__)

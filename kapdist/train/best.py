@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kapdist.run.paths import RunDir
 from kapdist.run.files import write_atomic
+from kapdist.run.paths import RunDir
 from kapdist.train.later import Later
 
 

@@ -19,10 +19,10 @@ from kapdist.engine import Ranks, join
 from kapdist.errors import InputError
 from kapdist.models.build import build_model
 from kapdist.models.weights import load_weights
-from kapdist.rng import derive_seed
-from kapdist.run.paths import RunDir, weights_sha256
-from kapdist.run.files import check_writable, output
 from kapdist.records.sealed import DamagedError, read_json, write_json
+from kapdist.rng import derive_seed
+from kapdist.run.files import check_writable, output
+from kapdist.run.paths import RunDir, weights_sha256
 from kapdist.train.evaluate import TOP, Evaluation, evaluate
 
 Result = dict[str, Any]

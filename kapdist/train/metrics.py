@@ -15,8 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from kapdist.engine import Ranks
-from kapdist.run.paths import RunDir
 from kapdist.run.files import append_whole, to_json, write_atomic
+from kapdist.run.paths import RunDir
 from kapdist.train.later import Later
 
 log = logging.getLogger(__name__)

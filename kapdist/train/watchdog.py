@@ -18,9 +18,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
-from kapdist.run.ends import cause_in, fatal_file, say_end
 from kapdist.engine import Ranks
 from kapdist.errors import InputError, StoppedError
+from kapdist.run.ends import cause_in, fatal_file, say_end
 from kapdist.run.files import to_json, write_atomic
 
 log = logging.getLogger(__name__)

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kapdist.errors import InputError
-from kapdist.run.paths import AttackDir
 from kapdist.records.sharding import finished_chunks, missing_shards, num_chunks
+from kapdist.run.paths import AttackDir
 from launch import clock
 from launch.after import first_line, shard_ends, shard_failed
 from launch.restarts import Restarts
-from launch.status.training import Verdict, at_work, read_json, scan
-from launch.status.slurm import FAILS, RUNS, WAITS, JobStanding, Told, newest_of_shards
 from launch.status.explanation import LogLine, explain
+from launch.status.slurm import FAILS, RUNS, WAITS, JobStanding, Told, newest_of_shards
+from launch.status.training import Verdict, at_work, read_json, scan
 
 EXPLAINED = 5  # shards whose logs are looked into
 SAMPLED = 200  # chunk files whose time is asked for: a shared file system takes its time for each

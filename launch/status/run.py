@@ -12,8 +12,8 @@ from kapdist.run.paths import AttackDir, RunDir
 from launch import clock
 from launch.jobs import remembered
 from launch.status.attack import Attack, attack
-from launch.status.training import Training, Verdict, read_json, scan, training
 from launch.status.slurm import ask_slurm
+from launch.status.training import Training, Verdict, read_json, scan, training
 
 MOVES = {"RUNNING", "PENDING", "UNKNOWN"}
 LOW_DISK_BYTES = 2 * 2**30

@@ -10,11 +10,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from launch.status.run import Standing
 from launch.status.attack import Attack, Shards
-from launch.status.training import Training, Verdict
-from launch.status.slurm import JobStanding
 from launch.status.explanation import LogLine
+from launch.status.run import Standing
+from launch.status.slurm import JobStanding
+from launch.status.training import Training, Verdict
 
 COLOURS = {"DONE": "green", "FAILED": "red", "RUNNING": "cyan", "PENDING": "yellow"}
 WORDS = {"STOPPED": "stopped", "UNKNOWN": "unknown"}

@@ -17,8 +17,8 @@ from kapdist.run.paths import RunDir
 from launch import clock
 from launch.after import newest_step
 from launch.restarts import End, Restarts
-from launch.status.slurm import JobStanding, Told
 from launch.status.explanation import LogLine, explain, last_line, tail
+from launch.status.slurm import JobStanding, Told
 
 SILENT_SECONDS = 30.0  # a rank says that it lives every five seconds
 IDLE_SECONDS = 120.0

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import kapdist.attack.images as images_of
 from kapdist.attack.images import ImageSet
-from kapdist.records.attack_plan import AttackPlan, PlannedData, PlannedModel
 from kapdist.attack.stock import resolve
 from kapdist.config import AttackConfig
+from kapdist.records.attack_plan import AttackPlan, PlannedData, PlannedModel
 
 FACTORY = """
 import torch

@@ -13,9 +13,9 @@ import torch
 from attack.honest import EPS, fashion, honest
 from attack.planted import PLANTED
 
+from kapdist.config import SanityConfig
 from kapdist.sanity import Ball, examine
 from kapdist.sanity.verdict import CHECKS
-from kapdist.config import SanityConfig
 
 KINDS = ("cnn", "plain", "kap", "adversarial")
 

@@ -12,17 +12,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kapdist.attack.merge import merge
 from kapdist.attack.chunk import AttackOutcome, ChunkOutcome
-from kapdist.statistics.intervals import wilson
-from kapdist.records.attack_plan import AttackPlan, write_plan
+from kapdist.attack.merge import merge
 from kapdist.attack.rows import chunk_table
 from kapdist.errors import InputError
-from kapdist.rng import generator
-from kapdist.run.paths import AttackDir
-from kapdist.run.files import fingerprint
+from kapdist.records.attack_plan import AttackPlan, write_plan
 from kapdist.records.sealed import write_table
 from kapdist.records.sharding import chunks_of, missing_shards
+from kapdist.rng import generator
+from kapdist.run.files import fingerprint
+from kapdist.run.paths import AttackDir
+from kapdist.statistics.intervals import wilson
 
 MOST_SHARDS = 10_000
 NUM_CHUNKS, CHUNK_SIZE = 2000, 4

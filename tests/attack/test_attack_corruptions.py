@@ -13,6 +13,7 @@ import PIL.Image
 import pytest
 from attack.reference_corruptions import Legacy, as_of_2021
 
+from kapdist.config.fields import CORRUPTIONS
 from kapdist.corruptions import KINDS, corrupt
 from kapdist.corruptions.blur import scatter
 from kapdist.corruptions.corrupt import FUNCTIONS
@@ -24,7 +25,6 @@ from kapdist.corruptions.pixels import to_bytes, to_values
 from kapdist.corruptions.plasma import plasma
 from kapdist.corruptions.weather import fog
 from kapdist.errors import InputError
-from kapdist.config.fields import CORRUPTIONS
 
 SIZES = [(32, 32), (33, 47), (64, 64), (224, 224), (8, 11)]
 SEVERITIES = range(1, NUM_SEVERITIES + 1)

@@ -17,17 +17,17 @@ import pytest
 import torch
 from polars.testing import assert_frame_equal
 
-import kapdist.corruptions.run as run_module
 import kapdist.attack.images as images_of
+import kapdist.corruptions.run as run_module
+from kapdist.config import AttackConfig
+from kapdist.config.file import load_config
 from kapdist.corruptions import KINDS, corrupt, run_corruptions
 from kapdist.corruptions.shard import run_cells
 from kapdist.corruptions.summary import Summary, csv_text
-from kapdist.config import AttackConfig
-from kapdist.config.file import load_config
 from kapdist.errors import InputError
+from kapdist.records.sealed import read_json
 from kapdist.report import write_report
 from kapdist.run.paths import CorruptionsDir, RunDir
-from kapdist.records.sealed import read_json
 
 FEW = {"kinds": ["contrast", "gaussian_noise"], "severities": [1, 5], "noise_stds": [0.1]}
 

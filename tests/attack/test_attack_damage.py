@@ -16,16 +16,24 @@ from safetensors.torch import save_file
 
 import kapdist.run.paths as rundir
 from kapdist.attack.merge import merge
+from kapdist.attack.model import call_factory
 from kapdist.attack.plan import plan_attack
 from kapdist.attack.shard import run_shard
+from kapdist.errors import InputError
+from kapdist.records.sealed import (
+    DamagedError,
+    read_array,
+    read_json,
+    read_table,
+    write_array,
+    write_json,
+    write_table,
+)
+from kapdist.records.sharding import missing_shards
 from kapdist.records.worst import write_worst_case
 from kapdist.report.export import export
-from kapdist.attack.model import call_factory
-from kapdist.sanity.run import stored_violations
-from kapdist.errors import InputError
 from kapdist.run.paths import AttackDir, RunDir
-from kapdist.records.sealed import DamagedError, read_array, read_json, read_table, write_array, write_json, write_table
-from kapdist.records.sharding import missing_shards
+from kapdist.sanity.run import stored_violations
 
 World = Any
 

@@ -20,24 +20,24 @@ import pytest
 import torch
 
 from kapdist import cli
+from kapdist.attack.chunk import AttackOutcome, ChunkOutcome
 from kapdist.attack.merge import merge
 from kapdist.attack.plan import plan_attack
+from kapdist.attack.rescore import Votes
+from kapdist.attack.rows import chunk_table
 from kapdist.attack.shard import run_shard
-from kapdist.attack.chunk import AttackOutcome, ChunkOutcome
+from kapdist.attack.stock import resolve
+from kapdist.data.beton.manifest import Manifest, write_manifest
+from kapdist.errors import InputError
+from kapdist.records.attack_plan import AttackPlan, read_plan, write_plan
+from kapdist.records.sealed import write_json, write_table
 from kapdist.report.export import Entry, export
 from kapdist.report.export.images import COLUMNS
 from kapdist.report.export.latex import latex_table
 from kapdist.report.export.merged import read_all
-from kapdist.statistics.intervals import wilson
-from kapdist.records.attack_plan import AttackPlan, read_plan, write_plan
-from kapdist.attack.rows import chunk_table
-from kapdist.attack.rescore import Votes
-from kapdist.attack.stock import resolve
-from kapdist.data.beton.manifest import Manifest, write_manifest
-from kapdist.errors import InputError
-from kapdist.run.paths import AttackDir
 from kapdist.run.files import fingerprint
-from kapdist.records.sealed import write_json, write_table
+from kapdist.run.paths import AttackDir
+from kapdist.statistics.intervals import wilson
 
 World = Any
 MakePlan = Callable[..., AttackPlan]

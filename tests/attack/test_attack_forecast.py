@@ -11,16 +11,16 @@ import torch
 from torch import nn
 
 from kapdist.attack.chunk import attack_chunk
-from kapdist.records.passes import passes_per_image
-from kapdist.forecast.attack import AttackForecast, Measured, forecast_attack, images_of_shards, makespan, measure
-from kapdist.records.attack_plan import AttackPlan, OwnSettings, write_plan
 from kapdist.attack.rows import chunk_table
 from kapdist.config import AttackConfig
 from kapdist.errors import InputError
-from kapdist.run.paths import AttackDir, RunDir
-from kapdist.run.files import fingerprint
+from kapdist.forecast.attack import AttackForecast, Measured, forecast_attack, images_of_shards, makespan, measure
+from kapdist.records.attack_plan import AttackPlan, OwnSettings, write_plan
+from kapdist.records.passes import passes_per_image
 from kapdist.records.sealed import write_table
 from kapdist.records.sharding import chunks_of
+from kapdist.run.files import fingerprint
+from kapdist.run.paths import AttackDir, RunDir
 
 
 class Sure(nn.Module):

@@ -10,11 +10,10 @@ import torch
 from PIL import Image
 
 from kapdist.attack.images import describe_images, read_chunks, side_of
-from kapdist.records.attack_plan import AttackPlan
 from kapdist.config import Config
-from kapdist.data import open_beton
-from kapdist.data.beton import write
+from kapdist.data import open_beton, write
 from kapdist.errors import InputError
+from kapdist.records.attack_plan import AttackPlan
 
 
 def make_beton(folder: Path, height: int = 8) -> tuple[Path, np.ndarray]:

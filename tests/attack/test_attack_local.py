@@ -16,11 +16,11 @@ import torch
 
 import kapdist.attack.local as local
 from kapdist import cli
-from kapdist.attack.plan import plan_attack
-from kapdist.attack.local import run_attack
-from kapdist.attack.shard import run_shard
 from kapdist.attack.classifier import check_classifier
+from kapdist.attack.local import run_attack
 from kapdist.attack.model import call_factory
+from kapdist.attack.plan import plan_attack
+from kapdist.attack.shard import run_shard
 from kapdist.errors import InputError
 from kapdist.run.paths import AttackDir
 

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kapdist.attack.averaged import AveragedModel
 from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.classifier import noise_differs_by_row
 from kapdist.attack.counted import CountedModel
-from kapdist.statistics.intervals import resampled
-from kapdist.attack.averaged import AveragedModel
-from kapdist.records.attack_plan import AttackPlan
 from kapdist.kap import KAPConv2d, noise
+from kapdist.records.attack_plan import AttackPlan
 from kapdist.rng import derive_seed
+from kapdist.statistics.intervals import resampled
 
 MakePlan = Callable[..., AttackPlan]
 CPU = torch.device("cpu")

@@ -9,16 +9,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kapdist.attack.merge import merge
-from kapdist.attack.plan import plan_attack
-from kapdist.attack.shard import run_shard
 from kapdist.attack.ball import inside, largest_norm, perturbation_norm
 from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.hard_label import RayS, blocks
-from kapdist.records.attack_plan import AttackPlan, OwnSettings
+from kapdist.attack.merge import merge
+from kapdist.attack.plan import plan_attack
 from kapdist.attack.random_noise import RandomNoise
+from kapdist.attack.shard import run_shard
 from kapdist.errors import InputError
 from kapdist.models.build import build_model
+from kapdist.records.attack_plan import AttackPlan, OwnSettings
 from kapdist.run.paths import AttackDir, RunDir
 
 MakePlan = Callable[..., AttackPlan]

@@ -8,14 +8,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from kapdist.attack.plan import plan_attack
 from kapdist.attack.ball import vacuous_eps
 from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.classifier import check_batches
-from kapdist.records.passes import passes_outside
-from kapdist.records.attack_plan import AttackPlan
+from kapdist.attack.plan import plan_attack
 from kapdist.errors import InputError
 from kapdist.kap import KAPConv2d, fold, noise
+from kapdist.records.attack_plan import AttackPlan
+from kapdist.records.passes import passes_outside
 
 World = Any
 MakePlan = Callable[..., AttackPlan]

@@ -15,6 +15,12 @@ from attack.honest import EPS, fashion, honest
 from attack.planted import PLANTED, OnlyAtRest, Storm, Wrapped
 from torch import Tensor, nn
 
+from kapdist.cli import file_and_overrides
+from kapdist.config import AttackConfig, SanityConfig
+from kapdist.config.file import load_config
+from kapdist.errors import InputError
+from kapdist.run.files import write_json
+from kapdist.run.paths import AttackDir
 from kapdist.sanity import Ball, examine, run_sanity
 from kapdist.sanity import signal as signals
 from kapdist.sanity.effort import excess
@@ -22,12 +28,6 @@ from kapdist.sanity.probes import fgsm, pgd
 from kapdist.sanity.run import stored_violations
 from kapdist.sanity.subject import Subject, margin
 from kapdist.sanity.verdict import CAUSES, CHECKS, judged, overall
-from kapdist.cli import file_and_overrides
-from kapdist.config import AttackConfig, SanityConfig
-from kapdist.config.file import load_config
-from kapdist.errors import InputError
-from kapdist.run.paths import AttackDir
-from kapdist.run.files import write_json
 
 LITTLE = SanityConfig(num_images=24, iterations=10, restarts=2, draws=2, queries=30)
 LEAST = SanityConfig(num_images=8, iterations=2, restarts=2, draws=2, queries=5)

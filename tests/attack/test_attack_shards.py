@@ -16,12 +16,12 @@ import pytest
 import torch
 
 import kapdist.attack.shard as shard_module
+from kapdist.attack.ball import largest_norm, perturbation_norm
 from kapdist.attack.merge import merge
 from kapdist.attack.plan import plan_attack
 from kapdist.attack.shard import run_shard
-from kapdist.attack.ball import largest_norm, perturbation_norm
-from kapdist.records.attack_plan import read_plan, write_plan
 from kapdist.errors import InputError
+from kapdist.records.attack_plan import read_plan, write_plan
 from kapdist.run.lock import locked
 from kapdist.run.paths import AttackDir
 

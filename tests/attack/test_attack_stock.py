@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.counted import CountedModel
-from kapdist.records.attack_plan import AttackPlan
 from kapdist.attack.stock import resolve
 from kapdist.errors import InputError
 from kapdist.kap import KAPConv2d
+from kapdist.records.attack_plan import AttackPlan
 from kapdist.rng import derive_seed
 
 MakePlan = Callable[..., AttackPlan]

@@ -2,9 +2,9 @@
 
 import pytest
 
-from kapdist.statistics.intervals import wilson
-from kapdist.records.summary import AttackSummary, notes_on_square
 from kapdist.progress import Progress
+from kapdist.records.summary import AttackSummary, notes_on_square
+from kapdist.statistics.intervals import wilson
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,17 @@ from typing import Any
 import polars as pl
 import pytest
 
+from kapdist.attack.balance import image_seconds
 from kapdist.attack.merge import merge
 from kapdist.attack.plan import plan_attack
 from kapdist.attack.shard import run_shard
-from kapdist.attack.balance import image_seconds
-from kapdist.records.attack_plan import read_plan
-from kapdist.records.worst import write_worst_case
 from kapdist.errors import InputError
-from kapdist.run.lock import locked
-from kapdist.report.page import write_report
-from kapdist.run.paths import AttackDir, RunDir
+from kapdist.records.attack_plan import read_plan
 from kapdist.records.sharding import deal, missing_shards
+from kapdist.records.worst import write_worst_case
+from kapdist.report.page import write_report
+from kapdist.run.lock import locked
+from kapdist.run.paths import AttackDir, RunDir
 
 World = Any
 

@@ -12,7 +12,14 @@ import torch
 
 import kapdist.data.load.ffcv_import
 from kapdist.data import epoch_order, open_beton
-from kapdist.data.beton.layout import ALLOC_TABLE_TYPE, CURRENT_VERSION, FIELD_TYPE, FIELDS, HEADER_TYPE, METADATA_TYPE
+from kapdist.data.beton.layout import (
+    ALLOC_TABLE_TYPE,
+    CURRENT_VERSION,
+    FIELD_TYPE,
+    FIELDS,
+    HEADER_TYPE,
+    METADATA_TYPE,
+)
 from kapdist.errors import InputError
 
 CROPS = {"seed": 3, "crop": "random-resized", "resolution": 40, "flip": True, "translate": 2, "cutout": 5}

@@ -11,14 +11,13 @@ from PIL import Image
 from processes import Finished
 
 from kapdist.attack.images import describe_images, read_chunks
-from kapdist.records.attack_plan import AttackPlan
 from kapdist.config import Config
-from kapdist.data import ClassList, classes_of, open_beton, with_classes
-from kapdist.data.beton import write
+from kapdist.data import ClassList, classes_of, open_beton, with_classes, write
 from kapdist.data.beton.manifest import manifest_path
 from kapdist.errors import InputError
-from kapdist.run.paths import RunDir
+from kapdist.records.attack_plan import AttackPlan
 from kapdist.run.files import write_json
+from kapdist.run.paths import RunDir
 from kapdist.train.job import check_images, described_images, open_data
 
 SIDE = 8
@@ -90,8 +89,8 @@ def test_a_part_of_the_classes_is_mapped_by_name(
 
 @pytest.fixture
 def make_attack_plan() -> Callable[..., AttackPlan]:
-    from kapdist.records.attack_plan import PlannedData, PlannedModel
     from kapdist.attack.stock import resolve
+    from kapdist.records.attack_plan import PlannedData, PlannedModel
 
     def make(data: PlannedData) -> AttackPlan:
         attacks, settings, _ = resolve("custom", ("apgd-ce",), "Linf", 0.1, 3)

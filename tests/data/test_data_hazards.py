@@ -14,10 +14,9 @@ import pytest
 import torch
 from numba import types
 
-from kapdist.data import Loader, WriterError, epoch_order, open_beton, write_beton
-from kapdist.data.beton import check
-from kapdist.data.beton.layout import stored_bytes
+from kapdist.data import Loader, WriterError, check, epoch_order, open_beton, write_beton
 from kapdist.data.beton.checksum import checksums
+from kapdist.data.beton.layout import stored_bytes
 from kapdist.data.load.decode import Decoder
 from kapdist.data.load.ffcv_import import nothing_compiled
 from kapdist.data.load.jit import cache_directory, cached

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kapdist.data import Loader, epoch_order, open_beton
-from kapdist.data.load import augment
 from kapdist.data.beton.layout import stored_bytes
+from kapdist.data.load import augment
 from kapdist.data.load.pixels import RAW
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError

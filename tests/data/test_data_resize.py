@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kapdist.data.load import augment
 from kapdist.data.beton.layout import stored_bytes
+from kapdist.data.load import augment
 from kapdist.data.load.pixels import FULL, eighths, scaled
 from kapdist.data.load.resize import area_resize
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from formats import WNIDS, pixels
 
-from kapdist.data import Columns, Source, make_source, open_beton
-from kapdist.data.beton import write
+from kapdist.data import Columns, Source, make_source, open_beton, write
 from kapdist.data.sources.archives import TarFiles
 
 

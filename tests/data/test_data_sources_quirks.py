@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kapdist.data import class_folder, open_beton, write_beton
-from kapdist.data.beton.layout import stored_bytes
 from kapdist.data.beton.encode import decodes, jpeg_size
+from kapdist.data.beton.layout import stored_bytes
 from kapdist.data.errors import UnreadableImageError
 from kapdist.data.sources.image import decode_image
 

@@ -17,8 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kapdist.data import Columns, class_folder, make_source, open_beton
-from kapdist.data.beton import write
+from kapdist.data import Columns, class_folder, make_source, open_beton, write
 from kapdist.data.errors import UnreadableImageError
 from kapdist.data.sources.matlab import read_matlab
 from kapdist.data.sources.pickles import read_arrays

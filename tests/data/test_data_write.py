@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kapdist.data.beton import check
-from kapdist.data import fashion_mnist, open_beton, write_beton
+from kapdist.data import check, fashion_mnist, open_beton, write_beton
 from kapdist.data.beton.board import fork
 from kapdist.data.beton.container import data_start, place
 from kapdist.data.beton.encode import SMALLEST_PAGE, Encoding

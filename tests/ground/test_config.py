@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from kapdist.config import MAY_CHANGE, AttackConfig, Config, Section, dotted_keys, flatten
 from kapdist.config.evaluation import EvaluationConfig
+from kapdist.config.fields import kinds_in
 from kapdist.config.file import dump_config, load_config
 from kapdist.errors import InputError
 from kapdist.plan.training import make_plan
-from kapdist.section import kinds_in
 from launch.cluster import ClusterConfig
 
 ROOT = Path(__file__).parents[2]

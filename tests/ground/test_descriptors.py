@@ -12,7 +12,7 @@ from kapdist.environment import cache_root, user_name
 
 CLOSED = """
 import os
-from kapdist.descriptors import open_standard_streams
+from kapdist.run.standard_output import open_standard_streams
 
 open_standard_streams()
 kept = open("file", "w")

@@ -10,10 +10,21 @@ import pytest
 from kapdist.config import Config
 from kapdist.engine import Ranks
 from kapdist.errors import InputError
-from kapdist.forecast.training import Footprint, Machine, Memory, Rate, Traffic, forecast, memory, share, traffic, writes
+from kapdist.forecast.footprint import footprint
+from kapdist.forecast.training import (
+    Footprint,
+    Machine,
+    Memory,
+    Rate,
+    Traffic,
+    forecast,
+    memory,
+    share,
+    traffic,
+    writes,
+)
 from kapdist.plan.training import make_plan
 from kapdist.train.clock import Clock
-from kapdist.forecast.footprint import footprint
 
 IMAGENET = 1_281_167
 PARAMETERS = 25_557_032  # of ResNet-50 with 1000 classes

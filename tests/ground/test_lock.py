@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kapdist.run import lock as lock_module
 from kapdist.errors import InputError, LockedError
+from kapdist.run import lock as lock_module
 from kapdist.run.lock import Holder, check_free, locked, locked_in_turn, other_at_work, this_process
 
 FORGOTTEN = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"

@@ -9,8 +9,8 @@ import pytest
 
 from kapdist.config import Config, DataConfig, OptimConfig
 from kapdist.errors import InputError
-from kapdist.run.paths import RunDir, as_ended, weights_sha256
 from kapdist.run.files import file_sha256, fingerprint, output, write_atomic, write_json, written_aside
+from kapdist.run.paths import RunDir, as_ended, weights_sha256
 
 
 def config(workers: int = 0, **sections: object) -> Config:

@@ -13,9 +13,9 @@ import pytest
 
 from kapdist.config.file import dump_config
 from kapdist.errors import InputError, LockedError
+from kapdist.run.files import write_atomic
 from kapdist.run.lock import this_process
 from kapdist.run.paths import AttackDir, RunDir
-from kapdist.run.files import write_atomic
 from launch import after
 from launch.cluster import ClusterConfig
 from launch.rank import run_as_command

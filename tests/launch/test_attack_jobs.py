@@ -12,9 +12,9 @@ import pytest
 from kapdist.config import AttackConfig, Config
 from kapdist.config.file import dump_config, load_config
 from kapdist.errors import InputError
+from kapdist.run.files import write_atomic, write_json
 from kapdist.run.lock import locked
 from kapdist.run.paths import AttackDir, RunDir
-from kapdist.run.files import write_atomic, write_json
 from launch import aggregate as aggregation
 from launch import jobs, slurm
 from launch.after import CLUSTER, after_aggregate, after_plan, shard_failed
@@ -22,8 +22,8 @@ from launch.array import AttackJobs
 from launch.attack import is_needed, summary_set_aside, trainings_to_wait_for
 from launch.cluster import ClusterConfig
 from launch.planned import ATTACK, is_planned, plan_stands, refuse_another, remember_plan
-from launch.submission import Submission
 from launch.status.slurm import Told
+from launch.submission import Submission
 from launch.train import is_needed as training_is_needed
 
 CONFIG = AttackConfig(name="a", chunk_size=8)

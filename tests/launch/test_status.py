@@ -18,22 +18,22 @@ import pytest
 from processes import Finished, kill_ranks, start_ranks
 from rich.console import Console
 
+from kapdist.records.sharding import chunks_of
+from kapdist.run.files import write_atomic, write_json
 from kapdist.run.lock import locked
 from kapdist.run.paths import AttackDir, RunDir
-from kapdist.run.files import write_atomic, write_json
-from kapdist.records.sharding import chunks_of
 from launch import clock, slurm
 from launch.after import shard_ends, shard_failed
 from launch.cluster import ClusterConfig
 from launch.jobs import remember, remembered
 from launch.restarts import End, Restarts
-from launch.status.table import duration, screen
-from launch.status.run import Standing, standing
 from launch.status.attack import Attack, attack
+from launch.status.explanation import explain
+from launch.status.run import Standing, standing
+from launch.status.slurm import Told, ask_slurm
+from launch.status.table import duration, screen
 from launch.status.training import Training, Verdict, training
 from launch.submission import submission
-from launch.status.slurm import Told, ask_slurm
-from launch.status.explanation import explain
 
 ROOT = Path(__file__).parents[2]
 STATUS = str(ROOT / "launch" / "status.py")

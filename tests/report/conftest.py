@@ -15,8 +15,8 @@ import pytest
 from kapdist.config import Config
 from kapdist.config.file import dump_config
 from kapdist.report import write_report
-from kapdist.run.paths import RunDir
 from kapdist.run.files import file_sha256, fingerprint
+from kapdist.run.paths import RunDir
 
 CLASSES = ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 CHUNK = 4

@@ -8,8 +8,8 @@ from typing import Any
 import polars
 import pytest
 
-from kapdist.records import sealed
 from kapdist.errors import InputError
+from kapdist.records import sealed
 from kapdist.report.reading import read_runs
 
 ONE_BROKEN = {"apgd-ce": 1}

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from kapdist.sanity.verdict import CHECKS, causes, judged, overall
 from kapdist.errors import InputError
 from kapdist.report import write_report
+from kapdist.sanity.verdict import CHECKS, causes, judged, overall
 
 GRID = [[0.1 * row + 0.02 * column for column in range(5)] for row in range(5)]
 

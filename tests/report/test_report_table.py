@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from kapdist.epsilon import as_255ths
 from kapdist.report import comparison
 from kapdist.report.render import cells, short
 from kapdist.report.table import wilson
+from kapdist.report.words import as_255ths
 
 ONE_ATTACK = {"apgd-ce": 8}
 

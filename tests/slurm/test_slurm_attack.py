@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 from processes import ranks_of_job
 
-from kapdist.run.paths import AttackDir, RunDir
 from kapdist.records.sharding import finished_chunks
+from kapdist.run.paths import AttackDir, RunDir
 
 ROOT = Path(__file__).parents[2]
 PYTHON = Path(sys.executable)

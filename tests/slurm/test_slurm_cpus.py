@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 # A mask of 12 CPUs, whatever this machine has, and the one that the task really has.
-SHOW = "import os; from kapdist.run.cpus import cpus_of_one as c; from kapdist.environment import usable_cpus as u\n"
+SHOW = (
+    "import os; from kapdist.run.cpus import cpus_of_one as c; from kapdist.environment import usable_cpus as u\n"
+)
 SHOW += "print(c(12, os.environ, 2), u(2), len(os.sched_getaffinity(0)), sep=',')"
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from kapdist.run.paths import AttackDir, RunDir
-from kapdist.run.files import write_atomic, write_json
 from kapdist.records.sharding import chunks_of
+from kapdist.run.files import write_atomic, write_json
+from kapdist.run.paths import AttackDir, RunDir
 from launch.cluster import ClusterConfig
 from launch.jobs import remember
 from launch.submission import submission

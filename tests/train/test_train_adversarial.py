@@ -23,14 +23,14 @@ from kapdist.config import Config, flatten
 from kapdist.config.file import load_config
 from kapdist.data import open_beton
 from kapdist.errors import InputError
+from kapdist.forecast.gather import measured_rate
 from kapdist.forecast.training import Traffic, in_a_step
 from kapdist.kap import KAPConv2d
 from kapdist.models import MODELS
 from kapdist.plan.training import make_plan
-from kapdist.forecast.gather import measured_rate
 from kapdist.run.paths import RunDir
-from kapdist.train.perturbation import Ball, pgd, random_start
 from kapdist.train.loop import describe, train_step
+from kapdist.train.perturbation import Ball, pgd, random_start
 
 ROUNDING = 2.0**-24  # half the spacing of float32 below 1
 NORMS = {"Linf": 8 / 255, "L2": 0.5}

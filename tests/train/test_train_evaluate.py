@@ -23,10 +23,10 @@ from kapdist.data.beton.manifest import content_fingerprint, manifest_path
 from kapdist.engine import Ranks
 from kapdist.errors import InputError
 from kapdist.models.build import build_model
-from kapdist.rng import derive_seed
-from kapdist.run.paths import RunDir
-from kapdist.run.files import file_sha256
 from kapdist.records.sealed import read_json
+from kapdist.rng import derive_seed
+from kapdist.run.files import file_sha256
+from kapdist.run.paths import RunDir
 from kapdist.train.evaluate import NUM_BINS, Tally, bin_of
 from kapdist.train.evaluate_run import evaluate_run
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from processes import end_ranks, kill_ranks, start_ranks
 
-from kapdist.run.ends import end_of
 from kapdist.errors import RESUME
+from kapdist.run.ends import end_of
 from kapdist.run.paths import RunDir
 
 WORDS = ["-m", "kapdist.cli", "train", "tiny.yaml", "train.epochs=400", "train.checkpoint_every_steps=3"]

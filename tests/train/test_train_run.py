@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from kapdist.models import MODELS
-from kapdist.run.paths import RunDir
 from kapdist.run.files import file_sha256
+from kapdist.run.paths import RunDir
 
 
 def metrics(run: RunDir) -> list[dict]:

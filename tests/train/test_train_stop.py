@@ -25,8 +25,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kapdist.engine import Ranks
 from kapdist.errors import RESUME, StoppedError
-from kapdist.run.paths import RunDir
 from kapdist.run.files import file_sha256
+from kapdist.run.paths import RunDir
 from kapdist.train import checkpoint
 from kapdist.train.best import BestWeights
 from kapdist.train.later import Later

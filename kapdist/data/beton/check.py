@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kapdist.data.beton.layout import BetonInfo, open_with_manifest
+from kapdist.data.beton.writer import Progress
 from kapdist.data.errors import DamagedImageError
 from kapdist.data.load.ffcv_import import why_no_ffcv
 from kapdist.data.load.pixels import CENTRE_CROP, Recipe
 from kapdist.data.load.storage import MappedFile, Storage
 from kapdist.data.load.workers import Workers
-from kapdist.data.beton.writer import Progress
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
 from kapdist.run.files import file_sha256

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kapdist.config import Config
+from kapdist.config.fields import ClassRule
 from kapdist.data.beton.layout import BetonInfo
 from kapdist.data.beton.manifest import read_manifest
 from kapdist.errors import InputError
-from kapdist.config.fields import ClassRule
 from kapdist.run.paths import RunDir
 
 

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from kapdist.data.beton.layout import ALLOC_TABLE_TYPE, CURRENT_VERSION, FIELD_TYPE, FIELDS, HEADER_BYTES, HEADER_TYPE, METADATA_TYPE
+from kapdist.data.beton.layout import (
+    ALLOC_TABLE_TYPE,
+    CURRENT_VERSION,
+    FIELD_TYPE,
+    FIELDS,
+    HEADER_BYTES,
+    HEADER_TYPE,
+    METADATA_TYPE,
+)
 
 # What is known of a stored image; size 0 where there is none. `kept`: its bytes are the source's own.
 RECORD = np.dtype(

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from kapdist.data.beton import container
-from kapdist.data.beton.layout import stored_bytes
 from kapdist.data.beton.board import OPEN, WRITTEN, Board, fork
 from kapdist.data.beton.checksum import checksums, compiled_checksum
 from kapdist.data.beton.encode import Encoding
 from kapdist.data.beton.journal import Journal
-from kapdist.data.sources.base import Source
+from kapdist.data.beton.layout import stored_bytes
 from kapdist.data.beton.writer import Job, Progress, Watch
+from kapdist.data.sources.base import Source
 from kapdist.environment import package_versions
 
 # A part is what a killed writer loses per worker, and what each worker holds a few of in memory.

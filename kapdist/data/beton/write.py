@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from kapdist.data.beton.layout import read_layout
 from kapdist.data.beton.encode import JPEG, Encoding
-from kapdist.data.load.ffcv_import import why_no_ffcv
+from kapdist.data.beton.layout import read_layout
 from kapdist.data.beton.manifest import Manifest, content_fingerprint, manifest_path, write_manifest
 from kapdist.data.beton.parts import Parts
+from kapdist.data.beton.writer import NO_ROOM, Progress
+from kapdist.data.load.ffcv_import import why_no_ffcv
 from kapdist.data.sources import Columns, Source, make_source
 from kapdist.data.sources.base import check_class_names
-from kapdist.data.beton.writer import NO_ROOM, Progress
 from kapdist.environment import package_versions, usable_cpus
 from kapdist.errors import InputError
-from kapdist.run.lock import locked
 from kapdist.run.files import NOT_WRITABLE, check_writable, file_sha256, output, sync
+from kapdist.run.lock import locked
 
 PACKAGES = ("kapdist", "ffcv", "numpy", "opencv-python", "pillow")
 NAMED = 20  # how many bad images a message names

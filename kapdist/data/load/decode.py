@@ -12,12 +12,23 @@ import llvmlite.binding  # type: ignore[import-untyped]
 import numpy as np
 from numba.core.typing import signature
 
-from kapdist.data.beton.layout import Layout
 from kapdist.data.beton.checksum import xxh64
+from kapdist.data.beton.layout import Layout
 from kapdist.data.errors import DamagedImageError
 from kapdist.data.load.ffcv_import import AllocationQuery, SimpleRGBImageDecoder, State, lib
 from kapdist.data.load.jit import compiled
-from kapdist.data.load.pixels import FULL, JPEG, RAW, Recipe, array_type, crop_window, eighths, render, scaled, types
+from kapdist.data.load.pixels import (
+    FULL,
+    JPEG,
+    RAW,
+    Recipe,
+    array_type,
+    crop_window,
+    eighths,
+    render,
+    scaled,
+    types,
+)
 from kapdist.data.load.workers import Workers
 
 # By name instead of by address, as FFCV calls it, so that compiled code may be cached on disk.

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from kapdist.config import DataConfig
+from kapdist.data.beton.layout import BetonInfo
+from kapdist.data.errors import DamagedImageError
 from kapdist.data.load.augment import epoch_key
 from kapdist.data.load.backend import Decoded, Task, make_backend
-from kapdist.data.beton.layout import BetonInfo
 from kapdist.data.load.device import Mover, Sent
-from kapdist.data.errors import DamagedImageError
 from kapdist.data.load.pixels import CENTRE_CROP, NO_CROP, RANDOM_CROP, Recipe
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError

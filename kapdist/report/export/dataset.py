@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from kapdist.records.attack_plan import AttackPlan
 from kapdist.errors import InputError
+from kapdist.records.attack_plan import AttackPlan
 
 
 def dataset_of(plan: AttackPlan, asked: str | None, datasets: Collection[str]) -> str:

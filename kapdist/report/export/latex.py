@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 
-from kapdist.report.export.merged import Merged
-from kapdist.statistics.intervals import Proportion
 from kapdist.records.attack_plan import AttackPlan, Norm
 from kapdist.records.summary import Rescored
-from kapdist.epsilon import eps_text
+from kapdist.report.export.merged import Merged
+from kapdist.report.words import eps_text
+from kapdist.statistics.intervals import Proportion
 
 NORMS: dict[Norm, str] = {"Linf": r"$\ell_\infty$", "L2": r"$\ell_2$", "L1": r"$\ell_1$"}
 SPECIAL = {

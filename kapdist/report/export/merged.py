@@ -9,12 +9,12 @@ from pathlib import Path
 import polars as pl
 from pydantic import ValidationError
 
-from kapdist.records.attacked import check_weights
-from kapdist.records.attack_plan import AttackPlan, read_plan, run_of
-from kapdist.records.summary import Summary, summarise
 from kapdist.errors import InputError
-from kapdist.run.paths import AttackDir, labels
+from kapdist.records.attack_plan import AttackPlan, read_plan, run_of
+from kapdist.records.attacked import check_weights
 from kapdist.records.sealed import first_line, read_json, read_table
+from kapdist.records.summary import Summary, summarise
+from kapdist.run.paths import AttackDir, labels
 
 RESULTS = ("num_images", "num_clean_correct", "clean_accuracy", "num_robust", "robust_accuracy", "sweep")
 

@@ -11,13 +11,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from kapdist.attack.stock import resolve
+from kapdist.errors import InputError
+from kapdist.records.attack_plan import Norm, PlannedModel
+from kapdist.records.summary import notes_on_square
 from kapdist.report.export.dataset import dataset_of
 from kapdist.report.export.merged import Merged
 from kapdist.statistics.intervals import wilson
-from kapdist.records.attack_plan import Norm, PlannedModel
-from kapdist.attack.stock import resolve
-from kapdist.records.summary import notes_on_square
-from kapdist.errors import InputError
 
 FILL_IN = "TO BE FILLED IN"
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kapdist.errors import InputError
 from kapdist.report.export.images import csv_bytes, csv_description, image_table, parquet_bytes
 from kapdist.report.export.latex import latex_table
 from kapdist.report.export.merged import Merged, read_all
 from kapdist.report.export.robustbench import Entry, ModelInfo, model_info
-from kapdist.errors import InputError
 from kapdist.run.files import to_json, write_atomic
 
 FORMATS = ("model-info", "csv", "parquet", "latex")

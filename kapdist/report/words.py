@@ -1,4 +1,4 @@
-"""How the size of a perturbation is said."""
+"""How numbers are said: sizes of perturbations, shares, counts."""
 
 from __future__ import annotations
 

@@ -1,0 +1,45 @@
+"""Every knob, once: defaults < YAML file < `section.key=value`; frozen, documented, checked."""
+
+from kapdist.config.adversarial import AdversarialConfig
+from kapdist.config.attack import AttackConfig, AttackedModelConfig, AttackName, CorruptionsConfig, SanityConfig
+from kapdist.config.fields import Section
+from kapdist.config.training import (
+    MAY_CHANGE,
+    MAY_MOVE,
+    RAMP_MULTIPLE,
+    AnySection,
+    Config,
+    DataConfig,
+    EngineConfig,
+    KapConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    check_limits,
+    dotted_keys,
+    flatten,
+)
+
+__all__ = [
+    "MAY_CHANGE",
+    "MAY_MOVE",
+    "RAMP_MULTIPLE",
+    "AdversarialConfig",
+    "AnySection",
+    "AttackConfig",
+    "AttackName",
+    "AttackedModelConfig",
+    "Config",
+    "CorruptionsConfig",
+    "DataConfig",
+    "EngineConfig",
+    "KapConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "SanityConfig",
+    "Section",
+    "TrainConfig",
+    "check_limits",
+    "dotted_keys",
+    "flatten",
+]

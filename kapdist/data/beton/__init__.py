@@ -1,0 +1,1 @@
+"""The file: its layout, its manifest, how it is written and checked."""

@@ -1,0 +1,1 @@
+"""Reading a beton: order, decoding, pixels, the way to the device."""

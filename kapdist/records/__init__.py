@@ -1,0 +1,1 @@
+"""What lies on disk, declared once, for whoever writes it and whoever reads it; imports no torch."""

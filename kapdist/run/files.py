@@ -1,0 +1,137 @@
+"""The only ways to write a file: aside, fsync, rename; and what a file is known by."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from kapdist.errors import InputError
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+NOT_WRITABLE = frozenset(
+    {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+)
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Give a temporary path in the same directory; on success fsync it and rename it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield aside
+        sync(aside)
+        os.replace(aside, path)
+        sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a whole file so that a reader sees the old content or the new, never a part."""
+    with written_aside(path) as aside:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, to_json(value, indent=2) + "\n")
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return JSON, which knows no NaN and no Infinity: a number that is not finite becomes null."""
+    return json.dumps(finite_or_null(value), indent=indent, allow_nan=False)
+
+
+def finite_or_null(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite_or_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_null(item) for item in value]
+    return value
+
+
+def append_whole(file: IO[bytes], content: bytes) -> None:
+    """Append to an unbuffered file all of the content or nothing of it.
+
+    Raises:
+        OSError: there is no room for it; the file is as it was.
+    """
+    size = os.fstat(file.fileno()).st_size
+    try:
+        if file.write(content) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(file.fileno(), size)
+        raise
+
+
+@contextlib.contextmanager
+def output(place: Path, refused: frozenset[int] = NOT_WRITABLE | NO_ROOM) -> Iterator[None]:
+    """Take an output that cannot be written for the wrong input that it is.
+
+    Args:
+        refused: the numbers of such errors; what another start may mend does not belong to them.
+
+    Raises:
+        InputError: in place of such an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in refused:
+            raise
+        raise InputError(error.filename or place, "a place that can be written", os.strerror(error.errno)) from None
+
+
+def check_writable(path: Path) -> None:
+    """Find out before the work what `write_atomic` would say after it.
+
+    Raises:
+        InputError: a folder, a pipe or a device has the name.
+        OSError: the folder takes no file, or none of a name as long as that of the temporary file.
+    """
+    if path.exists() and not path.is_file():
+        found = "a folder" if path.is_dir() else "neither a file nor a folder"
+        raise InputError(path, "a file that can be written, or none yet", found)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp") as file:
+        file.write(bytes(1))
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a directory entry to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """Return the sha256 of a JSON value in canonical form, hexadecimal."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
