@@ -14,11 +14,12 @@ from kapdist.attack.averaged import AveragedModel
 from kapdist.attack.chunk import check_buffers, predict
 from kapdist.attack.counted import CountedModel
 from kapdist.corruptions.corrupt import corrupt
+from kapdist.corruptions.frost import FrostSource
 from kapdist.corruptions.noise import random_gaussian, random_uniform
 from kapdist.corruptions.pixels import to_values
-from kapdist.corruptions.plan import CLEAN, GAUSSIAN, UNIFORM, Cell, CorruptionPlan
 from kapdist.errors import InputError
 from kapdist.kap import noise
+from kapdist.records.corruptions import CLEAN, GAUSSIAN, UNIFORM, Cell, CorruptionPlan
 from kapdist.rng import derive_seed, generator
 
 
@@ -62,7 +63,7 @@ def corrupted_values(image: np.ndarray, image_id: int, plan: CorruptionPlan, cel
     seed = plan.subject.seed
     if cell.level is None:
         pixels = np.rint(image * 255).astype(np.uint8)
-        source = plan.frost_source
+        source = FrostSource(plan.frost_folder, plan.frost)
         pixels = corrupt(pixels, cell.kind, cell.severity, seed=seed, image_id=image_id, frost_source=source)
         return to_values(pixels).astype(np.float32)
     # Of the level and not of its place in the list: a longer list changes nothing at the levels that it shares.

@@ -5,10 +5,7 @@ A cell is one kind at one severity on all images: the unit of work and of resume
 
 from __future__ import annotations
 
-import json
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
 
 import cv2
 import PIL
@@ -18,67 +15,18 @@ from kapdist.config import AttackConfig
 from kapdist.corruptions.frost import DRAWN, FrostSource
 from kapdist.corruptions.levels import SIDES, nearest_side
 from kapdist.errors import InputError
-from kapdist.records.attack_plan import AttackPlan, Frozen, first_difference, parse_plan
+from kapdist.records.attack_plan import AttackPlan, first_difference
+from kapdist.records.corruptions import (
+    CLEAN,
+    GAUSSIAN,
+    NOT_ASKED,
+    UNIFORM,
+    Cell,
+    CorruptionPlan,
+    read_plan,
+)
 from kapdist.records.sealed import write_json
-from kapdist.run.files import fingerprint
 from kapdist.run.paths import AttackDir, CorruptionsDir
-
-CLEAN, GAUSSIAN, UNIFORM = "clean", "random_gaussian", "random_uniform"
-RANDOM = (GAUSSIAN, UNIFORM)
-NOT_ASKED = "not asked"
-# Of an attack alone: no image under a corruption depends on it. The norm and every eps that count are in the cells.
-NOT_OURS = ("norm", "eps", "smaller_eps", "version", "attacks", "settings", "screen", "compact", "rescore")
-
-
-class Cell(Frozen):
-    """One kind at one severity, on all images."""
-
-    kind: str
-    severity: int
-    """1 to 5; of random noise the place in its list, from 1; 0 of the clean images."""
-    level: float | None = None
-    """Of random noise: its standard deviation, or its eps."""
-    norm: Literal["Linf", "L2", "L1"] | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.kind}-{self.severity}"
-
-
-class CorruptionPlan(Frozen):
-    """One model under corruptions, to the last detail that decides a prediction."""
-
-    format: Literal[1] = 1
-    subject: AttackPlan
-    """Model, images, noise, seed, device: as an attack plans them, with an empty list of attacks."""
-    cells: tuple[Cell, ...]
-    side: int
-    """Side of the published set whose constants are taken: 32, 64 or 224."""
-    frost: str
-    """The pictures of frost: "drawn", the sha256 of photographs, or "not asked"."""
-    frost_folder: Path | None
-    libraries: dict[str, str]
-    """Versions of what the filters and files come from."""
-    notes: tuple[str, ...]
-
-    def identity(self) -> dict[str, Any]:
-        """Return what decides the predictions, JSON values: no names, no places."""
-        subject = self.subject.identity()
-        values = self.model_dump(mode="json", exclude={"subject", "frost_folder", "notes"})
-        return values | {"subject": {key: value for key, value in subject.items() if key not in NOT_OURS}}
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return fingerprint(self.identity())
-
-    @property
-    def frost_source(self) -> FrostSource:
-        return FrostSource(self.frost_folder, self.frost)
-
-    @property
-    def num_passes(self) -> int:
-        """Images that are predicted, over all cells."""
-        return len(self.cells) * self.subject.num_images
 
 
 def plan_corruptions(run: Path, config: AttackConfig, directory: CorruptionsDir) -> CorruptionPlan:
@@ -92,7 +40,7 @@ def plan_corruptions(run: Path, config: AttackConfig, directory: CorruptionsDir)
     if before and (difference := first_difference(before.identity(), plan.identity())):
         key, planned, now = difference
         raise InputError(directory.root, f"{key} = {planned} as this was planned (or another name=)", now)
-    write_json(directory.plan, json.loads(plan.model_dump_json()))
+    write_json(directory.plan, plan.model_dump(mode="json"))
     return plan
 
 
@@ -150,14 +98,3 @@ def notes_on(subject: AttackPlan, config: AttackConfig) -> list[str]:
     if config.noise == "fresh" and subject.eot == 1:
         notes.append("every prediction is that of one noisy draw (eot averages over several)")
     return notes
-
-
-def read_plan(directory: CorruptionsDir) -> CorruptionPlan:
-    """Read the plan of a directory.
-
-    Raises:
-        InputError: there is none, or it is not one.
-    """
-    if not directory.plan.is_file():
-        raise InputError(directory.root, "a directory of `kapdist attack corruptions`", "no plan.json")
-    return parse_plan(CorruptionPlan, directory.plan)

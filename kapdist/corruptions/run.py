@@ -10,15 +10,16 @@ from pathlib import Path
 from kapdist.attack.local import end, ended_by_sigterm, start_child, watch
 from kapdist.attack.plan import config_of
 from kapdist.config import AttackConfig
-from kapdist.corruptions.plan import CorruptionPlan, plan_corruptions
-from kapdist.corruptions.shard import read_cell, run_cells
-from kapdist.corruptions.summary import Summary, read_reference, write_summary
+from kapdist.corruptions.plan import plan_corruptions
+from kapdist.corruptions.shard import run_cells
+from kapdist.corruptions.summary import read_reference, write_summary
 from kapdist.progress import Progress
+from kapdist.records.corruptions import CorruptionPlan, CorruptionSummary, read_cell
 from kapdist.run.lock import locked
 from kapdist.run.paths import CorruptionsDir, RunDir
 
 
-def run_corruptions(run: Path, config: AttackConfig) -> Summary:
+def run_corruptions(run: Path, config: AttackConfig) -> CorruptionSummary:
     """Predict a run's images, or with model.factory any model's, under corruptions; what is done is kept.
 
     Args:

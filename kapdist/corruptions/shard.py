@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
-import numpy as np
 import PIL
 import polars as pl
 import torch
@@ -19,17 +18,16 @@ from kapdist.attack.model import load_model
 from kapdist.attack.shard import settle
 from kapdist.corruptions.cells import predict_chunk
 from kapdist.corruptions.frost import FrostSource
-from kapdist.corruptions.plan import NOT_ASKED, Cell, CorruptionPlan, read_plan
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import run_of
-from kapdist.records.sealed import DamagedError, read_table, write_table
+from kapdist.records.corruptions import NOT_ASKED, Cell, CorruptionPlan, read_cell, read_plan
+from kapdist.records.sealed import write_table
 from kapdist.run.ends import fatal_file, stacks_at_death
 from kapdist.run.files import output
 from kapdist.run.paths import CorruptionsDir
 
 # Threads of Python help where an image is large enough that most of its time is spent inside of the libraries.
 THREADS_FROM_SIDE = 96
-
 Tell = Callable[[int, str], None]
 
 
@@ -74,7 +72,7 @@ def settle_all(plan: CorruptionPlan) -> torch.device:
     for name, version in (("opencv", cv2.__version__), ("pillow", PIL.__version__)):
         if plan.libraries[name] != version:
             raise InputError("environment", f"{name} {plan.libraries[name]} as planned", version)
-    if plan.frost != NOT_ASKED and FrostSource.of(plan.frost_folder) != plan.frost_source:
+    if plan.frost != NOT_ASKED and FrostSource.of(plan.frost_folder) != FrostSource(plan.frost_folder, plan.frost):
         raise InputError(
             "corruptions.frost", f"the photographs that were planned with ({plan.frost[:12]})", "others"
         )
@@ -96,27 +94,6 @@ def cell_table(plan: CorruptionPlan, cell: Cell, labels: torch.Tensor, predictio
         level=pl.lit(cell.level, pl.Float64),
         plan=pl.lit(plan.fingerprint),
     )
-
-
-def read_cell(directory: CorruptionsDir, plan: CorruptionPlan, cell: Cell) -> pl.DataFrame | None:
-    """Return the rows of a cell that is done; a damaged file does not count.
-
-    Raises:
-        InputError: the file belongs to another plan, and is not overwritten.
-    """
-    path = directory.cell(cell.name)
-    if not path.exists():
-        return None
-    try:
-        table = read_table(path)
-        plans = table["plan"].unique().to_list()
-        whole = np.array_equal(table["image"].to_numpy(), plan.subject.images)
-        names = table.select("kind", "severity").unique().rows()
-    except (DamagedError, pl.exceptions.PolarsError):  # or a file without the columns
-        return None
-    if plans != [plan.fingerprint]:
-        raise InputError(path, f"a cell of this plan ({plan.fingerprint[:12]})", "one of another plan")
-    return table if whole and names == [(cell.kind, cell.severity)] else None
 
 
 def main(words: Sequence[str]) -> int:

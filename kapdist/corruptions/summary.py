@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
-from pydantic import ValidationError
 
-from kapdist.corruptions.plan import CLEAN, RANDOM, Cell, CorruptionPlan
-from kapdist.corruptions.shard import read_cell
 from kapdist.errors import InputError
-from kapdist.records.attack_plan import Frozen
-from kapdist.records.sealed import read_json, write_json, write_table
+from kapdist.records.corruptions import (
+    CLEAN,
+    RANDOM,
+    Cell,
+    CellSummary,
+    CorruptionPlan,
+    CorruptionSummary,
+    KindSummary,
+    Reference,
+    read_cell,
+    read_corruption_summary,
+)
+from kapdist.records.sealed import write_json, write_table
 from kapdist.run.files import write_atomic
 from kapdist.run.paths import CorruptionsDir, RunDir
 from kapdist.statistics.intervals import Proportion, Resampled, resampled, wilson
@@ -24,71 +31,9 @@ from kapdist.statistics.intervals import Proportion, Resampled, resampled, wilso
 CSV_COLUMNS = ("kind", "severity", "level", "num_images", "num_correct", "accuracy", "low", "high")
 
 
-class CellSummary(Frozen):
-    """One kind at one severity."""
-
-    severity: int
-    level: float | None
-    num_correct: int
-    accuracy: Proportion
-    seconds: float
-
-
-class KindSummary(Frozen):
-    """One kind: its severities and their mean, over the same images."""
-
-    kind: str
-    severities: tuple[CellSummary, ...]
-    mean_accuracy: Resampled
-    corruption_error: float | None
-    """Sum of the errors over that of the reference run (CE); None without one, or where that is never wrong."""
-
-
-class Reference(Frozen):
-    """The run that errors are stated relative to."""
-
-    run: str
-    weights_sha256: str
-    plan_fingerprint: str
-
-
-class Summary(Frozen):
-    """summary.json."""
-
-    format: Literal[1] = 1
-    name: str
-    run: str
-    plan_fingerprint: str
-    weights_sha256: str
-    data_fingerprint: str
-    images_sha256: str
-    num_images: int
-    noise: str
-    eot: int
-    seed: int
-    norm: str
-    side: int
-    frost: str
-    num_clean_correct: int
-    clean_accuracy: Proportion
-    kinds: tuple[KindSummary, ...]
-    random_noise: tuple[KindSummary, ...]
-    """Plain noise; `level` is its standard deviation or its eps. Not part of any mean."""
-    mean_corruption_accuracy: Resampled | None
-    """Mean over kinds of the mean over severities (mCA); None without any kind."""
-    mean_corruption_error: float | None
-    """Mean over kinds of their errors relative to the reference's (mCE); below 1 is better than the reference."""
-    reference: Reference | None
-    seconds: float
-    device: str
-    packages: dict[str, str | None]
-    notes: tuple[str, ...]
-
-    def describe(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
-
-
-def write_summary(directory: CorruptionsDir, plan: CorruptionPlan, reference: Summary | None) -> Summary:
+def write_summary(
+    directory: CorruptionsDir, plan: CorruptionPlan, reference: CorruptionSummary | None
+) -> CorruptionSummary:
     """Add the cells up and write all results; they are made again from the cells at every call.
 
     Raises:
@@ -101,11 +46,13 @@ def write_summary(directory: CorruptionsDir, plan: CorruptionPlan, reference: Su
     summary = summarise(plan, found, reference)
     write_table(pl.concat(table.drop("seconds") for table in found.values()), directory.records)
     write_atomic(directory.table, csv_text(summary))
-    write_json(directory.summary, json.loads(summary.model_dump_json()))
+    write_json(directory.summary, summary.describe())
     return summary
 
 
-def summarise(plan: CorruptionPlan, tables: dict[str, pl.DataFrame], reference: Summary | None) -> Summary:
+def summarise(
+    plan: CorruptionPlan, tables: dict[str, pl.DataFrame], reference: CorruptionSummary | None
+) -> CorruptionSummary:
     subject = plan.subject
     kinds = [summarise_kind(plan, tables, kind, reference) for kind in kinds_of(plan) if kind not in RANDOM]
     random = [summarise_kind(plan, tables, kind, None) for kind in kinds_of(plan) if kind in RANDOM]
@@ -113,7 +60,7 @@ def summarise(plan: CorruptionPlan, tables: dict[str, pl.DataFrame], reference: 
     errors = [kind.corruption_error for kind in kinds if kind.corruption_error is not None]
     cells = [cell for cell in plan.cells if cell.kind != CLEAN and cell.kind not in RANDOM]
     packages = subject.packages | plan.libraries
-    return Summary(
+    return CorruptionSummary(
         name=subject.name,
         run=subject.run,
         plan_fingerprint=plan.fingerprint,
@@ -146,7 +93,7 @@ def kinds_of(plan: CorruptionPlan) -> list[str]:
 
 
 def summarise_kind(
-    plan: CorruptionPlan, tables: dict[str, pl.DataFrame], kind: str, reference: Summary | None
+    plan: CorruptionPlan, tables: dict[str, pl.DataFrame], kind: str, reference: CorruptionSummary | None
 ) -> KindSummary:
     cells = [cell for cell in plan.cells if cell.kind == kind]
     severities = tuple(summarise_cell(tables[cell.name]) for cell in cells)
@@ -179,20 +126,20 @@ def mean_accuracy(
     return resampled(np.asarray(correct), len(cells), plan.subject.seed, f"corruptions {purpose}")
 
 
-def corruption_error(kind: str, own: tuple[CellSummary, ...], reference: Summary) -> float | None:
+def corruption_error(kind: str, own: tuple[CellSummary, ...], reference: CorruptionSummary) -> float | None:
     """Return the errors over all severities relative to the reference's, as Hendrycks & Dietterich define CE."""
     other = next(summary for summary in reference.kinds if summary.kind == kind)
     errors = sum(reference.num_images - cell.num_correct for cell in other.severities)
     return sum(reference.num_images - cell.num_correct for cell in own) / errors if errors else None
 
 
-def reference_of(reference: Summary | None) -> Reference | None:
+def reference_of(reference: CorruptionSummary | None) -> Reference | None:
     if reference is None:
         return None
     return Reference.model_validate(reference.model_dump(include=set(Reference.model_fields)))
 
 
-def read_reference(run: Path | None, name: str, plan: CorruptionPlan) -> Summary | None:
+def read_reference(run: Path | None, name: str, plan: CorruptionPlan) -> CorruptionSummary | None:
     """Read the reference run's summary of the same name.
 
     Raises:
@@ -203,18 +150,14 @@ def read_reference(run: Path | None, name: str, plan: CorruptionPlan) -> Summary
     place, path = f"corruptions.reference={run}", RunDir(run).corrupted(name).summary
     if not path.is_file():
         raise InputError(place, f"a run with {path.relative_to(run)} (kapdist attack corruptions {run})", "none")
-    values = read_json(path, f"kapdist attack corruptions {run}")
-    try:
-        summary = Summary.model_validate(values)
-    except ValidationError as error:
-        raise InputError(path, "a summary of this version", error.errors()[0]["msg"]) from None
+    summary = read_corruption_summary(path)
     for what, here, there in comparable(plan, summary):
         if here != there:
             raise InputError(place, f"the same {what} ({here})", str(there))
     return summary
 
 
-def comparable(plan: CorruptionPlan, summary: Summary) -> list[tuple[str, Any, Any]]:
+def comparable(plan: CorruptionPlan, summary: CorruptionSummary) -> list[tuple[str, Any, Any]]:
     """Return what two runs must have in common: its name, here, and there."""
     subject = plan.subject
     cells = [cell.name for cell in plan.cells if cell.kind not in (CLEAN, *RANDOM)]
@@ -229,7 +172,7 @@ def comparable(plan: CorruptionPlan, summary: Summary) -> list[tuple[str, Any, A
     ]
 
 
-def csv_text(summary: Summary) -> str:
+def csv_text(summary: CorruptionSummary) -> str:
     """Return one row for the clean images and for each cell, and one for each mean (severity "mean")."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -6,10 +6,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from kapdist.corruptions.summary import KindSummary, Summary
+from kapdist.records.corruptions import CorruptionSummary, KindSummary
 
 
-def print_summary(summary: Summary) -> None:
+def print_summary(summary: CorruptionSummary) -> None:
     """Print accuracies in percent, on standard output."""
     title = f"{summary.run}/{summary.name}: {summary.num_images} images, noise {summary.noise}"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
@@ -25,7 +25,7 @@ def print_summary(summary: Summary) -> None:
         console.print(line, markup=False, highlight=False)
 
 
-def cells(kind: KindSummary, summary: Summary) -> list[str]:
+def cells(kind: KindSummary, summary: CorruptionSummary) -> list[str]:
     values = [percent(cell.accuracy.value) for cell in kind.severities]
     error = (
         [] if not summary.reference else ["–" if kind.corruption_error is None else f"{kind.corruption_error:.3f}"]
@@ -33,7 +33,7 @@ def cells(kind: KindSummary, summary: Summary) -> list[str]:
     return [kind.kind, *values, percent(kind.mean_accuracy.value), *error]
 
 
-def lines(summary: Summary) -> list[str]:
+def lines(summary: CorruptionSummary) -> list[str]:
     clean, mean = summary.clean_accuracy, summary.mean_corruption_accuracy
     said = [f"clean: {percent(clean.value)} [{percent(clean.low)}, {percent(clean.high)}]"]
     for kind in summary.random_noise:

@@ -6,16 +6,16 @@ that a run directory may be moved between two shards.
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from kapdist.config import AttackName
 from kapdist.errors import InputError
-from kapdist.records.sealed import read_json, write_json
+from kapdist.records.record import Exact, read_record
+from kapdist.records.sealed import write_json
 from kapdist.run.files import fingerprint
 from kapdist.run.paths import AttackDir
 
@@ -24,17 +24,11 @@ OWN_ATTACKS: frozenset[StageAttack] = frozenset({"screen", "random-noise", "hard
 """Those that are none of the library's."""
 GRADIENT_FREE: frozenset[AttackName] = frozenset({"square", "random-noise", "hard-label", "transfer"})
 Norm = Literal["Linf", "L2", "L1"]
+PLAN_AGAIN = "remove it and plan again: chunks of the same plan are kept"
 PACKAGES = ("kapdist", "torch", "numpy", "pyautoattack")
 
 
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-AnyPlan = TypeVar("AnyPlan", bound=Frozen)
-
-
-class PlannedModel(Frozen):
+class PlannedModel(Exact):
     """The classifier: a run's own (architecture) or a factory's, and the weights that it must have."""
 
     factory: str | None
@@ -52,7 +46,7 @@ class PlannedModel(Frozen):
     """Averages and norms are folded into the convolutions; the noise is then off for good."""
 
 
-class PlannedData(Frozen):
+class PlannedData(Exact):
     """The images and how they are brought to the model's resolution."""
 
     path: Path
@@ -64,7 +58,7 @@ class PlannedData(Frozen):
     """Names of the model's classes, by which labels are mapped; None: those of the beton are the same."""
 
 
-class Settings(Frozen):
+class Settings(Exact):
     """The library's own settings for its version, as it sets them; targets are fewer with fewer than 10 classes."""
 
     iterations: int
@@ -77,7 +71,7 @@ class Settings(Frozen):
     square_queries: int
 
 
-class OwnSettings(Frozen):
+class OwnSettings(Exact):
     """What our own attacks are given; of those that are not in the list, the defaults."""
 
     random_draws: int = 0
@@ -85,7 +79,7 @@ class OwnSettings(Frozen):
     surrogate: PlannedModel | None = None
 
 
-class Stage(Frozen):
+class Stage(Exact):
     """One attack at one eps; its name is that of its columns in the records."""
 
     name: str
@@ -93,7 +87,7 @@ class Stage(Frozen):
     eps: float
 
 
-class AttackPlan(Frozen):
+class AttackPlan(Exact):
     """One attack on one model, to the last detail that decides a verdict."""
 
     format: Literal[2] = 2
@@ -212,27 +206,10 @@ def read_plan(attack: AttackDir) -> AttackPlan:
     """
     if not attack.plan.is_file():
         raise InputError(attack.root, "an attack directory (kapdist attack plan RUN CONFIG)", "no plan.json")
-    plan = parse_plan(AttackPlan, attack.plan)
+    plan = read_record(AttackPlan, attack.plan, PLAN_AGAIN)
     if fingerprint(list(plan.images)) != plan.images_sha256:
         raise InputError(attack.plan, f"images with sha256 {plan.images_sha256[:12]}", "another list")
     return plan
-
-
-def parse_plan(kind: type[AnyPlan], path: Path) -> AnyPlan:
-    """Read a file as a plan of some kind.
-
-    Raises:
-        InputError: it is none of this version; names the first field that does not fit.
-    """
-    values = read_json(path, "remove it and plan again: chunks of the same plan are kept")
-    try:
-        # From JSON and not from Python's values: a tuple is a list there, a path a string.
-        return kind.model_validate_json(json.dumps(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        found = first["msg"].removeprefix("Value error, ")
-        raise InputError(path, "a plan of this version", f"{place}: {found}" if place else found) from None
 
 
 def write_plan(attack: AttackDir, plan: AttackPlan) -> None:
@@ -247,7 +224,7 @@ def write_plan(attack: AttackDir, plan: AttackPlan) -> None:
             key, before, now = difference
             expected = f"{key} = {before} as this attack was planned (or another name=)"
             raise InputError(attack.root, expected, now)
-    write_json(attack.plan, json.loads(plan.model_dump_json()))
+    write_json(attack.plan, plan.model_dump(mode="json"))
 
 
 def first_difference(before: Any, now: Any, key: str = "") -> tuple[str, str, str] | None:

@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
+from pydantic import Field, model_validator
 
-from kapdist.records.attack_plan import AttackPlan, Frozen, Stage
+from kapdist.records.attack_plan import AttackPlan, Stage
 from kapdist.records.chunks import PASSES
 from kapdist.records.passes import passes_outside
+from kapdist.records.record import Count, Record, Share, read_record
 from kapdist.statistics.intervals import Proportion, Resampled, resampled, wilson
 
 SQUARE_ALONE = 0.002
 
 
-class AttackSummary(Frozen):
+class AttackSummary(Record):
     """One attack at one eps, on those that the ones before had left: what it broke, it broke first."""
 
     name: str
     eps: float
-    num_attacked: int
-    num_broken: int
-    num_robust_after: int
-    robust_accuracy_after: float
-    forwards: int
-    backwards: int
+    num_attacked: Count
+    num_broken: Count
+    num_robust_after: Count
+    robust_accuracy_after: Share
+    forwards: Count
+    backwards: Count
     library_forwards: int
     """What the library asked for: its own passes on the same images; 0 of the screen, which is none of its."""
     library_backwards: int
-    seconds: float
+    seconds: float = Field(ge=0)
 
 
-class EpsSummary(Frozen):
+class EpsSummary(Record):
     """What withstood every attack up to this eps."""
 
     eps: float
-    num_robust: int
+    num_robust: Count
     robust_accuracy: Proportion
 
 
-class RescoredImages(Frozen):
+class RescoredImages(Record):
     """Accuracy of a noisy model on given images under fresh draws."""
 
     single_draw: Resampled
@@ -50,19 +53,19 @@ class RescoredImages(Frozen):
     """Images that every draw was right on."""
 
 
-class Rescored(Frozen):
+class Rescored(Record):
     """The clean images and, at the largest eps, the stored adversarial ones, under `num_draws` fresh draws each.
 
     Of an image that no attack broke, the hardest point that one saw is scored.
     """
 
-    num_draws: int
+    num_draws: int = Field(ge=1)
     clean: RescoredImages
     adversarial: RescoredImages
-    forwards: int
+    forwards: Count
 
 
-class Summary(Frozen):
+class Summary(Record):
     """The result of an attack: summary.json."""
 
     format: Literal[1] = 1
@@ -70,13 +73,13 @@ class Summary(Frozen):
     run: str
     plan_fingerprint: str
     norm: str
-    eps: float
+    eps: float = Field(gt=0)
     version: str
     noise: str
-    num_images: int
-    num_clean_correct: int
+    num_images: int = Field(ge=1)
+    num_clean_correct: Count
     clean_accuracy: Proportion
-    num_robust: int
+    num_robust: Count
     robust_accuracy: Proportion
     """At the largest eps; an image that falls at a smaller one has fallen."""
     sweep: tuple[EpsSummary, ...]
@@ -84,13 +87,13 @@ class Summary(Frozen):
     screen: int
     eot: int
     rescored: Rescored | None
-    forwards: int
+    forwards: Count
     """Images passed forward, those of the clean predictions included, those of the re-scoring not."""
-    backwards: int
+    backwards: Count
     library_forwards: int
     """The library's own passes on the same images, clean predictions included."""
     library_backwards: int
-    seconds: float
+    seconds: float = Field(ge=0)
     """Of all shards together."""
     max_norm: float
     """Largest norm of an image that broke the model; 0 if none did."""
@@ -99,9 +102,15 @@ class Summary(Frozen):
     packages: dict[str, str | None]
     notes: tuple[str, ...]
 
-    def describe(self) -> dict[str, Any]:
-        """Return the summary as JSON values."""
-        return self.model_dump(mode="json")
+    @model_validator(mode="after")
+    def accuracies_are_the_counts(self) -> Summary:
+        counts = (self.num_clean_correct, self.num_robust)
+        for count, accuracy in zip(counts, (self.clean_accuracy, self.robust_accuracy), strict=True):
+            if abs(accuracy.value - count / self.num_images) > 1e-6:
+                raise ValueError(f"an accuracy equal to {count} of {self.num_images} images")
+        if self.num_robust > self.num_clean_correct:
+            raise ValueError(f"at most {self.num_clean_correct} robust images, as many as are correct")
+        return self
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per stage, the clean images first: what summary.csv holds."""
@@ -129,6 +138,15 @@ class Summary(Frozen):
             for attack in self.attacks
         ]
         return [spread(row) for row in (clean, *after)]
+
+
+def read_summary(path: Path) -> Summary:
+    """Read a summary of an attack.
+
+    Raises:
+        InputError: the file is none, or its accuracies are not its counts.
+    """
+    return read_record(Summary, path, "merge it again")
 
 
 def spread(row: dict[str, Any]) -> dict[str, Any]:

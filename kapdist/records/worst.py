@@ -9,12 +9,13 @@ so that nothing that was found is left out; each source's own numbers stand besi
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import polars as pl
 
 from kapdist.errors import InputError
-from kapdist.records.attack_plan import AttackPlan, Frozen, read_plan
+from kapdist.records.attack_plan import AttackPlan, read_plan
+from kapdist.records.record import Record, read_record
 from kapdist.records.sealed import read_table, write_json
 from kapdist.run.lock import locked_in_turn
 from kapdist.run.paths import AttackDir, RunDir
@@ -26,7 +27,7 @@ Member = tuple[AttackDir, AttackPlan, pl.DataFrame]
 WAIT_SECONDS = 30.0
 
 
-class Source(Frozen):
+class Source(Record):
     """One attack that takes part."""
 
     name: str
@@ -37,7 +38,7 @@ class Source(Frozen):
     largest_eps: float
 
 
-class First(Frozen):
+class First(Record):
     """What one attack broke before any other did: at the smallest eps, then in the order of its list."""
 
     source: str
@@ -48,7 +49,7 @@ class First(Frozen):
     """Images that it broke, whoever was first."""
 
 
-class WorstAtEps(Frozen):
+class WorstAtEps(Record):
     """What withstood everything up to this eps."""
 
     eps: float
@@ -56,7 +57,7 @@ class WorstAtEps(Frozen):
     robust_accuracy: Proportion
 
 
-class WorstCase(Frozen):
+class WorstCase(Record):
     """One model, image set and norm under everything that was tried."""
 
     norm: str
@@ -70,7 +71,7 @@ class WorstCase(Frozen):
     notes: tuple[str, ...]
 
 
-class WorstCases(Frozen):
+class WorstCases(Record):
     """attacks/worst_case.json: one entry per norm and set of weights."""
 
     format: Literal[1] = 1
@@ -78,9 +79,14 @@ class WorstCases(Frozen):
     left_out: tuple[str, ...] = ()
     """Attacks that could not be read, each with its reason: what they broke is not in here."""
 
-    def describe(self) -> dict[str, Any]:
-        """Return the worst cases as JSON values."""
-        return self.model_dump(mode="json")
+
+def read_worst_cases(path: Path) -> WorstCases:
+    """Read a run's worst cases.
+
+    Raises:
+        InputError: the file is none.
+    """
+    return read_record(WorstCases, path, "kapdist attack worst writes it again")
 
 
 def write_worst_case(run: Path) -> WorstCases:

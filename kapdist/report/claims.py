@@ -13,8 +13,9 @@ from itertools import combinations
 import polars
 
 from kapdist.config import MAY_CHANGE, Config, flatten
-from kapdist.report.reading import Accuracy, Attack, Run
+from kapdist.report.reading import Attack, Run
 from kapdist.report.table import Block, Row, percent, plural
+from kapdist.statistics.intervals import Proportion
 
 NOISE_OFF = (
     "Activation noise was switched off during this attack, so these numbers say nothing about the noise itself "
@@ -271,7 +272,7 @@ def points(share: float) -> str:
     return f"{rounded:+.1f} points".replace("-", "−")
 
 
-def between(found: Accuracy) -> str:
+def between(found: Proportion) -> str:
     return f"{percent(found.value)}% [{percent(found.low)}, {percent(found.high)}]"
 
 

@@ -1,81 +1,13 @@
-"""Runs under corruptions, read from corruptions/<name>/summary.json, and what the page says of them."""
+"""What the page says of runs under corruptions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from pydantic import Field
-
-from kapdist.report.reading import Accuracy, Count, Record, Run, read_record
+from kapdist.records.corruptions import CellSummary, CorruptionSummary, KindSummary, read_corruption_summary
+from kapdist.report.reading import Run
 from kapdist.report.table import percent, plural
-
-
-class Cell(Record):
-    """One kind at one severity."""
-
-    severity: int = Count
-    level: float | None = None
-    num_correct: int = Count
-    accuracy: Accuracy
-
-
-class Kind(Record):
-    """One kind and the mean over its severities."""
-
-    kind: str
-    severities: tuple[Cell, ...]
-    mean_accuracy: Accuracy
-    corruption_error: float | None = None
-
-    @property
-    def title(self) -> str:
-        return self.kind.replace("_", " ").replace("jpeg", "JPEG")
-
-    def at(self, severity: int) -> Cell | None:
-        return next((cell for cell in self.severities if cell.severity == severity), None)
-
-
-class Reference(Record):
-    run: str
-
-
-class Corrupted(Record):
-    """summary.json of one run under corruptions, as attack/corruptions writes it."""
-
-    format: Literal[1]
-    name: str
-    num_images: int = Field(ge=1)
-    noise: str
-    eot: int = 1
-    norm: str
-    clean_accuracy: Accuracy
-    kinds: tuple[Kind, ...]
-    random_noise: tuple[Kind, ...] = ()
-    mean_corruption_accuracy: Accuracy | None = None
-    mean_corruption_error: float | None = None
-    reference: Reference | None = None
-    notes: tuple[str, ...] = ()
-    weights_sha256: str | None = None
-
-    @property
-    def severities(self) -> list[int]:
-        return sorted({cell.severity for kind in self.kinds for cell in kind.severities})
-
-    @property
-    def setting(self) -> str:
-        drawn = f" over {self.eot} draws" if self.eot > 1 else ""
-        return f"{plural(self.num_images, 'image')}, noise {self.noise}{drawn}"
-
-    def noise_lines(self) -> list[str]:
-        """Say what plain random noise does, one line for each kind of it."""
-        lines = []
-        for kind in self.random_noise:
-            what = "Gaussian noise, σ" if kind.kind == "random_gaussian" else f"Random {self.norm} noise, eps"
-            found = (f"{cell.level:.4g}: {percent(cell.accuracy.value)}%" for cell in kind.severities)
-            lines.append(f"{what} {', '.join(found)}.")
-        return lines
 
 
 @dataclass(frozen=True)
@@ -84,8 +16,43 @@ class CorruptionsView:
 
     title: str
     anchor: str
-    found: Corrupted
+    found: CorruptionSummary
     stale: bool
+
+    @property
+    def severities(self) -> list[int]:
+        return sorted({cell.severity for kind in self.found.kinds for cell in kind.severities})
+
+    @property
+    def rows(self) -> list[tuple[str, KindSummary, list[CellSummary | None]]]:
+        """Each kind's title, itself, and its cell at every severity that any kind has."""
+        return [
+            (title(kind), kind, [cell_at(kind, severity) for severity in self.severities])
+            for kind in self.found.kinds
+        ]
+
+    @property
+    def setting(self) -> str:
+        drawn = f" over {self.found.eot} draws" if self.found.eot > 1 else ""
+        return f"{plural(self.found.num_images, 'image')}, noise {self.found.noise}{drawn}"
+
+    @property
+    def noise_lines(self) -> list[str]:
+        """What plain random noise does, one line for each kind of it."""
+        lines = []
+        for kind in self.found.random_noise:
+            what = "Gaussian noise, σ" if kind.kind == "random_gaussian" else f"Random {self.found.norm} noise, eps"
+            cells = (f"{cell.level:.4g}: {percent(cell.accuracy.value)}%" for cell in kind.severities)
+            lines.append(f"{what} {', '.join(cells)}.")
+        return lines
+
+
+def title(kind: KindSummary) -> str:
+    return kind.kind.replace("_", " ").replace("jpeg", "JPEG")
+
+
+def cell_at(kind: KindSummary, severity: int) -> CellSummary | None:
+    return next((cell for cell in kind.severities if cell.severity == severity), None)
 
 
 def corruption_views(runs: Sequence[Run]) -> list[CorruptionsView]:
@@ -97,7 +64,7 @@ def corruption_views(runs: Sequence[Run]) -> list[CorruptionsView]:
     views: list[CorruptionsView] = []
     for run in runs:
         for path in sorted(run.dir.corruptions.glob("*/summary.json")):
-            found = read_record(Corrupted, path)
+            found = read_corruption_summary(path)
             own = found.weights_sha256 in (None, run.weights_sha256) or run.weights_sha256 is None
             views.append(
                 CorruptionsView(f"{run.label}, {found.name}", f"corruptions-{len(views) + 1}", found, not own)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kapdist.report.reading import Attack, Run, Summary
+from kapdist.records.summary import Summary
+from kapdist.report.reading import Attack, Run
 from kapdist.report.table import plural
 from kapdist.report.worst import rescored_lines
 
@@ -50,8 +51,6 @@ def attack_facts(attack: Attack) -> Facts:
 
 def passes_text(summary: Summary) -> str:
     own = f"{summary.forwards:,} forward, {summary.backwards:,} backward"
-    if summary.library_forwards is None or summary.library_backwards is None:
-        return own
     return f"{own}; the library's own: {summary.library_forwards:,}, {summary.library_backwards:,}"
 
 

@@ -17,8 +17,9 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
-from kapdist.report.reading import Accuracy, Run
+from kapdist.report.reading import Run
 from kapdist.report.table import Block, Row, percent
+from kapdist.statistics.intervals import Proportion
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow that white swallows;
 # a marker and a dash of its own tell each line apart without any colour.
@@ -230,12 +231,12 @@ def position(row: Row) -> tuple[float, float]:
     return 100 * found(row.clean).value, 100 * found(row.robust).value
 
 
-def found(accuracy: Accuracy | None) -> Accuracy:
+def found(accuracy: Proportion | None) -> Proportion:
     assert accuracy is not None, "a row of a block with a setting has both accuracies"
     return accuracy
 
 
-def whiskers(accuracy: Accuracy) -> list[list[float]]:
+def whiskers(accuracy: Proportion) -> list[list[float]]:
     below, above = accuracy.value - accuracy.low, accuracy.high - accuracy.value
     return [[100 * max(0.0, below)], [100 * max(0.0, above)]]
 

@@ -2,113 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import polars
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kapdist.config import Config
 from kapdist.errors import InputError
 from kapdist.records import sealed
+from kapdist.records.metrics import Metrics, read_metrics
+from kapdist.records.summary import Summary, read_summary
 from kapdist.run.paths import AttackDir, RunDir, as_ended, labels, weights_sha256
-
-WRITTEN_BY = {
-    "summary.json": "merge it again",
-    "worst_case.json": "kapdist attack worst writes it again",
-    "sanity.json": "kapdist attack sanity writes it again",
-}
-Share = Field(ge=0, le=1)
-Count = Field(ge=0)
-
-
-class Record(BaseModel):
-    """A part of summary.json; keys that this version does not know are left alone."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-AnyRecord = TypeVar("AnyRecord", bound=Record)
-
-
-class Accuracy(Record):
-    """A share of images in [0, 1] with its 95% interval."""
-
-    value: float = Share
-    low: float = Share
-    high: float = Share
-
-
-class Stage(Record):
-    """One attack of the list: what it was given and what it left."""
-
-    name: str
-    num_attacked: int = Count
-    num_broken: int = Count
-    num_robust_after: int = Count
-    robust_accuracy_after: float = Share
-    forwards: int = Count
-    backwards: int = Count
-    seconds: float = Count
-
-
-class RescoredImages(Record):
-    """A noisy model on given images, under fresh draws."""
-
-    single_draw: Accuracy
-    majority: Accuracy
-    worst: Accuracy
-
-
-class Rescored(Record):
-    """Clean and adversarial images under as many fresh draws."""
-
-    num_draws: int = Field(ge=1)
-    clean: RescoredImages
-    adversarial: RescoredImages
-
-
-class Summary(Record):
-    """summary.json of one attack, as attack/ writes it."""
-
-    format: Literal[1]
-    name: str
-    plan_fingerprint: str
-    norm: str
-    eps: float = Field(gt=0)
-    version: str
-    noise: str
-    num_images: int = Field(ge=1)
-    num_clean_correct: int = Count
-    clean_accuracy: Accuracy
-    num_robust: int = Count
-    robust_accuracy: Accuracy
-    attacks: tuple[Stage, ...]
-    forwards: int = Count
-    backwards: int = Count
-    library_forwards: int | None = None
-    library_backwards: int | None = None
-    rescored: Rescored | None = None
-    seconds: float = Count
-    max_norm: float | None = None
-    device: str | None = None
-    packages: dict[str, str | None] = {}
-    notes: tuple[str, ...] = ()
-    weights_sha256: str | None = None
-
-    @model_validator(mode="after")
-    def accuracies_are_the_counts(self) -> Summary:
-        counts = (self.num_clean_correct, self.num_robust)
-        for count, accuracy in zip(counts, (self.clean_accuracy, self.robust_accuracy), strict=True):
-            if abs(accuracy.value - count / self.num_images) > 1e-6:
-                raise ValueError(f"an accuracy equal to {count} of {self.num_images} images")
-        if self.num_robust > self.num_clean_correct:
-            raise ValueError(f"at most {self.num_clean_correct} robust images, as many as are correct")
-        return self
 
 
 @dataclass(frozen=True)
@@ -155,23 +62,6 @@ class Attack:
     def is_of_the_run(self) -> bool:
         """Whether the weights were the run's own model.safetensors, no others that the attack named."""
         return self.factory is None and self.model.get("weights") is None
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """metrics.jsonl after the earlier lines that a resumed run went over again are gone."""
-
-    train: tuple[dict[str, Any], ...] = ()
-    evaluate: tuple[dict[str, Any], ...] = ()
-    end: dict[str, Any] | None = None
-    num_unreadable: int = 0
-
-    @property
-    def shown(self) -> tuple[dict[str, Any], ...]:
-        """The evaluations of the weights that are exported: the moving average's where there is one."""
-        kinds = {line.get("weights", "model") for line in self.evaluate}
-        wanted = "ema" if "ema" in kinds else "model"
-        return tuple(line for line in self.evaluate if line.get("weights", "model") == wanted)
 
 
 @dataclass(frozen=True)
@@ -250,31 +140,7 @@ def check_weights(run: Run, attack: Attack) -> None:
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file, None where there is no file."""
-    return sealed.read_json(path, WRITTEN_BY.get(path.name, "")) if path.exists() else None
-
-
-def read_record(kind: type[AnyRecord], path: Path) -> AnyRecord:
-    """Read a JSON file as a record of some kind.
-
-    Raises:
-        InputError: it is none; names the first field that does not fit.
-    """
-    try:
-        return kind.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}", first["msg"], "something else") from None
-
-
-def read_summary(path: Path) -> Summary:
-    try:
-        return Summary.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        found = repr(first["input"]) if key and first["type"] != "missing" else "something else"
-        raise InputError(f"{path}: {key}" if key else path, expected, found) from None
+    return sealed.read_json(path) if path.exists() else None
 
 
 def read_rows(path: Path) -> polars.DataFrame:
@@ -283,48 +149,3 @@ def read_rows(path: Path) -> polars.DataFrame:
     if missing := {"image", "label", "clean_prediction", "broken_by"} - set(rows.columns):
         raise InputError(path, f"the column {min(missing)}", ", ".join(rows.columns))
     return rows
-
-
-NEEDED = {"train": ("step", "epoch", "loss"), "evaluate": ("step", "epoch", "top1", "num_images"), "end": ("step",)}
-
-
-def read_metrics(path: Path) -> Metrics:
-    """Read metrics.jsonl; a killed process leaves half a line, which is counted and not read."""
-    text = path.read_text(errors="replace") if path.exists() else ""
-    streams: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    num_unreadable = 0
-    for line in filter(str.strip, text.splitlines()):
-        entry = parse_line(line)
-        if entry is None:
-            num_unreadable += 1
-        elif entry["kind"] in NEEDED:
-            append(streams.setdefault((entry["kind"], str(entry.get("weights", ""))), []), entry)
-    return Metrics(
-        train=tuple(of_kind(streams, "train")),
-        evaluate=tuple(of_kind(streams, "evaluate")),
-        end=next(reversed(of_kind(streams, "end")), None),
-        num_unreadable=num_unreadable,
-    )
-
-
-def parse_line(line: str) -> dict[str, Any] | None:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str):
-        return None
-    needed = NEEDED.get(entry["kind"], ())
-    return entry if all(isinstance(entry.get(key), (int, float)) for key in needed) else None
-
-
-def append(stream: list[dict[str, Any]], entry: dict[str, Any]) -> None:
-    """Add a line; one that goes back in steps comes from a resume and takes the place of what it repeats."""
-    while stream and stream[-1]["step"] >= entry["step"]:
-        stream.pop()
-    stream.append(entry)
-
-
-def of_kind(streams: dict[tuple[str, str], list[dict[str, Any]]], kind: str) -> list[dict[str, Any]]:
-    found: Iterable[dict[str, Any]] = (entry for key, lines in streams.items() if key[0] == kind for entry in lines)
-    return sorted(found, key=lambda entry: entry["step"])

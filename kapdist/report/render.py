@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from kapdist.report.claims import Claim
-from kapdist.report.reading import Accuracy
 from kapdist.report.table import Block, Row, percent
+from kapdist.statistics.intervals import Proportion
 
 COLUMNS = (
     "Run",
@@ -56,7 +56,7 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.10g}"
 
 
-def accuracy(found: Accuracy | None) -> str:
+def accuracy(found: Proportion | None) -> str:
     return "–" if found is None else f"{percent(found.value)} [{percent(found.low)}, {percent(found.high)}]"
 
 
@@ -110,7 +110,7 @@ def csv_row(row: Row, block: Block) -> list[object]:
     ]
 
 
-def limits(found: Accuracy | None) -> tuple[float | None, float | None, float | None]:
+def limits(found: Proportion | None) -> tuple[float | None, float | None, float | None]:
     return (None, None, None) if found is None else (found.value, found.low, found.high)
 
 

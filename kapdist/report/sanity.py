@@ -1,122 +1,26 @@
-"""The sanity reports of runs, read from attacks/<name>/sanity.json, and what the page says of them."""
+"""What the page says of the sanity reports of runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from pydantic import Field
-
+from kapdist.records.sanity import CheckResult, Sanity, Status, read_sanity
 from kapdist.report.plots import Plot
-from kapdist.report.reading import Count, Record, Run, read_record
+from kapdist.report.reading import Run
 from kapdist.report.table import plural
 from kapdist.report.words import as_255ths
 
-Status = Literal["pass", "warn", "fail", "not asked"]
 
+@dataclass(frozen=True)
+class CheckView:
+    """One check as the page shows it: the thresholds are for a warning and a failure."""
 
-class Check(Record):
-    """One number of the report and how it was judged."""
-
-    name: str
-    group: int
-    group_title: str
-    title: str
-    cause: str
-    meaning: str
-    source: str
-    value: float | None
-    warn: float | None
-    fail: float | None
-    worse: Literal["above", "below"]
-    status: Status
-
-    @property
-    def number(self) -> str:
-        return "–" if self.value is None else f"{self.value:.3g}"
-
-    @property
-    def limits(self) -> str:
-        """The thresholds as the page shows them: warning, failure."""
-        sign = ">" if self.worse == "above" else "<"
-        return ", ".join("–" if limit is None else f"{sign} {limit:g}" for limit in (self.warn, self.fail))
-
-    @property
-    def paper(self) -> str:
-        return self.source.partition(", http")[0]
-
-    @property
-    def link(self) -> str:
-        return "http" + self.source.partition(", http")[2]
-
-
-class Curve(Record):
-    """Points of a line; `y` is None where nothing could be measured."""
-
-    x: tuple[float, ...]
-    y: tuple[float | None, ...]
-    unbounded: float | None = None
-
-
-class Landscape(Record):
-    """The loss on a square grid around an image, steps in units of eps; rows follow the gradient."""
-
-    steps: tuple[float, ...]
-    loss: tuple[tuple[float, ...], ...]
-
-
-class Curves(Record):
-    """What is drawn; lines over draws exist for models with noise alone."""
-
-    iterations: Curve
-    eps: Curve
-    neighbours: Curve
-    landscape: Landscape
-    draws: Curve | None = None
-    agreement: Curve | None = None
-
-
-class Sanity(Record):
-    """sanity.json of one attack, as attack/sanity writes it."""
-
-    format: Literal[1]
-    name: str
-    norm: str
-    eps: float = Field(gt=0)
-    noise: str
-    verdict: Status
-    causes: tuple[str, ...]
-    suspected: tuple[str, ...]
-    num_images: int = Count
-    num_clean_correct: int = Count
-    draws: int = Count
-    iterations: int = Count
-    restarts: int = Count
-    checks: tuple[Check, ...]
-    attacks: dict[str, float]
-    curves: Curves
-    forwards: int = Count
-    backwards: int = Count
-    notes: tuple[str, ...] = ()
-    weights_sha256: str | None = None
-
-    def count(self, status: Status) -> int:
-        return sum(check.status == status for check in self.checks)
-
-    def meanings(self, status: Status) -> dict[str, list[Check]]:
-        """Return the causes that checks of a status name, each with those checks."""
-        found: dict[str, list[Check]] = {}
-        for check in self.checks:
-            if check.status == status:
-                found.setdefault(f"{check.cause}: {check.meaning}", []).append(check)
-        return found
-
-    @property
-    def setting(self) -> str:
-        eps = f"{self.norm}, eps {self.eps:.4g} ({as_255ths(self.eps)}), noise {self.noise}"
-        drawn = f", {self.draws} draws" if self.draws > 1 else ""
-        return f"{eps}, {plural(self.num_clean_correct, 'correct image')} of {self.num_images}{drawn}"
+    result: CheckResult
+    number: str
+    limits: str
+    paper: str
+    link: str
 
 
 @dataclass(frozen=True)
@@ -129,14 +33,32 @@ class SanityView:
     stale: bool
     plots: tuple[Plot, ...]
 
+    @property
+    def checks(self) -> list[CheckView]:
+        return [check_view(check) for check in self.report.checks]
 
-def read_sanity(run: Run) -> list[Sanity]:
-    """Read a run's sanity reports, by name.
+    def meanings(self, status: Status) -> dict[str, list[CheckView]]:
+        """Return the causes that checks of a status name, each with those checks."""
+        found: dict[str, list[CheckView]] = {}
+        for check in self.checks:
+            if check.result.status == status:
+                found.setdefault(f"{check.result.cause}: {check.result.meaning}", []).append(check)
+        return found
 
-    Raises:
-        InputError: a file that is not one.
-    """
-    return [read_record(Sanity, path) for path in sorted(run.dir.attacks.glob("*/sanity.json"))]
+    @property
+    def setting(self) -> str:
+        report = self.report
+        eps = f"{report.norm}, eps {report.eps:.4g} ({as_255ths(report.eps)}), noise {report.noise}"
+        drawn = f", {report.draws} draws" if report.draws > 1 else ""
+        return f"{eps}, {plural(report.num_clean_correct, 'correct image')} of {report.num_images}{drawn}"
+
+
+def check_view(check: CheckResult) -> CheckView:
+    sign = ">" if check.worse == "above" else "<"
+    limits = ", ".join("–" if limit is None else f"{sign} {limit:g}" for limit in (check.warn, check.fail))
+    paper, _, address = check.source.partition(", http")
+    number = "–" if check.value is None else f"{check.value:.3g}"
+    return CheckView(check, number, limits, paper, "http" + address)
 
 
 def sanity_views(runs: Sequence[Run]) -> list[SanityView]:
@@ -145,7 +67,7 @@ def sanity_views(runs: Sequence[Run]) -> list[SanityView]:
 
     views: list[SanityView] = []
     for run in runs:
-        for report in read_sanity(run):
+        for report in map(read_sanity, sorted(run.dir.attacks.glob("*/sanity.json"))):
             title = f"{run.label}, {report.name}"
             own = report.weights_sha256 in (None, run.weights_sha256) or run.weights_sha256 is None
             drawn = sanity_plots(report, f"{run.label}-{report.name}".replace("/", "-"))

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from kapdist.records.sanity import Curve, Sanity
 from kapdist.report.plots import COLOURS, FAINT, INK, STYLE, Plot, canvas, drawn
-from kapdist.report.sanity import Curve, Sanity
 from kapdist.report.table import percent
 
 LEVELS = 12

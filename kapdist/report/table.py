@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-from kapdist.report.reading import Accuracy, Attack, Run
+from kapdist.report.reading import Attack, Run
 from kapdist.report.words import as_255ths
+from kapdist.statistics.intervals import Proportion, wilson
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,15 @@ class Row:
         return self.run.config.train.epochs if self.own and self.run.config else None
 
     @cached_property
-    def clean(self) -> Accuracy | None:
+    def clean(self) -> Proportion | None:
         """Clean accuracy on the attacked images; without an attack, that of the last evaluation."""
         if self.attack is not None:
             return self.attack.summary.clean_accuracy
         last = self.run.metrics.shown[-1] if self.run.metrics.shown else None
-        return None if last is None else wilson(float(last["top1"]), int(last["num_images"]))
+        return None if last is None else share_of(last)
 
     @property
-    def robust(self) -> Accuracy | None:
+    def robust(self) -> Proportion | None:
         return self.attack.summary.robust_accuracy if self.attack else None
 
     @property
@@ -150,17 +151,15 @@ def named_rows(pairs: Sequence[tuple[Run, Attack]]) -> tuple[Row, ...]:
     )
 
 
-def wilson(share: float, num_images: int) -> Accuracy:
-    """Return a share with its 95% interval (Wilson 1927, without continuity correction)."""
-    z, n = 1.959964, max(1, num_images)
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Accuracy(value=share, low=max(0.0, centre - half), high=min(1.0, centre + half))
-
-
 def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
 def plural(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def share_of(evaluation: dict[str, Any]) -> Proportion:
+    """Return the clean accuracy that a line of metrics tells, with its interval over images."""
+    num_images = int(evaluation["num_images"])
+    return wilson(round(evaluation["top1"] * num_images), num_images)

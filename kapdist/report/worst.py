@@ -1,55 +1,14 @@
-"""attacks/worst_case.json -> what the page says about everything that was tried on a run."""
+"""What the page says about everything that was tried on a run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pydantic import Field, ValidationError
-
-from kapdist.errors import InputError
-from kapdist.report.reading import Accuracy, Attack, Record, Run, read_json
+from kapdist.records.worst import WorstCase, read_worst_cases
+from kapdist.report.reading import Attack, Run
 from kapdist.report.table import percent, plural
 from kapdist.report.words import as_255ths
-
-
-class First(Record):
-    """What one attack broke before the others."""
-
-    source: str
-    attack: str
-    eps: float = Field(gt=0)
-    num_broken_first: int = Field(ge=0)
-    num_broken: int = Field(ge=0)
-
-
-class AtEps(Record):
-    """What withstood everything up to an eps."""
-
-    eps: float = Field(gt=0)
-    robust_accuracy: Accuracy
-
-
-class Source(Record):
-    """An attack that takes part."""
-
-    name: str
-    plan_fingerprint: str
-
-
-class Case(Record):
-    """One norm."""
-
-    norm: str
-    num_images: int = Field(ge=1)
-    sources: tuple[Source, ...]
-    sweep: tuple[AtEps, ...]
-    first: tuple[First, ...]
-    notes: tuple[str, ...] = ()
-
-
-class Cases(Record):
-    cases: tuple[Case, ...]
-    left_out: tuple[str, ...] = ()
+from kapdist.statistics.intervals import Proportion
 
 
 @dataclass(frozen=True)
@@ -70,19 +29,13 @@ def worst_views(run: Run) -> list[WorstView]:
     Raises:
         InputError: the file is not what its name says.
     """
-    path = run.dir.worst_case
-    found = read_json(path)
-    if found is None:
+    if not run.dir.worst_case.exists():
         return []
-    try:
-        cases = Cases.model_validate(found)
-    except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise InputError(f"{path}: {place}", "a worst case of this version", error.errors()[0]["msg"]) from None
+    cases = read_worst_cases(run.dir.worst_case)
     return [view(run, case, cases.left_out) for case in cases.cases]
 
 
-def view(run: Run, case: Case, left_out: tuple[str, ...]) -> WorstView:
+def view(run: Run, case: WorstCase, left_out: tuple[str, ...]) -> WorstView:
     lines = [f"{eps_text(at.eps)}: {accuracy_text(at.robust_accuracy)} withstood everything." for at in case.sweep]
     known = {source.plan_fingerprint for source in case.sources}
     late = [attack.name for attack in run.attacks if attack.summary.plan_fingerprint not in known]
@@ -103,7 +56,7 @@ def eps_text(eps: float) -> str:
     return f"{eps:.4g} ({as_255ths(eps)})"
 
 
-def accuracy_text(share: Accuracy) -> str:
+def accuracy_text(share: Proportion) -> str:
     return f"{percent(share.value)}% [{percent(share.low)}, {percent(share.high)}]"
 
 

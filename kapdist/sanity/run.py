@@ -21,6 +21,7 @@ from kapdist.config import AttackConfig, AttackedModelConfig
 from kapdist.errors import InputError
 from kapdist.progress import Progress
 from kapdist.records.attack_plan import AttackPlan
+from kapdist.records.sanity import CheckResult, Sanity, read_sanity
 from kapdist.records.sealed import read_array, read_json, write_json
 from kapdist.run.paths import AttackDir
 from kapdist.sanity.ball import Ball
@@ -31,14 +32,14 @@ DONE_AGAIN = "kapdist attack shard does its chunk again"
 VACUOUS_LINF = 0.5  # every image can become one grey
 
 
-def run_sanity(run: Path, config: AttackConfig) -> dict[str, Any]:
+def run_sanity(run: Path, config: AttackConfig) -> Sanity:
     """Examine a model and write RUN/attacks/<name>/sanity.json; what is found is a result, never an error.
 
     Args:
         run: a run directory; with model.factory any directory, made if need be.
 
     Returns:
-        The contents of sanity.json.
+        What sanity.json holds.
 
     Raises:
         InputError: the model or the images cannot be had, the norm is L1, or no image is classified correctly.
@@ -64,9 +65,9 @@ def run_sanity(run: Path, config: AttackConfig) -> dict[str, Any]:
             stored=stored_violations(attack),
             tick=Ticks(progress),
         )
-    report = describe(plan, config) | found | {"seconds": time.perf_counter() - started}
-    write_json(attack.sanity, report)
-    return read_json(attack.sanity)
+    values = describe(plan, config) | found | {"seconds": time.perf_counter() - started}
+    write_json(attack.sanity, Sanity.model_validate(values).describe())
+    return read_sanity(attack.sanity)
 
 
 class Ticks:
@@ -115,7 +116,6 @@ def describe(plan: AttackPlan, config: AttackConfig) -> dict[str, Any]:
     if config.noise == "off" and plan.model.architecture and plan.model.architecture["kap"]["noise_std"]:
         notes.append("the model's activation noise is off: this says nothing about the model with its noise on")
     return {
-        "format": 1,
         "name": plan.name,
         "run": plan.run,
         "norm": plan.norm,
@@ -156,34 +156,34 @@ def violations(adversarial: Path, clean: Path, norm: Any, eps: float) -> np.ndar
     return (~(inside & (size <= largest_norm(norm, eps, math.prod(images.shape[1:]))))).numpy()
 
 
-def print_report(report: dict[str, Any]) -> None:
+def print_report(report: Sanity) -> None:
     """Print the checks as a table, then what they name, on standard output."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    title = f"{report['run']}/{report['name']}: {report['norm']} eps {report['eps']:.4g}, noise {report['noise']}"
+    title = f"{report.run}/{report.name}: {report.norm} eps {report.eps:.4g}, noise {report.noise}"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for column in ("", "Check", "Number", "Fails", ""):
         table.add_column(column, justify="right" if column in ("Number", "Fails") else "left")
     colours = {"pass": "green", "warn": "yellow", "fail": "red bold", "not asked": "dim"}
-    for row in report["checks"]:
-        status = Text(row["status"], style=colours[row["status"]])
-        table.add_row(str(row["group"]), row["title"], said(row["value"]), limit(row), status)
+    for check in report.checks:
+        status = Text(check.status, style=colours[check.status])
+        table.add_row(str(check.group), check.title, said(check.value), limit(check), status)
     console = Console()
     console.print(table)
-    for cause in report["causes"]:
+    for cause in report.causes:
         console.print(f"fail: {cause}: {CAUSES[cause]}", markup=False, highlight=False, style="red")
-    for cause in report["suspected"]:
+    for cause in report.suspected:
         console.print(f"warn: {cause}: {CAUSES[cause]}", markup=False, highlight=False, style="yellow")
-    console.print(f"verdict: {report['verdict']}", markup=False, highlight=False, style="bold")
+    console.print(f"verdict: {report.verdict}", markup=False, highlight=False, style="bold")
 
 
 def said(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
-def limit(row: dict[str, Any]) -> str:
-    sign = ">" if row["worse"] == "above" else "<"
-    return "–" if row["fail"] is None else f"{sign} {row['fail']:g}"
+def limit(check: CheckResult) -> str:
+    sign = ">" if check.worse == "above" else "<"
+    return "–" if check.fail is None else f"{sign} {check.fail:g}"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Status = Literal["pass", "warn", "fail", "not asked"]
+from kapdist.records.sanity import Status
 
 ATHALYE = "Athalye et al. 2018, https://arxiv.org/abs/1802.00420"
 EXPECTATION = "Athalye et al. 2018, https://arxiv.org/abs/1707.07397"

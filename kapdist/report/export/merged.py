@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
-from pydantic import ValidationError
 
 from kapdist.errors import InputError
+from kapdist.records import summary as summaries
 from kapdist.records.attack_plan import AttackPlan, read_plan, run_of
 from kapdist.records.attacked import check_weights
-from kapdist.records.sealed import first_line, read_json, read_table
+from kapdist.records.sealed import first_line, read_table
 from kapdist.records.summary import Summary, summarise
 from kapdist.run.paths import AttackDir, labels
 
@@ -68,11 +68,7 @@ def read_summary(attack: AttackDir, plan: AttackPlan) -> Summary:
     if not attack.summary.exists():
         expected = f"a merged attack (kapdist attack merge {attack.root})"
         raise InputError(attack.root, expected, f"no {attack.summary.name}")
-    values = read_json(attack.summary, "merge again")
-    try:
-        summary = Summary.model_validate(values)
-    except ValidationError as error:
-        raise InputError(attack.summary, "a summary of this version (merge again)", first_invalid(error)) from None
+    summary = summaries.read_summary(attack.summary)
     if summary.plan_fingerprint != plan.fingerprint:
         expected = f"the summary of this plan ({plan.fingerprint[:12]}; merge again)"
         raise InputError(attack.summary, expected, f"that of {summary.plan_fingerprint[:12]}")
@@ -108,9 +104,3 @@ def check_results(attack: AttackDir, plan: AttackPlan, summary: Summary, records
         if getattr(summary, name) != getattr(again, name):
             expected = f"the {name} that {attack.records.name} adds up to (merge again)"
             raise InputError(attack.summary, expected, "another")
-
-
-def first_invalid(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = ".".join(map(str, first["loc"]))
-    return f"{place}: {first['msg']}" if place else first["msg"]

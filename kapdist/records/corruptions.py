@@ -1,0 +1,182 @@
+"""What lies in corruptions/<name>/: plan.json, and summary.json, which its cells add up to.
+
+A cell is one kind at one severity on all images: the unit of work and of resume.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from kapdist.errors import InputError
+from kapdist.records.attack_plan import PLAN_AGAIN, AttackPlan
+from kapdist.records.record import Exact, Record, read_record
+from kapdist.records.sealed import DamagedError, read_table
+from kapdist.run.files import fingerprint
+from kapdist.run.paths import CorruptionsDir
+from kapdist.statistics.intervals import Proportion, Resampled
+
+CLEAN, GAUSSIAN, UNIFORM = "clean", "random_gaussian", "random_uniform"
+
+
+RANDOM = (GAUSSIAN, UNIFORM)
+
+
+NOT_ASKED = "not asked"
+
+
+# Of an attack alone: no image under a corruption depends on it. The norm and every eps that count are in the cells.
+NOT_OURS = ("norm", "eps", "smaller_eps", "version", "attacks", "settings", "screen", "compact", "rescore")
+
+
+class Cell(Exact):
+    """One kind at one severity, on all images."""
+
+    kind: str
+    severity: int
+    """1 to 5; of random noise the place in its list, from 1; 0 of the clean images."""
+    level: float | None = None
+    """Of random noise: its standard deviation, or its eps."""
+    norm: Literal["Linf", "L2", "L1"] | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.severity}"
+
+
+class CorruptionPlan(Exact):
+    """One model under corruptions, to the last detail that decides a prediction."""
+
+    format: Literal[1] = 1
+    subject: AttackPlan
+    """Model, images, noise, seed, device: as an attack plans them, with an empty list of attacks."""
+    cells: tuple[Cell, ...]
+    side: int
+    """Side of the published set whose constants are taken: 32, 64 or 224."""
+    frost: str
+    """The pictures of frost: "drawn", the sha256 of photographs, or "not asked"."""
+    frost_folder: Path | None
+    libraries: dict[str, str]
+    """Versions of what the filters and files come from."""
+    notes: tuple[str, ...]
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the predictions, JSON values: no names, no places."""
+        subject = self.subject.identity()
+        values = self.model_dump(mode="json", exclude={"subject", "frost_folder", "notes"})
+        return values | {"subject": {key: value for key, value in subject.items() if key not in NOT_OURS}}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.identity())
+
+    @property
+    def num_passes(self) -> int:
+        """Images that are predicted, over all cells."""
+        return len(self.cells) * self.subject.num_images
+
+
+def read_plan(directory: CorruptionsDir) -> CorruptionPlan:
+    """Read the plan of a directory.
+
+    Raises:
+        InputError: there is none, or it is not one.
+    """
+    if not directory.plan.is_file():
+        raise InputError(directory.root, "a directory of `kapdist attack corruptions`", "no plan.json")
+    return read_record(CorruptionPlan, directory.plan, PLAN_AGAIN)
+
+
+def read_cell(directory: CorruptionsDir, plan: CorruptionPlan, cell: Cell) -> pl.DataFrame | None:
+    """Return the rows of a cell that is done; a damaged file does not count.
+
+    Raises:
+        InputError: the file belongs to another plan, and is not overwritten.
+    """
+    path = directory.cell(cell.name)
+    if not path.exists():
+        return None
+    try:
+        table = read_table(path)
+        plans = table["plan"].unique().to_list()
+        whole = np.array_equal(table["image"].to_numpy(), plan.subject.images)
+        names = table.select("kind", "severity").unique().rows()
+    except (DamagedError, pl.exceptions.PolarsError):  # or a file without the columns
+        return None
+    if plans != [plan.fingerprint]:
+        raise InputError(path, f"a cell of this plan ({plan.fingerprint[:12]})", "one of another plan")
+    return table if whole and names == [(cell.kind, cell.severity)] else None
+
+
+class CellSummary(Record):
+    """One kind at one severity."""
+
+    severity: int
+    level: float | None
+    num_correct: int
+    accuracy: Proportion
+    seconds: float
+
+
+class KindSummary(Record):
+    """One kind: its severities and their mean, over the same images."""
+
+    kind: str
+    severities: tuple[CellSummary, ...]
+    mean_accuracy: Resampled
+    corruption_error: float | None
+    """Sum of the errors over that of the reference run (CE); None without one, or where that is never wrong."""
+
+
+class Reference(Record):
+    """The run that errors are stated relative to."""
+
+    run: str
+    weights_sha256: str
+    plan_fingerprint: str
+
+
+class CorruptionSummary(Record):
+    """summary.json."""
+
+    format: Literal[1] = 1
+    name: str
+    run: str
+    plan_fingerprint: str
+    weights_sha256: str
+    data_fingerprint: str
+    images_sha256: str
+    num_images: int
+    noise: str
+    eot: int
+    seed: int
+    norm: str
+    side: int
+    frost: str
+    num_clean_correct: int
+    clean_accuracy: Proportion
+    kinds: tuple[KindSummary, ...]
+    random_noise: tuple[KindSummary, ...]
+    """Plain noise; `level` is its standard deviation or its eps. Not part of any mean."""
+    mean_corruption_accuracy: Resampled | None
+    """Mean over kinds of the mean over severities (mCA); None without any kind."""
+    mean_corruption_error: float | None
+    """Mean over kinds of their errors relative to the reference's (mCE); below 1 is better than the reference."""
+    reference: Reference | None
+    seconds: float
+    device: str
+    packages: dict[str, str | None]
+    notes: tuple[str, ...]
+
+
+def read_corruption_summary(path: Path) -> CorruptionSummary:
+    """Read the summary of a run under corruptions.
+
+    Raises:
+        InputError: the file is none.
+    """
+    return read_record(CorruptionSummary, path, "kapdist attack corruptions writes it again")

@@ -1,0 +1,71 @@
+"""metrics.jsonl: what a training tells as it goes, a line of JSON each time; what is not finite is null."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """metrics.jsonl after the earlier lines that a resumed run went over again are gone."""
+
+    train: tuple[dict[str, Any], ...] = ()
+    evaluate: tuple[dict[str, Any], ...] = ()
+    end: dict[str, Any] | None = None
+    num_unreadable: int = 0
+
+    @property
+    def shown(self) -> tuple[dict[str, Any], ...]:
+        """The evaluations of the weights that are exported: the moving average's where there is one."""
+        kinds = {line.get("weights", "model") for line in self.evaluate}
+        wanted = "ema" if "ema" in kinds else "model"
+        return tuple(line for line in self.evaluate if line.get("weights", "model") == wanted)
+
+
+NEEDED = {"train": ("step", "epoch", "loss"), "evaluate": ("step", "epoch", "top1", "num_images"), "end": ("step",)}
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read metrics.jsonl; a killed process leaves half a line, which is counted and not read."""
+    text = path.read_text(errors="replace") if path.exists() else ""
+    streams: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    num_unreadable = 0
+    for line in filter(str.strip, text.splitlines()):
+        entry = parse_line(line)
+        if entry is None:
+            num_unreadable += 1
+        elif entry["kind"] in NEEDED:
+            append(streams.setdefault((entry["kind"], str(entry.get("weights", ""))), []), entry)
+    return Metrics(
+        train=tuple(of_kind(streams, "train")),
+        evaluate=tuple(of_kind(streams, "evaluate")),
+        end=next(reversed(of_kind(streams, "end")), None),
+        num_unreadable=num_unreadable,
+    )
+
+
+def parse_line(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str):
+        return None
+    needed = NEEDED.get(entry["kind"], ())
+    return entry if all(isinstance(entry.get(key), (int, float)) for key in needed) else None
+
+
+def append(stream: list[dict[str, Any]], entry: dict[str, Any]) -> None:
+    """Add a line; one that goes back in steps comes from a resume and takes the place of what it repeats."""
+    while stream and stream[-1]["step"] >= entry["step"]:
+        stream.pop()
+    stream.append(entry)
+
+
+def of_kind(streams: dict[tuple[str, str], list[dict[str, Any]]], kind: str) -> list[dict[str, Any]]:
+    found: Iterable[dict[str, Any]] = (entry for key, lines in streams.items() if key[0] == kind for entry in lines)
+    return sorted(found, key=lambda entry: entry["step"])
