@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+from pydantic import Field
 
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import PLAN_AGAIN, AttackPlan
-from kapdist.records.record import Exact, Record, read_record
+from kapdist.records.record import Count, Exact, Record, read_record
 from kapdist.records.sealed import DamagedError, read_table
 from kapdist.run.files import fingerprint
 from kapdist.run.paths import CorruptionsDir
@@ -117,7 +118,7 @@ class CellSummary(Record):
 
     severity: int
     level: float | None
-    num_correct: int
+    num_correct: Count
     accuracy: Proportion
     seconds: float
 
@@ -150,14 +151,14 @@ class CorruptionSummary(Record):
     weights_sha256: str
     data_fingerprint: str
     images_sha256: str
-    num_images: int
+    num_images: int = Field(ge=1)
     noise: str
     eot: int
     seed: int
     norm: str
     side: int
     frost: str
-    num_clean_correct: int
+    num_clean_correct: Count
     clean_accuracy: Proportion
     kinds: tuple[KindSummary, ...]
     random_noise: tuple[KindSummary, ...]

@@ -23,7 +23,7 @@ class Proportion:
 
     def __post_init__(self) -> None:
         if not all(0 <= share <= 1 for share in asdict(self).values()):
-            raise ValueError(f"shares from 0 to 1, not {self}")
+            raise ValueError("shares from 0 to 1")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 
 import numpy as np
 import polars as pl
@@ -110,7 +111,7 @@ def assert_adds_up(summary: dict, fate: np.ndarray) -> None:
     assert summary["num_images"] == NUM_IMAGES
     assert summary["num_clean_correct"] == NUM_IMAGES - wrong
     assert summary["num_robust"] == robust
-    assert summary["robust_accuracy"] == wilson(robust, NUM_IMAGES).model_dump()
+    assert summary["robust_accuracy"] == asdict(wilson(robust, NUM_IMAGES))
     one, two = summary["attacks"]
     assert (one["num_attacked"], one["num_broken"]) == (robust + first + second, first)
     assert (two["num_attacked"], two["num_broken"]) == (robust + second, second)

@@ -14,6 +14,7 @@ import pytest
 
 from kapdist.config import Config
 from kapdist.config.file import dump_config
+from kapdist.records.summary import Summary
 from kapdist.report import write_report
 from kapdist.run.files import file_sha256, fingerprint
 from kapdist.run.paths import RunDir
@@ -144,12 +145,12 @@ class FakeRun:
         for attack, count in broken.items():
             attacked, left = left, left - count
             stages.append(
-                {"name": attack, "num_attacked": attacked, "num_broken": count, "num_robust_after": left}
-                | {"robust_accuracy_after": left / total, "forwards": 1000, "backwards": 500, "seconds": 10.0}
+                {"name": attack, "eps": options.get("eps", 8 / 255), "num_attacked": attacked, "num_broken": count}
+                | {"num_robust_after": left, "robust_accuracy_after": left / total, "seconds": 10.0}
+                | {"forwards": 1000, "backwards": 500, "library_forwards": 2000, "library_backwards": 1000}
             )
         weights = file_sha256(self.dir.weights) if self.dir.weights.exists() else "0" * 64
-        return {
-            "format": 1,
+        values = {
             "name": name,
             "run": self.dir.name,
             "plan_fingerprint": fingerprint(name),
@@ -162,9 +163,17 @@ class FakeRun:
             "clean_accuracy": interval(correct, total),
             "num_robust": left,
             "robust_accuracy": interval(left, total),
+            "sweep": [
+                {"eps": options.get("eps", 8 / 255), "num_robust": left, "robust_accuracy": interval(left, total)}
+            ],
             "attacks": stages,
+            "screen": 0,
+            "eot": 1,
+            "rescored": None,
             "forwards": 1000 * len(broken),
             "backwards": 500 * len(broken),
+            "library_forwards": 2000 * len(broken),
+            "library_backwards": 1000 * len(broken),
             "seconds": 10.0 * len(broken),
             "max_norm": options.get("max_norm", 8 / 255),
             "packages": {"torch": "2.13.0", "pyautoattack": "0.2.0"},
@@ -172,6 +181,7 @@ class FakeRun:
             "device": "cpu",
             "notes": options.get("notes", []),
         }
+        return Summary.model_validate(values).describe()
 
 
 def garment(image: int) -> np.ndarray:

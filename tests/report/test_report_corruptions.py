@@ -13,9 +13,12 @@ import pytest
 from kapdist.errors import InputError
 from kapdist.report import write_report
 
+REFERENCE = {"run": "plain", "weights_sha256": "4" * 64, "plan_fingerprint": "1" * 64}
+
 
 def share(value: float) -> dict[str, float]:
-    return {"value": value, "low": value - 0.05, "high": value + 0.05}
+    low, high = max(value - 0.05, 0), value + 0.05
+    return {"value": value, "low": low, "high": high, "bootstrap_low": low, "bootstrap_high": high}
 
 
 def kind(name: str, shares: list[float], error: float | None = None) -> dict[str, Any]:
@@ -39,8 +42,18 @@ def summary(**fields: Any) -> dict[str, Any]:
     values = {
         "format": 1,
         "name": "c",
+        "run": "plain",
+        "plan_fingerprint": "1" * 64,
+        "data_fingerprint": "2" * 64,
+        "images_sha256": "3" * 64,
+        "weights_sha256": "4" * 64,
         "num_images": 20,
         "noise": "off",
+        "eot": 1,
+        "seed": 0,
+        "side": 32,
+        "frost": "drawn",
+        "num_clean_correct": 18,
         "norm": "Linf",
         "clean_accuracy": share(0.9),
         "kinds": [kind("jpeg_compression", [0.85, 0.6]), kind("fog", [0.45, 0.1])],
@@ -48,8 +61,10 @@ def summary(**fields: Any) -> dict[str, Any]:
         "mean_corruption_accuracy": share(0.5),
         "mean_corruption_error": None,
         "reference": None,
+        "seconds": 6.0,
+        "device": "cpu",
+        "packages": {},
         "notes": ["frost is drawn"],
-        "weights_sha256": None,
     }
     return values | fields
 
@@ -68,7 +83,7 @@ def text_of(page: Path) -> str:
 
 def test_the_page_has_a_row_for_each_kind_and_the_means(make_run, tmp_path: Path) -> None:
     related = [kind("jpeg_compression", [0.85, 0.6], 0.8), kind("fog", [0.45, 0.1], None)]
-    other = summary(kinds=related, reference={"run": "plain"}, mean_corruption_error=0.8125)
+    other = summary(kinds=related, reference=REFERENCE, mean_corruption_error=0.8125)
     runs = [written(make_run, "plain", summary()), written(make_run, "kap", other)]
     page = write_report(runs, tmp_path / "out")
     text = text_of(page)

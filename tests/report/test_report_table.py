@@ -11,7 +11,6 @@ from rich.console import Console
 
 from kapdist.report import comparison
 from kapdist.report.render import cells, short
-from kapdist.report.table import wilson
 from kapdist.report.words import as_255ths
 
 ONE_ATTACK = {"apgd-ce": 8}
@@ -120,10 +119,3 @@ def test_counts_in_three_digits() -> None:
     assert [short(count) for count in (0, 999, 1000, 12_345, 999_960, 1_910_000)] == [
         *("0", "999", "1k", "12.3k", "1M", "1.91M")
     ]
-
-
-def test_wilson_against_known_values() -> None:
-    # Wilson's interval for 8 of 10 and 0 of 10, from R's prop.test(..., correct = FALSE).
-    eight, none = wilson(0.8, 10), wilson(0.0, 10)
-    assert (eight.low, eight.high) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
-    assert (none.low, none.high) == pytest.approx((0.0, 0.2775328), abs=1e-6)
