@@ -81,7 +81,7 @@ def test_attacks_on_a_model_from_outside_need_no_config(make_run: Callable[..., 
         ({"num_images": "many"}, "num_images: expected .*found 'many'"),
         (
             {"robust_accuracy": {"value": 1.7, "low": 0, "high": 1}},
-            "robust_accuracy: expected shares from 0 to 1, .*1.7",
+            "robust_accuracy: expected shares.*1.7",
         ),
     ],
 )

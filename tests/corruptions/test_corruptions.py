@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from attack.reference_corruptions import Legacy, as_of_2021
+from corruptions.reference_corruptions import Legacy, as_of_2021
 
 from kapdist.config.fields import CORRUPTIONS
 from kapdist.corruptions import KINDS, corrupt

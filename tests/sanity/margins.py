@@ -10,8 +10,8 @@ import copy
 import sys
 
 import torch
-from attack.honest import EPS, fashion, honest
-from attack.planted import PLANTED
+from sanity.honest import EPS, fashion, honest
+from sanity.planted import PLANTED
 
 from kapdist.config import SanityConfig
 from kapdist.sanity import Ball, examine

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from attack.honest import EPS, fashion, honest
-from attack.planted import PLANTED, OnlyAtRest, Storm, Wrapped
+from sanity.honest import EPS, fashion, honest
+from sanity.planted import PLANTED, OnlyAtRest, Storm, Wrapped
 from torch import Tensor, nn
 
 from kapdist.cli import file_and_overrides

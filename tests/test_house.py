@@ -1,0 +1,190 @@
+"""The house of docs/house.md, read off the code: rooms, who may import whom, and what a login node may need."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+AT_THE_DOOR = {"cli", "errors", "rng", "environment", "progress"}
+# Every room and the rooms that its files may import at run time; all may import what stands at the door but cli.
+ROOMS: dict[str, set[str]] = {
+    "config": set(),
+    "run": {"config"},
+    "statistics": set(),
+    "records": {"config", "run", "statistics"},
+    "plan": {"config"},
+    "kap": set(),
+    "models": {"config", "kap", "run"},
+    "engine": {"config", "run"},
+    "data": {"config", "run", "plan", "records"},
+    "train": {"config", "run", "records", "plan", "kap", "models", "engine", "data"},
+    "attack": {"config", "run", "statistics", "records", "kap", "models", "data"},
+    "sanity": {"config", "run", "records", "kap", "attack"},
+    "corruptions": {"config", "run", "statistics", "records", "kap", "attack"},
+    "report": {"config", "run", "statistics", "records"},
+    "forecast": {"config", "run", "records", "plan", "kap", "models", "data", "attack"},
+}
+NO_TORCH = ("config", "run", "statistics", "records", "plan", "report")
+ONLY_IN = {"ffcv": "data", "pyautoattack": "attack", "deepspeed": "engine", "submitit": "launch"}
+LAUNCH_NEEDS = {"kapdist", "launch", "submitit", "pydantic", "rich"}
+LAUNCH_IMPORTS = {"config", "run", "records", "plan", *AT_THE_DOOR}
+IN_A_JOB = {"rank.py", "aggregate.py"}
+NEVER = {"torchvision", "timm", "launch", "tools"}
+
+
+def imports(path: Path, counts: Callable[[ast.AST], bool] = lambda node: True) -> Iterator[str]:
+    """Every module that a file imports at run time; imports for annotations alone do not count."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only or not counts(node):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def files() -> list[Path]:
+    return sorted((ROOT / "kapdist").rglob("*.py"))
+
+
+def launched() -> list[Path]:
+    return sorted((ROOT / "launch").rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT / "kapdist").parts[0].removesuffix(".py")
+
+
+def test_every_file_stands_in_a_room() -> None:
+    found = {path.name.removesuffix(".py") for path in (ROOT / "kapdist").glob("[!_]*")}
+    assert found == {*ROOMS, *AT_THE_DOOR}
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    here = room(path)
+    for name in imports(path):
+        top, *rest = name.split(".")
+        assert top not in NEVER, f"{path}: imports {name}"
+        assert ONLY_IN.get(top, here) == here, f"{path}: {top} belongs to {ONLY_IN.get(top)}/"
+        if top == "kapdist" and rest and rest[0] != here and here in ROOMS:
+            assert rest[0] in ROOMS[here] | AT_THE_DOOR - {"cli"}, f"{path}: {here} may not import {rest[0]}"
+        if top == "kapdist" and rest and here in AT_THE_DOOR - {"cli"}:
+            assert rest[0] in AT_THE_DOOR - {"cli"} | {"run"}, f"{path}: may not import {rest[0]}"
+
+
+def test_no_files_import_each_other() -> None:
+    """Not through others either, and not where the import is inside of a function."""
+    by_name = {module(path): path for path in [*files(), *launched()]}
+    graph = {
+        name: {other for other in imports(path) if other in by_name} - {name} for name, path in by_name.items()
+    }
+    assert circles(graph) == []
+
+
+def module(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Return a circle for every file that a search comes back to (depth first)."""
+    found: list[list[str]] = []
+    done: set[str] = set()
+
+    def visit(name: str, way: list[str]) -> None:
+        if name in way:
+            found.append(way[way.index(name) :])
+        elif name not in done:
+            for other in sorted(graph[name]):
+                visit(other, [*way, name])
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, [])
+    return found
+
+
+def test_a_circle_is_seen() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c"]]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+@pytest.mark.parametrize("path", launched(), ids=lambda path: path.name)
+def test_launch_imports_what_a_login_node_has(path: Path) -> None:
+    """Only what runs inside of a job imports more, when it is called."""
+    tree = ast.parse(path.read_text())
+    begun = {id(node) for node in tree.body}
+    for name in imports(path, lambda node: path.name not in IN_A_JOB or id(node) in begun):
+        top, *rest = name.split(".")
+        assert top in sys.stdlib_module_names | LAUNCH_NEEDS, f"{path}: imports {name}"
+        if top == "kapdist" and rest:
+            assert rest[0] in LAUNCH_IMPORTS, f"{path}: a login node should not need {name}"
+
+
+# Their JSON is hashed, or a line of integers and text.
+WITH_THEIR_OWN_JSON = {"run/files.py", "rng.py", "data/beton/journal.py", "run/lock.py", "models/description.py"}
+
+
+@pytest.mark.parametrize("path", [*files(), *launched()], ids=lambda path: str(path.relative_to(ROOT)))
+def test_json_is_written_without_nan(path: Path) -> None:
+    """`run.files.to_json` writes null where a number is not finite; json.dumps writes what is no JSON."""
+    calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+    own = path.relative_to(ROOT).as_posix().removeprefix("kapdist/") in WITH_THEIR_OWN_JSON
+    assert own or not {"json.dumps", "json.dump"} & calls
+
+
+def modules_after(statement: str) -> set[str]:
+    program = f"import sys; {statement}; print(' '.join(sys.modules))"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=ROOT)
+    return {name.split(".")[0] for name in done.stdout.split()}
+
+
+def everything_in(name: str) -> str:
+    return "import " + ", ".join(module(path) for path in files() if room(path) == name)
+
+
+@pytest.mark.parametrize("name", NO_TORCH)
+def test_a_login_node_s_rooms_load_no_torch(name: str) -> None:
+    assert not {"torch", "ffcv", "deepspeed", "cv2", "numba"} & modules_after(everything_in(name))
+
+
+def test_submitting_and_looking_need_no_torch() -> None:
+    loaded = modules_after("import launch.train, launch.attack, launch.status.table")
+    assert not {"torch", "ffcv", "deepspeed", "numpy", "polars", "matplotlib"} & loaded
+
+
+def test_statistics_is_numpy_alone() -> None:
+    assert not {"torch", "pydantic", "polars", "rich"} & modules_after(everything_in("statistics"))
+
+
+def test_kap_and_models_run_with_torch_and_numpy_alone() -> None:
+    loaded = modules_after("import kapdist.kap, kapdist.models")
+    assert not {"pydantic", "omegaconf", "ffcv", "safetensors", "polars", "rich", "typer"} & loaded
+
+
+def test_help_loads_nothing_heavy() -> None:
+    assert not {"torch", "pydantic", "polars", "matplotlib", "ffcv"} & modules_after("import kapdist.cli")
+
+
+def test_files_and_functions_stay_small() -> None:
+    for path in [*files(), *launched(), *sorted((ROOT / "tools").rglob("*.py"))]:
+        text = path.read_text()
+        assert text.count("\n") <= 400, f"{path}: more than 400 lines"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 60, f"{path}: {node.name} is too long"
