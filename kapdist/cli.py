@@ -59,7 +59,8 @@ def data_write(
     num_workers: Annotated[int, typer.Option(help="Writing processes; 0 takes the usable CPUs.")] = 0,
 ) -> None:
     """Write a beton and its manifest; the same command again continues what was interrupted."""
-    from kapdist.data import Columns, write
+    from kapdist.data.beton.write import write
+    from kapdist.data.sources import Columns
     from kapdist.progress import Progress
 
     with work(out), Progress(out.name, unit="images") as progress:
@@ -83,7 +84,7 @@ def data_write(
 @data.command("check")
 def data_check(path: Annotated[Path, typer.Argument(help="The beton to check.")]) -> None:
     """Verify manifest and checksums, decode every image; print JSON."""
-    from kapdist.data import check_beton
+    from kapdist.data.beton.check import check_beton
     from kapdist.progress import Progress
 
     with work(path), Progress(path.name, unit="images") as progress:
@@ -135,7 +136,7 @@ def evaluate(
 
 
 @app.command()
-def plan(
+def forecast(
     config: Annotated[Path, typer.Argument(help="YAML file of a training run or of an attack.")],
     overrides: Overrides = None,
     nodes: Annotated[int | None, typer.Option(help="Nodes of the job (1).")] = None,
@@ -266,7 +267,9 @@ def attack_export(
     footnote: Annotated[str | None, typer.Option(help="Said before what the attack itself has to say.")] = None,
 ) -> None:
     """Write RobustBench's model_info (deterministic models), CSV and Parquet of all images, a LaTeX table."""
-    from kapdist.report.export import Entry, export
+    from kapdist.attack.stock import standard_list
+    from kapdist.report.export.robustbench import Entry
+    from kapdist.report.export.run import export
 
     entry = Entry(
         model_id=model_id,
@@ -281,7 +284,7 @@ def attack_export(
         footnote=footnote,
     )
     with work(out):
-        exported = export(directories, out, formats or (), entry)
+        exported = export(directories, out, formats or (), entry, standard=standard_list)
     with result():
         for path in exported.files:
             print(path)
@@ -297,8 +300,7 @@ def attack_sanity(
     """Examine whether an attack on the model can be believed; verdicts are results, the exit code is 0."""
     config, overrides = file_and_overrides(words or [], name="sanity")
     resolved = attack_config(config, overrides)
-    from kapdist.sanity import run_sanity
-    from kapdist.sanity.run import print_report
+    from kapdist.sanity.run import print_report, run_sanity
 
     with work(run):
         found = run_sanity(run, resolved)
@@ -314,7 +316,7 @@ def attack_corruptions(
     """Measure the accuracy under 15 common corruptions at 5 severities, and under random noise."""
     config, overrides = file_and_overrides(words or [], name="corruptions")
     resolved = attack_config(config, overrides)
-    from kapdist.corruptions import run_corruptions
+    from kapdist.corruptions.run import run_corruptions
     from kapdist.corruptions.view import print_summary
 
     with work(run):
@@ -368,15 +370,9 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         run_command()
-    except StoppedError as stopped:
-        tell(stopped)
-        sys.exit(RESUME)
-    except InputError as error:
-        tell(error)
-        sys.exit(2)
-    except TransientError as error:
-        print(f"kapdist: {error}", file=sys.stderr)
-        sys.exit(1)
+    except (StoppedError, InputError, TransientError) as end:
+        tell(end)
+        sys.exit(RESUME if isinstance(end, StoppedError) else 2 if isinstance(end, InputError) else 1)
 
 
 def run_command() -> None:

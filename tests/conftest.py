@@ -54,7 +54,8 @@ def kapdist(run_ranks: Callable[..., list[Finished]]) -> Callable[..., Finished]
 @pytest.fixture(scope="session")
 def small_betons(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The first 130 and 70 images of Fashion-MNIST as betons: (train, validation)."""
-    from kapdist.data import fashion_mnist, write_beton
+    from kapdist.data.beton.write import write_beton
+    from kapdist.data.sources import fashion_mnist
 
     class First:
         """The first images of a source."""

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from kapdist.config import AdversarialConfig, Config, DataConfig, EngineConfig, OptimConfig, TrainConfig
-from kapdist.data import Batch, open_beton
+from kapdist.data.beton.layout import open_beton
+from kapdist.data.load.loader import Batch
 from kapdist.engine import ENGINES, Ranks
 from kapdist.plan.training import make_plan, part
 from kapdist.run.paths import RunDir

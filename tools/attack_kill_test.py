@@ -27,7 +27,7 @@ from kill_test import Patterns
 from kapdist.attack.merge import merge
 from kapdist.attack.plan import plan_attack
 from kapdist.config import AttackConfig
-from kapdist.data import write_beton
+from kapdist.data.beton.write import write_beton
 from kapdist.records.attack_plan import AttackPlan
 from kapdist.run.paths import AttackDir
 

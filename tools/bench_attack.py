@@ -36,7 +36,7 @@ from kapdist.attack.plan import plan_attack
 from kapdist.attack.rows import chunk_table
 from kapdist.attack.shard import run_shard
 from kapdist.config import AttackConfig
-from kapdist.data import write_beton
+from kapdist.data.beton.write import write_beton
 from kapdist.records.attack_plan import AttackPlan, write_plan
 from kapdist.records.sealed import write_table
 from kapdist.rng import derive_seed

@@ -35,9 +35,10 @@ from PIL import Image
 
 from kapdist import models
 from kapdist.config import DataConfig
-from kapdist.data import BetonInfo, Loader, open_beton, write_beton
-from kapdist.data.beton.layout import stored_bytes
+from kapdist.data.beton.layout import BetonInfo, open_beton, stored_bytes
+from kapdist.data.beton.write import write_beton
 from kapdist.data.load import augment
+from kapdist.data.load.loader import Loader
 from kapdist.data.load.pixels import FULL, eighths
 from kapdist.environment import usable_cpus
 

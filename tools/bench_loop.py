@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kapdist.config import Config, DataConfig, EngineConfig, ModelConfig, TrainConfig
-from kapdist.data import Batch
+from kapdist.data.load.loader import Batch
 from kapdist.engine import DDPEngine, Ranks
 from kapdist.models.build import build_model
 from kapdist.plan.training import Plan, make_plan

@@ -29,8 +29,9 @@ import numpy as np
 from bench_step import machine
 from PIL import Image
 
-from kapdist.data import Source, class_folder, write_beton
 from kapdist.data.beton.board import fork
+from kapdist.data.beton.write import write_beton
+from kapdist.data.sources import Source, class_folder
 from kapdist.data.sources.folder import ClassFolder
 from kapdist.environment import usable_cpus
 

@@ -39,7 +39,7 @@ from kapdist.attack.shard import run_shard
 from kapdist.config import AttackConfig, Config
 from kapdist.config.evaluation import EvaluationConfig
 from kapdist.config.file import load_config
-from kapdist.data import write_beton
+from kapdist.data.beton.write import write_beton
 from kapdist.engine import Ranks
 from kapdist.errors import InputError
 from kapdist.records import sealed

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from kapdist.data import write_beton
+from kapdist.data.beton.write import write_beton
 
 CONFIG = """
 data: {train: train.beton, validation: test.beton, flip: true, translate: 2}

@@ -17,8 +17,11 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from kapdist.config import DataConfig
-from kapdist.data import BetonInfo, Loader, class_folder, epoch_order, fashion_mnist, open_beton, write_beton
-from kapdist.data.beton.layout import stored_bytes
+from kapdist.data.beton.layout import BetonInfo, open_beton, stored_bytes
+from kapdist.data.beton.write import write_beton
+from kapdist.data.load.loader import Loader
+from kapdist.data.load.order import epoch_order
+from kapdist.data.sources import class_folder, fashion_mnist
 
 # Only after kapdist.data: its guard keeps FFCV's import from changing torch's threads.
 from ffcv.fields.basics import IntDecoder  # isort: skip

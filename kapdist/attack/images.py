@@ -18,7 +18,7 @@ from kapdist.records.attack_plan import AttackPlan, PlannedData
 from kapdist.run.paths import RunDir
 
 if TYPE_CHECKING:  # FFCV takes seconds to import; whoever brings images of their own does without
-    from kapdist.data import BetonInfo
+    from kapdist.data.beton.layout import BetonInfo
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ def describe_images(
     Raises:
         InputError: no beton is named, it is damaged, it has other classes, or nothing says its images' size.
     """
-    from kapdist.data import classes_of, open_beton, with_classes
+    from kapdist.data.beton.classes import classes_of, with_classes
+    from kapdist.data.beton.layout import open_beton
 
     if config is None and path is None:
         raise InputError("data", "a beton with the images (data=FILE.beton), as this is no run of kapdist", "none")
@@ -86,7 +87,9 @@ def read_chunks(plan: AttackPlan, chunks: Sequence[int]) -> Iterator[tuple[Tenso
 
 
 def beton_batches(plan: AttackPlan, batches: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
-    from kapdist.data import ClassList, Loader, open_beton, with_classes
+    from kapdist.data.beton.classes import ClassList, with_classes
+    from kapdist.data.beton.layout import open_beton
+    from kapdist.data.load.loader import Loader
 
     info = open_beton(plan.data.path)
     if info.fingerprint != plan.data.fingerprint:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from pyautoattack import AutoAttack
 from pyautoattack.autopgd_base import APGDAttack
+from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from kapdist.attack.hard_label import RayS
@@ -140,6 +141,33 @@ def resolve(
     limit_targets(library, num_classes)
     settings = settings_of(library)
     return names, settings, notes_on(names, before, settings, num_classes)
+
+
+def standard_list(norm: Norm, eps: float, num_classes: int) -> tuple[tuple[AttackName, ...], Settings]:
+    """Return AutoAttack's standard list and the library's own settings for it.
+
+    Raises:
+        InputError: as `resolve`.
+    """
+    attacks, settings, _ = resolve("standard", (), norm, eps, num_classes)
+    return attacks, settings
+
+
+def square_alone(
+    scores: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    norm: Norm,
+    eps: float,
+    queries: int,
+    seed: int,
+) -> Tensor:
+    """Return what the library's Square makes of images by scores alone (https://arxiv.org/abs/1912.00049)."""
+    attack = SquareAttack(scores, norm=norm, n_queries=queries, eps=eps, seed=seed)
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []), torch.no_grad():
+        found: Tensor = attack.perturb(images.contiguous(), labels)
+    return found
 
 
 def notes_on(names: tuple[AttackName, ...], stock: Settings, settings: Settings, num_classes: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""`kapdist plan`: gathers what a forecast needs: config, model, images, measured costs."""
+"""`kapdist forecast`: gathers what a forecast needs: config, model, images, measured costs."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def images_in(beton: Path | None, num_images: int | None) -> int | None:
     """Return how many images there are: as many as the user says, else the beton's; None without either."""
     if num_images is not None or beton is None or not beton.exists():
         return num_images
-    from kapdist.data import open_beton
+    from kapdist.data.beton.layout import open_beton
 
     return open_beton(beton).num_images
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from pyautoattack.square import SquareAttack
 from torch import Tensor
 
+from kapdist.attack.stock import square_alone
 from kapdist.rng import derive_seed
 from kapdist.sanity.ball import Ball
 from kapdist.sanity.subject import Loss, Subject, cross_entropy
@@ -75,9 +75,6 @@ def square(
     def scores(points: Tensor) -> Tensor:
         return subject.scores(points, subject.fresh(draws))
 
-    attack = SquareAttack(
-        scores, norm=ball.norm, n_queries=queries, eps=ball.eps, seed=derive_seed(seed, "square") % 2**32
-    )
-    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []), torch.no_grad():
-        found: Tensor = attack.perturb(images.contiguous(), labels)
+    seed = derive_seed(seed, "square") % 2**32
+    found = square_alone(scores, images, labels, norm=ball.norm, eps=ball.eps, queries=queries, seed=seed)
     return ball.project(found, images)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from kapdist.config import Config
-from kapdist.data import Batch, Loader, training_order
+from kapdist.data.load.loader import Batch, Loader
+from kapdist.data.load.order import training_order
 from kapdist.plan.training import Plan, part
 from kapdist.rng import derive_seed
 

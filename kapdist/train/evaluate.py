@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kapdist import kap
-from kapdist.data import Loader
+from kapdist.data.load.loader import Loader
 from kapdist.engine import Ranks
 from kapdist.engine.numerics import tensor_float_32
 from kapdist.plan.training import part

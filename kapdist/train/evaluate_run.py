@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from kapdist import kap
 from kapdist.config import Config, DataConfig, EngineConfig, flatten
 from kapdist.config.evaluation import MAY_DIFFER, EvaluationConfig
-from kapdist.data import BetonInfo, Loader, check_labels, classes_of, open_beton, with_classes
+from kapdist.data.beton.classes import classes_of, with_classes
+from kapdist.data.beton.layout import BetonInfo, check_labels, open_beton
+from kapdist.data.load.loader import Loader
 from kapdist.engine import Ranks, join
 from kapdist.errors import InputError
 from kapdist.models.build import build_model

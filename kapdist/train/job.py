@@ -16,7 +16,10 @@ from torch import nn
 
 from kapdist import kap
 from kapdist.config import MAY_MOVE, Config
-from kapdist.data import BetonInfo, ClassList, Loader, check_labels, chosen_backend, open_beton, with_classes
+from kapdist.data.beton.classes import ClassList, with_classes
+from kapdist.data.beton.layout import BetonInfo, check_labels, open_beton
+from kapdist.data.load.backend import chosen_backend
+from kapdist.data.load.loader import Loader
 from kapdist.engine import ENGINES, Engine, Ranks
 from kapdist.engine.compiling import make_room
 from kapdist.engine.ddp import broadcast

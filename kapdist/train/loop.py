@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kapdist.config import Config, check_limits
-from kapdist.data import Batch
+from kapdist.data.load.loader import Batch
 from kapdist.engine import StepResult, join
 from kapdist.run.files import file_sha256, to_json, write_atomic
 from kapdist.train.adversarial import Adversary, Part

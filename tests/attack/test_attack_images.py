@@ -11,7 +11,8 @@ from PIL import Image
 
 from kapdist.attack.images import describe_images, read_chunks, side_of
 from kapdist.config import Config
-from kapdist.data import open_beton, write
+from kapdist.data.beton.layout import open_beton
+from kapdist.data.beton.write import write
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import AttackPlan
 

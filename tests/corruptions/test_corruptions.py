@@ -14,12 +14,11 @@ import pytest
 from corruptions.reference_corruptions import Legacy, as_of_2021
 
 from kapdist.config.fields import CORRUPTIONS
-from kapdist.corruptions import KINDS, corrupt
 from kapdist.corruptions.blur import scatter
-from kapdist.corruptions.corrupt import FUNCTIONS
+from kapdist.corruptions.corrupt import FUNCTIONS, corrupt
 from kapdist.corruptions.filters import REFLECT, gaussian, magnified, motion, sampled
 from kapdist.corruptions.frost import COLOURS, FrostSource, drawn
-from kapdist.corruptions.levels import LEVELS, NUM_SEVERITIES, SIDES, level_of, nearest_side
+from kapdist.corruptions.levels import KINDS, LEVELS, NUM_SEVERITIES, SIDES, level_of, nearest_side
 from kapdist.corruptions.noise import random_gaussian, random_uniform
 from kapdist.corruptions.pixels import to_bytes, to_values
 from kapdist.corruptions.plasma import plasma

@@ -21,7 +21,9 @@ import kapdist.attack.images as images_of
 import kapdist.corruptions.run as run_module
 from kapdist.config import AttackConfig
 from kapdist.config.file import load_config
-from kapdist.corruptions import KINDS, corrupt, run_corruptions
+from kapdist.corruptions.corrupt import corrupt
+from kapdist.corruptions.levels import KINDS
+from kapdist.corruptions.run import run_corruptions
 from kapdist.corruptions.shard import run_cells
 from kapdist.corruptions.summary import Summary, csv_text
 from kapdist.errors import InputError

@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from kapdist.config import DataConfig
-from kapdist.data import BetonInfo, Loader, class_folder, fashion_mnist, open_beton, write_beton
+from kapdist.data.beton.layout import BetonInfo, open_beton
+from kapdist.data.beton.write import write_beton
+from kapdist.data.load.loader import Loader
+from kapdist.data.sources import class_folder, fashion_mnist
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 NUM_IMAGES = 300

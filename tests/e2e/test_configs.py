@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from kapdist import cli
 from kapdist.config import AttackConfig, Config, flatten
 from kapdist.config.file import load_config
-from kapdist.data import fashion_mnist, write_beton
+from kapdist.data.beton.write import write_beton
+from kapdist.data.sources import fashion_mnist
 from kapdist.engine import Ranks
 from kapdist.forecast.gather import Question, answer_training, describes_training
 from kapdist.run.paths import RunDir
@@ -238,9 +239,9 @@ def test_the_page_shows_what_the_plan_prints(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    command, printed = re.findall(r"^(kapdist plan .*)\n```\n```\n(.*?)```", PAGE, flags=re.DOTALL | re.MULTILINE)[
-        0
-    ]
+    command, printed = re.findall(
+        r"^(kapdist forecast .*)\n```\n```\n(.*?)```", PAGE, flags=re.DOTALL | re.MULTILINE
+    )[0]
     monkeypatch.setattr(sys, "argv", command.split())
     with pytest.raises(SystemExit) as caught:
         cli.main()

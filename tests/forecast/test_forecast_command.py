@@ -1,4 +1,4 @@
-"""`kapdist plan`, against a run that was made: what it weighs on disk, how fast it was, what the command prints."""
+"""`kapdist forecast`, against a run that was made: what it weighs on disk, how fast it was, what is printed."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ IMAGES = ("data", "classes", "validation")  # what plan.json says of them beside
 def printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Run `kapdist plan WORDS` in this process, where runs/ is that of tmp_path; return what it printed."""
+    """Run `kapdist forecast WORDS` in this process, where runs/ is that of tmp_path; return what it printed."""
     monkeypatch.chdir(tmp_path)
 
     def printed(*words: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["kapdist", "plan", *map(str, words)])
+        monkeypatch.setattr(sys, "argv", ["kapdist", "forecast", *map(str, words)])
         with pytest.raises(SystemExit) as caught:
             cli.main()
         assert caught.value.code in (0, None)

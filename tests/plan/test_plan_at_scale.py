@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kapdist.config import Config
-from kapdist.data import training_order
+from kapdist.data.load.order import training_order
 from kapdist.plan.training import Plan, make_plan, part
 
 IMAGENET = 1_281_167

@@ -1,6 +1,7 @@
 """No flipped bit changes a number unseen, and no number outlives the weights that it is about."""
 
 import errno
+import functools
 import json
 import os
 import re
@@ -14,11 +15,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import kapdist.run.paths as rundir
+import kapdist.run.files as files
 from kapdist.attack.merge import merge
 from kapdist.attack.model import call_factory
 from kapdist.attack.plan import plan_attack
 from kapdist.attack.shard import run_shard
+from kapdist.attack.stock import standard_list
 from kapdist.errors import InputError
 from kapdist.records.sealed import (
     DamagedError,
@@ -31,11 +33,13 @@ from kapdist.records.sealed import (
 )
 from kapdist.records.sharding import missing_shards
 from kapdist.records.worst import write_worst_case
-from kapdist.report.export import export
+from kapdist.report.export import run as exports
 from kapdist.run.paths import AttackDir, RunDir
 from kapdist.sanity.run import stored_violations
 
 World = Any
+
+export = functools.partial(exports.export, standard=standard_list)
 
 
 def flip(path: Path, byte: int, bit: int = 0) -> None:
@@ -232,7 +236,7 @@ def test_chunks_of_weights_that_were_replaced_since_are_not_added_up(
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"chunk_size": 0}, "chunk_size: Input should be greater than or equal to 1"),
+        ({"chunk_size": 0}, "chunk_size: expected greater than or equal to 1"),
         ({"costs": [1.0]}, "1 costs for 6 chunks"),
         ({"images": []}, "images: "),
     ],
@@ -254,7 +258,7 @@ def test_a_full_disk_is_said_as_such(merged: AttackDir, monkeypatch: pytest.Monk
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(rundir, "sync", full)
+    monkeypatch.setattr(files, "sync", full)
     merged.chunk(1).unlink()
     line = "expected a place that can be written, found No space left on device"
     for step in (
@@ -262,6 +266,6 @@ def test_a_full_disk_is_said_as_such(merged: AttackDir, monkeypatch: pytest.Monk
         lambda: write_worst_case(merged.root.parent.parent),
         lambda: export([merged.root], tmp_path / "out", ["csv"]),
     ):
-        with pytest.raises(InputError, match=line), rundir.output(merged.root):  # as every command has it
+        with pytest.raises(InputError, match=line), files.output(merged.root):  # as every command has it
             step()
     assert not list(merged.root.rglob("*.tmp"))

@@ -73,7 +73,7 @@ def test_json_knows_no_nan(tmp_path: Path) -> None:
 
 
 def test_an_append_is_whole_or_nothing(tmp_path: Path) -> None:
-    program = "import resource, signal, sys; from pathlib import Path; from kapdist.run.paths import append_whole\n"
+    program = "import resource, signal, sys; from pathlib import Path; from kapdist.run.files import append_whole\n"
     program += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); file = Path(sys.argv[1]).open('ab', buffering=0)\n"
     program += "append_whole(file, b'first\\n'); resource.setrlimit(resource.RLIMIT_FSIZE, (10, 1000))\n"
     program += "try: append_whole(file, b'second and long\\n')\n"

@@ -19,7 +19,7 @@ MEAN = STD = (0.29, 0.29, 0.29), (0.35, 0.35, 0.35)
 @cache
 def fashion(split: str, count: int) -> tuple[Tensor, Tensor]:
     """The first images of a split, (count, 3, 16, 16), and their labels."""
-    from kapdist.data import fashion_mnist
+    from kapdist.data.sources import fashion_mnist
 
     source = fashion_mnist(split)
     pixels, labels = zip(*(source.item(number) for number in range(count)), strict=True)

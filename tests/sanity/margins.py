@@ -14,7 +14,8 @@ from sanity.honest import EPS, fashion, honest
 from sanity.planted import PLANTED
 
 from kapdist.config import SanityConfig
-from kapdist.sanity import Ball, examine
+from kapdist.sanity.ball import Ball
+from kapdist.sanity.examine import examine
 from kapdist.sanity.verdict import CHECKS
 
 KINDS = ("cnn", "plain", "kap", "adversarial")

@@ -21,11 +21,12 @@ from kapdist.config.file import load_config
 from kapdist.errors import InputError
 from kapdist.run.files import write_json
 from kapdist.run.paths import AttackDir
-from kapdist.sanity import Ball, examine, run_sanity
 from kapdist.sanity import signal as signals
+from kapdist.sanity.ball import Ball
 from kapdist.sanity.effort import excess
+from kapdist.sanity.examine import examine
 from kapdist.sanity.probes import fgsm, pgd
-from kapdist.sanity.run import stored_violations
+from kapdist.sanity.run import run_sanity, stored_violations
 from kapdist.sanity.subject import Subject, margin
 from kapdist.sanity.verdict import CAUSES, CHECKS, judged, overall
 

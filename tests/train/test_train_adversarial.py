@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from kapdist import kap
 from kapdist.config import Config, flatten
 from kapdist.config.file import load_config
-from kapdist.data import open_beton
+from kapdist.data.beton.layout import open_beton
 from kapdist.errors import InputError
 from kapdist.forecast.gather import measured_rate
 from kapdist.forecast.training import Traffic, in_a_step

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from kapdist.config import Config, DataConfig, OptimConfig, TrainConfig
-from kapdist.data import Batch, Loader, epoch_order, open_beton, quasi_random_order
+from kapdist.data.beton.layout import open_beton
+from kapdist.data.load.loader import Batch, Loader
+from kapdist.data.load.order import epoch_order, quasi_random_order
 from kapdist.plan.training import make_plan
 from kapdist.train.batches import InputNoise, training_batches
 

@@ -18,7 +18,7 @@ from kapdist import kap
 from kapdist.config import Config
 from kapdist.config.evaluation import EvaluationConfig
 from kapdist.config.file import load_config
-from kapdist.data import open_beton
+from kapdist.data.beton.layout import open_beton
 from kapdist.data.beton.manifest import content_fingerprint, manifest_path
 from kapdist.engine import Ranks
 from kapdist.errors import InputError

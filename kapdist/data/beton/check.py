@@ -10,7 +10,7 @@ import numpy as np
 from kapdist.data.beton.layout import BetonInfo, open_with_manifest
 from kapdist.data.beton.writer import Progress
 from kapdist.data.errors import DamagedImageError
-from kapdist.data.load.ffcv_import import why_no_ffcv
+from kapdist.data.load.ffcv import why_no_ffcv
 from kapdist.data.load.pixels import CENTRE_CROP, Recipe
 from kapdist.data.load.storage import MappedFile, Storage
 from kapdist.data.load.workers import Workers

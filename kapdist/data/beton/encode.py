@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from kapdist.data.errors import UnreadableImageError
-from kapdist.data.load.ffcv_import import lib
+from kapdist.data.load.ffcv import lib
 from kapdist.data.sources.base import FileSource, Source
 from kapdist.data.sources.image import decode_image
 from kapdist.errors import InputError

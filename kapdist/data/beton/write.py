@@ -17,7 +17,7 @@ from kapdist.data.beton.layout import read_layout
 from kapdist.data.beton.manifest import Manifest, content_fingerprint, manifest_path, write_manifest
 from kapdist.data.beton.parts import Parts
 from kapdist.data.beton.writer import NO_ROOM, Progress
-from kapdist.data.load.ffcv_import import why_no_ffcv
+from kapdist.data.load.ffcv import why_no_ffcv
 from kapdist.data.sources import Columns, Source, make_source
 from kapdist.data.sources.base import check_class_names
 from kapdist.environment import package_versions, usable_cpus

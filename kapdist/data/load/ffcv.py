@@ -1,69 +1,105 @@
-"""The backend that stands on FFCV: its loader around our decoder, its process cache, our passes."""
+"""The one door to FFCV: imports it without what its import does to the rest of the process."""
 
 from __future__ import annotations
 
-import functools
-import weakref
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator
 
-import numpy as np
-
-from kapdist.data.load.backend import Task
-from kapdist.data.load.decode import Decoder, compiled_decode
-from kapdist.data.load.epoch import Epoch, make_ring
-from kapdist.data.load.ffcv_import import FFCVLoader, OrderOption, nothing_compiled, torch_threads_kept
-from kapdist.data.load.ring import Rings
-from kapdist.data.load.storage import MappedFile, PagedFile, Storage
-from kapdist.data.load.workers import Workers
+import numba.typed
+import torch
 
 
-class FFCVBackend:
-    """Decodes in threads of this process, with libffcv."""
-
-    def __init__(self, task: Task) -> None:
-        workers = Workers(task.num_workers)
-        self.task, self.workers = task, workers
-        weakref.finalize(self, workers.close)
-        compiled_decode()
-        decoder = Decoder(task.recipe, task.largest, task.info.layout, task.info.checksums, workers)
-        self.pipeline = make_pipeline(decoder, task)
-        self.rings = Rings(functools.partial(make_ring, self.pipeline, task.max_batch_size))
-
-    def start(self, index_batches: Sequence[np.ndarray], key: int, side: int) -> Epoch:
-        info = self.task.info
-        return Epoch(
-            self.pipeline,
-            index_batches,
-            self.storage(index_batches),
-            key,
-            side,
-            self.rings,
-            num_images=info.num_images,
-            max_batch_size=self.task.max_batch_size,
-            name=info.path.name,
-        )
-
-    def storage(self, index_batches: Sequence[np.ndarray]) -> Storage:
-        layout = self.task.info.layout
-        return PagedFile(layout, index_batches) if self.task.cache == "process" else MappedFile(layout)
+@contextlib.contextmanager
+def torch_threads_kept() -> Iterator[None]:
+    """Give torch its number of threads back: every FFCV set_num_threads sets torch's too."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
-def make_pipeline(decoder: Decoder, task: Task) -> FFCVLoader:
-    """Return FFCV's loader around our decoder; its order, threads, caches and drop_last are never used."""
-    with torch_threads_kept(), nothing_compiled():
-        loader = FFCVLoader(
-            str(task.info.path),
-            batch_size=1,
-            num_workers=1,
-            os_cache=True,
-            order=OrderOption.SEQUENTIAL,
-            seed=0,
-            pipelines={"image": [decoder], "label": None},
-            drop_last=False,
-            batches_ahead=task.config.batches_ahead,
-        )
-    # Tables that our decoder has its own of: 48 bytes per image of every rank.
-    nothing = loader.reader.metadata[:0].copy()
-    loader.reader.metadata = loader.graph.metadata = nothing
-    decoder.metadata, loader.reader.alloc_table = nothing["f0"], None
-    return loader
+@contextlib.contextmanager
+def plain_dict() -> Iterator[None]:
+    """Let FFCV keep its two image modes in a dict: numba's takes 3 s to compile, and no jitted code reads it."""
+    typed = numba.typed.Dict
+    numba.typed.Dict = dict
+    try:
+        yield
+    finally:
+        numba.typed.Dict = typed
+
+
+try:
+    with torch_threads_kept(), plain_dict():
+        import ffcv.loader.loader
+        from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+        from ffcv.libffcv import lib
+        from ffcv.loader import Loader as FFCVLoader
+        from ffcv.loader import OrderOption
+        from ffcv.loader.epoch_iterator import EpochIterator
+        from ffcv.memory_managers.os_cache import OSCacheContext, OSCacheManager
+        from ffcv.memory_managers.process_cache.schedule import ScheduleExecutor, compute_schedule
+        from ffcv.pipeline.allocation_query import AllocationQuery
+        from ffcv.pipeline.compiler import Compiler
+        from ffcv.pipeline.state import State
+        from ffcv.reader import Reader
+
+    WHY_NOT = None
+except (ImportError, OSError) as error:  # not installed, or a library that it links to is not
+    WHY_NOT = f"{type(error).__name__}: {error}"
+    lib = None  # what reads betons without FFCV never asks for it; what writes them says so first
+    OSCacheManager = object
+
+
+def why_no_ffcv() -> str | None:
+    """Return why FFCV cannot be imported, None where it can."""
+    return WHY_NOT
+
+
+class FileCache(OSCacheManager):
+    """FFCV's memory map of the file, without the tables and the reader that our decoder does not use.
+
+    For ImageNet the tables take seconds and half a gigabyte per process. The reader's type is worse: it marks
+    numba's one and only uint8[::1] as read-only for everybody in the process.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.ptrs = self.sizes = None
+        self.context = OSCacheContext(self)
+
+    def compile_reader(self) -> None:
+        return None
+
+
+@contextlib.contextmanager
+def nothing_compiled() -> Iterator[None]:
+    """Build an FFCV loader around a decoder that is compiled already: no reader, no wrapping."""
+    enabled, cache = Compiler.is_enabled, ffcv.loader.loader.OSCacheManager
+    Compiler.set_enabled(False)
+    ffcv.loader.loader.OSCacheManager = FileCache
+    try:
+        yield
+    finally:
+        Compiler.set_enabled(enabled)
+        ffcv.loader.loader.OSCacheManager = cache
+
+
+__all__ = [
+    "AllocationQuery",
+    "Compiler",
+    "EpochIterator",
+    "FFCVLoader",
+    "OrderOption",
+    "Reader",
+    "ScheduleExecutor",
+    "SimpleRGBImageDecoder",
+    "State",
+    "compute_schedule",
+    "lib",
+    "nothing_compiled",
+    "torch_threads_kept",
+    "why_no_ffcv",
+]

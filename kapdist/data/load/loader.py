@@ -14,9 +14,10 @@ from kapdist.config import DataConfig
 from kapdist.data.beton.layout import BetonInfo
 from kapdist.data.errors import DamagedImageError
 from kapdist.data.load.augment import epoch_key
-from kapdist.data.load.backend import Decoded, Task, make_backend
+from kapdist.data.load.backend import make_backend
 from kapdist.data.load.device import Mover, Sent
 from kapdist.data.load.pixels import CENTRE_CROP, NO_CROP, RANDOM_CROP, Recipe
+from kapdist.data.load.task import Decoded, Task
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
 

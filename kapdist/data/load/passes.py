@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kapdist.data.load.backend import valid_batch
 from kapdist.data.load.ring import Ring, Rings
 
 CLOSE_SECONDS = 30.0  # far more than a batch takes; a thread that hangs is a daemon and left to itself
@@ -93,3 +92,18 @@ class Pass(threading.Thread):
         self.let_go()
         if not self.is_alive():
             self.rings.give_back(self.ring)
+
+
+def valid_batch(batch: np.ndarray, num_images: int, max_batch_size: int) -> np.ndarray:
+    """Return a copy of some image ids that jitted code, which checks nothing, can index with.
+
+    Raises:
+        ValueError: more than max_batch_size.
+        IndexError: there is no such image.
+    """
+    indices = np.array(batch, dtype=np.int64, ndmin=1)
+    if len(indices) > max_batch_size:
+        raise ValueError(f"a batch of {len(indices)} images in a loader of max_batch_size {max_batch_size}")
+    if len(indices) and not 0 <= indices.min() <= indices.max() < num_images:
+        raise IndexError(f"image ids {indices.min()} to {indices.max()} in a beton of {num_images} images")
+    return indices

@@ -16,12 +16,12 @@ import torch
 
 from kapdist.data.beton.checksum import compiled_checksum
 from kapdist.data.errors import DamagedImageError
-from kapdist.data.load.backend import Task
 from kapdist.data.load.jit import compiled
 from kapdist.data.load.passes import Pass
 from kapdist.data.load.pixels import FULL, JPEG, array_type, crop_window, eighths, render, scaled, types
 from kapdist.data.load.ring import Ring, Rings
 from kapdist.data.load.storage import MappedFile
+from kapdist.data.load.task import Task
 from kapdist.data.load.workers import Workers
 from kapdist.errors import InputError
 

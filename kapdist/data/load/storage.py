@@ -55,7 +55,7 @@ class PagedFile:
     trusted = False  # a page is read again in every pass, and FFCV looks at no read's result
 
     def __init__(self, layout: Layout, batches: Sequence[np.ndarray]) -> None:
-        from kapdist.data.load.ffcv_import import ScheduleExecutor, compute_schedule
+        from kapdist.data.load.ffcv import ScheduleExecutor, compute_schedule
 
         self.layout, self.page_bytes = layout, layout.page_bytes
         pages = [set((layout.offsets[batch] // self.page_bytes).tolist()) for batch in batches]

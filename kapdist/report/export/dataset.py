@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from kapdist.data.beton.manifest import read_manifest
+from kapdist.data.sources import SOURCES
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import AttackPlan
 
@@ -15,8 +17,6 @@ def dataset_of(plan: AttackPlan, asked: str | None, datasets: Collection[str]) -
         InputError: `asked` is none of them or another one than attacked, the images are those of training or of a
             data set beyond these, or nobody says what they are.
     """
-    from kapdist.data import SOURCES  # loads FFCV, which takes seconds
-
     known = " or ".join(datasets)
     if asked is not None and asked not in datasets:
         raise InputError("--dataset", known, asked)
@@ -34,8 +34,6 @@ def dataset_of(plan: AttackPlan, asked: str | None, datasets: Collection[str]) -
 
 def source_of(plan: AttackPlan) -> str | None:
     """Return what the attacked images were written from; None where their manifest is gone or another's."""
-    from kapdist.data.beton.manifest import read_manifest
-
     try:
         manifest = read_manifest(plan.data.path)
     except InputError:

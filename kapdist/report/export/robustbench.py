@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kapdist.attack.stock import resolve
+from kapdist.config import AttackName
 from kapdist.errors import InputError
-from kapdist.records.attack_plan import Norm, PlannedModel
+from kapdist.records.attack_plan import Norm, PlannedModel, Settings
 from kapdist.records.summary import notes_on_square
 from kapdist.report.export.dataset import dataset_of
 from kapdist.report.export.merged import Merged
 from kapdist.statistics.intervals import wilson
 
 FILL_IN = "TO BE FILLED IN"
+Standard = Callable[[Norm, float, int], tuple[tuple[AttackName, ...], Settings]]
 
 
 @dataclass(frozen=True)
@@ -77,15 +79,18 @@ class ModelInfo:
         return [name for name, value in self.values.items() if value in (None, FILL_IN)]
 
 
-def model_info(attack: Merged, entry: Entry) -> ModelInfo:
+def model_info(attack: Merged, entry: Entry, standard: Standard) -> ModelInfo:
     """Return an attack's entry for the leaderboard.
+
+    Args:
+        standard: says the library's standard list and its settings, of a norm, an eps and a number of classes.
 
     Raises:
         InputError: the leaderboard would not take it, and why.
     """
     check_deterministic(attack)
     board = leaderboard_of(attack, dataset_of(attack.plan, entry.dataset, DATASETS))
-    check_standard(attack, board)
+    check_standard(attack, board, standard)
     check_images(attack, board)
     robust = next(at.num_robust for at in attack.summary.sweep if is_eps(at.eps, board))
     total = attack.summary.num_images
@@ -141,7 +146,7 @@ def is_eps(eps: float, board: Leaderboard) -> bool:
     return math.isclose(eps, board.eps, rel_tol=1e-6)
 
 
-def check_standard(attack: Merged, board: Leaderboard) -> None:
+def check_standard(attack: Merged, board: Leaderboard, standard: Standard) -> None:
     """Raise InputError unless the attack is AutoAttack's standard one, with the library's own settings."""
     plan = attack.plan
     if plan.version != "standard":
@@ -149,7 +154,7 @@ def check_standard(attack: Merged, board: Leaderboard) -> None:
     if plan.model.num_classes != board.num_classes:
         expected = f"a model of {board.dataset}'s {board.num_classes} classes"
         raise InputError(attack.dir.root, expected, f"{plan.model.num_classes}")
-    attacks, settings, _ = resolve("standard", (), plan.norm, plan.eps, plan.model.num_classes)
+    attacks, settings = standard(plan.norm, plan.eps, plan.model.num_classes)
     if plan.attacks != attacks or plan.settings != settings:
         found = f"{', '.join(plan.attacks)} with {plan.settings}"
         raise InputError(attack.dir.plan, f"the standard list ({', '.join(attacks)}) as the library sets it", found)

@@ -11,7 +11,7 @@ from kapdist.errors import InputError
 from kapdist.report.export.images import csv_bytes, csv_description, image_table, parquet_bytes
 from kapdist.report.export.latex import latex_table
 from kapdist.report.export.merged import Merged, read_all
-from kapdist.report.export.robustbench import Entry, ModelInfo, model_info
+from kapdist.report.export.robustbench import Entry, ModelInfo, Standard, model_info
 from kapdist.run.files import to_json, write_atomic
 
 FORMATS = ("model-info", "csv", "parquet", "latex")
@@ -27,12 +27,18 @@ class Exported:
 
 
 def export(
-    directories: Sequence[Path], out: Path, formats: Sequence[str] = (), entry: Entry | None = None
+    directories: Sequence[Path],
+    out: Path,
+    formats: Sequence[str] = (),
+    entry: Entry | None = None,
+    *,
+    standard: Standard,
 ) -> Exported:
     """Write merged attacks in the formats of others; `out` is made where it is missing.
 
     Args:
         formats: of FORMATS; none: all that apply, and a remark says why one does not.
+        standard: what the library has in its standard list, as kapdist.attack.stock.standard_list.
 
     Raises:
         InputError: no merged attack, one that a format that was asked for cannot tell, or no way to write to `out`.
@@ -46,7 +52,7 @@ def export(
     remarks: list[str] = []
     if "model-info" in wanted:
         try:
-            info = robustbench_info(attacks, entry or Entry())
+            info = robustbench_info(attacks, entry or Entry(), standard)
             files[info.path] = to_json(info.values, indent=2) + "\n"
             remarks += remarks_on(info)
         except InputError as error:
@@ -60,10 +66,10 @@ def export(
     return Exported(write(files, out), tuple(remarks))
 
 
-def robustbench_info(attacks: Sequence[Merged], entry: Entry) -> ModelInfo:
+def robustbench_info(attacks: Sequence[Merged], entry: Entry, standard: Standard) -> ModelInfo:
     if len(attacks) > 1:
         raise InputError("model-info", "one attack, as the file is one entry", f"{len(attacks)}")
-    return model_info(attacks[0], entry)
+    return model_info(attacks[0], entry, standard)
 
 
 def remarks_on(info: ModelInfo) -> list[str]:

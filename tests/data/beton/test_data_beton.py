@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kapdist.data import check, check_labels, class_folder, open_beton, write, write_beton
+from kapdist.data.beton.check import check
 from kapdist.data.beton.checksum import checksums
-from kapdist.data.beton.layout import HEADER_BYTES, HEADER_TYPE, stored_bytes
+from kapdist.data.beton.layout import HEADER_BYTES, HEADER_TYPE, check_labels, open_beton, stored_bytes
 from kapdist.data.beton.manifest import manifest_path
+from kapdist.data.beton.write import write, write_beton
+from kapdist.data.sources import class_folder
 from kapdist.data.sources.folder import read_image
 from kapdist.errors import InputError
 from kapdist.run.files import file_sha256

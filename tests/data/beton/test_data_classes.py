@@ -12,8 +12,10 @@ from processes import Finished
 
 from kapdist.attack.images import describe_images, read_chunks
 from kapdist.config import Config
-from kapdist.data import ClassList, classes_of, open_beton, with_classes, write
+from kapdist.data.beton.classes import ClassList, classes_of, with_classes
+from kapdist.data.beton.layout import open_beton
 from kapdist.data.beton.manifest import manifest_path
+from kapdist.data.beton.write import write
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import AttackPlan
 from kapdist.run.files import write_json

@@ -13,11 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kapdist.data import check, fashion_mnist, open_beton, write_beton
 from kapdist.data.beton.board import fork
+from kapdist.data.beton.check import check
 from kapdist.data.beton.container import data_start, place
 from kapdist.data.beton.encode import SMALLEST_PAGE, Encoding
+from kapdist.data.beton.layout import open_beton
 from kapdist.data.beton.parts import PARTS
+from kapdist.data.beton.write import write_beton
+from kapdist.data.sources import fashion_mnist
 from kapdist.errors import InputError
 from kapdist.run.lock import locked
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-import kapdist.data.load.ffcv_import
-from kapdist.data import epoch_order, open_beton
+import kapdist.data.load.ffcv
 from kapdist.data.beton.layout import (
     ALLOC_TABLE_TYPE,
     CURRENT_VERSION,
@@ -19,7 +18,9 @@ from kapdist.data.beton.layout import (
     FIELDS,
     HEADER_TYPE,
     METADATA_TYPE,
+    open_beton,
 )
+from kapdist.data.load.order import epoch_order
 from kapdist.errors import InputError
 
 CROPS = {"seed": 3, "crop": "random-resized", "resolution": 40, "flip": True, "translate": 2, "cutout": 5}
@@ -99,7 +100,7 @@ def test_the_file_format_is_ffcv_s() -> None:
     from ffcv import types
     from ffcv.fields import IntField, RGBImageField
 
-    assert kapdist.data.load.ffcv_import.why_no_ffcv() is None
+    assert kapdist.data.load.ffcv.why_no_ffcv() is None
     assert CURRENT_VERSION == types.CURRENT_VERSION
     assert types.HeaderType == HEADER_TYPE
     assert types.FieldDescType == FIELD_TYPE

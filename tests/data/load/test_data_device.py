@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from kapdist.config import DataConfig
-from kapdist.data import Loader
 from kapdist.data.load.device import Memory, Mover
+from kapdist.data.load.loader import Loader
 
 
 def pixels(count: int = 5) -> torch.Tensor:

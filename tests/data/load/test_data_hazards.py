@@ -14,12 +14,16 @@ import pytest
 import torch
 from numba import types
 
-from kapdist.data import Loader, WriterError, check, epoch_order, open_beton, write_beton
+from kapdist.data.beton.check import check
 from kapdist.data.beton.checksum import checksums
-from kapdist.data.beton.layout import stored_bytes
+from kapdist.data.beton.layout import open_beton, stored_bytes
+from kapdist.data.beton.write import write_beton
+from kapdist.data.errors import WriterError
 from kapdist.data.load.decode import Decoder
-from kapdist.data.load.ffcv_import import nothing_compiled
+from kapdist.data.load.ffcv import nothing_compiled
 from kapdist.data.load.jit import cache_directory, cached
+from kapdist.data.load.loader import Loader
+from kapdist.data.load.order import epoch_order
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
 
@@ -283,7 +287,7 @@ config = DataConfig(train=info.path, validation=info.path)
 loader = Loader(info, config, training=True, seed=0, max_batch_size=8, device="cpu", num_workers=1)
 next(loader.batches([range(8)]))
 mine = torch.get_num_threads(), numba.uint8[::1].mutable
-from kapdist.data.load.ffcv_import import FFCVLoader
+from kapdist.data.load.ffcv import FFCVLoader
 FFCVLoader(str(info.path), batch_size=8, num_workers=1, pipelines={{"image": None, "label": None}})
 again = Loader(info, config, training=True, seed=0, max_batch_size=8, device="cpu", num_workers=1)
 next(again.batches([range(8)]))

@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kapdist.config import Config, DataConfig
-from kapdist.data import epoch_order, quasi_random_order, training_order
 from kapdist.data.load import augment
-from kapdist.data.load.order import OPEN_PAGES
+from kapdist.data.load.order import OPEN_PAGES, epoch_order, quasi_random_order, training_order
 from kapdist.plan.training import make_plan
 
 MASK = 2**64 - 1

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from kapdist.config import DataConfig
-from kapdist.data import open_beton, quasi_random_order, write_beton
+from kapdist.data.beton.layout import open_beton
+from kapdist.data.beton.write import write_beton
+from kapdist.data.load.order import quasi_random_order
 from kapdist.data.load.storage import MappedFile, PagedFile
 from kapdist.plan.training import OPEN_PAGES, Ramp, Room, choose_storage
 

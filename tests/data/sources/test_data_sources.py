@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kapdist.data import class_folder, fashion_mnist, make_source
 from kapdist.data.errors import UnreadableImageError
+from kapdist.data.sources import class_folder, fashion_mnist, make_source
 from kapdist.data.sources import fashion as sources
 from kapdist.data.sources.folder import read_image
 from kapdist.errors import InputError

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from formats import WNIDS, pixels
 
-from kapdist.data import Columns, Source, make_source, open_beton, write
+from kapdist.data.beton.layout import open_beton
+from kapdist.data.beton.write import write
+from kapdist.data.sources import Columns, Source, make_source
 from kapdist.data.sources.archives import TarFiles
 
 

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kapdist.data import class_folder, open_beton, write_beton
 from kapdist.data.beton.encode import decodes, jpeg_size
-from kapdist.data.beton.layout import stored_bytes
+from kapdist.data.beton.layout import open_beton, stored_bytes
+from kapdist.data.beton.write import write_beton
 from kapdist.data.errors import UnreadableImageError
+from kapdist.data.sources import class_folder
 from kapdist.data.sources.image import decode_image
 
 SIDE = 24

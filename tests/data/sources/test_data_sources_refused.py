@@ -17,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kapdist.data import Columns, class_folder, make_source, open_beton, write
+from kapdist.data.beton.layout import open_beton
+from kapdist.data.beton.write import write
 from kapdist.data.errors import UnreadableImageError
+from kapdist.data.sources import Columns, class_folder, make_source
 from kapdist.data.sources.matlab import read_matlab
 from kapdist.data.sources.pickles import read_arrays
 from kapdist.errors import InputError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import re
@@ -26,15 +27,16 @@ from kapdist.attack.plan import plan_attack
 from kapdist.attack.rescore import Votes
 from kapdist.attack.rows import chunk_table
 from kapdist.attack.shard import run_shard
-from kapdist.attack.stock import resolve
+from kapdist.attack.stock import resolve, standard_list
 from kapdist.data.beton.manifest import Manifest, write_manifest
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import AttackPlan, read_plan, write_plan
 from kapdist.records.sealed import write_json, write_table
-from kapdist.report.export import Entry, export
+from kapdist.report.export import run as exports
 from kapdist.report.export.images import COLUMNS
 from kapdist.report.export.latex import latex_table
 from kapdist.report.export.merged import read_all
+from kapdist.report.export.robustbench import Entry
 from kapdist.run.files import fingerprint
 from kapdist.run.paths import AttackDir
 from kapdist.statistics.intervals import wilson
@@ -43,6 +45,8 @@ World = Any
 MakePlan = Callable[..., AttackPlan]
 ROBUST, WRONG = -1, -2  # any other fate is the number of the stage that breaks the image
 FATES = (WRONG,) * 5 + (0,) * 10 + (1,) * 6 + (ROBUST,) * 19  # 40 images: 35 right, 19 robust
+
+export = functools.partial(exports.export, standard=standard_list)
 
 
 def made_up(plan: AttackPlan, chunk: int, fates: Sequence[int]) -> ChunkOutcome:
