@@ -18,7 +18,8 @@ from kapdist.environment import cache_root, package_version
 
 config: Any = numba_config  # its settings are made at run time
 
-JITTED_FILES = ("augment.py", "checksum.py", "decode.py", "fallback.py", "jit.py", "pixels.py", "resize.py")
+HERE = Path(__file__).parent
+JITTED = ("augment", "decode", "jit", "pixels", "resize", "simplejpeg", "../beton/checksum")
 
 
 class ByCode(caching.UserProvidedCacheLocator):
@@ -73,6 +74,6 @@ def identity() -> str:
         digest.update(f"{package} {package_version(package)}\n".encode())
     digest.update(llvmlite.binding.get_host_cpu_name().encode())
     digest.update(llvmlite.binding.get_host_cpu_features().flatten().encode())
-    for name in JITTED_FILES:
-        digest.update((Path(__file__).parent / name).read_bytes())
+    for name in JITTED:
+        digest.update((HERE / f"{name}.py").read_bytes())
     return digest.hexdigest()
