@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -94,6 +94,10 @@ class Sanity(Record):
     forwards: Count
     backwards: Count
     seconds: float = 0.0
+
+    def describe(self) -> dict[str, Any]:
+        """Return JSON values; a curve that nobody asked for is left out."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
     def count(self, status: Status) -> int:
         return sum(check.status == status for check in self.checks)

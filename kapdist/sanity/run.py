@@ -116,6 +116,7 @@ def describe(plan: AttackPlan, config: AttackConfig) -> dict[str, Any]:
     if config.noise == "off" and plan.model.architecture and plan.model.architecture["kap"]["noise_std"]:
         notes.append("the model's activation noise is off: this says nothing about the model with its noise on")
     return {
+        "format": 1,
         "name": plan.name,
         "run": plan.run,
         "norm": plan.norm,

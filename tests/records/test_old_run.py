@@ -1,0 +1,100 @@
+"""A run, its attacks and all that was asked of it, written before the code was moved into rooms.
+
+old_run.tar.xz was made of 70 test images of Fashion-MNIST by the commands of the README; nothing in it may become
+unreadable, and nothing that is added up again may come out otherwise.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from kapdist.attack.merge import merge
+from kapdist.config.evaluation import EvaluationConfig
+from kapdist.config.file import load_config
+from kapdist.corruptions.summary import write_summary
+from kapdist.data.beton.layout import open_beton
+from kapdist.models.build import build_model
+from kapdist.models.weights import load_weights
+from kapdist.records.attack_plan import read_plan
+from kapdist.records.corruptions import read_corruption_summary
+from kapdist.records.corruptions import read_plan as read_corruption_plan
+from kapdist.records.sanity import read_sanity
+from kapdist.records.sealed import read_json, read_table
+from kapdist.records.summary import read_summary
+from kapdist.records.worst import read_worst_cases, write_worst_case
+from kapdist.report import write_report
+from kapdist.report.reading import read_runs
+from kapdist.run.paths import RunDir, as_ended
+from kapdist.train.evaluate_run import evaluate_run
+
+OLD = Path(__file__).with_name("old_run.tar.xz")
+
+
+@pytest.fixture
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    with tarfile.open(OLD) as archive:
+        archive.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    return RunDir(Path("runs/old"))
+
+
+def test_the_training_is_read(old: RunDir) -> None:
+    config = old.load_config()
+    assert (config.name, config.kap.pool_size, config.train.epochs) == ("old", 3, 2)
+    load_weights(build_model(config.model, config.kap), as_ended(old.weights))
+    (run,) = read_runs([old.root])
+    assert run.status == "finished"
+    assert [line["step"] for line in run.metrics.train] == [3, 6, 9, 12, 14]
+    assert run.metrics.end is not None
+
+
+def test_an_attack_is_merged_again_to_the_same_records_and_numbers(old: RunDir) -> None:
+    attack = old.attack("a")
+    records, summary = read_table(attack.records), read_summary(attack.summary)
+    assert read_plan(attack).fingerprint == summary.plan_fingerprint
+    again = merge(attack.root)
+    assert again == summary
+    assert read_table(attack.records).equals(records)
+
+
+def test_the_worst_case_is_the_same(old: RunDir) -> None:
+    before = read_worst_cases(old.worst_case)
+    assert write_worst_case(old.root) == before
+
+
+def test_the_cells_of_corruptions_add_up_to_the_same(old: RunDir) -> None:
+    directory = old.corrupted("a")
+    before = read_corruption_summary(directory.summary)
+    records = read_table(directory.records)
+    assert write_summary(directory, read_corruption_plan(directory), None) == before
+    assert read_table(directory.records).equals(records)
+
+
+def test_the_sanity_report_says_the_same(old: RunDir) -> None:
+    path = old.attack("a").sanity
+    written = read_json(path)
+    assert read_sanity(path).describe() == written
+
+
+def test_an_evaluation_is_the_same(old: RunDir) -> None:
+    before = read_json(old.evaluation("evaluation"))
+    found = evaluate_run(old.root, load_config(EvaluationConfig, None, ["device=cpu", "threads=1", "workers=1"]))
+    assert found is not None
+    floats = "loss", "loss_sum", "ece", "bins"  # to the last bit on one kind of CPU alone
+    assert {key: found[key] for key in before if key not in floats} == {
+        key: before[key] for key in before if key not in floats
+    }
+    assert found["loss"] == pytest.approx(before["loss"], rel=1e-5)
+
+
+def test_the_page_has_the_same_table(old: RunDir, tmp_path: Path) -> None:
+    page = write_report([old.root], tmp_path / "page")
+    assert page.with_name("table.csv").read_text() == (tmp_path / "table.csv").read_text()
+
+
+def test_the_images_are_those_that_were_attacked(old: RunDir) -> None:
+    plan = read_plan(old.attack("a"))
+    assert open_beton(plan.data.path).fingerprint == plan.data.fingerprint
