@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from attack.kinds import Short
 from torch import Tensor, nn
 
 import kapdist.attack.images as images_of
+import kapdist.attack.stock as stock_of
+import kapdist.run.paths as rundir
 from kapdist.attack.images import ImageSet
 from kapdist.attack.stock import resolve
 from kapdist.config import AttackConfig
@@ -28,6 +31,8 @@ CHILD = """
 import sys
 import torch
 import kapdist.attack.images as images_of
+import kapdist.attack.stock as stock_of
+import kapdist.run.paths as rundir
 
 images, labels = torch.load(sys.argv[1], weights_only=True)
 images_of.beton_batches = lambda plan, batches: ((images[ids], labels[ids]) for ids in batches)
@@ -166,3 +171,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library with a few of its steps, queries and restarts, and no wait for the disk."""
+    monkeypatch.setattr(stock_of, "AutoAttack", Short)
+    monkeypatch.setattr(rundir, "sync", lambda path: None)

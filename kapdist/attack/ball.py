@@ -11,6 +11,7 @@ from kapdist.records.attack_plan import Norm
 
 RELATIVE_TOLERANCE = 1e-6
 FLOAT32_SPACING = 2.0**-24  # of floats just below 1
+LARGEST_ROUNDING = 1e-3  # of eps: what a projection in float32 may leave beyond it; more is no rounding
 
 
 def perturbation_norm(adversarial: Tensor, images: Tensor, norm: Norm) -> Tensor:
@@ -43,6 +44,19 @@ def drop_rounding(images: Tensor) -> Tensor:
     """Bring values that are one float32 rounding outside of [0, 1] back, as L1 attacks leave them; no others."""
     clamped = images.clamp(0, 1)
     return torch.where((images - clamped).abs() <= 2 * FLOAT32_SPACING, clamped, images)
+
+
+def pull_back(adversarial: Tensor, images: Tensor, norm: Norm, eps: float) -> Tensor:
+    """Shrink perturbations that a float32 projection left just beyond eps, as Square's in L1 does now and then.
+
+    Their verdict is that of the image so found. What lies further out stays there, to be refused.
+    """
+    norms = perturbation_norm(adversarial, images, norm)
+    beyond = (norms > largest_norm(norm, eps, images.shape[1:].numel())) & (norms <= eps * (1 + LARGEST_ROUNDING))
+    pulled, clean = adversarial.clone(), images[beyond].double()
+    size = (eps * (1 - RELATIVE_TOLERANCE) / norms[beyond]).view(-1, 1, 1, 1)
+    pulled[beyond] = (clean + size * (adversarial[beyond].double() - clean)).to(pulled.dtype)
+    return pulled
 
 
 def check_adversarial(name: str, norm: Norm, eps: float, images: Tensor, adversarial: Tensor) -> None:

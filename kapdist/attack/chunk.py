@@ -15,7 +15,7 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from kapdist.attack.averaged import AveragedModel
-from kapdist.attack.ball import check_adversarial, drop_rounding, perturbation_norm
+from kapdist.attack.ball import check_adversarial, drop_rounding, perturbation_norm, pull_back
 from kapdist.attack.classifier import where_not_finite
 from kapdist.attack.counted import CountedModel
 from kapdist.attack.rescore import Votes, cast_votes
@@ -95,7 +95,7 @@ def attack_chunk(
         surrogate: the model that the attack `transfer` is made on, like `model`.
 
     Raises:
-        InputError: the model's logits are not finite, or it changed its own buffers; it is declared deterministic
+        InputError: the model's logits are not finite, or it changed its own state; it is declared deterministic
             and a verdict does not repeat.
         RuntimeError: an adversarial image that would count leaves the ball, [0, 1] or the finite numbers.
     """
@@ -103,7 +103,7 @@ def attack_chunk(
     images = images.contiguous()  # the library calls .view on them, and channels-last would round otherwise
     devices = [images.device] if images.device.type == "cuda" else []
     noise_seed = derive_seed(plan.seed, "noise", chunk)
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    before = {name: value.clone() for name, value in state_of(model).items()}
     with torch.random.fork_rng(devices=devices), noise(model, plan.noise, seed=noise_seed), torch.no_grad():
         own = plan.model.factory is None and plan.noise == "off"
         counted = CountedModel(model, images.device, derive_seed(plan.seed, "model", chunk), inference=own)
@@ -116,7 +116,7 @@ def attack_chunk(
             check_repeats(counted, search, prediction, plan)
         attacked = counted.forwards
         votes = rescore(counted, search, plan, chunk)
-    check_buffers(model, before, plan)
+    check_state_kept(model, before, plan)
     return ChunkOutcome(
         clean_prediction=prediction,
         attacks=tuple(outcomes),
@@ -219,6 +219,7 @@ def attack_batch(library: AutoAttack, stage: Stage, search: Search) -> Tensor:
     found = search.images.clone()
     with watched.given(images, labels, stage.eps, ~search.robust[rows], search.adversarial[rows]) as batch:
         adversarial = drop_rounding(perturb(library, stage.attack, images, labels).detach())
+        adversarial = pull_back(adversarial, images, watched.norm, stage.eps)
         adversarial[batch.broken] = batch.found[batch.broken]
         found[rows] = adversarial
     harder = batch.margins < search.margins[rows]
@@ -294,12 +295,25 @@ def rescore(
     )
 
 
-def check_buffers(model: nn.Module, before: dict[str, Tensor], plan: AttackPlan) -> None:
-    after = dict(model.named_buffers())
-    changed = [name for name, old in before.items() if name not in after or not torch.equal(old, after[name])]
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers, those that are not saved too."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def check_state_kept(model: nn.Module, before: dict[str, Tensor], plan: AttackPlan) -> None:
+    """Raise InputError if the model is another than before: no verdict would be one on the model of the plan."""
+    after = state_of(model)
+    changed = [name for name, old in before.items() if name not in after or not same(old, after[name])]
     if changed or len(after) != len(before):
-        name = changed[0] if changed else "a new one"
-        raise InputError(place_of(plan), "a model whose buffers stay as they are under attack", f"{name} changed")
+        expected = "a model whose parameters and buffers stay as they are under attack"
+        raise InputError(place_of(plan), expected, f"{changed[0] if changed else 'a new one'} changed")
+
+
+def same(old: Tensor, new: Tensor) -> bool:
+    """Tell whether two tensors hold the same values; NaN, as memory that nobody uses may hold, is equal to NaN."""
+    if torch.equal(old, new):
+        return True
+    return torch.equal(old.isnan(), new.isnan()) and torch.equal(old.nan_to_num(), new.nan_to_num())
 
 
 def place_of(plan: AttackPlan) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,9 +25,10 @@ def check_classifier(
         The type of its logits.
 
     Raises:
-        InputError: it fails, or its output is not (batch, num_classes) finite logits, is a probability, or does
-            not depend differentiably on the images although an attack follows gradients.
+        InputError: it fails or changes its images, or its output is not (batch, num_classes) finite logits, is a
+            probability, or does not depend differentiably on the images although an attack follows gradients.
     """
+    check_images_kept(model, place, resolution)
     images = shown_images(model, resolution)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -40,6 +42,21 @@ def check_classifier(
     check_one_image(model, place, images.detach()[:1], num_classes)
     dtype: torch.dtype = logits.dtype
     return dtype
+
+
+def check_images_kept(model: nn.Module, place: object, resolution: int) -> None:
+    """Refuse a model that writes into its images: an attack would go on from others than it recorded."""
+    images = shown_images(model, resolution)
+    given = images.clone()
+    with (
+        contextlib.suppress(Exception),
+        torch.random.fork_rng(devices=[]),
+        torch.no_grad(),
+    ):  # raised again, and said
+        model(given)
+    if not torch.equal(given, images):
+        found = "images changed in place (let it work on a copy: images.clone())"
+        raise InputError(place, "a model that leaves its images as they are", found)
 
 
 def check_one_image(model: nn.Module, place: object, image: Tensor, num_classes: int) -> None:
@@ -64,6 +81,8 @@ def check_logits(logits: Any, place: object, images: Tensor, num_classes: int) -
     if tuple(logits.shape) != shape:
         found = f"{tuple(logits.shape)} (num_classes= says how many there are)"
         raise InputError(place, f"logits (batch, classes) = {shape}", found)
+    if logits.dtype == torch.bool or logits.is_complex():
+        raise InputError(place, "logits that are real numbers", str(logits.dtype).removeprefix("torch."))
     if not logits.isfinite().all():
         names = [f"test image {number}" for number in range(len(images))]
         raise InputError(place, "finite logits", where_not_finite(logits, images, names))

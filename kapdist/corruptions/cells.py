@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kapdist.attack.averaged import AveragedModel
-from kapdist.attack.chunk import check_buffers, predict
+from kapdist.attack.chunk import check_state_kept, predict, state_of
 from kapdist.attack.counted import CountedModel
 from kapdist.corruptions.corrupt import corrupt
 from kapdist.corruptions.frost import FrostSource
@@ -33,15 +33,15 @@ def predict_chunk(
         images: (batch, 3, height, width), float32 in [0, 1], on the CPU.
 
     Raises:
-        InputError: images that are not RGB, logits that are not finite, or a model that changes its buffers.
+        InputError: images that are not RGB, logits that are not finite, or a model that changes its state.
     """
     ids = plan.subject.chunk_images(chunk)
     device = torch.device("cpu" if plan.subject.device == "cpu" else "cuda")
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    before = {name: value.clone() for name, value in state_of(model).items()}
     batch = corrupted(images, ids, plan, cell, pool).to(device)
     with torch.no_grad(), answering(model, plan, cell, chunk, device) as answer:
         prediction = predict(answer, batch, plan.subject, chunk)
-    check_buffers(model, before, plan.subject)
+    check_state_kept(model, before, plan.subject)
     return prediction.cpu()
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kapdist.attack.ball import check_adversarial, drop_rounding, largest_norm, perturbation_norm
+import kapdist.attack.chunk as chunk_of
+from kapdist.attack.ball import check_adversarial, drop_rounding, inside, largest_norm, perturbation_norm, pull_back
 from kapdist.attack.chunk import attack_chunk
 from kapdist.records.attack_plan import AttackPlan
 
@@ -113,3 +114,44 @@ def test_the_tolerance_covers_one_float32_rounding_and_no_more() -> None:
 def test_only_a_rounding_outside_the_range_is_brought_back() -> None:
     values = torch.tensor([-1e-8, 1 + 2.0**-23, 0.5, 1.00001, -0.01])
     assert drop_rounding(values).tolist() == [0.0, 1.0, 0.5, values[3].item(), values[4].item()]
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.02), ("L2", 0.3), ("L1", 2.0)])
+def test_only_a_projection_s_rounding_beyond_eps_is_pulled_back(norm: str, eps: float) -> None:
+    random = torch.Generator().manual_seed(0)
+    images = 0.45 + 0.1 * torch.rand(4, 3, 8, 8, generator=random)
+    delta = torch.randn(images.shape, generator=random)
+    shares = torch.tensor([0.9, 1.0, 1 + 2.5e-5, 1.01]).view(-1, 1, 1, 1)
+    unit = delta / perturbation_norm(images + delta, images, norm).float().view(-1, 1, 1, 1)
+    found = images + eps * shares * unit
+    pulled = pull_back(found, images, norm, eps)
+    assert inside(found, images, norm, eps).tolist() == [True, True, False, False]
+    assert inside(pulled, images, norm, eps).tolist() == [True, True, True, False]
+    assert torch.equal(pulled[[0, 1, 3]], found[[0, 1, 3]])
+    assert perturbation_norm(pulled, images, norm)[2] == pytest.approx(eps, rel=1e-5)
+    assert torch.allclose(pulled[2], found[2], rtol=0, atol=1e-4 * eps)
+
+
+def test_what_an_attack_rounds_beyond_eps_is_judged_inside_and_what_is_further_out_is_an_error(
+    make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Square in L1 does it now and then, and hours of work ended with it."""
+    model, images, labels = linear_problem(3)
+    labels = model(images).argmax(1)
+    radius = exact_radius(model, images, labels, 2.0)
+    eps = radius.max().item() * 1.1
+    slope = (model[1].weight[:, None] - model[1].weight[None])[labels].flatten(1).view(3, 4, 3, 8, 8)
+    nearest = (model(images).gather(1, labels[:, None]) - model(images)) / slope.flatten(2).norm(dim=2).clamp(1e-9)
+    target = nearest.scatter(1, labels[:, None], torch.inf).argmin(1)
+    step = -slope[torch.arange(3), target]
+    step = step / step.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    plan = make_plan("L2", eps, ("square",), num_classes=4)
+    for share, said in ((1 + 1e-4, None), (1.01, "beyond eps")):
+        monkeypatch.setattr(chunk_of, "perturb", lambda library, name, x, y, share=share: x + share * eps * step)
+        if said:
+            with pytest.raises(RuntimeError, match=said):
+                attack_chunk(model, images, labels, plan, 0)
+        else:
+            outcome = attack_chunk(model, images, labels, plan, 0)
+            assert outcome.attacks[0].broke.all()
+            assert (outcome.attacks[0].norm <= largest_norm("L2", eps, 192)).all()
