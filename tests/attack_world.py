@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import kapdist.attack.images as images_of
 import kapdist.attack.stock as stock_of
-import kapdist.run.paths as rundir
+import kapdist.run.files as files
 from kapdist.attack.images import ImageSet
 from kapdist.attack.stock import resolve
 from kapdist.config import AttackConfig
@@ -32,7 +32,7 @@ import sys
 import torch
 import kapdist.attack.images as images_of
 import kapdist.attack.stock as stock_of
-import kapdist.run.paths as rundir
+import kapdist.run.files as files
 
 images, labels = torch.load(sys.argv[1], weights_only=True)
 images_of.beton_batches = lambda plan, batches: ((images[ids], labels[ids]) for ids in batches)
@@ -177,4 +177,4 @@ def one_thread() -> Iterator[None]:
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library with a few of its steps, queries and restarts, and no wait for the disk."""
     monkeypatch.setattr(stock_of, "AutoAttack", Short)
-    monkeypatch.setattr(rundir, "sync", lambda path: None)
+    monkeypatch.setattr(files, "sync", lambda path: None)
