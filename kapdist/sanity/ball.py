@@ -26,7 +26,11 @@ class Ball:
         gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
         if self.norm == "Linf":
             return gradient.sign()
-        return gradient / per_image_norm(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
+        smallest = torch.finfo(gradient.dtype).tiny
+        unit = gradient / gradient.abs().amax((1, 2, 3), keepdim=True).clamp(
+            min=smallest
+        )  # squares that are numbers
+        return unit / per_image_norm(unit).clamp(min=smallest)
 
     def project(self, points: Tensor, images: Tensor) -> Tensor:
         """Return the points brought back into the ball around their images and into [0, 1]."""

@@ -17,7 +17,7 @@ from kapdist.attack.ball import largest_norm, perturbation_norm
 from kapdist.config import SanityConfig
 from kapdist.sanity.ball import Ball
 from kapdist.sanity.probes import Ascent, fgsm, pgd, square
-from kapdist.sanity.subject import Loss, Subject, cross_entropy, margin
+from kapdist.sanity.subject import Loss, Subject, margin, sharp_cross_entropy
 
 EPS_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 RANDOM_POINTS = 50
@@ -48,7 +48,7 @@ class Effort:
         self.broken: dict[str, Tensor] = {}
         self.largest_excess = 0.0
 
-    def run(self, loss: Loss = cross_entropy, ball: Ball | None = None, **options: int) -> Ascent:
+    def run(self, loss: Loss = sharp_cross_entropy, ball: Ball | None = None, **options: int) -> Ascent:
         """Run PGD with the config's effort unless `options` say otherwise."""
         effort = {"iterations": self.config.iterations, "draws": self.draws, "seed": self.seed} | options
         watched = sorted({1, 2, 5, 10, 20, 50, 100, self.config.iterations})
@@ -152,7 +152,7 @@ class Effort:
     def unbounded(self) -> Tensor:
         """Return what falls when any image may be shown: both losses, in steps of a tenth of the range."""
         broken = torch.zeros_like(self.labels, dtype=torch.bool)
-        for loss in (cross_entropy, margin):
+        for loss in (sharp_cross_entropy, margin):
             ascent = pgd(
                 self.subject,
                 self.images,

@@ -11,7 +11,7 @@ from torch import Tensor
 from kapdist.attack.stock import square_alone
 from kapdist.rng import derive_seed
 from kapdist.sanity.ball import Ball
-from kapdist.sanity.subject import Loss, Subject, cross_entropy
+from kapdist.sanity.subject import Loss, Subject, sharp_cross_entropy
 
 STEP = 0.25  # of eps, as Madry et al. 2018 step by 2/255 in a ball of 8/255
 
@@ -38,7 +38,7 @@ def pgd(
     iterations: int,
     seed: int,
     draws: int = 1,
-    loss: Loss = cross_entropy,
+    loss: Loss = sharp_cross_entropy,
     restart: int = 0,
     watched: Sequence[int] = (),
     step: float = STEP,
@@ -63,7 +63,7 @@ def pgd(
 
 def fgsm(subject: Subject, images: Tensor, labels: Tensor, ball: Ball, draws: int = 1) -> Tensor:
     """One step of size eps from the clean image: Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572."""
-    gradient, _ = subject.slope(images, labels, cross_entropy, subject.fresh(draws))
+    gradient, _ = subject.slope(images, labels, sharp_cross_entropy, subject.fresh(draws))
     return ball.project(images + ball.eps * ball.steepest(gradient), images)
 
 

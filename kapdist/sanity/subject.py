@@ -21,12 +21,27 @@ from torch.nn import functional
 from kapdist.kap import noise
 from kapdist.rng import derive_seed
 
+LEAST_SPREAD = 1.5  # mean distance of a logit from its image's mean; over images honest networks have 1.9 to 3
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the cross-entropy of each image, (batch,)."""
     return functional.cross_entropy(logits, labels, reduction="none")
+
+
+def sharp_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of each image, its logits spread out at least as a trained network's, (batch,).
+
+    A small factor on all logits changes no prediction, but it levels the softmax until the cross-entropy climbs
+    towards all other classes alike and misses the nearest. An attacker divides by it first, and so does this loss.
+    Logits that are spread out already keep their differences: a softmax that they saturate is a finding.
+    """
+    centred = logits - logits.detach().mean(1, keepdim=True)
+    spread = centred.detach().abs().mean(1, keepdim=True)  # no squares: those of small logits are zero
+    factor = (LEAST_SPREAD / spread.clamp(min=torch.finfo(spread.dtype).tiny)).clamp(min=1)
+    return cross_entropy(factor * centred, labels)
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -111,7 +126,11 @@ class Subject:
         before = random.getstate(), np.random.get_state()
         devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
         with torch.random.fork_rng(devices=devices), noise(self.model, self.mode, seed=seed):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(
+                seed
+            )  # torch.manual_seed keeps a list of its calls until CUDA is used
+            if devices:
+                torch.cuda.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed % 2**32)
             try:

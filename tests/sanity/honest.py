@@ -45,6 +45,25 @@ def resnet(pool_size: int = 1, noise_std: float = 0.0) -> nn.Module:
     return kapify(network, pool_size=pool_size, noise_std=noise_std) if pool_size > 1 or noise_std else network
 
 
+class Wrapped(nn.Module):
+    """Something around a network."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+
+class Tempered(Wrapped):
+    """A network with a temperature: the factor on its logits changes no prediction."""
+
+    def __init__(self, network: nn.Module, factor: float) -> None:
+        super().__init__(network)
+        self.factor = factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.factor * self.network(images)
+
+
 def trained(network: nn.Module, seed: int, epochs: int, count: int = 2000, eps: float = 0.0) -> nn.Module:
     """Train with Adam; with eps on one-step adversarial images from a random start (Wong et al. 2020)."""
     images, labels = fashion("train", count)
@@ -71,11 +90,13 @@ def adversarial(network: nn.Module, images: Tensor, labels: Tensor, eps: float, 
 
 
 def honest(kind: str, seed: int = 0) -> nn.Module:
-    """plain, adversarial, kap, noise (KAP with its noise on), the cnn that defences are planted on, noisy cnn."""
+    """plain, adversarial, kap, noise (KAP, its noise on), the cnn that defences are planted on, faint or noisy."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if kind == "cnn":
             return trained(small_cnn(), seed, epochs=3, count=3000)
+        if kind == "faint cnn":
+            return Tempered(honest("cnn", seed), 1e-20).eval()
         if kind == "plain":
             return trained(resnet(), seed, epochs=2)
         if kind == "adversarial":

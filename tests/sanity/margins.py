@@ -18,7 +18,7 @@ from kapdist.sanity.ball import Ball
 from kapdist.sanity.examine import examine
 from kapdist.sanity.verdict import CHECKS
 
-KINDS = ("cnn", "plain", "kap", "adversarial")
+KINDS = ("cnn", "faint cnn", "plain", "kap", "adversarial")
 
 
 def numbers(model: torch.nn.Module, config: SanityConfig, seed: int, mode: str = "off") -> dict[str, float | None]:

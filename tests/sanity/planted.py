@@ -5,27 +5,38 @@ Each is a few lines after the papers that broke its kind; PLANTED says which cau
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from PIL import Image
+from sanity.hashed import HashedNoise, HashedPermutation, HashedResize, NearestInTable, Table
+from sanity.honest import Tempered, Wrapped
 from torch import Tensor, nn
 from torch.nn import functional
 
 
-class Wrapped(nn.Module):
-    """A defence around a network."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-
-class HugeTemperature(Wrapped):
+class HugeTemperature(Tempered):
     """Logits so large that the softmax saturates (Carlini & Wagner 2016 on distillation)."""
 
-    def forward(self, images: Tensor) -> Tensor:
-        return 2000 * self.network(images)
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network, 2000)
+
+
+class Temperature1e6(Tempered):
+    """Logits so large that in float32 every probability but one is zero."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network, 1e6)
+
+
+class Temperature1e30(Tempered):
+    """Logits so large that in float32 their squares, and those of a gradient, are infinite."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network, 1e30)
 
 
 class RoundedInput(Wrapped):
@@ -52,9 +63,30 @@ class Jpeg(Wrapped):
         basis[0] /= math.sqrt(2)
         size = images.shape[-1]
         blocks = images.unfold(2, 8, 8).unfold(3, 8, 8)
-        coefficients = (basis @ blocks @ basis.T / 0.1).round() * 0.1
+        coefficients = self.rounded(basis @ blocks @ basis.T / 0.1) * 0.1
         rebuilt = (basis.T @ coefficients @ basis).permute(0, 1, 2, 4, 3, 5)
         return self.network(rebuilt.reshape(len(images), 3, size, size).clamp(0, 1))
+
+    def rounded(self, coefficients: Tensor) -> Tensor:
+        return coefficients.round()
+
+
+class JpegWithGradient(Jpeg):
+    """The same rounding, which the backward pass takes for the identity (straight-through: Bengio et al. 2013)."""
+
+    def rounded(self, coefficients: Tensor) -> Tensor:
+        return coefficients + (coefficients.round() - coefficients).detach()
+
+
+class JpegFile(Wrapped):
+    """The images are written to a JPEG file and read again: bytes, which have no gradient."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = (255 * images.detach().permute(0, 2, 3, 1)).round().byte().numpy()
+        file = io.BytesIO()  # one below the other: a block of 8 x 8 knows nothing of the next, nor an image
+        Image.fromarray(pixels.reshape(-1, *pixels.shape[2:])).save(file, "jpeg", quality=75, subsampling=0)
+        read = torch.from_numpy(np.array(Image.open(file)).reshape(pixels.shape))
+        return self.network(read.permute(0, 3, 1, 2).to(images) / 255)
 
 
 class RandomShift(Wrapped):
@@ -227,6 +259,32 @@ class Rounding(Wrapped):
         return torch.tanh(4 * self.network(images))
 
 
+class Sign(nn.Module):
+    """One bit for each value; its derivative is zero wherever there is one."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values.sign()
+
+
+class SignActivations(Wrapped):
+    """The last layer but one says of each value only whether it is positive, as binary networks do."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        last = max(place for place, layer in enumerate(network) if isinstance(layer, nn.ReLU))
+        network[last] = Sign()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+
+class RoundedLogits(Wrapped):
+    """Scores of three decimals, as a service would give them."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images).round(decimals=3)
+
+
 class Storm(Wrapped):
     """A new random linear function on top of each logit: small in value, large in slope."""
 
@@ -259,4 +317,15 @@ PLANTED: dict[Callable[[nn.Module], nn.Module], set[str]] = {
     TrainingMode: {"training mode"},
     OnlyAtRest: {"masked gradient", "non-differentiable step"},
     Rounding: {"vanishing gradient"},
+    Temperature1e6: {"saturated softmax"},
+    Temperature1e30: {"saturated softmax"},
+    JpegFile: {"quantised input", "non-differentiable step"},
+    JpegWithGradient: {"quantised input", "false gradient"},
+    SignActivations: {"non-differentiable step"},
+    RoundedLogits: {"non-differentiable step"},
+    HashedPermutation: {"shattered gradient", "false gradient"},
+    HashedNoise: {"shattered gradient", "false gradient"},
+    HashedResize: {"shattered gradient", "false gradient"},
+    Table: {"discrete output"},
+    NearestInTable: {"non-differentiable step"},
 }

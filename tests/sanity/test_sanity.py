@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sanity.honest import EPS, fashion, honest
-from sanity.planted import PLANTED, OnlyAtRest, Storm, Wrapped
+from sanity.honest import EPS, Tempered, Wrapped, fashion, honest
+from sanity.planted import PLANTED, OnlyAtRest, Storm
 from torch import Tensor, nn
+from torch.nn import functional
 
 from kapdist.cli import file_and_overrides
 from kapdist.config import AttackConfig, SanityConfig
@@ -27,12 +28,12 @@ from kapdist.sanity.effort import excess
 from kapdist.sanity.examine import examine
 from kapdist.sanity.probes import fgsm, pgd
 from kapdist.sanity.run import run_sanity, stored_violations
-from kapdist.sanity.subject import Subject, margin
+from kapdist.sanity.subject import Loss, Subject, cross_entropy, margin, sharp_cross_entropy
 from kapdist.sanity.verdict import CAUSES, CHECKS, judged, overall
 
 LITTLE = SanityConfig(num_images=24, iterations=10, restarts=2, draws=2, queries=30)
 LEAST = SanityConfig(num_images=8, iterations=2, restarts=2, draws=2, queries=5)
-BALL = Ball("Linf", EPS)
+BALL, BALL_L2 = Ball("Linf", EPS), Ball("L2", 0.8)
 
 
 @cache
@@ -71,9 +72,20 @@ def test_an_honest_model_is_not_flagged(kind: str) -> None:
 
 def test_an_honest_model_is_not_flagged_in_l2_either() -> None:
     images, labels = fashion("test", LITTLE.num_images)
-    found = examine(network(), images, labels, Ball("L2", 0.8), LITTLE)
+    found = examine(network(), images, labels, BALL_L2, LITTLE)
     assert failures(found) == []
     assert found["attacks"]["pgd"] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("ball", "factor"),
+    [(BALL, 1e-1), (BALL, 1e-10), (BALL, 1e-20), (Ball("L2", 0.8), 1e-1), (Ball("L2", 0.8), 1e-20)],
+)
+def test_an_honest_model_is_not_flagged_however_small_its_logits(ball: Ball, factor: float) -> None:
+    images, labels = fashion("test", LITTLE.num_images)
+    found = examine(Tempered(network(), factor).eval(), images, labels, ball, LITTLE)
+    assert found["verdict"] == "pass", failures(found)
+    assert found["attacks"]["pgd"] < 0.3
 
 
 def test_declared_noise_is_examined_and_undeclared_noise_is_flagged() -> None:
@@ -163,6 +175,30 @@ def test_attacks_break_exactly_what_is_within_reach_of_a_linear_model(norm: str)
         delta = (found - images).flatten(1)
         size = delta.abs().amax(1) if norm == "Linf" else delta.norm(dim=1)
         assert size.max() <= eps * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-3, 1e-20, 1e-36])
+def test_no_factor_on_small_logits_changes_where_the_cross_entropy_climbs(factor: float) -> None:
+    random = torch.Generator().manual_seed(0)
+    large = 5 * torch.randn(6, 10, generator=random) + 3
+    labels = torch.arange(6)
+
+    def climbs(logits: Tensor, loss: Loss) -> Tensor:
+        logits = logits.clone().requires_grad_()
+        return functional.normalize(torch.autograd.grad(loss(logits, labels).sum(), logits)[0].double())
+
+    small = 0.1 * large
+    expected = climbs(small, sharp_cross_entropy)
+    assert torch.allclose(climbs(factor * small, sharp_cross_entropy), expected, rtol=1e-3, atol=1e-6)
+    assert not torch.allclose(climbs(small, cross_entropy), expected, atol=0.1)
+    assert torch.allclose(climbs(large, sharp_cross_entropy), climbs(large, cross_entropy), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_the_steepest_step_has_norm_one_whatever_the_size_of_the_gradient(size: float) -> None:
+    gradient = torch.tensor([3.0, -4.0, 0.0]).view(1, 3, 1, 1)
+    assert torch.allclose(Ball("L2", 1.0).steepest(size * gradient), gradient / 5)
+    assert torch.equal(Ball("L2", 1.0).steepest(0 * gradient), 0 * gradient)
 
 
 def test_an_image_beyond_eps_is_measured() -> None:
