@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from kapdist.errors import RESUME, InputError, StoppedError, TransientError
-from kapdist.run.standard_output import open_standard_streams, result, work
+from kapdist.errors import RESUME, InputError, StoppedError, TransientError, one_line
+from kapdist.run.standard_output import kept_for_the_result, open_standard_streams, result, work
 
 app = typer.Typer(
     help="Train Kernel Average Pooling ResNets over many nodes, attack them in shards, believe the number.",
@@ -24,7 +24,9 @@ attack = typer.Typer(help="Attack a model with AutoAttack in shards.", no_args_i
 app.add_typer(data, name="data")
 app.add_typer(attack, name="attack")
 
+UsageError: Any = typer.BadParameter.__mro__[1]  # of click, which typer brings along and does not export
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as wanted.")]
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file.")]
 Run = Annotated[Path, typer.Argument(help="Run directory; with model.factory=, any directory for the results.")]
 ConfigWords = Annotated[
     list[str] | None,
@@ -93,7 +95,7 @@ def data_check(path: Annotated[Path, typer.Argument(help="The beton to check.")]
 
 
 @app.command()
-def train(config: Annotated[Path, typer.Argument(help="YAML file.")], overrides: Overrides = None) -> None:
+def train(config: ConfigFile, overrides: Overrides = None) -> None:
     """Train, or continue: one process, or one rank under torchrun or srun."""
     from kapdist.config import Config
     from kapdist.config.file import load_config
@@ -103,7 +105,8 @@ def train(config: Annotated[Path, typer.Argument(help="YAML file.")], overrides:
     from kapdist.train.loop import train
 
     try:
-        train(resolved)
+        with kept_for_the_result():
+            train(resolved)
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -178,9 +181,7 @@ def forecast(
 
 
 @attack.command("run")
-def attack_run(
-    run: Run, config: Annotated[Path, typer.Argument(help="YAML file.")], overrides: Overrides = None
-) -> None:
+def attack_run(run: Run, config: ConfigFile, overrides: Overrides = None) -> None:
     """Plan, attack all shards in local processes, merge."""
     resolved = attack_config(config, overrides)
     from kapdist.attack.local import run_attack
@@ -192,9 +193,7 @@ def attack_run(
 
 
 @attack.command("plan")
-def attack_plan(
-    run: Run, config: Annotated[Path, typer.Argument(help="YAML file.")], overrides: Overrides = None
-) -> None:
+def attack_plan(run: Run, config: ConfigFile, overrides: Overrides = None) -> None:
     """Fix what is attacked and how; prints the directory's plan."""
     resolved = attack_config(config, overrides)
     from kapdist.attack.plan import plan_attack
@@ -213,7 +212,8 @@ def attack_shard(
     """Attack one shard's chunks; chunks that are done are skipped."""
     from kapdist.attack.shard import run_shard
 
-    run_shard(directory, shard, num_shards)
+    with work(directory):
+        run_shard(directory, shard, num_shards)
 
 
 @attack.command("merge")
@@ -293,10 +293,7 @@ def attack_export(
 
 
 @attack.command("sanity")
-def attack_sanity(
-    run: Run,
-    words: ConfigWords = None,
-) -> None:
+def attack_sanity(run: Run, words: ConfigWords = None) -> None:
     """Examine whether an attack on the model can be believed; verdicts are results, the exit code is 0."""
     config, overrides = file_and_overrides(words or [], name="sanity")
     resolved = attack_config(config, overrides)
@@ -309,10 +306,7 @@ def attack_sanity(
 
 
 @attack.command("corruptions")
-def attack_corruptions(
-    run: Run,
-    words: ConfigWords = None,
-) -> None:
+def attack_corruptions(run: Run, words: ConfigWords = None) -> None:
     """Measure the accuracy under 15 common corruptions at 5 severities, and under random noise."""
     config, overrides = file_and_overrides(words or [], name="corruptions")
     resolved = attack_config(config, overrides)
@@ -377,16 +371,21 @@ def main() -> None:
 
 def run_command() -> None:
     """Run the command that the words name; what it leaves to be printed, as the help, may not find room."""
-    code: int | str | None = 0
     with result():
         try:
-            app()
+            code = app(standalone_mode=False)
         except SystemExit as end:
             code = end.code
+        except UsageError as error:
+            code = 2
+            if message := error.format_message():  # without any words at all the help has been printed
+                root, command = error.ctx.find_root().command_path, error.ctx.command_path
+                place = command.removeprefix(root).strip() or "command"
+                tell(f"{place}: {one_line(message)} (--help tells more)")
     sys.exit(code)
 
 
-def tell(end: Exception) -> None:
+def tell(end: object) -> None:
     """Say in one line how it ended; where the terminal is gone, the exit code says it alone."""
     with contextlib.suppress(OSError):
         print(f"kapdist: {end}", file=sys.stderr)

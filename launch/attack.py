@@ -160,7 +160,8 @@ def shards_to_run(
     if planned:
         total = min(cluster.shards, num_chunks(attack))
         return list(missing_shards(attack, total)) or [0], total
-    chunks = -(-config.num_images // config.chunk_size) or cluster.shards
+    asked = config.num_asked(None)
+    chunks = -(-asked // config.chunk_size) if asked else cluster.shards
     total = min(cluster.shards, chunks)
     return list(range(total)), total
 

@@ -78,7 +78,7 @@ class World:
 
     def describe_images(self, path: Path | None, config: object, *classes: object) -> ImageSet:
         data = PlannedData(path=Path("images.beton"), fingerprint="f", resolution=8, crop="none", crop_ratio=1)
-        return ImageSet(data, len(self.images), 5)
+        return ImageSet(data, len(self.images), tuple("01234"))
 
     def batches(self, plan: object, batches: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         for ids in batches:

@@ -27,7 +27,12 @@ class ImageSet:
 
     data: PlannedData
     num_images: int
-    num_classes: int
+    class_names: tuple[str, ...]
+    """In the order in which the labels count."""
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
 
 
 def describe_images(
@@ -62,7 +67,21 @@ def describe_images(
     mapped = info.class_names if info.class_names != own else None
     found = {"path": path.resolve(), "fingerprint": info.fingerprint, "classes": mapped}
     data = PlannedData.model_validate(found | shape)
-    return ImageSet(data, info.num_images, len(info.class_names))
+    return ImageSet(data, info.num_images, info.class_names)
+
+
+def check_other_run(place: str, run: Path, config: Config, image_set: ImageSet) -> None:
+    """Refuse another run to which the images' labels would mean other classes; one that tells more apart will do.
+
+    Raises:
+        InputError: names the first class that differs.
+    """
+    from kapdist.data.beton.classes import ClassList, classes_of, first_difference
+
+    known, asked = classes_of(RunDir(run), config), image_set.class_names
+    if known and known.names[: len(asked)] != asked:
+        whose = ClassList(asked, f"the images of {image_set.data.path}")
+        raise InputError(place, *first_difference(known.names, whose, part=False))
 
 
 def side_of(info: BetonInfo, path: Path) -> int:

@@ -26,8 +26,9 @@ from kapdist.records.attack_plan import AttackPlan
 from kapdist.records.sealed import DamagedError, read_table
 from kapdist.records.summary import Summary
 from kapdist.run.ends import cause_in, fatal_file, heard, killed_by
+from kapdist.run.files import check_outputs
 from kapdist.run.lock import locked
-from kapdist.run.paths import AttackDir
+from kapdist.run.paths import AttackDir, RunDir
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0
@@ -47,6 +48,7 @@ def run_attack(run: Path, config: AttackConfig) -> Summary:
     """
     attack = attack_dir_of(run, config)
     with locked(attack.lock), ended_by_sigterm():
+        check_outputs(attack.plan, attack.summary, attack.records, RunDir(run).worst_case)
         plan = write_new_plan(run, config, attack)
         for note in plan.notes:
             print(f"note: {note}", file=sys.stderr, flush=True)

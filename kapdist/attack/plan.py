@@ -34,7 +34,7 @@ from kapdist.kap import noise
 from kapdist.records.attack_plan import PACKAGES, AttackPlan, Norm, OwnSettings, PlannedModel, read_plan, write_plan
 from kapdist.records.attacked import weights_path
 from kapdist.rng import permutation
-from kapdist.run.files import fingerprint
+from kapdist.run.files import check_outputs, fingerprint
 from kapdist.run.lock import locked
 from kapdist.run.paths import AttackDir, RunDir
 
@@ -49,6 +49,7 @@ def plan_attack(run: Path, config: AttackConfig) -> AttackPlan:
     attack = attack_dir_of(run, config)
     refuse_auto_elsewhere(run, config)
     with locked(attack.lock):
+        check_outputs(attack.plan)
         return write_new_plan(run, config, attack)
 
 
@@ -90,7 +91,7 @@ def make_plan(run: Path, config: AttackConfig, attack: AttackDir, *, examined: b
         version=config.version,
         attacks=attacks,
         settings=settings,
-        own_settings=own_settings(config, model),
+        own_settings=own_settings(config, model, image_set),
         noise=config.noise,
         screen=protocol.screen,
         compact=protocol.compact,
@@ -182,26 +183,32 @@ def plan_model(run: Path, config: AttackConfig, run_config: Config | None, image
     return planned.model_copy(update={"weights_sha256": sha256_of_weights(planned, run)})
 
 
-def own_settings(config: AttackConfig, model: PlannedModel) -> OwnSettings:
+def own_settings(config: AttackConfig, model: PlannedModel, image_set: ImageSet) -> OwnSettings:
     own = own_settings_of(config)
     if config.transfer_from is None:
         return own
-    return own.model_copy(update={"surrogate": plan_surrogate(config.transfer_from, config, model)})
+    surrogate = plan_surrogate("transfer_from", config.transfer_from, config, model, image_set)
+    return own.model_copy(update={"surrogate": surrogate})
 
 
-def plan_surrogate(run: Path, config: AttackConfig, model: PlannedModel) -> PlannedModel:
+def plan_surrogate(
+    key: str, run: Path, config: AttackConfig, model: PlannedModel, image_set: ImageSet
+) -> PlannedModel:
     """Return the model of the run that transfers come from, its noise off and its weights where they lie.
 
+    Args:
+        key: of the config, which names the run.
+
     Raises:
-        InputError: it is no finished run, or its classes are not those of the attacked model.
+        InputError: it is no finished run, or its classes are not those of the attacked model and of the images.
     """
     run_config = RunDir(run).load_config()
     update = {"model": AttackedModelConfig(weights=RunDir(run).weights), "noise": "off", "num_classes": None}
-    image_set = images_of.describe_images(config.data, run_config, run, config.classes)
     surrogate = plan_model(run, config.model_copy(update=update), run_config, image_set)
     if surrogate.num_classes != model.num_classes:
         expected = f"a run with the {model.num_classes} classes of the attacked model"
-        raise InputError(f"transfer_from={run}", expected, f"{surrogate.num_classes} classes")
+        raise InputError(f"{key}={run}", expected, f"{surrogate.num_classes} classes")
+    images_of.check_other_run(f"{key}={run}", run, run_config, image_set)
     return surrogate
 
 
@@ -212,11 +219,12 @@ def sha256_of_weights(planned: PlannedModel, run: Path) -> str:
 
 def choose_images(config: AttackConfig, image_set: ImageSet) -> tuple[int, ...]:
     """Return the ids of the images to attack: the first of a permutation by seed, ascending."""
-    if config.num_images > image_set.num_images:
+    num_images = config.num_asked(image_set.num_images)
+    if num_images is not None and num_images > image_set.num_images:
         found = f"{image_set.num_images} in {image_set.data.path}"
-        raise InputError("num_images", f"at least {config.num_images} images", found)
+        raise InputError("num_images", f"at least {num_images} images", found)
     chosen = permutation(image_set.num_images, config.seed, "attack images")
-    return tuple(sorted(chosen[: config.num_images or None].tolist()))
+    return tuple(sorted(chosen[:num_images].tolist()))
 
 
 def resolve_threads(config: AttackConfig, attack: AttackDir) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -21,7 +22,7 @@ from kapdist.records.chunks import is_done
 from kapdist.records.sealed import is_whole, write_array, write_table
 from kapdist.records.sharding import chunks_of
 from kapdist.run.ends import fatal_file, stacks_at_death
-from kapdist.run.files import output
+from kapdist.run.files import check_outputs, output
 from kapdist.run.paths import AttackDir
 
 
@@ -39,9 +40,11 @@ def run_shard(attack_dir: Path, shard: int, num_shards: int) -> None:
     plan = read_plan(attack)
     mine = chunks_of(plan.num_chunks, shard, num_shards, plan.costs)
     todo = [chunk for chunk in mine if not is_done_with_images(attack, plan, chunk)]
-    print(f"shard {shard} of {num_shards}: {len(mine)} chunks, {len(mine) - len(todo)} done already", flush=True)
+    said = f"shard {shard} of {num_shards}: {len(mine)} chunks, {len(mine) - len(todo)} done already"
+    print(said, file=sys.stderr, flush=True)
     if todo:
         with output(attack.root), stacks_at_death(fatal_file(attack.logs, shard)):
+            check_outputs(*files_of(attack, plan, todo[0]))
             device = settle(plan)
             model, surrogate = models(plan, run_of(attack), device)
             work(attack, plan, model, surrogate, todo, device)
@@ -101,9 +104,15 @@ def count_robust(table: pl.DataFrame) -> int:
     return table.filter(pl.col("broken_by").is_null() & (pl.col("label") == pl.col("clean_prediction"))).height
 
 
-def is_done_with_images(attack: AttackDir, plan: AttackPlan, chunk: int) -> bool:
+def files_of(attack: AttackDir, plan: AttackPlan, chunk: int) -> tuple[Path, ...]:
+    """Return where a chunk's records are, and its images where they are kept."""
     kept = (attack.adversarial_images(chunk), attack.clean_images(chunk)) if plan.keep_adversarial else ()
-    return is_done(attack.chunk(chunk), plan, chunk) and all(map(is_whole, kept))
+    return attack.chunk(chunk), *kept
+
+
+def is_done_with_images(attack: AttackDir, plan: AttackPlan, chunk: int) -> bool:
+    records, *kept = files_of(attack, plan, chunk)
+    return is_done(records, plan, chunk) and all(map(is_whole, kept))
 
 
 def write_images(path: Path, images: Tensor) -> None:

@@ -4,9 +4,9 @@ from kapdist.config.adversarial import AdversarialConfig
 from kapdist.config.attack import AttackConfig, AttackedModelConfig, AttackName, CorruptionsConfig, SanityConfig
 from kapdist.config.fields import Section
 from kapdist.config.training import (
+    KEPT,
     MAY_CHANGE,
     MAY_MOVE,
-    RAMP_MULTIPLE,
     AnySection,
     Config,
     DataConfig,
@@ -21,9 +21,9 @@ from kapdist.config.training import (
 )
 
 __all__ = [
+    "KEPT",
     "MAY_CHANGE",
     "MAY_MOVE",
-    "RAMP_MULTIPLE",
     "AdversarialConfig",
     "AnySection",
     "AttackConfig",

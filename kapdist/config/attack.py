@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from kapdist.config.defaults import ATTACK, ATTACKED_IMAGES
 from kapdist.config.fields import (
     CORRUPTIONS,
     ClassRule,
@@ -33,8 +34,8 @@ class AttackedModelConfig(Section):
 class SanityConfig(Section):
     """Owner: attack/sanity. How much effort goes into finding out whether an attack's number can be believed."""
 
-    num_images: Natural = 64
-    """Images to examine, the first of the attack's choice."""
+    num_images: Natural | None = None
+    """Images to examine, the first of the attack's choice; default: 64, or all where there are fewer."""
     iterations: Natural = 20
     """Iterations of PGD; twice as many must break no more."""
     restarts: Natural = 5
@@ -79,6 +80,8 @@ class CorruptionsConfig(Section):
 class AttackConfig(Section):
     """An attack on a trained model."""
 
+    follows = ATTACK
+
     name: Name
     """Name of the attack and of its directory; by default the name of the config file."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -90,16 +93,16 @@ class AttackConfig(Section):
     """How its classes are the run's (exact, by-name); default: the run's data.classes."""
     num_classes: Annotated[int, Field(ge=2)] | None = None
     """Classes of a factory's model; default: the run's, or the data's."""
-    num_images: Annotated[int, Field(ge=0)] = 5000
-    """Images to attack, chosen by seed; 0 takes all."""
+    num_images: Annotated[int, Field(ge=0)] | None = None
+    """Images to attack, chosen by seed; 0 takes all. Default: 5,000, or all where there are fewer."""
     norm: Literal["Linf", "L2", "L1"] = "Linf"
     """Norm that bounds the perturbation."""
     eps: Epsilon = 4 / 255
     """Size of the perturbation; a fraction such as 4/255 may be written. A list is tried from the smallest on, and
     what falls is broken at every larger one."""
     version: Literal["standard", "plus", "rand", "eot-standard", "custom"] = "standard"
-    """AutoAttack's list of attacks; custom takes `attacks`. For noisy models eot-standard has those of standard on
-    the model averaged over `eot` draws; rand is the library's own, for comparison."""
+    """AutoAttack's list of attacks; custom, the default with `attacks`, takes those. For noisy models eot-standard
+    has those of standard on the model averaged over `eot` draws; rand is the library's own, for comparison."""
     attacks: tuple[AttackName, ...] = ()
     """The list of attacks of version custom, in order: the library's, and three of our own that use no gradient of
     the model (random-noise, hard-label, transfer)."""
@@ -110,8 +113,8 @@ class AttackConfig(Section):
     transfer_from: Path | None = None
     """The run whose model transfer attacks, to try on this one what breaks that."""
     noise: Annotated[Literal["off", "fixed", "fresh"], Off] = "off"
-    """Mode of the model's activation noise under attack. Any but fresh declares the model deterministic; say fresh
-    for a factory's model that is not."""
+    """Mode of the model's activation noise under attack; where it is not written, fresh for an average over draws.
+    Any but fresh declares the model deterministic; say fresh for a factory's model that is not."""
     eot: Annotated[int, Field(ge=0)] = 0
     """Noise draws averaged inside the model; 0 takes 20 for eot-standard, and else 1, no average."""
     rescore: Annotated[int, Field(ge=0)] = 100
@@ -141,6 +144,12 @@ class AttackConfig(Section):
     """The report of `attack sanity` on this model."""
     corruptions: CorruptionsConfig = CorruptionsConfig()
     """What `attack corruptions` does to the images."""
+
+    def num_asked(self, available: int | None) -> int | None:
+        """Return how many images are attacked of those there are, or more if more are written; None for all."""
+        if self.num_images is None:
+            return ATTACKED_IMAGES if available is None else min(ATTACKED_IMAGES, available)
+        return self.num_images or available
 
     @model_validator(mode="after")
     def attacks_go_with_custom(self) -> AttackConfig:

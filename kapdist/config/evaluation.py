@@ -7,11 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from kapdist.config.defaults import EVALUATION
 from kapdist.config.fields import ClassRule, Name, Natural, Off, Positive, Section
 
 
 class EvaluationConfig(Section):
     """Owner: train/evaluate_run.py. What is not said is as in the run's own config."""
+
+    follows = EVALUATION
 
     name: Name = "evaluation"
     """Name of the result: RUN/evaluations/<name>.json."""
@@ -29,7 +32,7 @@ class EvaluationConfig(Section):
     flip: bool = False
     """Test-time flip: the mean of the logits of an image and of its mirror image."""
     noise: Annotated[Literal["off", "fresh"], Off] = "off"
-    """The model's activation noise."""
+    """The model's activation noise; fresh, where it is not written, for more draws than one."""
     draws: Natural = 1
     """Draws of fresh noise whose probabilities are averaged."""
     seed: Annotated[int, Field(ge=0)] = 0

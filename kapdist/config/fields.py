@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from fractions import Fraction
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -16,7 +17,10 @@ from pydantic import (
     PlainValidator,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
+
+from kapdist.config.following import Rule, follow
 
 
 class Section(BaseModel):
@@ -29,6 +33,14 @@ class Section(BaseModel):
         frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
+    follows: ClassVar[tuple[Rule, ...]] = ()
+    """Defaults that give way to what is written."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def defaults_follow(cls, values: Any) -> Any:
+        return follow(values, cls.follows)
+
     @field_validator("*", mode="before")
     @classmethod
     def is_what_it_looks_like(cls, value: Any, info: ValidationInfo) -> Any:
@@ -38,7 +50,18 @@ class Section(BaseModel):
             raise ValueError("a number, not true or false")
         if any(isinstance(part, str) and "\0" in part for part in parts):
             raise ValueError("text without the character NUL")
+        if any(isinstance(part, str) and not is_encodable(part) for part in parts):
+            raise ValueError("text of characters that files can hold")
         return value
+
+
+def is_encodable(text: str) -> bool:
+    """Return whether a text can be a file's name: YAML writes halves of characters, which none can have."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def kinds_in(annotation: Any) -> set[Any]:

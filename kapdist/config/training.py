@@ -11,10 +11,17 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from kapdist.config.adversarial import AdversarialConfig
+from kapdist.config.defaults import (
+    EPOCHS,
+    RAMP_MULTIPLE,
+    RESOLUTION,
+    STALL_MINUTES,
+    TIMEOUT_MINUTES,
+    TRAINING,
+    WARMUP_EPOCHS,
+)
 from kapdist.config.fields import ClassRule, Name, Natural, NonNegative, Positive, Probability, Section, Side
 from kapdist.errors import InputError
-
-RAMP_MULTIPLE = 32  # pixels: what the strides of a ResNet divide
 
 
 class DataConfig(Section):
@@ -27,18 +34,21 @@ class DataConfig(Section):
     classes: ClassRule = "exact"
     """Another beton's classes: exact, those of `train`, name by name; by-name, some of those, whose labels are
     mapped."""
-    resolution: Side = 32
+    resolution: Side = RESOLUTION
     """Side of the square images that the model sees, pixels; in training too unless there is a ramp."""
     min_resolution: Side | None = None
-    """Side of training images until start_ramp; with max_resolution, a ramp of multiples of 32, by epoch."""
+    """Side of training images until start_ramp; with max_resolution, a ramp of multiples of 32, by epoch. Where one
+    of the two is not written, it is `resolution` or the other."""
     max_resolution: Side | None = None
     """Side of training images from end_ramp on."""
     start_ramp: NonNegative = 0.0
     """Epoch until which training images have min_resolution."""
     end_ramp: NonNegative = 0.0
-    """Epoch from which training images have max_resolution; between them it is interpolated."""
+    """Epoch from which training images have max_resolution; between them it is interpolated. Where it is not
+    written, start_ramp."""
     crop: Literal["none", "random-resized"] = "none"
-    """Training crop: none needs images of exactly `resolution`; random-resized takes images of any size."""
+    """Training crop: none needs images of exactly `resolution`; random-resized, the default with a ramp, takes
+    images of any size."""
     crop_ratio: Annotated[float, Field(gt=0, le=1)] = 224 / 256
     """Evaluation with random-resized training: the share of the shorter side that the centre crop keeps."""
     flip: bool = False
@@ -55,7 +65,8 @@ class DataConfig(Section):
     where the crop still has `resolution` pixels each way. Evaluation and attacks always take full."""
     order: Literal["auto", "random", "quasi-random"] = "random"
     """Order of an epoch: random over all images, or page by page, for a beton larger than memory; auto takes random
-    where the beton fits into the node's memory, and a run keeps to what it began with."""
+    where the beton fits into the node's memory, and a run keeps to what it began with. With cache process:
+    quasi-random where it is not written."""
     page_images: Natural = 2048
     """Consecutive images that quasi-random order reads together; it has eight such pages open at a time."""
     cache: Literal["auto", "page", "process"] = "page"
@@ -147,7 +158,7 @@ class OptimConfig(Section):
     """Nesterov's form of the momentum (Sutskever et al. 2013)."""
     weight_decay: NonNegative = 5e-5
     """On weights of convolutions and linear layers only, never on norms and biases."""
-    warmup_epochs: NonNegative = 2.0
+    warmup_epochs: NonNegative = WARMUP_EPOCHS
     """Epochs from zero to the peak, linear by step; where it is not written, at most half of a training of one."""
     schedule: Literal["linear", "cosine"] = "linear"
     """The way from the peak back to zero."""
@@ -162,10 +173,11 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """Owner: train/loop.py."""
 
-    epochs: Natural = 16
-    """Passes over the training set."""
-    batch_size: Natural = 1024
-    """Global batch size: images per optimizer step over all ranks."""
+    epochs: Natural = EPOCHS
+    """Passes over the training set; where it is not written, as many at least as warm-ups and the ramp take."""
+    batch_size: Natural | None = None
+    """Global batch size: images per optimizer step over all ranks. Default: 1,024, or all images where there are
+    fewer, or two for every part of a rank's share where that is more; a run keeps to what it began with."""
     accumulation_steps: Natural = 1
     """Parts that a rank splits its share of a batch into."""
     input_noise_std: NonNegative = 0.0
@@ -179,12 +191,14 @@ class TrainConfig(Section):
     eval_batch_size: Natural = 500
     """Images per rank and evaluation batch."""
     checkpoint_every_steps: Annotated[int, Field(ge=0)] = 0
-    """Checkpoint after every so many steps; 0 leaves it to the clock."""
+    """Checkpoint after every so many steps; 0 leaves it to the clock. Where it is not written and the clock is off,
+    1,000."""
     checkpoint_every_minutes: NonNegative = 10.0
     """Checkpoint after so many minutes; 0 leaves it to the steps."""
-    stall_minutes: Positive = 10.0
+    stall_minutes: Positive = STALL_MINUTES
     """Longest time without progress of any rank before the attempt ends and names the rank; less than
-    engine.timeout_minutes, or the others would end first, of having waited for it."""
+    engine.timeout_minutes, or the others would end first, of having waited for it. Where one of the two is not
+    written, it is 1.5 times or 2/3 of the other if the default would not do."""
     keep_checkpoints: Natural = 2
     """Newest checkpoints kept."""
     log_every_steps: Natural = 20
@@ -197,7 +211,7 @@ class EngineConfig(Section):
     """Owner: engine/."""
 
     name: Literal["ddp", "deepspeed"] = "ddp"
-    """Engine that runs the step."""
+    """Engine that runs the step; with zero_stage, deepspeed where it is not written."""
     zero_stage: Annotated[int, Field(ge=0, le=2)] = 0
     """What DeepSpeed divides among the ranks (ZeRO): 0 nothing, 1 the optimizer's state, 2 gradients too."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -214,7 +228,7 @@ class EngineConfig(Section):
     """torch.compile the model."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads per rank; 0 divides the CPUs that this process may use among the ranks of the node."""
-    timeout_minutes: Positive = 15.0
+    timeout_minutes: Positive = TIMEOUT_MINUTES
     """Longest wait of one rank for the others; more than train.stall_minutes."""
 
     @model_validator(mode="after")
@@ -226,6 +240,8 @@ class EngineConfig(Section):
 
 class Config(Section):
     """A training run."""
+
+    follows = TRAINING
 
     name: Name
     """Name of the run and of its directory; by default the name of the config file."""
@@ -240,20 +256,6 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     adversarial: AdversarialConfig = AdversarialConfig()
     engine: EngineConfig = EngineConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def warm_up_fits(cls, values: Any) -> Any:
-        """A warm-up that nobody wrote takes half of a training that is shorter than the default one."""
-        if not isinstance(values, dict):
-            return values
-        train, optim = values.get("train") or {}, values.get("optim") or {}
-        if not isinstance(train, dict) or not isinstance(optim, dict) or "warmup_epochs" in optim:
-            return values
-        epochs, default = train.get("epochs"), OptimConfig.model_fields["warmup_epochs"].default
-        if not isinstance(epochs, int) or not 0 < epochs < default:
-            return values
-        return values | {"optim": optim | {"warmup_epochs": epochs / 2}}
 
     @model_validator(mode="after")
     def has_a_clock_for_checkpoints(self) -> Config:
@@ -298,6 +300,8 @@ MAY_CHANGE = (
 
 # A beton may lie elsewhere when a run is continued: its images' fingerprint is in plan.json by this name.
 MAY_MOVE = {"data.train": "data", "data.validation": "validation"}
+# Where these are not written when a run is continued, it keeps to what plan.json says by this name.
+KEPT = {"train.batch_size": "batch_size"}
 
 
 AnySection = TypeVar("AnySection", bound=Section)

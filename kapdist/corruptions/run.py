@@ -15,6 +15,7 @@ from kapdist.corruptions.shard import run_cells
 from kapdist.corruptions.summary import read_reference, write_summary
 from kapdist.progress import Progress
 from kapdist.records.corruptions import CorruptionPlan, CorruptionSummary, read_cell
+from kapdist.run.files import check_outputs
 from kapdist.run.lock import locked
 from kapdist.run.paths import CorruptionsDir, RunDir
 
@@ -33,6 +34,7 @@ def run_corruptions(run: Path, config: AttackConfig) -> CorruptionSummary:
     config_of(run, config)  # a mistyped run is refused before a lock makes its directory
     directory = RunDir(run).corrupted(config.name)
     with locked(directory.lock), ended_by_sigterm():
+        check_outputs(directory.plan, directory.cell("clean"), directory.summary, directory.table)
         plan = plan_corruptions(run, config, directory)
         reference = read_reference(config.corruptions.reference, config.name, plan)
         for note in plan.notes:

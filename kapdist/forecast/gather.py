@@ -122,9 +122,9 @@ def attacked(question: Question, config: AttackConfig, run_config: Config | None
     num_classes = config.num_classes or (run_config.model.num_classes if run_config else None)
     if num_classes is None:
         raise InputError("num_classes", "the model's classes (num_classes=N, or --run RUN)", "neither")
-    if available is not None and config.num_images > available:
-        raise InputError("num_images", f"at most the {available} images there are", str(config.num_images))
-    num_images = config.num_images or available
+    num_images = config.num_asked(available)
+    if available is not None and num_images is not None and num_images > available:
+        raise InputError("num_images", f"at most the {available} images there are", str(num_images))
     if num_images is None:
         raise InputError(path or "num_images", "a beton, or --num-images M, as num_images=0 takes all", "neither")
     return num_images, num_classes

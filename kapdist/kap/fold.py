@@ -9,8 +9,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kapdist.kap.conv import KAPConv2d
-from kapdist.kap.kapify import conv_arguments, replace_modules
+from kapdist.kap.kapify import check_permanent, conv_arguments, is_made_anew, replace_modules
 from kapdist.kap.left_out import LayerTracer
+from kapdist.kap.norms import PLAIN, behind
 
 
 def fold(model: nn.Module, *, norms: bool = False, dense: bool = False) -> nn.Module:
@@ -19,11 +20,16 @@ def fold(model: nn.Module, *, norms: bool = False, dense: bool = False) -> nn.Mo
     A grouped KAPConv2d with a pool stays one, without noise, because the average mixes the groups; with `dense` it
     becomes a dense convolution: exact, but many times as large. With `norms` each nn.BatchNorm2d or
     nn.SyncBatchNorm that alone follows a convolution is folded into it as well, with its running statistics, and an
-    nn.Identity stands in its place; the copy is then in eval mode. Norms that do not follow a convolution directly,
-    are shared, keep no statistics or do more stay: a warning names them.
+    nn.Identity stands in its place, or the activation that a norm by somebody else has behind it; the copy is then
+    in eval mode. Norms that do not follow a convolution directly, are shared, keep no statistics or do more stay: a
+    warning names them.
 
-    Raises: ValueError when `norms` is asked for and torch.fx cannot follow the model's forward.
+    Raises: ValueError that names each KAPConv2d whose weight is made anew in every pass (pruned, weight or spectral
+    norm), and when `norms` is asked for and torch.fx cannot follow the model's forward.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, KAPConv2d):
+            check_permanent(name, module, "before it is folded")
     copied = copy.deepcopy(model)
     convs = [module for module in copied.modules() if isinstance(module, KAPConv2d)]
     new = {conv: plain_conv(conv) for conv in convs if dense or not mixes_groups(conv)}
@@ -67,7 +73,9 @@ def _fold_norms(model: nn.Module) -> nn.Module:
     modules = dict(model.named_modules())
     for conv_name, norm_name in _conv_norm_pairs(model):
         fused = fuse_conv_bn_eval(modules[conv_name], modules[norm_name])
-        replace_modules(model, {modules[conv_name]: fused, modules[norm_name]: nn.Identity()})
+        rest = behind(modules[norm_name])
+        left = nn.Sequential(*rest).eval() if rest else nn.Identity()
+        replace_modules(model, {modules[conv_name]: fused, modules[norm_name]: left})
     norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
     if norms:
         names = ", ".join(f"{name} ({type(module).__name__})" for name, module in norms)
@@ -91,11 +99,11 @@ def _conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
     pairs = []
     for norm in calls:
         conv = norm.args[0] if norm.args else None
-        if type(modules[norm]) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or not isinstance(conv, fx.Node):
+        if not isinstance(modules[norm], PLAIN) or not isinstance(conv, fx.Node):
             continue
-        if conv not in modules or type(modules[conv]) is not nn.Conv2d:
+        if conv not in modules or type(modules[conv]) is not nn.Conv2d or is_made_anew(modules[conv]):
             continue
         alone = len(conv.users) == 1 and count[modules[conv]] == count[modules[norm]] == 1
-        if alone and modules[norm].running_mean is not None:
+        if alone and modules[norm].running_mean is not None and behind(modules[norm]) is not None:
             pairs.append((str(conv.target), str(norm.target)))
     return pairs

@@ -99,11 +99,7 @@ def _pick(model: nn.Module, where: Where | None) -> dict[str, nn.Conv2d]:
             continue
         if module in linear:
             continue
-        if is_made_anew(module):
-            raise ValueError(
-                f"{name or 'the model itself'}: its weight is made anew in every pass (pruning, weight norm, "
-                "spectral norm, a parametrization): make that permanent first, or leave it out with `where`"
-            )
+        check_permanent(name, module, "first, or leave it out with `where`")
         if type(module) is nn.Conv2d:
             picked[name] = module
         elif not isinstance(module, KAPConv2d):
@@ -113,6 +109,15 @@ def _pick(model: nn.Module, where: Where | None) -> dict[str, nn.Conv2d]:
     if left:
         warnings.warn(f"kapify leaves subclasses of nn.Conv2d as they are: {', '.join(left)}", stacklevel=3)
     return picked
+
+
+def check_permanent(name: str, conv: nn.Module, advice: str) -> None:
+    """Raises: ValueError that names a convolution whose weight or bias is made anew in every pass."""
+    if is_made_anew(conv):
+        raise ValueError(
+            f"{name or 'the model itself'}: its weight is made anew in every pass (pruning, weight norm, "
+            f"spectral norm, a parametrization): make that permanent {advice}"
+        )
 
 
 def is_made_anew(conv: nn.Module) -> bool:

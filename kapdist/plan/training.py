@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-from kapdist.config import RAMP_MULTIPLE, Config, DataConfig, OptimConfig
+from kapdist.config import Config, DataConfig, OptimConfig, TrainConfig
+from kapdist.config.defaults import BATCH_SIZE, RAMP_MULTIPLE
 from kapdist.errors import InputError
 from kapdist.plan.adversarial import AdversarialPlan, plan_adversarial
 
@@ -35,7 +36,7 @@ class Ramp:
 
 @dataclass(frozen=True)
 class Room:
-    """What decides how a beton is read: sizes in bytes, and what the run began with, if it did.
+    """What decides how a beton is read: sizes in bytes; and what the run began with, if it did.
 
     memory_bytes is what the node's ranks may use together; process_cache says whether the backend has one.
     """
@@ -45,6 +46,7 @@ class Room:
     ranks_on_node: int = 1
     process_cache: bool = True
     order: str | None = None
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -168,20 +170,20 @@ def make_plan(config: Config, num_images: int, world_size: int, room: Room | Non
         InputError: when the images do not fill one batch, or a rank would get no image in some part of a step.
     """
     train, optim = config.train, config.optim
-    if num_images < train.batch_size:
-        raise InputError("train.batch_size", f"at most the {num_images} images of the data", str(train.batch_size))
-    steps_per_epoch = math.ceil(num_images / train.batch_size)
+    batch_size = train.batch_size or default_batch_size(train, num_images, world_size, room)
+    if num_images < batch_size:
+        raise InputError("train.batch_size", f"at most the {num_images} images of the data", str(batch_size))
+    steps_per_epoch = math.ceil(num_images / batch_size)
     smallest = num_images // steps_per_epoch // world_size // train.accumulation_steps
     if smallest < 1:
-        parts = world_size * train.accumulation_steps
-        raise InputError("train.batch_size", f"at least {parts} (ranks x accumulation)", str(train.batch_size))
+        refuse_parts(train, batch_size, world_size)
     ramp = make_ramp(config.data, train.epochs)
-    check_norms(config, smallest, min(ramp.first, ramp.last))
-    scale = lr_scale(config)
+    check_norms(config, smallest, min(ramp.first, ramp.last), batch_size)
+    scale = lr_scale(optim, batch_size)
     return Plan(
         num_images=num_images,
         world_size=world_size,
-        batch_size=train.batch_size,
+        batch_size=batch_size,
         accumulation_steps=train.accumulation_steps,
         epochs=train.epochs,
         steps_per_epoch=steps_per_epoch,
@@ -195,7 +197,28 @@ def make_plan(config: Config, num_images: int, world_size: int, room: Room | Non
     )
 
 
-def check_norms(config: Config, smallest_part: int, side: int) -> None:
+def default_batch_size(train: TrainConfig, num_images: int, world_size: int, room: Room | None) -> int:
+    """Return the global batch size where none is written: the usual one, but for every part two images or more.
+
+    A run that has begun keeps its own: on other numbers of ranks it could be another.
+    """
+    if room and room.batch_size:
+        return room.batch_size
+    usual = math.ceil(num_images / BATCH_SIZE)
+    steps = max(1, min(usual, num_images // (2 * world_size * train.accumulation_steps)))
+    return min(BATCH_SIZE, num_images) if steps == usual else math.ceil(num_images / steps)
+
+
+def refuse_parts(train: TrainConfig, batch_size: int, world_size: int) -> NoReturn:
+    """Say which key leaves some part of a step without an image."""
+    parts = world_size * train.accumulation_steps
+    if train.batch_size is not None:
+        raise InputError("train.batch_size", f"at least {parts} (ranks x accumulation)", str(batch_size))
+    expected = f"at least {parts} images, for {world_size} ranks x {train.accumulation_steps} accumulation steps"
+    raise InputError("data.train", expected, f"{batch_size} in a batch of all")
+
+
+def check_norms(config: Config, smallest_part: int, side: int, batch_size: int) -> None:
     """Refuse parts of a step with which a norm would have one value per channel, of which there is no variance.
 
     Raises:
@@ -207,13 +230,12 @@ def check_norms(config: Config, smallest_part: int, side: int) -> None:
     images = smallest_part * (2 if both else 1)
     if images == 1 and side <= STRIDES[config.model.stem]:
         expected = f"at least 2 images in each part of a step (the last maps of {side} px images are 1 x 1)"
-        raise InputError("train.batch_size", expected, f"{config.train.batch_size}, which leaves a part with one")
+        raise InputError("train.batch_size", expected, f"{batch_size}, which leaves a part with one")
 
 
-def lr_scale(config: Config) -> float:
+def lr_scale(optim: OptimConfig, batch_size: int) -> float:
     """Return the global batch size over the one that the learning rate was found for (Goyal et al. 2017, 2.1)."""
-    found_for = config.optim.lr_batch_size
-    return config.train.batch_size / found_for if found_for else 1.0
+    return batch_size / optim.lr_batch_size if optim.lr_batch_size else 1.0
 
 
 def warmup_steps(optim: OptimConfig, epochs: int, steps_per_epoch: int) -> int:

@@ -25,7 +25,7 @@ from kapdist.report.sanity import SanityView, sanity_views
 from kapdist.report.table import Block, Row, percent
 from kapdist.report.worst import COLUMNS as WORST_COLUMNS
 from kapdist.report.worst import accuracy_text, worst_views
-from kapdist.run.files import write_atomic
+from kapdist.run.files import check_outputs, write_atomic
 
 PAGE = "index.html"
 
@@ -48,6 +48,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     Raises:
         InputError: no directory at all, one that is no run, or a file in it that is not what its name says.
     """
+    check_outputs(out / PAGE, keep_folders=False)
     compared = comparison(runs)
     looks = {run.label: plots.look(index) for index, run in enumerate(compared.runs)}
     views = view_blocks(compared, looks)

@@ -113,6 +113,29 @@ def check_writable(path: Path) -> None:
         file.write(bytes(1))
 
 
+def check_outputs(
+    *paths: Path, keep_folders: bool = True, refused: frozenset[int] = NOT_WRITABLE | NO_ROOM
+) -> None:
+    """Say before any data are read that a file that the work is for could not be written after it.
+
+    Args:
+        keep_folders: those made for it stay, as where others may be about to write there.
+        refused: as of `output`; a folder that cannot be made, as in /proc, always is.
+
+    Raises:
+        InputError: names the place.
+    """
+    for path in paths:
+        with output(path, refused | {errno.ENOENT}):
+            made = [] if keep_folders else [folder for folder in path.parents if not folder.exists()]
+            try:
+                check_writable(path)
+            finally:
+                for folder in made:
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
+
+
 def sync(path: Path) -> None:
     """Flush a file or a directory entry to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

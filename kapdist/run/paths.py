@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kapdist.config import MAY_CHANGE, MAY_MOVE, Config, flatten
+from kapdist.config import KEPT, MAY_CHANGE, MAY_MOVE, Config, flatten
 from kapdist.config.file import dump_config, load_config
 from kapdist.errors import InputError
 from kapdist.run.files import file_sha256, write_atomic
@@ -87,6 +87,7 @@ class RunDir:
         mine, theirs = flatten(config), flatten(load_config(Config, self.config))
         # Whoever opens a beton that moved compares its images; without their fingerprint nobody could.
         may_change = {*MAY_CHANGE, *(key for key, images in MAY_MOVE.items() if images in self.recorded())}
+        may_change |= {key for key, name in KEPT.items() if mine[key] is None and name in self.recorded()}
         for key in mine:
             if mine[key] != theirs[key] and key not in may_change:
                 expected = f"{key} = {theirs[key]!r} as this run began (or another name=)"

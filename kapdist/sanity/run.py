@@ -14,15 +14,18 @@ from torch import Tensor, nn
 
 import kapdist.attack.images as images_of
 from kapdist.attack.ball import largest_norm, perturbation_norm
+from kapdist.attack.images import ImageSet
 from kapdist.attack.model import load_model
-from kapdist.attack.plan import attack_dir_of, make_plan, protocol_of
+from kapdist.attack.plan import attack_dir_of, config_of, make_plan, plan_surrogate, protocol_of
 from kapdist.attack.shard import settle
-from kapdist.config import AttackConfig, AttackedModelConfig
+from kapdist.config import AttackConfig
+from kapdist.config.defaults import EXAMINED_IMAGES
 from kapdist.errors import InputError
 from kapdist.progress import Progress
 from kapdist.records.attack_plan import AttackPlan
 from kapdist.records.sanity import CheckResult, Sanity, read_sanity
 from kapdist.records.sealed import read_array, read_json, write_json
+from kapdist.run.files import check_outputs
 from kapdist.run.paths import AttackDir
 from kapdist.sanity.ball import Ball
 from kapdist.sanity.examine import STEPS, examine
@@ -46,9 +49,11 @@ def run_sanity(run: Path, config: AttackConfig) -> Sanity:
     """
     ball = Ball(norm_of(config), protocol_of(config).eps)
     attack = attack_dir_of(run, config)
-    plan = plan_of(run, config, attack)
+    check_outputs(attack.sanity)
+    image_set = images_of.describe_images(config.data, config_of(run, config), run, config.classes)
+    plan = plan_of(run, config, attack, image_set)
     device = settle(plan)
-    surrogate = load_surrogate(config, device)
+    surrogate = load_surrogate(config, plan, image_set, device)
     started = time.perf_counter()
     images, labels = (torch.cat(parts).to(device) for parts in zip(*chunks(plan), strict=True))
     with Progress(f"{plan.run}/{plan.name}", STEPS, unit="parts of the report") as progress:
@@ -88,9 +93,10 @@ def norm_of(config: AttackConfig) -> Literal["Linf", "L2"]:
     return config.norm
 
 
-def plan_of(run: Path, config: AttackConfig, attack: AttackDir) -> AttackPlan:
+def plan_of(run: Path, config: AttackConfig, attack: AttackDir, image_set: ImageSet) -> AttackPlan:
     """Plan as an attack by scores alone would: a model without any gradient is a finding here, not wrong input."""
-    update = {"num_images": config.sanity.num_images, "version": "custom", "attacks": ("square",)}
+    num_images = config.sanity.num_images or min(EXAMINED_IMAGES, image_set.num_images)
+    update = {"num_images": num_images, "version": "custom", "attacks": ("square",)}
     return make_plan(run, config.model_copy(update=update), attack, examined=True)
 
 
@@ -98,15 +104,15 @@ def chunks(plan: AttackPlan) -> Iterator[tuple[Tensor, Tensor]]:
     return images_of.read_chunks(plan, range(plan.num_chunks))
 
 
-def load_surrogate(config: AttackConfig, device: torch.device) -> nn.Module | None:
-    """Return the model of the run that the config names, its noise off for good."""
-    run = config.sanity.surrogate
-    if run is None:
+def load_surrogate(
+    config: AttackConfig, plan: AttackPlan, image_set: ImageSet, device: torch.device
+) -> nn.Module | None:
+    """Return the model of the run that the config names, its noise off, its classes those of the images."""
+    other = config.sanity.surrogate
+    if other is None:
         return None
-    update = {"model": AttackedModelConfig(), "noise": "off", "num_classes": None}
-    other = config.model_copy(update=update)
-    plan = plan_of(run, other, attack_dir_of(run, other))
-    return load_model(plan.model, run).to(device)
+    planned = plan_surrogate("sanity.surrogate", other, config, plan.model, image_set)
+    return load_model(planned, other).to(device)
 
 
 def describe(plan: AttackPlan, config: AttackConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from kapdist.engine import Ranks
 from kapdist.environment import environment
 from kapdist.errors import InputError, StoppedError, TransientError
 from kapdist.run.ends import DIED, deaths, end_of, fatal_file, say_end, stacks_at_death
-from kapdist.run.files import NOT_WRITABLE, output, write_atomic, write_json
+from kapdist.run.files import NOT_WRITABLE, check_outputs, output, write_atomic, write_json
 from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir
 
@@ -118,9 +118,10 @@ def begin(run: RunDir, config: Config, stack: contextlib.ExitStack) -> tuple[int
     Returns: the attempt's number, and what the one before died of, "" where it said so itself.
     """
     with output(run.root, NOT_WRITABLE):
-        run.root.mkdir(parents=True, exist_ok=True)
+        check_outputs(run.lock, refused=NOT_WRITABLE)  # makes the directory
         stack.enter_context(locked(run.lock))
         run.check(config)
+        check_outputs(*run.results, run.done, run.latest, refused=NOT_WRITABLE)
         run.drop_leftovers()
         number = run.last_attempt() + 1
         before = died(run, number - 1)

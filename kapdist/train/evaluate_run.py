@@ -23,7 +23,7 @@ from kapdist.models.build import build_model
 from kapdist.models.weights import load_weights
 from kapdist.records.sealed import DamagedError, read_json, write_json
 from kapdist.rng import derive_seed
-from kapdist.run.files import check_writable, output
+from kapdist.run.files import check_outputs, output
 from kapdist.run.paths import RunDir, weights_sha256
 from kapdist.train.evaluate import TOP, Evaluation, evaluate
 
@@ -43,6 +43,7 @@ def evaluate_run(path: Path, config: EvaluationConfig) -> Result | None:
     engine = EngineConfig(device=config.device, threads=config.threads, timeout_minutes=config.timeout_minutes)
     with join(engine) as ranks:
         known = ranks.together(lambda: run.load_config())
+        ranks.from_first(lambda: check_outputs(run.evaluation(config.name)))
         info, settings = ranks.together(lambda: open_images(run, known, config))
         result = ranks.from_first(lambda: describe_inputs(run, info, settings, config))
         model = ranks.together(lambda: load_model(run, known, config, ranks.device))
@@ -148,8 +149,6 @@ def describe_inputs(run: RunDir, info: BetonInfo, settings: DataConfig, config: 
     path = run.evaluation(config.name)
     if path.exists():
         refuse_another(path, inputs)
-    with output(path):  # said before the work, not after it
-        check_writable(path)
     return {"name": config.name, **inputs}
 
 

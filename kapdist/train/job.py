@@ -179,10 +179,17 @@ def initial_model(config: Config, ranks: Ranks) -> nn.Module:
 
 
 def room_for(config: Config, data: BetonInfo, ranks: Ranks, run: RunDir) -> Room:
-    """Return what decides the order and the cache; a run that has begun keeps its order."""
+    """Return what decides the order and the cache; a run that has begun keeps its order and its batches."""
     order = checkpoint.order_begun(run) or planned_order(run)
     process_cache = chosen_backend(config.data) == "ffcv"
-    return Room(data.path.stat().st_size, memory_bytes(), ranks.local_world_size, process_cache, order)
+    size = data.path.stat().st_size
+    return Room(size, memory_bytes(), ranks.local_world_size, process_cache, order, batch_size_begun(run))
+
+
+def batch_size_begun(run: RunDir) -> int | None:
+    """Return the global batch size of a run that has begun; None before, or where plan.json does not say it."""
+    found = run.recorded().get("batch_size") if run.begun else None
+    return found if isinstance(found, int) else None
 
 
 def planned_order(run: RunDir) -> str | None:

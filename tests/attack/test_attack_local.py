@@ -121,14 +121,28 @@ def test_standard_output_is_the_result_alone_though_a_factory_prints(
     words = ["model.factory=loud.py:build", "data=images.beton", "num_images=4", "num_classes=5", "chunk_size=4"]
     words += ["eps=0.02", "version=custom", "attacks=[apgd-ce]", "screen=0", "threads=1", "device=cpu"]
     (world.folder / "aa.yaml").write_text("name: aa\n")
-    monkeypatch.setattr(sys, "argv", ["kapdist", "attack", "plan", "run", "aa.yaml", *words])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    printed = capfd.readouterr()
-    assert caught.value.code == 0, printed.err
-    assert json.loads(printed.out)["num_images"] == 4
-    for words in ("imported", "a word of Python's", "a word of C's", "a word past both", "a word of a child's"):
-        assert words in printed.err
+
+    def printed(*command: str) -> str:
+        """Return what is on standard output; the factory's words are on the other."""
+        monkeypatch.setattr(sys, "argv", ["kapdist", "attack", *command])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capfd.readouterr()
+        assert caught.value.code == 0, err
+        if command[0] != "merge":  # which needs no model
+            for said in (
+                "imported",
+                "a word of Python's",
+                "a word of C's",
+                "a word past both",
+                "a word of a child's",
+            ):
+                assert said in err
+        return out
+
+    assert json.loads(printed("plan", "run", "aa.yaml", *words))["num_images"] == 4
+    assert printed("shard", "run/attacks/aa") == ""
+    assert json.loads(printed("merge", "run/attacks/aa"))["num_images"] == 4
 
 
 def in_a_pipe(words: str, folder: Path) -> subprocess.CompletedProcess:

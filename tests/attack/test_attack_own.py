@@ -19,7 +19,9 @@ from kapdist.attack.shard import run_shard
 from kapdist.errors import InputError
 from kapdist.models.build import build_model
 from kapdist.records.attack_plan import AttackPlan, OwnSettings
+from kapdist.run.files import write_json
 from kapdist.run.paths import AttackDir, RunDir
+from kapdist.sanity.run import load_surrogate
 
 MakePlan = Callable[..., AttackPlan]
 
@@ -172,6 +174,26 @@ def test_the_plan_of_an_attack_without_them_has_no_trace_of_them(world) -> None:
     plan = plan_attack(world.run, world.config(random_draws=3))
     assert plan.own_settings == OwnSettings()
     assert "own_settings" not in plan.identity()
+
+
+def test_a_second_run_that_tells_other_classes_apart_is_refused(world, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Its adversarial images would be made against other classes, and break next to nothing."""
+    other = finished_run(tmp_path / "second")
+    config = world.config(**OWN, transfer_from=other, sanity={"surrogate": other})
+    plan, images = plan_attack(world.run, config), world.describe_images(None, None)
+    for names, found in ((list("01243"), "'4'"), (list("0123"), "none"), (["0", "1", "x", "3", "4"], "'x'")):
+        write_json(RunDir(other).plan, {"classes": names})
+        for key, refused in (
+            ("transfer_from", lambda: plan_attack(world.run, config)),
+            ("sanity.surrogate", lambda: load_surrogate(config, plan, images, torch.device("cpu"))),
+        ):
+            with pytest.raises(InputError) as error:
+                refused()
+            assert str(error.value).startswith(f"{key}={other}: expected class "), key
+            assert f"as of the images of images.beton, found {found}" in str(error.value)
+    write_json(RunDir(other).plan, {"classes": list("01234")})
+    assert plan_attack(world.run, config) == plan
+    assert load_surrogate(config, plan, images, torch.device("cpu")) is not None
 
 
 def test_a_second_run_that_does_not_fit_is_refused(world, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

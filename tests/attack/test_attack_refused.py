@@ -208,8 +208,8 @@ def test_an_eps_that_reaches_grey_from_everywhere_is_noted(world: World, norm: s
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"version": "eot-standard", "attacks": ()}, "noise=fresh for an average"),
-        ({"eot": 5}, "noise=fresh for an average"),
+        ({"version": "eot-standard", "attacks": (), "noise": "off"}, "noise=fresh for an average"),
+        ({"eot": 5, "noise": "fixed"}, "noise=fresh for an average"),
         ({"version": "rand", "attacks": (), "noise": "fresh", "eot": 5}, "an average of its own"),
         ({"eps": ["4/255", "4/255"]}, "each eps once"),
         ({"eps": []}, "each eps once"),

@@ -173,7 +173,8 @@ def test_eps_must_be_above_zero(write, eps: str) -> None:
 
 
 def test_attacks_go_with_version_custom(write) -> None:
-    assert "attacks with version custom" in refusal(AttackConfig, write("attacks: [square]"))
+    assert "attacks with version custom" in refusal(AttackConfig, write("{version: plus, attacks: [square]}"))
+    assert load_config(AttackConfig, write("attacks: [square]")).version == "custom"
     assert "attacks with version custom" in refusal(AttackConfig, write("version: custom"))
     assert load_config(AttackConfig, write("{version: custom, attacks: [square]}")).attacks == ("square",)
 
@@ -263,6 +264,7 @@ def test_margins_of_a_number_are_no_part_of_it() -> None:
         ("base: " + "a" * 5000, "expected a config file"),
         ("base: " + "a/" * 5000, "expected a config file"),
         ('runs_dir: "a\\0b"', "text without the character NUL"),
+        ('runs_dir: "a\\ud800b"', "text of characters that files can hold"),
         ("name: \x07", "special characters are not allowed"),
         ("k" * 500 + ": 3", "expected a known key"),
     ],

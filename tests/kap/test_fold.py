@@ -1,6 +1,11 @@
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations
 
 from kapdist.kap import KAPConv2d, fold, kapify, noise
 from kapdist.models import MODELS
@@ -25,7 +30,7 @@ class Tangle(nn.Module):
 def with_statistics(model: nn.Module) -> nn.Module:
     """In eval mode and float64, with statistics and affine parameters away from their initial values."""
     for module in model.double().modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
             for value in (module.weight, module.bias, module.running_mean, module.running_var):
                 if value is not None:
                     value.data.uniform_(0.5, 1.5)
@@ -106,3 +111,117 @@ def test_norms_of_all_ranks_are_folded() -> None:
     assert [type(module) for module in folded] == [nn.Conv2d, nn.Identity]
     x = torch.rand(2, 3, 8, 8, dtype=torch.double)
     torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+class NormAct(nn.BatchNorm2d):
+    """Norm, dropout and activation in one, written as timm's BatchNormAct2d is (timm/layers/norm_act.py)."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__(num_features, eps, affine=affine)
+        self.drop = nn.Dropout(0.5)
+        self.act = nn.SiLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(x.ndim == 4, f"expected 4D input (got {x.ndim}D input)")
+        bn_training = self.training or (self.running_mean is None and self.running_var is None)
+        momentum = 0.0 if self.momentum is None else self.momentum
+        mean, var = self.running_mean, self.running_var
+        x = functional.batch_norm(x, mean, var, self.weight, self.bias, bn_training, momentum, self.eps)
+        return self.act(self.drop(x))
+
+
+class NormThenAct(nn.BatchNorm2d):
+    """The same by way of torch's own forward."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.act = nn.LeakyReLU(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
+class SyncedNormThenAct(nn.SyncBatchNorm):
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.act = nn.LeakyReLU(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
+class Halved(NormThenAct):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x / 2)
+
+
+class WithoutBias(NormThenAct):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, None, False, 0.1, self.eps
+        )
+
+
+class Residual(NormThenAct):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class Attentive(NormThenAct):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x)) if x.mean() > 0 else x
+
+
+@pytest.mark.parametrize(
+    "norm", [NormAct(12), NormAct(12, 0.1), NormAct(12, affine=False), NormThenAct(12), SyncedNormThenAct(12)]
+)
+def test_an_activation_behind_a_norm_is_left_where_the_norm_was(norm: nn.Module) -> None:
+    model = with_statistics(kapify(nn.Sequential(nn.Conv2d(3, 12, 3), norm, nn.Conv2d(12, 12, 1))))
+    folded = fold(model, norms=True)
+    assert [type(layer) for layer in folded] == [nn.Conv2d, nn.Sequential, nn.Conv2d]
+    assert not [layer for layer in folded.modules() if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm)]
+    x = torch.randn(4, 3, 8, 8, dtype=torch.double)
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", [Halved, WithoutBias, Residual, Attentive])
+def test_a_norm_that_does_something_else_stays_and_is_named(kind: type[nn.Module]) -> None:
+    model = with_statistics(kapify(nn.Sequential(nn.Conv2d(3, 12, 3), kind(12))))
+    with pytest.warns(UserWarning, match=rf"fold leaves norms as they are: 1 \({kind.__name__}\)"):
+        folded = fold(model, norms=True)
+    x = torch.randn(4, 3, 8, 8, dtype=torch.double)
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+MADE_ANEW: list[Callable[[nn.Module], object]] = [
+    lambda conv: torch.nn.utils.prune.l1_unstructured(conv, "weight", 0.5),
+    lambda conv: torch.nn.utils.prune.l1_unstructured(conv, "bias", 0.5),
+    torch.nn.utils.weight_norm,
+    torch.nn.utils.spectral_norm,
+    parametrizations.weight_norm,
+    parametrizations.orthogonal,
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("change", MADE_ANEW)
+@pytest.mark.parametrize("norms", [False, True])
+def test_a_weight_that_is_made_anew_is_not_folded(change: Callable[[nn.Module], object], norms: bool) -> None:
+    model = kapify(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3))).eval()
+    change(model[2])
+    with pytest.raises(
+        ValueError, match=r"^2: its weight is made anew in every pass \(.*permanent before it is fold"
+    ):
+        fold(model, norms=norms)
+
+
+def test_a_norm_behind_a_convolution_that_is_made_anew_stays() -> None:
+    plain = nn.Conv2d(3, 6, 3)
+    torch.nn.utils.prune.l1_unstructured(plain, "weight", 0.5)
+    model = nn.Sequential(plain, nn.BatchNorm2d(6), kapify(nn.Conv2d(6, 6, 3))).double().eval()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.double)
+    with torch.no_grad():
+        expected = model(x)
+        with pytest.warns(UserWarning, match=r"fold leaves norms as they are: 1 \(BatchNorm2d\)"):
+            folded = fold(model, norms=True)
+        torch.testing.assert_close(folded(x), expected, rtol=1e-10, atol=1e-10)

@@ -216,7 +216,7 @@ def test_shards_that_failed_are_queued_again_once(
         ({}, ""),
         ({"seed": 1}, "seed = 0"),
         ({"eps": (2 / 255, 4 / 255)}, "eps = "),
-        ({"num_images": 0}, "num_images = 5000"),
+        ({"num_images": 0}, "num_images = None"),
         ({"version": "custom", "attacks": ("square",)}, "version = 'standard'"),
         ({"num_shards": 3, "timeout_minutes": 5.0, "device": "cpu", "threads": 2}, ""),
         ({"rescore": 3, "random_draws": 5}, ""),  # of noisy models, of another attack

@@ -259,7 +259,7 @@ def refused(run: RunDir, words: list[str], expected: str) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["draws=3"], "draws above 1 with noise fresh only"),
+        (["draws=3", "noise=off"], "draws above 1 with noise fresh only"),
         (["draws=0", "noise=fresh"], "greater than or equal to 1"),
         (["crop_ratio=0"], "greater than 0"),
         (["resolution=4"], "greater than or equal to 8"),

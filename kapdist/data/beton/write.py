@@ -22,7 +22,7 @@ from kapdist.data.sources import Columns, Source, make_source
 from kapdist.data.sources.base import check_class_names
 from kapdist.environment import package_versions, usable_cpus
 from kapdist.errors import InputError
-from kapdist.run.files import NOT_WRITABLE, check_writable, file_sha256, output, sync
+from kapdist.run.files import NOT_WRITABLE, check_outputs, file_sha256, output, sync
 from kapdist.run.lock import locked
 
 PACKAGES = ("kapdist", "ffcv", "numpy", "opencv-python", "pillow")
@@ -42,6 +42,7 @@ def write(
 
     The first arguments are make_source's, the options write_beton's.
     """
+    check_outputs(Path(out), manifest_path(Path(out)), keep_folders=False)
     return write_beton(make_source(source, split, format=format, columns=columns), out, **options)
 
 
@@ -105,9 +106,7 @@ def write_beton(
 
 
 def check_place(out: Path) -> None:
-    with output(out):
-        check_writable(out)
-        check_writable(manifest_path(out))
+    check_outputs(out, manifest_path(out))
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ class ClassFolder(FileSource):
 
     def __init__(self, root: Path) -> None:
         names = class_names(root)
-        found = [image_files(root / name) for name in names]
+        taken: dict[Path, Path] = {}
+        found = [image_files(root / name, taken) for name in names]
         empty = [name for name, files in zip(names, found, strict=True) if not files]
         if empty:
             raise InputError(
@@ -73,19 +74,22 @@ def class_names(root: Path) -> tuple[str, ...]:
     except OSError as error:
         raise InputError(root, "a folder that can be read", str(error.strerror)) from error
     for entry in entries:
-        if entry.is_symlink() and not Path(entry.path).exists():
-            raise InputError(entry.path, "a link that leads somewhere, as labels follow", "a dangling one")
+        check_leads_somewhere(entry.path)
     names = sorted(entry.name for entry in entries if entry.is_dir())
     if not names:
         raise InputError(root, "a folder of class folders", "no folder in it")
     return tuple(names)
 
 
-def image_files(folder: Path) -> list[str]:
+def image_files(folder: Path, taken: dict[Path, Path]) -> list[str]:
     """Return the paths of the images below a class folder, relative to its parent, in torchvision's order.
 
+    Args:
+        taken: real folders and the names that they were taken under, of all classes so far; added to.
+
     Raises:
-        InputError: a folder below that cannot be read, or that leads back to one above it.
+        InputError: a folder below that cannot be read, leads back to one above it or was taken before, or a link
+            that leads nowhere.
     """
 
     def unreadable(error: OSError) -> None:
@@ -94,13 +98,29 @@ def image_files(folder: Path) -> list[str]:
     files = []
     for place, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        real = Path(place).resolve()
-        if any(real == above.resolve() for above in Path(place).absolute().parents):
-            raise InputError(place, "links to other folders than those above", f"one to {real}")
+        take(Path(place), taken)
         for name in names:
             if is_image_name(name):
                 files.append((place, name))
+            elif not name.startswith("."):
+                check_leads_somewhere(os.path.join(place, name))
     return [str(Path(place, name).relative_to(folder.parent)) for place, name in sorted(files)]
+
+
+def take(place: Path, taken: dict[Path, Path]) -> None:
+    """Remember a folder by where it really is: its images have one label, once, and no walk goes round."""
+    real, above = place.resolve(), place.parent.resolve()
+    if real == above or real in above.parents:
+        raise InputError(place, "links to other folders than those above", f"one to {real}")
+    if real in taken:
+        raise InputError(place, "every folder of images once", f"the one that {taken[real]} is too")
+    taken[real] = place
+
+
+def check_leads_somewhere(path: str) -> None:
+    """Refuse a link that leads nowhere or to itself: what it stands for would be left out, and labels follow."""
+    if os.path.islink(path) and not os.path.exists(path):
+        raise InputError(path, "a link that leads somewhere, as labels follow", "a dangling one")
 
 
 def read_image(path: Path) -> np.ndarray:

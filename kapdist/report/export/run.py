@@ -12,7 +12,7 @@ from kapdist.report.export.images import csv_bytes, csv_description, image_table
 from kapdist.report.export.latex import latex_table
 from kapdist.report.export.merged import Merged, read_all
 from kapdist.report.export.robustbench import Entry, ModelInfo, Standard, model_info
-from kapdist.run.files import to_json, write_atomic
+from kapdist.run.files import check_outputs, to_json, write_atomic
 
 FORMATS = ("model-info", "csv", "parquet", "latex")
 Files = dict[str, str | bytes]
@@ -47,6 +47,7 @@ def export(
     for name in wanted:
         if name not in FORMATS:
             raise InputError("--format", ", ".join(FORMATS), name)
+    check_outputs(out / "table.tex", keep_folders=False)
     attacks = read_all(directories)
     files: Files = {}
     remarks: list[str] = []

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from processes import Finished
 
-from kapdist.attack.images import describe_images, read_chunks
+from kapdist.attack.images import check_other_run, describe_images, read_chunks
 from kapdist.config import Config
 from kapdist.data.beton.classes import ClassList, classes_of, with_classes
 from kapdist.data.beton.layout import open_beton
@@ -87,6 +87,21 @@ def test_a_part_of_the_classes_is_mapped_by_name(
     exact = plan.model_copy(update={"data": described.data.model_copy(update={"classes": None})})
     assert "classes" not in exact.identity()["data"]  # a plan of before is the same plan
     assert exact.identity() != plan.identity()
+
+
+def test_a_run_that_is_attacked_in_place_of_another_has_its_classes(
+    betons: dict[str, Path], tmp_path: Path
+) -> None:
+    """Whichever beton the attack takes: the other run's own betons agree with it, and say nothing."""
+    attacked = describe_images(None, config_of(betons["a,b,c"], betons["a,b,c"]), tmp_path)
+    for names in ("b,c,d", "a,c"):
+        other = config_of(betons[names], betons[names])
+        with pytest.raises(
+            InputError, match=r"transfer_from=x: expected class \d to be .*abc\.beton, found '[bc]'"
+        ):
+            check_other_run("transfer_from=x", tmp_path / "other", other, attacked)
+    for names in ("a,b,c", "a,b,c,d"):  # the labels mean the same to them
+        check_other_run("", tmp_path / "other", config_of(betons[names], betons[names]), attacked)
 
 
 @pytest.fixture

@@ -116,7 +116,11 @@ sys.modules["ffcv"] = None
 from pathlib import Path
 import numpy as np
 from kapdist.config import DataConfig
-from kapdist.data import Loader, check, open_beton, fashion_mnist, write_beton
+from kapdist.data.beton.check import check
+from kapdist.data.beton.layout import open_beton
+from kapdist.data.beton.write import write_beton
+from kapdist.data.load.loader import Loader
+from kapdist.data.sources import fashion_mnist
 from kapdist.errors import InputError
 info = open_beton(Path({path!r}))
 def loader(backend):

@@ -163,7 +163,8 @@ def test_a_file_that_shrank_after_it_was_opened_does_not_kill_the_process(copied
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from kapdist.data import fashion_mnist, write_beton
+from kapdist.data.beton.write import write_beton
+from kapdist.data.sources import fashion_mnist
 def kill(done, total):
     if done:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -281,7 +282,8 @@ torch.set_num_threads(3)
 typed = numba.typed.Dict
 from pathlib import Path
 from kapdist.config import DataConfig
-from kapdist.data import Loader, open_beton
+from kapdist.data.beton.layout import open_beton
+from kapdist.data.load.loader import Loader
 info = open_beton(Path({path!r}))
 config = DataConfig(train=info.path, validation=info.path)
 loader = Loader(info, config, training=True, seed=0, max_batch_size=8, device="cpu", num_workers=1)

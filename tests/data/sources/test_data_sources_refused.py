@@ -280,8 +280,55 @@ def test_folders_that_would_move_labels(tmp_path: Path) -> None:
             class_folder(tmp_path)
         place.unlink()
     os.mkfifo(tmp_path / "a" / "0.png")
+    os.mkfifo(tmp_path / "a" / "pipe")  # no name of an image
     with pytest.raises(UnreadableImageError, match="no regular file"):
         class_folder(tmp_path).item(0)
+
+
+LINKS = [
+    # links, as place and target; what the line says of which place, None where the images are the right ones
+    (
+        {"a/x": "../b", "b/y": "../a"},
+        r"a/x/y: expected every folder of images once, found the one that .*/a is too$",
+    ),
+    ({"a/self": "self"}, r"a/self: expected a link that leads somewhere, as labels follow, found a dangling one$"),
+    ({"a/x": "y", "a/y": "x"}, r"a/[xy]: expected a link that leads somewhere"),
+    ({"c": "c"}, r"photos/c: expected a link that leads somewhere"),
+    ({"a/x": "."}, r"a/x: expected links to other folders than those above"),
+    ({"c": "."}, r"photos/c: expected links to other folders than those above"),
+    ({"c": "../.."}, r"photos/c: expected links to other folders than those above"),
+    ({"a/x": "/"}, r"a/x: expected links to other folders than those above"),
+    ({"a/x": "../b"}, r"b: expected every folder of images once, found the one that .*photos/a/x is too$"),
+    (
+        {"b/x": "../a/deep"},
+        r"b/x: expected every folder of images once, found the one that .*/a/deep is too$",
+    ),
+    ({"c": "b"}, r"c: expected every folder of images once"),
+    ({"c": "1", "../1": "2", "../2": "photos/a"}, "c: expected a link that leads somewhere"),
+    ({"c": "../1", "../1": "2", "../2": "photos/a"}, r"c: expected every folder of images once"),
+    ({"a/x": "../../1", "../1": "outside", "b/y": "../../outside"}, r"b/y: expected every folder of images once"),
+    ({"a/x": "../../1", "../outside/up": "../photos"}, r"a/x: expected a link that leads somewhere"),
+    ({"a/x": "../../outside", "../outside/up": "../photos"}, r"a/x/up/a: expected every folder of images once"),
+    ({"a/x": "../../1", "../1": "2", "../2": "outside"}, None),
+    ({"a/x": "../../outside/o.png"}, None),  # a file by a name that is no image's
+    ({"a/.x": "../b", "a/.y": "nowhere", ".c": "nowhere"}, None),
+]
+
+
+@pytest.mark.parametrize(("links", "words"), LINKS)
+def test_links_among_class_folders(tmp_path: Path, links: dict[str, str], words: str | None) -> None:
+    root = tmp_path / "photos"
+    for file in ("photos/a/1.png", "photos/a/deep/2.png", "photos/b/1.png", "outside/o.png"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / file)
+    for place, target in links.items():
+        (root / place).symlink_to(target)
+    if words is None:
+        outside = ["a/x/o.png"] if links.get("a/x") == "../../1" else []
+        assert class_folder(root).files == ["a/1.png", "a/deep/2.png", *outside, "b/1.png"]
+    else:
+        with pytest.raises(InputError, match=words):
+            class_folder(root)
 
 
 @pytest.mark.parametrize("name", ["photos", "images.zip", "cifar.tar.gz", "train.tar", "one.parquet"])

@@ -544,8 +544,8 @@ def test_the_command_writes_prints_and_refuses_in_one_line(
 
     (tmp_path / "file").write_text("")
     for wrong, found in (
-        ((attack, "--out", tmp_path / "file"), "file: expected a folder that can be made"),
-        ((attack, "--out", "/proc/none"), "/proc/none: expected a folder that can be made"),
+        ((attack, "--out", tmp_path / "file"), "file: expected a place that can be written"),
+        ((attack, "--out", "/proc/none"), "/proc/none: expected a place that can be written"),
         (
             (attack, "--out", out, "--format", "xlsx"),
             "--format: expected model-info, csv, parquet, latex, found xlsx",

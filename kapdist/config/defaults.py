@@ -1,0 +1,82 @@
+"""Defaults of a training and of an attack that follow from what is written, see following.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from kapdist.config.following import Rule, Written, number
+
+RAMP_MULTIPLE = 32  # pixels: what the strides of a ResNet divide
+RESOLUTION = 32  # pixels
+EPOCHS, WARMUP_EPOCHS = 16, 2.0
+BATCH_SIZE = 1024
+STALL_MINUTES, TIMEOUT_MINUTES = 10.0, 15.0
+LONGER = TIMEOUT_MINUTES / STALL_MINUTES
+CHECKPOINT_STEPS = 1000  # where the clock is switched off
+ATTACKED_IMAGES, EXAMINED_IMAGES = 5000, 64
+
+
+def side_beside(written: Written, other: str, take: Callable[[int, int], int]) -> int | None:
+    """Return an end of a ramp of which only the other end is written: data.resolution, or the other end too."""
+    end, resolution = int(number(written, other)), int(number(written, "data.resolution")) or RESOLUTION
+    if end < RAMP_MULTIPLE:  # none, or one that is refused
+        return None
+    return take(RAMP_MULTIPLE * max(1, resolution // RAMP_MULTIPLE), end)
+
+
+def least_epochs(written: Written) -> int | None:
+    """Return the epochs that the warm-ups and the ramp take that are written; None where the default will do."""
+    needed = number(written, "optim.warmup_epochs")
+    if number(written, "data.min_resolution"):
+        needed = max(needed, number(written, "data.start_ramp", "data.end_ramp"))
+    if written.get("adversarial.mode", "off") not in ("off", False):
+        needed = max(needed, number(written, "adversarial.eps_warmup_epochs"))
+    return math.ceil(needed) if needed > EPOCHS else None
+
+
+def warm_up(written: Written) -> float | None:
+    epochs = number(written, "train.epochs")
+    return epochs / 2 if 0 < epochs < WARMUP_EPOCHS else None
+
+
+def timeout(written: Written) -> float | None:
+    stall = number(written, "train.stall_minutes")
+    return LONGER * stall if stall >= TIMEOUT_MINUTES else None
+
+
+def stall(written: Written) -> float | None:
+    longest = number(written, "engine.timeout_minutes")
+    return longest / LONGER if 0 < longest <= STALL_MINUTES else None
+
+
+def when(key: str, values: tuple[object, ...], value: object) -> Callable[[Written], object]:
+    """Return a rule's value: `value` where one of `values` is written under the key."""
+    return lambda written: value if written.get(key) in values else None
+
+
+def draws(*keys: str) -> Callable[[Written], object]:
+    """Return the noise of whoever asks for more than one draw of it."""
+    return lambda written: "fresh" if number(written, *keys) > 1 else None
+
+
+# In this order: what a rule puts in is written for those after it.
+TRAINING = (
+    Rule("data.max_resolution", lambda written: side_beside(written, "data.min_resolution", max)),
+    Rule("data.min_resolution", lambda written: side_beside(written, "data.max_resolution", min)),
+    Rule("data.crop", lambda written: "random-resized" if number(written, "data.min_resolution") else None),
+    Rule("data.end_ramp", lambda written: number(written, "data.start_ramp") or None),
+    Rule("data.order", when("data.cache", ("process",), "quasi-random")),
+    Rule("engine.name", lambda written: "deepspeed" if number(written, "engine.zero_stage") else None),
+    Rule("train.epochs", least_epochs),
+    Rule("optim.warmup_epochs", warm_up),
+    Rule("train.checkpoint_every_steps", when("train.checkpoint_every_minutes", (0,), CHECKPOINT_STEPS)),
+    Rule("engine.timeout_minutes", timeout),
+    Rule("train.stall_minutes", stall),
+)
+ATTACK = (
+    Rule("version", lambda written: "custom" if written.get("attacks") else None),
+    Rule("noise", draws("eot")),
+    Rule("noise", when("version", ("eot-standard",), "fresh")),
+)
+EVALUATION = (Rule("noise", draws("draws")),)
