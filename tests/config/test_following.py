@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import annotated_types as bounds
 import pytest
-from kapdist.section import kinds_in
+from kapdist.config.fields import kinds_in
 from pydantic.fields import FieldInfo
 
 from kapdist.config import AttackConfig, Config, Section, check_limits, dotted_keys
