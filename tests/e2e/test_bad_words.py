@@ -26,7 +26,7 @@ name: tiny
 # What each command reads, with a beton that is not there: whatever else is written, there is something wrong.
 COMMANDS: dict[str, tuple[list[str], type[Section], str]] = {
     "train": (["train", "x.yaml"], Config, CONFIG),
-    "plan": (["plan", "x.yaml"], Config, CONFIG),
+    "forecast": (["forecast", "x.yaml"], Config, CONFIG),
     "evaluate": (["evaluate", "run"], EvaluationConfig, ""),
     "attack plan": (["attack", "plan", "run", "x.yaml"], AttackConfig, "num_images: 0\ndata: absent.beton\n"),
     "attack run": (["attack", "run", "run", "x.yaml"], AttackConfig, "num_images: 0\ndata: absent.beton\n"),
@@ -122,7 +122,7 @@ def test_whatever_is_written_ends_in_one_line(here: Path, refusal, command: str)
             "attack shard: Invalid value for '--shard': Input should be a valid integer",
         ),
         ("attack shard x y", "attack shard: Got unexpected extra argument"),
-        ("plan x.yaml --node 3", "plan: No such option: --node"),
+        ("forecast x.yaml --node 3", "forecast: No such option: --node"),
         ("--nothing", "command: No such option: --nothing"),
         ("data write x", "data write: Missing argument"),
         ("report", "report: Missing argument"),
@@ -136,7 +136,7 @@ def test_the_same_of_processes(here: Path) -> None:
     (here / "x.yaml").write_text(CONFIG)
     for words in (
         ["train", "x.yaml", "train.epochs=" + "9" * 5000],
-        ["plan", "x.yaml", b"name=\xff"],
+        ["forecast", "x.yaml", b"name=\xff"],
         ["attack", "plan", "run", "x.yaml", "eps=!!float abc"],
     ):
         command = [sys.executable, "-m", "kapdist.cli", *words]
