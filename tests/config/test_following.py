@@ -7,11 +7,11 @@ from typing import Any, get_args
 
 import annotated_types as bounds
 import pytest
-from kapdist.config.fields import kinds_in
 from pydantic.fields import FieldInfo
 
 from kapdist.config import AttackConfig, Config, Section, check_limits, dotted_keys
 from kapdist.config.evaluation import EvaluationConfig
+from kapdist.config.fields import kinds_in
 from kapdist.config.file import dump_config, load_config
 from kapdist.errors import InputError
 from kapdist.plan.training import Room, make_plan
