@@ -88,6 +88,13 @@ def test_a_circle_is_seen() -> None:
     assert house.circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
+def test_the_drawing_of_the_house_is_the_code_s() -> None:
+    page = (ROOT / "docs" / "house.md").read_text()
+    begin, end = "<!-- drawing: python tools/house.py -->\n```mermaid\n", "\n```\n<!-- end of drawing -->"
+    drawn = page.partition(begin)[2].partition(end)[0]
+    assert drawn == house.drawing(), "put what `python tools/house.py` prints between the marks of docs/house.md"
+
+
 def test_launch_imports_what_a_login_node_has() -> None:
     """Only what runs inside of a job imports more, when it is called."""
     for path in launched():

@@ -32,7 +32,7 @@ class AttackedModelConfig(Section):
 
 
 class SanityConfig(Section):
-    """Owner: attack/sanity. How much effort goes into finding out whether an attack's number can be believed."""
+    """Owner: sanity/. How much effort goes into finding out whether an attack's number can be believed."""
 
     num_images: Natural | None = None
     """Images to examine, the first of the attack's choice; default: 64, or all where there are fewer."""
@@ -54,7 +54,7 @@ AttackName = Literal[
 
 
 class CorruptionsConfig(Section):
-    """Owner: attack/corruptions. What `attack corruptions` does to images."""
+    """Owner: corruptions/. What `attack corruptions` does to images."""
 
     kinds: tuple[Corruption, ...] = CORRUPTIONS
     """Corruptions of Hendrycks & Dietterich (2019); default: all fifteen."""

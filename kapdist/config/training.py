@@ -1,6 +1,6 @@
 """Every knob, once: frozen models, one section per owner, one line of doc per field.
 
-defaults < YAML file < ``section.key=value``. Nothing mutates a config; whatever follows from it lives in plan.py.
+defaults < YAML file < ``section.key=value``. Nothing mutates a config; whatever follows from it lives in plan/.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def work(place: Path) -> Iterator[None]:
         place: where the command writes, named if an error does not tell where it was.
 
     Raises:
-        InputError: what is written cannot be, see `rundir.output`.
+        InputError: what is written cannot be, see `run.files.output`.
     """
     from kapdist.run.files import output  # where it is used: --help is quick
 

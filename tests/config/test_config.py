@@ -17,8 +17,6 @@ from kapdist.plan.training import make_plan
 from launch.cluster import ClusterConfig
 
 ROOT = Path(__file__).parents[2]
-# Keys, which others read. A plan resolves some of them and is read in turn.
-WRITTEN_DOWN = {"config.py", "config_adversarial.py", "config_evaluation.py"}
 MINIMAL = "data: {train: train.beton, validation: test.beton}\n"
 
 
@@ -197,9 +195,10 @@ def test_what_may_change_exists() -> None:
 
 
 def attributes_read_in(folder: Path) -> set[str]:
+    """Return the names that others than the config itself read. A plan resolves some keys and is read in turn."""
     read = set()
     for path in folder.rglob("*.py"):
-        if path.name not in WRITTEN_DOWN:
+        if path.parent != folder / "config":
             read |= {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
     return read
 

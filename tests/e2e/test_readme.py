@@ -30,7 +30,7 @@ def commands(text: str) -> list[str]:
 
 
 README = commands((ROOT / "README.md").read_text())
-# tests/slurm/test_slurm_readme.py runs these
+# tests/slurm/test_slurm_words.py runs these
 SANDBOX = README[
     next(i for i, line in enumerate(README) if "sandbox.py up" in line) : next(
         i for i, line in enumerate(README) if "sandbox.py down" in line

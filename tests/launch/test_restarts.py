@@ -63,7 +63,7 @@ def test_ends_are_kept_and_a_torn_last_line_is_passed_over(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("facts", "restarts", "expected"),
     [
-        # As `scontrol show job` was seen from the last lines of batch scripts: docs/design.md, What Slurm does.
+        # As `scontrol show job` was seen from the last lines of batch scripts: docs/slurm.md.
         ({"JobState": "RUNNING", "Reason": "None", "Restarts": "0"}, "0", "ended"),
         ({"JobState": "RUNNING", "Reason": "None", "Restarts": "2"}, "2", "ended"),
         ({"JobState": "COMPLETING", "Reason": "TimeLimit", "Restarts": "0"}, "0", "ended"),
