@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import WarmProcess, end_ranks
 
 ROOT = Path(__file__).parents[2]
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 
 
-def tool(*words: str, limit: int = 240) -> str:
-    command = [sys.executable, *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def tool(*words: str, limit: int = 400) -> str:
+    """Run a tool as `python tools/NAME.py WORDS` does, torch already imported; return all that it printed."""
+    words = (str(ROOT / words[0]), *words[1:])
+    done = end_ranks([WarmProcess(words, ROOT, dict(os.environ))], limit)[0]
+    assert done.code == 0, done.output
+    return done.output
 
 
 def test_bench_step_prints_ratios() -> None:
@@ -51,8 +54,9 @@ def test_bench_loader_prints_ratios_and_skips_what_is_absent(tmp_path: Path) -> 
     assert "command:" in printed
     assert "machine:" in printed
     absent = f"[*bench_stamps(Path('x.beton'), Path({str(tmp_path / 'absent')!r}), 40, 1, 16, 1)]"
-    without = tool("-c", f"import sys; sys.path.insert(0, 'tools'); from bench_loader import *; print({absent})")
-    assert "photographs: skipped" in without
+    program = f"import sys; sys.path.insert(0, 'tools'); from bench_loader import *; print({absent})"
+    without = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert "photographs: skipped" in without.stdout, without.stderr
 
 
 @pytest.mark.slow
@@ -90,7 +94,7 @@ def test_gpu_check_runs_without_a_gpu_and_says_so() -> None:
 
 @pytest.mark.slow
 def test_no_flipped_bit_changes_a_number_unseen() -> None:
-    printed = tool("tools/flip_test.py", "--flips", "12", "--seed", "1", limit=600)
+    printed = tool("tools/flip_test.py", "--flips", "12", "--seed", "1", limit=900)
     assert re.search(r"^12 flips: \d+ caught", printed, flags=re.MULTILINE), printed
     assert "UNSEEN" not in printed
     assert "not named" not in printed
