@@ -183,7 +183,7 @@ def attack_run(
 ) -> None:
     """Plan, attack all shards in local processes, merge."""
     resolved = attack_config(config, overrides)
-    from kapdist.attack.local import run_attack
+    from kapdist.attack.run import run_attack
     from kapdist.records.worst import write_worst_case
 
     with work(run):

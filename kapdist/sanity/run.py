@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import kapdist.attack.images as images_of
 from kapdist.attack.ball import largest_norm, perturbation_norm
+from kapdist.attack.devices import computing
 from kapdist.attack.model import load_model
 from kapdist.attack.plan import attack_dir_of, make_plan, protocol_of
-from kapdist.attack.shard import settle
 from kapdist.config import AttackConfig, AttackedModelConfig
 from kapdist.errors import InputError
 from kapdist.progress import Progress
@@ -47,7 +47,13 @@ def run_sanity(run: Path, config: AttackConfig) -> Sanity:
     ball = Ball(norm_of(config), protocol_of(config).eps)
     attack = attack_dir_of(run, config)
     plan = plan_of(run, config, attack)
-    device = settle(plan)
+    with computing(plan) as device:
+        return examined(run, config, ball, attack, plan, device)
+
+
+def examined(
+    run: Path, config: AttackConfig, ball: Ball, attack: AttackDir, plan: AttackPlan, device: torch.device
+) -> Sanity:
     surrogate = load_surrogate(config, device)
     started = time.perf_counter()
     images, labels = (torch.cat(parts).to(device) for parts in zip(*chunks(plan), strict=True))
