@@ -37,39 +37,32 @@ class Chunks(Work[int]):
     """The chunks of an attack, by number."""
 
     module, name, counted = "kapdist.attack", "chunks", "chunks"
+    right = pl.col("broken_by").is_null() & (pl.col("label") == pl.col("clean_prediction"))
+    note = "{right}/{images} robust so far"
 
     def __init__(self, attack: AttackDir, plan: AttackPlan) -> None:
-        super().__init__(attack, plan, range(plan.num_chunks), plan.costs)
-        self.plan = plan
+        super().__init__(attack, plan, {chunk: attack.chunk(chunk) for chunk in range(plan.num_chunks)})
 
-    def file(self, chunk: int) -> Path:
-        return self.directory.chunk(chunk)
-
-    def score(self, chunk: int) -> tuple[int, int] | None:
-        table = read_chunk(self.directory, self.plan, chunk)
-        return None if table is None else (count_robust(table), len(table))
+    def read(self, chunk: int) -> pl.DataFrame | None:
+        return read_chunk(self.directory, self.subject, chunk)
 
     def is_done(self, chunk: int) -> bool:
-        attack = self.directory
-        kept = (attack.adversarial_images(chunk), attack.clean_images(chunk)) if self.plan.keep_adversarial else ()
-        return super().is_done(chunk) and all(map(is_whole, kept))
-
-    def note(self, done: int, right: int, images: int) -> str:
-        return f"{right}/{images} robust so far"
+        kept = self.directory.adversarial_images(chunk), self.directory.clean_images(chunk)
+        return super().is_done(chunk) and (not self.subject.keep_adversarial or all(map(is_whole, kept)))
 
     def do(self, chunks: Sequence[int], tell: Tell) -> None:
-        robust = seen = 0
-        with computing(self.plan) as device:
-            model, surrogate = models(self.plan, run_of(self.directory), device)
-            batches = zip(chunks, images_of.read_chunks(self.plan, chunks), strict=True)
+        plan, attack, robust, seen = self.subject, self.directory, 0, 0
+        with computing(plan) as device:
+            model, surrogate = models(plan, run_of(attack), device)
+            batches = zip(chunks, images_of.read_chunks(plan, chunks), strict=True)
             for done, (chunk, (images, labels)) in enumerate(batches, start=1):
-                outcome = attack_chunk(model, images.to(device), labels.to(device), self.plan, chunk, surrogate)
-                table = chunk_table(self.plan, chunk, labels, outcome)
-                if self.plan.keep_adversarial:
-                    write_images(self.directory.clean_images(chunk), images)
-                    write_images(self.directory.adversarial_images(chunk), outcome.adversarial)
-                write_table(table, self.file(chunk))
-                robust, seen = robust + count_robust(table), seen + len(table)
+                outcome = attack_chunk(model, images.to(device), labels.to(device), plan, chunk, surrogate)
+                table = chunk_table(plan, chunk, labels, outcome)
+                if plan.keep_adversarial:
+                    write_images(attack.clean_images(chunk), images)
+                    write_images(attack.adversarial_images(chunk), outcome.adversarial)
+                write_table(table, attack.chunk(chunk))
+                robust, seen = robust + self.num_right(table), seen + len(table)
                 tell(done, f"{robust}/{seen} robust")
 
 
@@ -78,10 +71,6 @@ def models(plan: AttackPlan, run: Path, device: torch.device) -> tuple[nn.Module
     surrogate = plan.own_settings.surrogate
     model = load_model(plan.model, run).to(device)
     return model, load_model(surrogate, run).to(device) if surrogate else None
-
-
-def count_robust(table: pl.DataFrame) -> int:
-    return table.filter(pl.col("broken_by").is_null() & (pl.col("label") == pl.col("clean_prediction"))).height
 
 
 def write_images(path: Path, images: Tensor) -> None:

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import ClassVar, Generic, NoReturn, TypeVar
 
+import polars as pl
+
 from kapdist.attack.devices import own_gpu
 from kapdist.errors import InputError
 from kapdist.progress import Progress
@@ -44,23 +46,21 @@ class Work(ABC, Generic[Unit]):
     module: ClassVar[str]
     """`python -m MODULE DIRECTORY SHARD NUM_SHARDS` does one shard."""
     name: ClassVar[str]
-    """What its units are called, more than one."""
+    """Of its units, more than one."""
     counted: ClassVar[str]
-    """What its progress counts."""
+    """What its progress counts; `weight` of them to a unit."""
+    right: ClassVar[pl.Expr]
+    """Whether the model got an image right, whatever was done to it."""
+    note: ClassVar[str]
+    """What a progress says besides, with {done} and {units}, {right} and {images} to be filled in."""
 
-    def __init__(
-        self, directory: AttackDir, subject: AttackPlan, units: Sequence[Unit], costs: Sequence[float] = ()
-    ) -> None:
-        self.directory, self.subject, self.units, self.costs = directory, subject, units, costs
-        self.weight = 1  # of a unit, in what the progress counts
-
-    @abstractmethod
-    def file(self, unit: Unit) -> Path:
-        """Return where a unit is written; all lie in one folder."""
+    def __init__(self, directory: AttackDir, subject: AttackPlan, files: dict[Unit, Path], weight: int = 1) -> None:
+        self.directory, self.subject, self.files, self.weight = directory, subject, files, weight
+        self.units = list(files)
 
     @abstractmethod
-    def score(self, unit: Unit) -> tuple[int, int] | None:
-        """Return (images that the model got right, images) of a unit that is written; None of a damaged one.
+    def read(self, unit: Unit) -> pl.DataFrame | None:
+        """Return what a unit left behind, one row per image; None where there is no file, or a damaged one.
 
         Raises:
             InputError: the file is of another plan, and is not overwritten.
@@ -74,33 +74,33 @@ class Work(ABC, Generic[Unit]):
             InputError: something here is not what was planned with.
         """
 
-    @abstractmethod
-    def note(self, done: int, right: int, images: int) -> str:
-        """Say what there is to say beside the progress, of so many units and their scores together."""
-
     def is_done(self, unit: Unit) -> bool:
-        return self.score(unit) is not None
+        return self.read(unit) is not None
+
+    def num_right(self, table: pl.DataFrame) -> int:
+        return table.filter(self.right).height
 
     def progress(self, title: str, num_units: int) -> Progress:
         return Progress(title, num_units * self.weight, unit=self.counted)
 
 
 class Tally(Generic[Unit]):
-    """What is written so far; every file is read once."""
+    """What is done so far; every file is read once."""
 
     def __init__(self, work: Work[Unit]) -> None:
-        self.work, self.done, self.right, self.images = work, 0, 0, 0
-        self.missing = {work.file(unit): unit for unit in work.units}
-        self.folder = work.file(work.units[0]).parent
+        self.work, self.right, self.images = work, 0, 0
+        self.missing = {file: unit for unit, file in work.files.items()}
 
     def count(self) -> tuple[int, str]:
         """Return how much is done, and what else there is to say."""
-        for file in sorted(self.missing.keys() & set(self.folder.glob("*.parquet"))):
-            score = self.work.score(self.missing[file])
-            if score is not None:  # else one from before: its shard does it again
+        work, folder = self.work, self.work.files[self.work.units[0]].parent
+        for file in sorted(self.missing.keys() & set(folder.glob("*.parquet"))):
+            table = work.read(self.missing[file])
+            if table is not None:  # else one from before: its shard does it again
                 del self.missing[file]
-                self.done, self.right, self.images = self.done + 1, self.right + score[0], self.images + score[1]
-        return self.done * self.work.weight, self.work.note(self.done, self.right, self.images)
+                self.right, self.images = self.right + work.num_right(table), self.images + len(table)
+        units, done = len(work.units), len(work.units) - len(self.missing)
+        return done * work.weight, work.note.format(done=done, units=units, right=self.right, images=self.images)
 
 
 def do_shard(work: Work[Unit], shard: int, num_shards: int) -> None:
@@ -111,8 +111,8 @@ def do_shard(work: Work[Unit], shard: int, num_shards: int) -> None:
     """
     if not 0 <= shard < num_shards:
         raise InputError("shard", f"a number from 0 to {num_shards - 1}", str(shard))
-    mine = chunks_of(len(work.units), shard, num_shards, work.costs)
-    todo = [unit for unit in (work.units[place] for place in mine) if not work.is_done(unit)]
+    mine = [work.units[place] for place in chunks_of(len(work.units), shard, num_shards, work.subject.costs)]
+    todo = [unit for unit in mine if not work.is_done(unit)]
     done = len(mine) - len(todo)
     print(f"shard {shard} of {num_shards}: {len(mine)} {work.name}, {done} done already", flush=True)
     if todo:
@@ -129,7 +129,7 @@ def do_all(work: Work[Unit], num_shards: int, timeout_minutes: float, *, here: b
         here: in this process, and not in `num_shards` others.
 
     Raises:
-        InputError: as `Work.do`; a process that ends so shows its line.
+        InputError: as `Work.do`, or a process ended so: its line is in the message.
         RuntimeError: a process failed; its last lines are in the message.
         TimeoutError: the time is up. What is done is kept.
     """
@@ -137,13 +137,13 @@ def do_all(work: Work[Unit], num_shards: int, timeout_minutes: float, *, here: b
     with work.progress(f"{work.subject.run}/{work.subject.name}", len(work.units)) as progress:
         progress.show(*tally.count())
         if here:
-            do_here(work, tally, progress, deadline)
+            do_here(tally, progress, deadline)
         else:
-            do_in_processes(work, min(num_shards, len(work.units)), tally, progress, deadline)
+            do_in_processes(tally, min(num_shards, len(work.units)), progress, deadline)
 
 
-def do_here(work: Work[Unit], tally: Tally[Unit], progress: Progress, deadline: float) -> None:
-    before = tally.count()[0]
+def do_here(tally: Tally[Unit], progress: Progress, deadline: float) -> None:
+    work, before = tally.work, tally.count()[0]
 
     def tell(done: int, note: str) -> None:
         progress.show(before + done, note)
@@ -154,14 +154,12 @@ def do_here(work: Work[Unit], tally: Tally[Unit], progress: Progress, deadline: 
         work.do(todo, tell)
 
 
-def do_in_processes(
-    work: Work[Unit], num_shards: int, tally: Tally[Unit], progress: Progress, deadline: float
-) -> None:
+def do_in_processes(tally: Tally[Unit], num_shards: int, progress: Progress, deadline: float) -> None:
     children: list[subprocess.Popen[bytes]] = []
     try:
         for shard in range(num_shards):
-            children.append(start_shard(work, shard, num_shards))
-        watch(work.directory, children, tally, progress, deadline)
+            children.append(start_shard(tally.work, shard, num_shards))
+        watch(children, tally, progress, deadline)
     finally:
         end(children)
 
@@ -180,14 +178,9 @@ def shard_command(work: Work[Unit], shard: int, num_shards: int) -> list[str]:
     return [sys.executable, "-m", work.module, str(work.directory.root), str(shard), str(num_shards)]
 
 
-def watch(
-    directory: AttackDir,
-    children: list[subprocess.Popen[bytes]],
-    tally: Tally[Unit],
-    progress: Progress,
-    deadline: float,
-) -> None:
+def watch(children: list[subprocess.Popen[bytes]], tally: Tally[Unit], progress: Progress, deadline: float) -> None:
     """Wait for the children; raise as soon as one fails or the time is up."""
+    directory = tally.work.directory
     while True:
         codes = [child.poll() for child in children]  # before the count, so that the last one is complete
         progress.show(*tally.count())
@@ -247,13 +240,7 @@ def leave(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def child_main(run_shard: Callable[[Path, int, int], None], words: Sequence[str]) -> int:
-    """Run one shard as a child, which ends with its parent; return the exit code.
-
-    Args:
-        words: directory, shard, num_shards.
-
-    Returns: 0, or 2 for wrong input, with its one line.
-    """
+    """Run a shard as a child, ended with its parent; return the exit code: 2 for wrong input, with its line."""
     end_with_parent()
     try:
         run_shard(Path(words[0]), int(words[1]), int(words[2]))

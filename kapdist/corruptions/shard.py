@@ -43,26 +43,23 @@ class Cells(Work[Cell]):
     """The cells of a plan; the images that are predicted count."""
 
     module, name, counted = "kapdist.corruptions", "cells", "images"
+    right = pl.col("prediction") == pl.col("label")
+    note = "{done} of {units} cells"
 
     def __init__(self, directory: CorruptionsDir, plan: CorruptionPlan) -> None:
-        super().__init__(directory, plan.subject, plan.cells)
-        self.plan, self.weight, self.cells = plan, plan.subject.num_images, directory
+        files = {cell: directory.cell(cell.name) for cell in plan.cells}
+        super().__init__(directory, plan.subject, files, plan.subject.num_images)
+        self.plan, self.corruptions = plan, directory
 
-    def file(self, cell: Cell) -> Path:
-        return self.cells.cell(cell.name)
-
-    def score(self, cell: Cell) -> tuple[int, int] | None:
-        table = read_cell(self.cells, self.plan, cell)
-        return None if table is None else (int((table["prediction"] == table["label"]).sum()), len(table))
-
-    def note(self, done: int, right: int, images: int) -> str:
-        return f"{done} of {len(self.units)} cells"
+    def read(self, cell: Cell) -> pl.DataFrame | None:
+        return read_cell(self.corruptions, self.plan, cell)
 
     def do(self, cells: Sequence[Cell], tell: Tell) -> None:
         subject, chunks = self.subject, range(self.subject.num_chunks)
         threads = subject.threads if subject.data.resolution >= THREADS_FROM_SIDE else 1
         done = 0
-        with computing_as_planned(self.plan) as device, ThreadPoolExecutor(threads) as pool:
+        check_planned(self.plan)
+        with computing(subject) as device, one_cv2_thread(), ThreadPoolExecutor(threads) as pool:
             model = load_model(subject.model, run_of(self.directory)).to(device)
             images = images_of.read_chunks(subject, [*chunks] * len(cells))  # one reader for all rounds
             for cell in cells:
@@ -74,16 +71,11 @@ class Cells(Work[Cell]):
                     done += len(label)
                     tell(done, cell.name)
                 table = cell_table(self.plan, cell, torch.cat(labels), torch.cat(predictions))
-                write_table(table.with_columns(seconds=time.perf_counter() - started), self.file(cell))
+                write_table(table.with_columns(seconds=time.perf_counter() - started), self.files[cell])
 
 
-@contextmanager
-def computing_as_planned(plan: CorruptionPlan) -> Iterator[torch.device]:
-    """Compute as the plan says, with its libraries and photographs; afterwards as before.
-
-    Raises:
-        InputError: another package version, device or set of photographs than the plan's.
-    """
+def check_planned(plan: CorruptionPlan) -> None:
+    """Raise InputError unless libraries and photographs are those of the plan."""
     for name, version in (("opencv", cv2.__version__), ("pillow", PIL.__version__)):
         if plan.libraries[name] != version:
             raise InputError("environment", f"{name} {plan.libraries[name]} as planned", version)
@@ -91,13 +83,17 @@ def computing_as_planned(plan: CorruptionPlan) -> Iterator[torch.device]:
         raise InputError(
             "corruptions.frost", f"the photographs that were planned with ({plan.frost[:12]})", "others"
         )
+
+
+@contextmanager
+def one_cv2_thread() -> Iterator[None]:
+    """A process or a thread per CPU is enough."""
     threads = cv2.getNumThreads()
-    with computing(plan.subject) as device:
-        cv2.setNumThreads(1)  # a process or a thread per CPU is enough
-        try:
-            yield device
-        finally:
-            cv2.setNumThreads(threads)
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def cell_table(plan: CorruptionPlan, cell: Cell, labels: torch.Tensor, predictions: torch.Tensor) -> pl.DataFrame:

@@ -19,14 +19,11 @@ chunk, not to an image (an attack runs on the survivors as one batch), so every 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import polars as pl
 
 from kapdist.records.attack_plan import AttackPlan
-from kapdist.records.sharding import read_unit
+from kapdist.records.sealed import read_unit
 from kapdist.run.paths import AttackDir
-
-if TYPE_CHECKING:
-    import polars as pl
 
 VERDICTS = ("plan", "chunk", "image", "label", "clean_prediction", "broken_by")
 PASSES = ("forwards", "backwards", "library_forwards", "library_backwards")

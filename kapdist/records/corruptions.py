@@ -15,7 +15,7 @@ from pydantic import Field
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import PLAN_AGAIN, AttackPlan
 from kapdist.records.record import Count, Exact, Record, read_record
-from kapdist.records.sharding import read_unit
+from kapdist.records.sealed import read_unit
 from kapdist.run.files import fingerprint
 from kapdist.run.paths import CorruptionsDir
 from kapdist.statistics.intervals import Proportion, Resampled

@@ -1,4 +1,4 @@
-"""Which shard does which units of work, and which are done; a login node can tell what is missing."""
+"""Which shard attacks which chunks; known without the model, so that a login node can tell what is missing."""
 
 from __future__ import annotations
 
@@ -6,15 +6,10 @@ import heapq
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kapdist.errors import InputError
-from kapdist.records.sealed import DamagedError, is_whole, read_json, read_table
+from kapdist.records.sealed import is_whole, read_json
 from kapdist.run.paths import AttackDir
-
-if TYPE_CHECKING:
-    import polars as pl
 
 CHUNK = re.compile(r"chunk-(\d+)\.parquet")
 
@@ -98,28 +93,3 @@ def missing_shards(attack: AttackDir, num_shards: int, *, look_inside: bool = Fa
     hands = deal(planned, num_shards, costs)
     lacking = {shard: [chunk for chunk in hand if chunk not in finished] for shard, hand in enumerate(hands)}
     return {shard: chunks for shard, chunks in lacking.items() if chunks}
-
-
-def read_unit(
-    path: Path, columns: Sequence[str], unit: str, plan: str, images: Sequence[int]
-) -> pl.DataFrame | None:
-    """Return what a unit of work left behind, one row per image; None where there is no file, or a damaged one.
-
-    Args:
-        columns: of its table; image and plan are among them.
-        unit: what it is called.
-        plan: the fingerprint of the plan that it is to be of.
-        images: the ids of its images, in order.
-
-    Raises:
-        InputError: it is of another plan.
-    """
-    if not path.exists():
-        return None
-    try:
-        table = read_table(path, columns)
-    except DamagedError:
-        return None
-    if table["plan"].unique().to_list() != [plan]:
-        raise InputError(path, f"a {unit} of this plan ({plan[:12]})", "one of another plan")
-    return table if table["image"].to_list() == list(images) else None
