@@ -184,7 +184,7 @@ def forecast(
 def attack_run(run: Run, config: ConfigFile, overrides: Overrides = None) -> None:
     """Plan, attack all shards in local processes, merge."""
     resolved = attack_config(config, overrides)
-    from kapdist.attack.local import run_attack
+    from kapdist.attack.run import run_attack
     from kapdist.records.worst import write_worst_case
 
     with work(run):

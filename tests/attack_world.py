@@ -37,9 +37,10 @@ import kapdist.run.files as files
 images, labels = torch.load(sys.argv[1], weights_only=True)
 images_of.beton_batches = lambda plan, batches: ((images[ids], labels[ids]) for ids in batches)
 
-from kapdist.attack.__main__ import main
+from kapdist.attack.shard import run_shard
+from kapdist.attack.units import child_main
 
-sys.exit(main(sys.argv[2:]))
+sys.exit(child_main(run_shard, sys.argv[2:]))
 """
 
 

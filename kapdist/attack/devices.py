@@ -1,16 +1,19 @@
-"""The device of a plan: on which kind it is made, and which GPU of a machine each local process takes."""
+"""The device of a plan: on which kind it is made, how it computes, which GPU each process of a machine takes."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 
 from kapdist.config import AttackConfig
+from kapdist.environment import package_versions
 from kapdist.errors import InputError
+from kapdist.records.attack_plan import PACKAGES, AttackPlan
 from kapdist.run.paths import RunDir, as_ended
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -54,6 +57,34 @@ def gpu_of(run: RunDir) -> str:
     if not device and run.config.exists():
         device = run.load_config().engine.device  # runs from before the device was written down
     return "" if device in ("cpu", "auto") else str(device)
+
+
+@contextlib.contextmanager
+def computing(plan: AttackPlan) -> Iterator[torch.device]:
+    """Compute as the plan says, on its kind of device; afterwards as before.
+
+    Raises:
+        InputError: another package version or device than the plan's.
+    """
+    versions = package_versions(PACKAGES)
+    for name, planned in plan.packages.items():
+        if versions.get(name) != planned:
+            raise InputError("environment", f"{name} {planned} as planned", str(versions.get(name)))
+    device = "cpu" if plan.device == "cpu" else "cuda"
+    if device_kind(device) != plan.device:
+        raise InputError("device", f"{plan.device} as planned", device_kind(device))
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    threads, rounded = torch.get_num_threads(), (cudnn.allow_tf32, products.allow_tf32)
+    repeats = cudnn.deterministic, cudnn.benchmark
+    torch.set_num_threads(plan.threads)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    cudnn.allow_tf32 = products.allow_tf32 = False
+    try:
+        yield torch.device(device)
+    finally:
+        torch.set_num_threads(threads)
+        cudnn.deterministic, cudnn.benchmark = repeats
+        cudnn.allow_tf32, products.allow_tf32 = rounded
 
 
 def own_gpu(planned: str, shard: int, environ: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -22,7 +22,6 @@ from kapdist.kap import fold
 from kapdist.models.build import build_model
 from kapdist.models.weights import load_weights
 from kapdist.records.attack_plan import PlannedModel
-from kapdist.records.attacked import weights_path
 from kapdist.run.files import file_sha256
 from kapdist.run.paths import weights_sha256
 
@@ -43,7 +42,7 @@ def load_model(source: PlannedModel, run: Path) -> nn.Module:
         model = call_factory(source.factory)
         check_factory(source)
         check_state(model, f"model.factory={source.factory}")
-    weights = weights_path(source.factory, source.weights, run)
+    weights = source.weights_file(run)
     if weights is not None:
         check_sha256(weights, file_sha256_of(weights), source.weights_sha256)
         load_weights(model, weights)

@@ -32,7 +32,6 @@ from kapdist.environment import package_versions, usable_cpus
 from kapdist.errors import InputError
 from kapdist.kap import noise
 from kapdist.records.attack_plan import PACKAGES, AttackPlan, Norm, OwnSettings, PlannedModel, read_plan, write_plan
-from kapdist.records.attacked import weights_path
 from kapdist.rng import permutation
 from kapdist.run.files import check_outputs, fingerprint
 from kapdist.run.lock import locked
@@ -213,7 +212,7 @@ def plan_surrogate(
 
 
 def sha256_of_weights(planned: PlannedModel, run: Path) -> str:
-    path = weights_path(planned.factory, planned.weights, run)
+    path = planned.weights_file(run)
     return state_sha256(load_model(planned, run)) if path is None else file_sha256_of(path)
 
 

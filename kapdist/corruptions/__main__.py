@@ -1,8 +1,9 @@
-"""`python -m kapdist.corruptions DIRECTORY SHARD NUM_SHARDS`: a child of `attack corruptions`."""
+"""`python -m kapdist.corruptions DIRECTORY SHARD NUM_SHARDS`: a child of `attack corruptions`, ending with it."""
 
 import sys
 
-from kapdist.corruptions.shard import main
+from kapdist.attack.units import child_main
+from kapdist.corruptions.shard import run_shard
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(child_main(run_shard, sys.argv[1:]))

@@ -1,11 +1,11 @@
-"""One process: its cells, each written once and never done again."""
+"""The cells of a run under corruptions as units of work."""
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -14,61 +14,68 @@ import polars as pl
 import torch
 
 import kapdist.attack.images as images_of
+from kapdist.attack.devices import computing
 from kapdist.attack.model import load_model
-from kapdist.attack.shard import settle
+from kapdist.attack.units import Tell, Work, do_shard
 from kapdist.corruptions.cells import predict_chunk
 from kapdist.corruptions.frost import FrostSource
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import run_of
 from kapdist.records.corruptions import NOT_ASKED, Cell, CorruptionPlan, read_cell, read_plan
 from kapdist.records.sealed import write_table
-from kapdist.run.ends import fatal_file, stacks_at_death
-from kapdist.run.files import output
 from kapdist.run.paths import CorruptionsDir
 
 # Threads of Python help where an image is large enough that most of its time is spent inside of the libraries.
 THREADS_FROM_SIDE = 96
-Tell = Callable[[int, str], None]
 
 
-def run_cells(directory: CorruptionsDir, shard: int, num_shards: int, tell: Tell = lambda done, note: None) -> None:
+def run_shard(root: Path, shard: int, num_shards: int) -> None:
     """Do this shard's cells that are not done yet; may be ended and started again at any time.
 
-    Args:
-        tell: is given the images that this process has predicted so far, and what else there is to say.
-
     Raises:
-        InputError: no plan, or something here is not what was planned with.
+        InputError: no such shard, no plan, or something here is not what was planned with.
     """
-    plan = read_plan(directory)
-    todo = [cell for cell in plan.cells[shard::num_shards] if read_cell(directory, plan, cell) is None]
-    if not todo:
-        return
-    device = settle_all(plan)
-    model = load_model(plan.subject.model, run_of(directory)).to(device)
-    chunks = range(plan.subject.num_chunks)
-    images = images_of.read_chunks(plan.subject, [*chunks] * len(todo))  # one reader for all rounds
-    threads = plan.subject.threads if plan.subject.data.resolution >= THREADS_FROM_SIDE else 1
-    done = 0
-    with ThreadPoolExecutor(threads) as pool:
-        for cell in todo:
-            started, labels, predictions = time.perf_counter(), [], []
-            for chunk in chunks:
-                batch, label = next(images)
-                predictions.append(predict_chunk(model, batch, plan, cell, chunk, pool))
-                labels.append(label)
-                done += len(label)
-                tell(done, cell.name)
-            table = cell_table(plan, cell, torch.cat(labels), torch.cat(predictions))
-            write_table(table.with_columns(seconds=time.perf_counter() - started), directory.cell(cell.name))
+    directory = CorruptionsDir(root)
+    do_shard(Cells(directory, read_plan(directory)), shard, num_shards)
 
 
-def settle_all(plan: CorruptionPlan) -> torch.device:
-    """Make this process compute as the plan says.
+class Cells(Work[Cell]):
+    """The cells of a plan; the images that are predicted count."""
 
-    Raises:
-        InputError: another package version, device or set of photographs than the plan's.
-    """
+    module, name, counted = "kapdist.corruptions", "cells", "images"
+    right = pl.col("prediction") == pl.col("label")
+    note = "{done} of {units} cells"
+
+    def __init__(self, directory: CorruptionsDir, plan: CorruptionPlan) -> None:
+        files = {cell: directory.cell(cell.name) for cell in plan.cells}
+        super().__init__(directory, plan.subject, files, plan.subject.num_images)
+        self.plan, self.corruptions = plan, directory
+
+    def read(self, cell: Cell) -> pl.DataFrame | None:
+        return read_cell(self.corruptions, self.plan, cell)
+
+    def do(self, cells: Sequence[Cell], tell: Tell) -> None:
+        subject, chunks = self.subject, range(self.subject.num_chunks)
+        threads = subject.threads if subject.data.resolution >= THREADS_FROM_SIDE else 1
+        done = 0
+        check_planned(self.plan)
+        with computing(subject) as device, one_cv2_thread(), ThreadPoolExecutor(threads) as pool:
+            model = load_model(subject.model, run_of(self.directory)).to(device)
+            images = images_of.read_chunks(subject, [*chunks] * len(cells))  # one reader for all rounds
+            for cell in cells:
+                started, labels, predictions = time.perf_counter(), [], []
+                for chunk in chunks:
+                    batch, label = next(images)
+                    predictions.append(predict_chunk(model, batch, self.plan, cell, chunk, pool))
+                    labels.append(label)
+                    done += len(label)
+                    tell(done, cell.name)
+                table = cell_table(self.plan, cell, torch.cat(labels), torch.cat(predictions))
+                write_table(table.with_columns(seconds=time.perf_counter() - started), self.files[cell])
+
+
+def check_planned(plan: CorruptionPlan) -> None:
+    """Raise InputError unless libraries and photographs are those of the plan."""
     for name, version in (("opencv", cv2.__version__), ("pillow", PIL.__version__)):
         if plan.libraries[name] != version:
             raise InputError("environment", f"{name} {plan.libraries[name]} as planned", version)
@@ -76,8 +83,17 @@ def settle_all(plan: CorruptionPlan) -> torch.device:
         raise InputError(
             "corruptions.frost", f"the photographs that were planned with ({plan.frost[:12]})", "others"
         )
-    cv2.setNumThreads(1)  # a process or a thread per CPU is enough
-    return settle(plan.subject)
+
+
+@contextmanager
+def one_cv2_thread() -> Iterator[None]:
+    """A process or a thread per CPU is enough."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def cell_table(plan: CorruptionPlan, cell: Cell, labels: torch.Tensor, predictions: torch.Tensor) -> pl.DataFrame:
@@ -94,18 +110,3 @@ def cell_table(plan: CorruptionPlan, cell: Cell, labels: torch.Tensor, predictio
         level=pl.lit(cell.level, pl.Float64),
         plan=pl.lit(plan.fingerprint),
     )
-
-
-def main(words: Sequence[str]) -> int:
-    """Run one shard as a child process; return the exit code: 2 for wrong input, with its one line."""
-    from kapdist.attack.__main__ import end_with_parent
-
-    end_with_parent()
-    directory, shard = CorruptionsDir(Path(words[0])), int(words[1])
-    try:
-        with output(directory.root), stacks_at_death(fatal_file(directory.logs, shard)):
-            run_cells(directory, shard, int(words[2]))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0

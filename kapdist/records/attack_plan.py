@@ -17,7 +17,7 @@ from kapdist.errors import InputError
 from kapdist.records.record import Exact, read_record
 from kapdist.records.sealed import write_json
 from kapdist.run.files import fingerprint
-from kapdist.run.paths import AttackDir
+from kapdist.run.paths import AttackDir, RunDir
 
 StageAttack = Literal["screen"] | AttackName
 OWN_ATTACKS: frozenset[StageAttack] = frozenset({"screen", "random-noise", "hard-label", "transfer"})
@@ -44,6 +44,10 @@ class PlannedModel(Exact):
     num_classes: int
     folded: bool
     """Averages and norms are folded into the convolutions; the noise is then off for good."""
+
+    def weights_file(self, run: Path) -> Path | None:
+        """Return the file with the weights of a model that stands in a run; None where a factory brings its own."""
+        return RunDir(run).weights if self.factory is None and self.weights is None else self.weights
 
 
 class PlannedData(Exact):

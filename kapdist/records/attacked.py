@@ -8,7 +8,6 @@ from pathlib import Path
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import AttackPlan
 from kapdist.run.files import file_sha256
-from kapdist.run.paths import RunDir
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +20,7 @@ def check_weights(plan: AttackPlan, run: Path) -> None:
     Raises:
         InputError: they are others by now.
     """
-    path = weights_path(plan.model.factory, plan.model.weights, run)
+    path = plan.model.weights_file(run)
     if path is None:
         return
     planned = plan.model.weights_sha256
@@ -32,8 +31,3 @@ def check_weights(plan: AttackPlan, run: Path) -> None:
     if found != planned:
         expected = f"the weights that {plan.name} attacked (sha256 {planned[:12]}; or attack again, another name=)"
         raise InputError(path, expected, f"sha256 {found[:12]}")
-
-
-def weights_path(factory: str | None, weights: Path | None, run: Path) -> Path | None:
-    """Return the file with the weights; None where a factory brings its own."""
-    return RunDir(run).weights if factory is None and weights is None else weights

@@ -19,27 +19,22 @@ chunk, not to an image (an attack runs on the survivors as one batch), so every 
 
 from __future__ import annotations
 
-from pathlib import Path
+import polars as pl
 
-from kapdist.errors import InputError
 from kapdist.records.attack_plan import AttackPlan
-from kapdist.records.sealed import DamagedError, read_table
+from kapdist.records.sealed import read_unit
+from kapdist.run.paths import AttackDir
 
+VERDICTS = ("plan", "chunk", "image", "label", "clean_prediction", "broken_by")
 PASSES = ("forwards", "backwards", "library_forwards", "library_backwards")
 
 
-def is_done(path: Path, plan: AttackPlan, chunk: int) -> bool:
-    """Tell whether a file holds this chunk of this plan; a damaged one does not count.
+def read_chunk(attack: AttackDir, plan: AttackPlan, chunk: int) -> pl.DataFrame | None:
+    """Return the verdicts on a chunk that is done; a damaged file does not count.
 
     Raises:
-        InputError: it holds a chunk of another plan, which is not overwritten.
+        InputError: the file belongs to another plan, and is not overwritten.
     """
-    if not path.exists():
-        return False
-    try:
-        table = read_table(path, ["plan", "chunk", "image"])
-    except DamagedError:
-        return False
-    if table["plan"].unique().to_list() != [plan.fingerprint]:
-        raise InputError(path, f"a chunk of this plan ({plan.fingerprint[:12]})", "one of another plan")
-    return tuple(table["image"]) == plan.chunk_images(chunk) and set(table["chunk"]) == {chunk}
+    path, images = attack.chunk(chunk), plan.chunk_images(chunk)
+    table = read_unit(path, VERDICTS, "chunk", plan.fingerprint, images)
+    return table if table is not None and set(table["chunk"]) == {chunk} else None

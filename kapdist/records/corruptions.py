@@ -9,14 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import polars as pl
 from pydantic import Field
 
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import PLAN_AGAIN, AttackPlan
 from kapdist.records.record import Count, Exact, Record, read_record
-from kapdist.records.sealed import DamagedError, read_table
+from kapdist.records.sealed import read_unit
 from kapdist.run.files import fingerprint
 from kapdist.run.paths import CorruptionsDir
 from kapdist.statistics.intervals import Proportion, Resampled
@@ -32,6 +31,10 @@ NOT_ASKED = "not asked"
 
 # Of an attack alone: no image under a corruption depends on it. The norm and every eps that count are in the cells.
 NOT_OURS = ("norm", "eps", "smaller_eps", "version", "attacks", "settings", "screen", "compact", "rescore")
+
+
+COLUMNS = ("image", "label", "prediction", "kind", "severity", "level", "plan", "seconds")
+"""Of the file of a cell."""
 
 
 class Cell(Exact):
@@ -98,19 +101,10 @@ def read_cell(directory: CorruptionsDir, plan: CorruptionPlan, cell: Cell) -> pl
     Raises:
         InputError: the file belongs to another plan, and is not overwritten.
     """
-    path = directory.cell(cell.name)
-    if not path.exists():
+    table = read_unit(directory.cell(cell.name), COLUMNS, "cell", plan.fingerprint, plan.subject.images)
+    if table is None or table.select("kind", "severity").unique().rows() != [(cell.kind, cell.severity)]:
         return None
-    try:
-        table = read_table(path)
-        plans = table["plan"].unique().to_list()
-        whole = np.array_equal(table["image"].to_numpy(), plan.subject.images)
-        names = table.select("kind", "severity").unique().rows()
-    except (DamagedError, pl.exceptions.PolarsError):  # or a file without the columns
-        return None
-    if plans != [plan.fingerprint]:
-        raise InputError(path, f"a cell of this plan ({plan.fingerprint[:12]})", "one of another plan")
-    return table if whole and names == [(cell.kind, cell.severity)] else None
+    return table
 
 
 class CellSummary(Record):

@@ -129,6 +129,30 @@ def read_table(path: Path, columns: Sequence[str] | None = None, remedy: str = "
         raise damaged(path, first_line(error), remedy) from None
 
 
+def read_unit(
+    path: Path, columns: Sequence[str], unit: str, plan: str, images: Sequence[int]
+) -> pl.DataFrame | None:
+    """Return what a unit of work left behind, one row per image; None where there is no file, or a damaged one.
+
+    Args:
+        columns: of its table; image and plan are among them.
+        unit: what it is called.
+        plan, images: the fingerprint that it should have, and the images, in order.
+
+    Raises:
+        InputError: it is of another plan.
+    """
+    if not path.exists():
+        return None
+    try:
+        table = read_table(path, columns)
+    except DamagedError:
+        return None
+    if table["plan"].unique().to_list() != [plan]:
+        raise InputError(path, f"a {unit} of this plan ({plan[:12]})", "one of another plan")
+    return table if table["image"].to_list() == list(images) else None
+
+
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write an array as .npy under a seal, which stands behind the numbers."""
     import numpy as np

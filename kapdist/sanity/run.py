@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import kapdist.attack.images as images_of
 from kapdist.attack.ball import largest_norm, perturbation_norm
+from kapdist.attack.devices import computing
 from kapdist.attack.images import ImageSet
 from kapdist.attack.model import load_model
 from kapdist.attack.plan import attack_dir_of, config_of, make_plan, plan_surrogate, protocol_of
-from kapdist.attack.shard import settle
 from kapdist.config import AttackConfig
 from kapdist.config.defaults import EXAMINED_IMAGES
 from kapdist.errors import InputError
@@ -52,8 +52,20 @@ def run_sanity(run: Path, config: AttackConfig) -> Sanity:
     check_outputs(attack.sanity)
     image_set = images_of.describe_images(config.data, config_of(run, config), run, config.classes)
     plan = plan_of(run, config, attack, image_set)
-    device = settle(plan)
-    surrogate = load_surrogate(config, plan, image_set, device)
+    with computing(plan) as device:
+        surrogate = load_surrogate(config, plan, image_set, device)
+        return examined(run, config, ball, attack, plan, surrogate, device)
+
+
+def examined(
+    run: Path,
+    config: AttackConfig,
+    ball: Ball,
+    attack: AttackDir,
+    plan: AttackPlan,
+    surrogate: nn.Module | None,
+    device: torch.device,
+) -> Sanity:
     started = time.perf_counter()
     images, labels = (torch.cat(parts).to(device) for parts in zip(*chunks(plan), strict=True))
     with Progress(f"{plan.run}/{plan.name}", STEPS, unit="parts of the report") as progress:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from kapdist.attack.devices import own_gpu, refuse_auto_elsewhere
+from kapdist.attack.devices import computing, own_gpu, refuse_auto_elsewhere
 from kapdist.config import AttackConfig
+from kapdist.environment import package_version
 from kapdist.errors import InputError
+from kapdist.records.attack_plan import AttackPlan
 
 
 @pytest.fixture
@@ -49,3 +53,21 @@ def test_a_plan_without_a_gpu_does_not_bind_a_run_of_a_gpu_to_the_cpu(gpus: list
     (tmp_path / "config.yaml").write_text("data: {train: a, validation: b}\nengine: {device: cuda}\n")
     with pytest.raises(InputError, match="trained on cuda"):
         refuse_auto_elsewhere(tmp_path, auto)
+
+
+def test_this_process_computes_as_planned_and_then_as_before(make_plan: Callable[..., AttackPlan]) -> None:
+    plan = make_plan("Linf", 0.1, ("square",), threads=2)
+    plan = plan.model_copy(update={"packages": {"kapdist": package_version("kapdist")}})
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+
+    def flags() -> tuple[object, ...]:
+        tf32 = cudnn.allow_tf32, products.allow_tf32
+        return torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark, *tf32
+
+    before = flags()
+    with contextlib.suppress(ZeroDivisionError), computing(plan) as device:
+        assert device == torch.device("cpu")
+        assert flags() == (2, True, False, False, False)
+        raise ZeroDivisionError
+    assert flags() == before
+    assert before[0] == 1

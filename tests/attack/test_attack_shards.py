@@ -15,11 +15,11 @@ import polars as pl
 import pytest
 import torch
 
-import kapdist.attack.shard as shard_module
+import kapdist.attack.devices as devices
 from kapdist.attack.ball import largest_norm, perturbation_norm
 from kapdist.attack.merge import merge
 from kapdist.attack.plan import plan_attack
-from kapdist.attack.shard import run_shard
+from kapdist.attack.shard import Chunks, run_shard
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import read_plan, write_plan
 from kapdist.run.lock import locked
@@ -290,7 +290,7 @@ def test_a_directory_without_a_plan_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"expected an attack directory .*, found no plan.json"):
             step(tmp_path)
     (tmp_path / "plan.json").write_text('{"format": 1}')
-    with pytest.raises(InputError, match="expected a plan of this version"):
+    with pytest.raises(InputError, match=r"format: expected 2 .*, found 1"):
         merge(tmp_path)
 
 
@@ -302,7 +302,7 @@ def test_a_shard_elsewhere_must_have_the_packages_and_the_model_of_the_plan(
     factory.write_text(factory.read_text().replace("manual_seed(1)", "manual_seed(2)"))
     with pytest.raises(InputError, match=r"model.factory=.* expected the factory's file as planned"):
         run_shard(attack.root, 0, 1)
-    monkeypatch.setattr(shard_module, "package_versions", lambda names: {"kapdist": "9"})
+    monkeypatch.setattr(devices, "package_versions", lambda names: {"kapdist": "9"})
     with pytest.raises(InputError, match=r"environment: expected kapdist .* as planned, found 9"):
         run_shard(attack.root, 0, 1)
 
@@ -329,7 +329,7 @@ def test_images_outside_of_the_range_and_labels_beyond_the_classes_are_refused(w
 
 def test_chunks_are_dealt_in_turn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     attack, dealt = planned(world), []
-    monkeypatch.setattr(shard_module, "work", lambda a, p, m, surrogate, chunks, d: dealt.append(chunks))
+    monkeypatch.setattr(Chunks, "do", lambda work, chunks, tell: dealt.append(chunks))
     for shard in range(4):
         run_shard(attack.root, shard, 4)
     assert dealt == [[0, 4], [1, 5], [2], [3]]

@@ -18,15 +18,16 @@ import torch
 from polars.testing import assert_frame_equal
 
 import kapdist.attack.images as images_of
-import kapdist.corruptions.run as run_module
+import kapdist.attack.units as units
 from kapdist.config import AttackConfig
 from kapdist.config.file import load_config
 from kapdist.corruptions.corrupt import corrupt
 from kapdist.corruptions.levels import KINDS
 from kapdist.corruptions.run import run_corruptions
-from kapdist.corruptions.shard import run_cells
-from kapdist.corruptions.summary import Summary, csv_text
+from kapdist.corruptions.shard import run_shard
+from kapdist.corruptions.summary import csv_text
 from kapdist.errors import InputError
+from kapdist.records.corruptions import CorruptionSummary
 from kapdist.records.sealed import read_json
 from kapdist.report import write_report
 from kapdist.run.paths import CorruptionsDir, RunDir
@@ -43,14 +44,18 @@ from pathlib import Path
 images, labels = torch.load("images.pt", weights_only=True)
 images_of.beton_batches = lambda plan, batches: ((images[ids], labels[ids]) for ids in batches)
 
-from kapdist.corruptions.shard import main, run_cells
+from kapdist.attack.units import child_main
+from kapdist.corruptions.shard import Cells, run_shard
+from kapdist.records.corruptions import read_plan
 from kapdist.run.paths import CorruptionsDir
 
 if sys.argv[1] == "slowly":
     import time
-    run_cells(CorruptionsDir(Path(sys.argv[2])), 0, 1, lambda done, note: time.sleep(0.02))
+    directory = CorruptionsDir(Path(sys.argv[2]))
+    cells = Cells(directory, read_plan(directory))
+    cells.do(cells.units, lambda done, note: time.sleep(0.02))
 else:
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(child_main(run_shard, sys.argv[1:]))
 """
 
 NOISY = """
@@ -108,7 +113,7 @@ def test_the_counts_are_those_of_a_plain_loop(world) -> None:
         ("random_uniform", [0.1, 0.2]),
     ]
     where = directory(world)
-    assert Summary.model_validate_json(json.dumps(read_json(where.summary))) == summary
+    assert CorruptionSummary.model_validate_json(json.dumps(read_json(where.summary))) == summary
     assert where.table.read_text() == csv_text(summary)
     assert len(records(where)) == total * (1 + 4 + 3)
     contrast = records(where).filter((pl.col("kind") == "contrast") & (pl.col("severity") == 5))
@@ -119,7 +124,9 @@ def test_chunks_and_processes_do_not_change_a_prediction(world, monkeypatch: pyt
     (world.folder / "child.py").write_text(CHILD)
     command = [sys.executable, str(world.folder / "child.py")]
     monkeypatch.setattr(
-        run_module, "shard_command", lambda where, *words: [*command, str(where.root), *map(str, words)]
+        units,
+        "shard_command",
+        lambda work, *words: [*command, str(work.directory.root), *map(str, words)],
     )
     whole = run_corruptions(world.folder / "whole", settings(world, chunk_size=22))
     parts = run_corruptions(world.folder / "parts", settings(world, chunk_size=5, num_shards=2))
@@ -187,7 +194,7 @@ def test_other_photographs_of_frost_are_another_plan(world) -> None:
         run_corruptions(world.run, config)
     directory(world).cell("frost-1").unlink()
     with pytest.raises(InputError, match="photographs that were planned with"):
-        run_cells(directory(world), 0, 1)
+        run_shard(directory(world).root, 0, 1)
     (folder / "1.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match="expected a photograph"):
         run_corruptions(world.folder / "other", config)

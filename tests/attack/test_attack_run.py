@@ -14,12 +14,13 @@ import polars as pl
 import pytest
 import torch
 
-import kapdist.attack.local as local
+import kapdist.attack.units as units
 from kapdist import cli
 from kapdist.attack.classifier import check_classifier
-from kapdist.attack.local import run_attack
+from kapdist.attack.merge import merge_chunks
 from kapdist.attack.model import call_factory
 from kapdist.attack.plan import plan_attack
+from kapdist.attack.run import run_attack
 from kapdist.attack.shard import run_shard
 from kapdist.errors import InputError
 from kapdist.run.paths import AttackDir
@@ -30,7 +31,9 @@ World = Any
 @pytest.fixture
 def children(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     """A world whose shards see the images in processes of their own, too."""
-    monkeypatch.setattr(local, "shard_command", lambda attack, *words: world.child_command(attack.root, *words))
+    monkeypatch.setattr(
+        units, "shard_command", lambda work, *words: world.child_command(work.directory.root, *words)
+    )
     return world
 
 
@@ -45,7 +48,7 @@ def test_two_processes_give_the_records_of_one_shard(children: World, capfd: pyt
     plan = plan_attack(children.run, config)
     alone = AttackDir(children.run / "attacks" / "alone")
     run_shard(alone.root, 0, 1)
-    local.merge_chunks(alone, plan)
+    merge_chunks(alone, plan)
     tables = [pl.read_parquet(one.records) for one in (attack, alone)]
     first, second = (table.drop(pl.selectors.contains("seconds")) for table in tables)
     assert first.equals(second)
@@ -65,9 +68,9 @@ def test_a_shard_that_fails_shows_its_last_lines_and_ends_the_others(
 ) -> None:
     started: list[subprocess.Popen] = []
     scripts = ["import sys; print('a'); sys.exit('boom on the way')", "import time; time.sleep(60)"]
-    monkeypatch.setattr(local, "shard_command", lambda attack, shard, n: [sys.executable, "-c", scripts[shard]])
+    monkeypatch.setattr(units, "shard_command", lambda work, shard, n: [sys.executable, "-c", scripts[shard]])
     real = subprocess.Popen
-    monkeypatch.setattr(local.subprocess, "Popen", lambda *a, **k: started.append(real(*a, **k)) or started[-1])
+    monkeypatch.setattr(units.subprocess, "Popen", lambda *a, **k: started.append(real(*a, **k)) or started[-1])
     with pytest.raises(RuntimeError, match=r"(?s)shard 0 ended with exit code 1; .*shard-0.log.*boom on the way"):
         run_attack(children.run, children.config(num_shards=2))
     assert [child.poll() for child in started] == [1, -signal.SIGTERM]
@@ -84,7 +87,7 @@ with stacks_at_death(fatal_file(Path(sys.argv[1]), 0)):
     for number, stacks in ((signal.SIGSEGV, r" \(stacks in .*fatal-0\.txt\)"), (signal.SIGKILL, "")):
         words = [str(AttackDir(children.run / "attacks" / "aa").logs), str(int(number))]
         command = [sys.executable, "-c", script, *words]
-        monkeypatch.setattr(local, "shard_command", lambda *_, command=command: command)
+        monkeypatch.setattr(units, "shard_command", lambda *_, command=command: command)
         with pytest.raises(RuntimeError, match=f"shard 0 died of {number.name}{stacks}; the last lines of"):
             run_attack(children.run, children.config())
 
@@ -93,7 +96,7 @@ def test_an_attack_that_takes_too_long_is_ended_and_says_what_is_kept(
     children: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
-    monkeypatch.setattr(local, "shard_command", lambda attack, shard, n: command)
+    monkeypatch.setattr(units, "shard_command", lambda work, shard, n: command)
     began = time.monotonic()
     with pytest.raises(TimeoutError, match="timeout_minutes are over; 0 chunks are done and kept"):
         run_attack(children.run, children.config(timeout_minutes=0.01))
@@ -164,21 +167,18 @@ def test_a_result_that_finds_no_room_is_said_and_one_that_nobody_reads_is_not(tm
 PARENT = """
 import sys
 from pathlib import Path
-import kapdist.attack.local as local
-from kapdist import cli
+import kapdist.attack.units as units
+from kapdist.attack.shard import Chunks
 from kapdist.records.attack_plan import read_plan
-from kapdist.config import AttackConfig
 from kapdist.run.lock import locked
 from kapdist.run.paths import AttackDir
 
-child = "import sys, time; from kapdist.attack.__main__ import end_with_parent; end_with_parent();"
+child = "import sys, time; from kapdist.attack.units import end_with_parent; end_with_parent();"
 child += "open(sys.argv[1], 'w').write('up'); time.sleep(60)"
-local.shard_command = lambda attack, shard, n: [sys.executable, "-c", child, f"up-{shard}"]
+units.shard_command = lambda work, shard, n: [sys.executable, "-c", child, f"up-{shard}"]
 attack = AttackDir(Path(sys.argv[1]))
-plan = read_plan(attack)
-config = AttackConfig(name="aa", num_shards=2)
-with locked(attack.lock), local.ended_by_sigterm():
-    local.run_shards(attack, plan, config)
+with locked(attack.lock), units.ended_by_sigterm():
+    units.do_all(Chunks(attack, read_plan(attack)), 2, 60)
 """
 
 

@@ -1,0 +1,37 @@
+"""`attack run`: plan, all chunks in processes of this machine, merge."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from kapdist.attack.merge import merge_chunks
+from kapdist.attack.plan import attack_dir_of, write_new_plan
+from kapdist.attack.shard import Chunks
+from kapdist.attack.units import do_all, ended_by_sigterm
+from kapdist.config import AttackConfig
+from kapdist.records.summary import Summary
+from kapdist.run.files import check_outputs
+from kapdist.run.lock import locked
+from kapdist.run.paths import RunDir
+
+
+def run_attack(run: Path, config: AttackConfig) -> Summary:
+    """Attack a run's model, or with model.factory any other one; what was done before is not done again.
+
+    Args:
+        run: a run directory; with model.factory any directory, made if need be.
+
+    Raises:
+        InputError: as plan_attack, run_shard and merge.
+        RuntimeError: a shard failed; its last lines are in the message.
+        TimeoutError: config.timeout_minutes went by. What is done is kept.
+    """
+    attack = attack_dir_of(run, config)
+    with locked(attack.lock), ended_by_sigterm():
+        check_outputs(attack.plan, attack.summary, attack.records, RunDir(run).worst_case)
+        plan = write_new_plan(run, config, attack)
+        for note in plan.notes:
+            print(f"note: {note}", file=sys.stderr, flush=True)
+        do_all(Chunks(attack, plan), config.num_shards, config.timeout_minutes)
+        return merge_chunks(attack, plan)
