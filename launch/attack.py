@@ -15,7 +15,7 @@ import argparse
 import contextlib
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from kapdist.config import AttackConfig
 from kapdist.config.file import dump_config, load_config
@@ -27,6 +27,7 @@ from kapdist.run.paths import AttackDir, RunDir
 from launch import jobs, slurm
 from launch.after import CLUSTER
 from launch.array import AttackJobs
+from launch.call import Call
 from launch.cluster import ClusterConfig, load_cluster, split_words
 from launch.command import command_line
 from launch.planned import ATTACK, is_planned, refuse_another
@@ -86,7 +87,7 @@ def dry_run(
     code, planned = attack.code / "1", is_planned(attack, config) and not trainings
     scripts: list[str] = []
 
-    def keep(what: Submission, calls: Sequence[Callable[[], None]]) -> str:
+    def keep(what: Submission, calls: Sequence[Call]) -> str:
         scripts.append(what.script())
         return str(what.about["kind"]).upper()
 

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -17,12 +17,13 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from kapdist.errors import InputError
 from kapdist.run.lock import locked_in_turn
+from launch.call import Call
 from launch.submission import Submission
 
 SECONDS = 60.0
 
 
-def submit(what: Submission, calls: Sequence[Callable[[], None]]) -> str:
+def submit(what: Submission, calls: Sequence[Call]) -> str:
     """Queue a job that calls the first of `calls` on every rank, or an array with an element for each of them.
 
     Returns the job's number.

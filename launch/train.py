@@ -22,9 +22,9 @@ from kapdist.run.lock import check_free
 from kapdist.run.paths import RunDir
 from launch import jobs, local, slurm
 from launch.after import CLUSTER
+from launch.call import Call
 from launch.cluster import ClusterConfig, load_cluster, split_words
 from launch.command import command_line
-from launch.rank import TrainRank
 from launch.restarts import Restarts
 from launch.snapshot import describe, snapshot
 from launch.submission import Submission, submission
@@ -120,7 +120,7 @@ def prepare(run: RunDir, config: Config, cluster: ClusterConfig) -> None:
 def queue(run: RunDir, cluster: ClusterConfig) -> str:
     """Snapshot the code and submit; return the line for the user."""
     what = training_submission(run, cluster, snapshot(run.code, run.root.parent))
-    job = slurm.submit(what, [TrainRank(run.root)])
+    job = slurm.submit(what, [Call("launch.rank:train", (run.root,))])
     jobs.remember(run.slurm, job, what)
     return f"{run.root}: job {job} (python launch/status.py {shlex.quote(str(run.root))})"
 
