@@ -14,11 +14,10 @@ from kapdist.records.sharding import missing_shards
 from kapdist.run.files import write_atomic
 from kapdist.run.paths import AttackDir, RunDir
 from launch import jobs, slurm
-from launch.after import CLUSTER, first_line, has_successor, shard_ends, shard_failed
+from launch.after import CLUSTER, Start, first_line, has_successor, shard_failed
 from launch.array import AttackJobs
 from launch.cluster import load_cluster
 from launch.planned import plan_stands
-from launch.restarts import Restarts
 from launch.status.slurm import Told, ask_slurm, newest_of_shards
 
 
@@ -86,7 +85,7 @@ def once_more(queued: AttackJobs, missing: list[int], num_shards: int, retry: in
     slurm.cancel_and_wait(slurm.alive(line["job"] for line in jobs.queued_after(attack.slurm, mine)))
     for shard in missing:
         shard_failed(attack, shard).unlink(missing_ok=True)
-        Restarts(shard_ends(attack, shard)).forget()
+        Start("shard", attack.root, shard=shard).ends.forget()
     print(f"kapdist: missing shards once more: {', '.join(map(str, missing))}", flush=True)
     print(queued.submit(missing, num_shards, with_plan=False, retry=retry + 1), flush=True)
 

@@ -21,11 +21,10 @@ from kapdist.run.files import write_atomic
 from kapdist.run.lock import check_free
 from kapdist.run.paths import RunDir
 from launch import jobs, local, slurm
-from launch.after import CLUSTER
+from launch.after import CLUSTER, Start
 from launch.call import Call
 from launch.cluster import ClusterConfig, load_cluster, split_words
 from launch.command import command_line
-from launch.restarts import Restarts
 from launch.snapshot import describe, snapshot
 from launch.submission import Submission, submission
 
@@ -113,7 +112,7 @@ def prepare(run: RunDir, config: Config, cluster: ClusterConfig) -> None:
         write_atomic(run.slurm / CLUSTER, dump_config(cluster))
     except OSError as error:
         raise InputError(run.root, "a run directory that can be written", error.strerror or str(error)) from None
-    Restarts(run.slurm / "ends.jsonl").forget()
+    Start("train", run.root).ends.forget()
     run.failed.unlink(missing_ok=True)
 
 

@@ -11,8 +11,7 @@ from kapdist.errors import InputError
 from kapdist.records.sharding import finished_chunks, missing_shards, num_chunks
 from kapdist.run.paths import AttackDir
 from launch import clock
-from launch.after import first_line, shard_ends, shard_failed
-from launch.restarts import Restarts
+from launch.after import Start, first_line, shard_failed
 from launch.status.explanation import LogLine, explain
 from launch.status.slurm import FAILS, RUNS, WAITS, JobStanding, Told, newest_of_shards
 from launch.status.training import Verdict, at_work, read_json, scan
@@ -162,7 +161,7 @@ def failed_shard(directory: AttackDir, shard: int, key: str | None, told: Told) 
     """Look into the sentinel and the log of a shard."""
     marker = shard_failed(directory, shard)
     reason = first_line(marker) or (told.state(key) if key else None) or "given up"
-    starts = len(Restarts(shard_ends(directory, shard)).read())
+    starts = len(Start("shard", directory.root, shard=shard).ends.read())
     logs = [directory.slurm / f"{key}_0_log.out"] if key else []
     return FailedShard(shard, reason, starts, explain(None, [*logs, directory.shard_log(shard)]))
 

@@ -15,8 +15,8 @@ from kapdist.run.ends import deaths
 from kapdist.run.lock import holder_of, lives_here
 from kapdist.run.paths import RunDir
 from launch import clock
-from launch.after import newest_step
-from launch.restarts import End, Restarts
+from launch.after import Start, newest_step
+from launch.restarts import End
 from launch.status.explanation import LogLine, explain, last_line, tail
 from launch.status.slurm import JobStanding, Told
 
@@ -91,7 +91,7 @@ class Training:
 def training(run: RunDir, lines: Iterable[Mapping[str, Any]], told: Told) -> Training:
     """Read where a training stands."""
     jobs = [told.standing(line) for line in lines if line["kind"] == "train"]
-    ends = Restarts(run.slurm / "ends.jsonl").read()
+    ends = Start("train", run.root).ends.read()
     newest = run.last_attempt()
     ranks = heartbeats(run.attempts / str(newest))
     quiet = min((rank.silent_seconds for rank in ranks), default=float("inf"))

@@ -17,7 +17,7 @@ from kapdist.run.lock import locked
 from kapdist.run.paths import AttackDir, RunDir
 from launch import aggregate as aggregation
 from launch import jobs, slurm
-from launch.after import CLUSTER, after_aggregate, after_plan, shard_failed
+from launch.after import CLUSTER, Start, conclude, shard_failed
 from launch.array import AttackJobs
 from launch.attack import is_needed, summary_set_aside, trainings_to_wait_for
 from launch.cluster import ClusterConfig
@@ -114,26 +114,26 @@ def aggregate_line(attack: AttackDir, queue: Queue, *, more: bool = False) -> No
 
 def test_an_aggregation_that_was_stopped_is_not_done(attack: AttackDir, queue: Queue) -> None:
     aggregate_line(attack, queue)
-    cluster = ClusterConfig()
-    assert after_aggregate(attack, 0, cluster, "1") == "again"
+    start, cluster = Start("aggregate", attack.root, "1"), ClusterConfig()
+    assert conclude(start, 0, cluster) == ("again", 0)
     write_json(attack.summary, {})
-    assert after_aggregate(attack, 0, cluster, "1") == "again"  # between the sum and the report
+    assert conclude(start, 0, cluster) == ("again", 0)  # between the sum and the report
     write_atomic(attack.root / "report" / "index.html", "")
-    assert after_aggregate(attack, 0, cluster, "1") == "done"
+    assert conclude(start, 0, cluster) == ("done", 0)
 
 
 def test_an_aggregation_that_queued_another_is_done(attack: AttackDir, queue: Queue) -> None:
     aggregate_line(attack, queue, more=True)
-    assert after_aggregate(attack, 0, ClusterConfig(), "1") == "done"
-    assert after_aggregate(attack, 0, ClusterConfig(), "2") == "again"
+    assert conclude(Start("aggregate", attack.root, "1"), 0, ClusterConfig()) == ("done", 0)
+    assert conclude(Start("aggregate", attack.root, "2"), 0, ClusterConfig()) == ("again", 0)
 
 
 def test_a_plan_of_before_is_not_the_plan_that_was_stopped(attack: AttackDir) -> None:
     assert plan_stands(attack)
-    assert after_plan(attack, 0, ClusterConfig(), "1") == "done"
+    assert conclude(Start("plan", attack.root, "1"), 0, ClusterConfig()) == ("done", 0)
     write_atomic(attack.slurm / ATTACK, dump_config(CONFIG.model_copy(update={"seed": 1})))
-    assert after_plan(attack, 0, ClusterConfig(), "1") == "again"
-    assert after_plan(attack, 2, ClusterConfig(), "1") == "give up"
+    assert conclude(Start("plan", attack.root, "1"), 0, ClusterConfig()) == ("again", 0)
+    assert conclude(Start("plan", attack.root, "1"), 2, ClusterConfig()) == ("give up", 2)
 
 
 # Cancelled

@@ -23,7 +23,7 @@ from kapdist.run.files import write_atomic, write_json
 from kapdist.run.lock import locked
 from kapdist.run.paths import AttackDir, RunDir
 from launch import clock, slurm
-from launch.after import shard_ends, shard_failed
+from launch.after import Start, shard_failed
 from launch.cluster import ClusterConfig
 from launch.jobs import remember, remembered
 from launch.restarts import End, Restarts
@@ -319,8 +319,8 @@ def test_a_thousand_shards(tmp_path: Path) -> None:
         finish(directory, chunks_of(3000, shard, 1000))
     directory.chunk(500).touch()  # of the three of shard 500
     write_atomic(shard_failed(directory, 501), "3 failures in a row without progress; exit code 1 (job 7_501)\n")
-    Restarts(shard_ends(directory, 501)).add(End(1, 0, "7_501"))
-    Restarts(shard_ends(directory, 501)).add(End(1, 0, "7_501"))
+    Start("shard", directory.root, shard=501).ends.add(End(1, 0, "7_501"))
+    Start("shard", directory.root, shard=501).ends.add(End(1, 0, "7_501"))
     write_atomic(directory.slurm / "7_501_0_log.out", "RuntimeError: beyond eps\n" + SLURM_LOG[:74])
     states = {f"7_{n}": ("RUNNING", "None") for n in range(502, 600)}
     states |= {f"8_{n}": ("PENDING", "Priority") for n in range(390)}

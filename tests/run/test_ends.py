@@ -11,7 +11,7 @@ import pytest
 
 from kapdist.run.ends import deaths, end_of, fatal_file, killed_by, say_end, stacks_at_death
 from kapdist.run.paths import RunDir
-from launch.died import cause_of, tell_deaths
+from launch.after import cause_of, tell_deaths
 
 PROGRAM = """
 import os, sys
