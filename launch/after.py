@@ -24,7 +24,7 @@ from kapdist.run.lock import other_at_work
 from kapdist.run.paths import AttackDir, RunDir
 from launch import jobs, slurm
 from launch.cluster import ClusterConfig, Kind, load_cluster
-from launch.planned import plan_stands
+from launch.planned import is_planned_as_submitted
 from launch.restarts import HELD, WRONG_INPUT, End, Restarts, Verdict, verdict
 
 CLUSTER = "cluster.yaml"
@@ -101,7 +101,7 @@ ENDINGS: dict[Kind, Ending] = {
     ),
     "plan": Ending(
         "ends/plan.jsonl",
-        lambda start: (0, plan_stands(start.attack), "plan: "),
+        lambda start: (0, is_planned_as_submitted(start.attack), "plan: "),
         "the attack was not planned: {why}; see {slurm}\n",
     ),
     "shard": Ending("ends/shard-{shard}.jsonl", progress_of_shard, "{why}; exit code {code} (job {job})\n"),
@@ -122,7 +122,7 @@ def conclude(start: Start, code: int, cluster: ClusterConfig) -> tuple[Verdict, 
     code = HELD if reason else code
     if start.kind == "train":
         if code != HELD:
-            tell_deaths(start.run, code)
+            write_deaths(start.run, code)
         reason = reason or first_line(start.failed)
     progress, done, name = ENDINGS[start.kind].progress(start)
     what, why = verdict(start.ends.add(End(code, progress, start.job, reason)), done, cluster)
@@ -149,7 +149,7 @@ def has_successor(attack: AttackDir, job: str | None) -> bool:
     return any(line["kind"] == "aggregate" for line in jobs.queued_after(attack.slurm, job))
 
 
-def tell_deaths(run: RunDir, code: int) -> None:
+def write_deaths(run: RunDir, code: int) -> None:
     """Write down why ranks ended with this exit code, if they left a sign of it and nobody has said it yet."""
     if code and not run.failed.exists() and not run.done.exists() and (cause := cause_of(run, code)):
         write_atomic(run.failed, f"{cause}\n")

@@ -100,7 +100,7 @@ class AttackJobs:
         return self.job("plan", self.cluster.of("plan"), self.last_word("plan"), needs(self.trainings))
 
     def array(self, shards: list[int], num_shards: int, at_once: int, plan: str, before: str) -> Submission:
-        """It starts when the plan stands and the array before it has ended, however that was."""
+        """It starts when the plan is there and the array before it has ended, however that was."""
         # The array's elements are numbered from 0; which shard that is, the script looks up.
         lookup = f"shards=({' '.join(map(str, shards))}); shard=${{shards[${{SLURM_ARRAY_TASK_ID:-0}}]}}"
         cluster = self.cluster.of("shard")

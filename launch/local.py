@@ -102,11 +102,11 @@ class LocalJob:
                 break
             time.sleep(POLL_SECONDS)
         codes = [rank.poll() for rank in ranks]
-        say_deaths(codes)
+        print_deaths(codes)
         return max(1 if code is None else code if code >= 0 else 128 - code for code in codes)
 
 
-def say_deaths(codes: Sequence[int | None]) -> None:
+def print_deaths(codes: Sequence[int | None]) -> None:
     """Name the ranks on this machine that a signal ended."""
     for rank, code in enumerate(codes):
         if code is not None and code < 0:

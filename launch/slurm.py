@@ -17,6 +17,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from kapdist.errors import InputError
 from kapdist.run.lock import locked_in_turn
+from kapdist.run.slurm import answer
 from launch.call import Call
 from launch.submission import Submission
 
@@ -72,13 +73,8 @@ def own_words(text: str) -> str:
 
 def ask(*words: str, seconds: float = SECONDS) -> str | None:
     """Return what a command of Slurm prints, None where it fails, takes too long or is not there."""
-    try:
-        # Lists of an array's elements are cut after 64 characters unless told otherwise.
-        environment = os.environ | {"SLURM_BITSTR_LEN": "0"}
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=seconds)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
+    done = answer(*words, seconds=seconds)
+    return done.stdout if done and done.returncode == 0 else None
 
 
 def job_facts(job: str) -> dict[str, str]:
