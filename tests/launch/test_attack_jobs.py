@@ -19,12 +19,12 @@ from launch import aggregate as aggregation
 from launch import jobs, slurm
 from launch.after import CLUSTER, Start, conclude, shard_failed
 from launch.array import AttackJobs
-from launch.attack import is_needed, summary_set_aside, trainings_to_wait_for
+from launch.attack import AttackCommand, summary_set_aside, trainings_to_wait_for
 from launch.cluster import ClusterConfig
 from launch.planned import ATTACK, is_planned, is_planned_as_submitted, refuse_another, remember_plan
 from launch.status.slurm import Answers
 from launch.submission import Submission
-from launch.train import is_needed as training_is_needed
+from launch.train import TrainCommand
 
 CONFIG = AttackConfig(name="a", chunk_size=8)
 
@@ -276,9 +276,10 @@ def refuse(attack: AttackDir) -> None:
 def test_force_merges_anew(attack: AttackDir, queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
     write_json(attack.summary, {"num_images": 40})
     write_atomic(attack.root / "report" / "index.html", "")
-    assert not is_needed(attack, force=False)
+    command = AttackCommand(RunDir(attack.root.parents[1]), CONFIG, ClusterConfig())
+    assert not command.is_needed(force=False)
     assert "--force" in capsys.readouterr().out
-    assert is_needed(attack, force=True)
+    assert command.is_needed(force=True)
     with pytest.raises(InputError), summary_set_aside(attack):
         refuse(attack)
     assert attack.summary.exists()
@@ -297,8 +298,8 @@ def test_a_finished_run_of_another_config_is_refused(tiny_config: Path, queue: Q
     run = RunDir(tiny_config.parent / "runs" / "tiny")
     write_atomic(run.config, dump_config(config))
     write_atomic(run.done, "{}")
-    assert not training_is_needed(run, config, force=False)
+    assert not TrainCommand(run, config, ClusterConfig()).is_needed(force=False)
     for force in (False, True):
         with pytest.raises(InputError, match="seed = 0 as this run began"):
-            training_is_needed(run, config.model_copy(update={"seed": 5}), force)
+            TrainCommand(run, config.model_copy(update={"seed": 5}), ClusterConfig()).is_needed(force)
     assert run.done.exists()
