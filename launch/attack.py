@@ -38,9 +38,8 @@ from launch.submission import Submission
 def main() -> None:
     force = "cancel what waits or runs, submit what is missing, and merge anew what is merged"
     run = "run directory; with model.factory=, any directory"
-    arguments, config, cluster = parse(
-        parser_of("attack", __doc__, "YAML file of the attack", force, run=run), AttackConfig
-    )
+    parser = parser_of("attack", __doc__, "YAML file of the attack", force, run)
+    arguments, config, cluster = parse(parser, AttackConfig)
     command = AttackCommand(RunDir(arguments.run.absolute()), config, cluster)
     if config.model.factory is None:
         command.run.load_config()  # a directory that is no run is refused before anything is written

@@ -25,20 +25,18 @@ C = TypeVar("C", bound=Section)
 
 
 class Command(Protocol):
-    """What a command queues, and how."""
+    """What a command queues.
+
+    `directory` is what the jobs work on. `dry_run` returns the scripts and what would be written, without writing.
+    `is_needed` says so where all is done, or waits or runs, which `force` cancels. `queue` submits, and returns the
+    line for the user, "" where Slurm is not asked.
+    """
 
     @property
-    def directory(self) -> RunDir | AttackDir:
-        """What the jobs work on."""
-
-    def dry_run(self) -> str:
-        """Return the scripts and what would be written, and write nothing."""
-
-    def is_needed(self, force: bool) -> bool:
-        """Say so where all is done, or waits or runs; `force` cancels and begins anew."""
-
-    def queue(self) -> str:
-        """Write what the jobs read, and submit them; return the line for the user, "" where Slurm is not asked."""
+    def directory(self) -> RunDir | AttackDir: ...
+    def dry_run(self) -> str: ...
+    def is_needed(self, force: bool) -> bool: ...
+    def queue(self) -> str: ...
 
 
 def parser_of(name: str, doc: str, config: str, force: str, run: str = "") -> argparse.ArgumentParser:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -147,10 +146,9 @@ def this_job() -> str | None:
 
 def requeue(job: str) -> str:
     """Have the job start again; return why not, empty if it will. That it is about to already is as good."""
-    try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=SECONDS)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
+    done = answer("scontrol", "requeue", job, seconds=SECONDS)
+    if done is None:
+        return "scontrol does not answer"
     if done.returncode == 0 or "pending" in done.stderr.lower():
         return ""
     return own_words(done.stderr)
@@ -169,7 +167,7 @@ def cancel_and_wait(jobs: Sequence[str]) -> None:
     """
     if not jobs:
         return
-    subprocess.run(["scancel", *jobs], capture_output=True, timeout=SECONDS)
+    ask("scancel", *jobs)
     deadline = time.monotonic() + SECONDS
     while left := alive(jobs):
         if time.monotonic() > deadline:
