@@ -11,19 +11,21 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 from kapdist.records.sharding import chunks_and_costs, chunks_of, finished_chunks
+from kapdist.run.ends import deaths, end_of, killed_by
 from kapdist.run.files import write_atomic
 from kapdist.run.lock import other_at_work
 from kapdist.run.paths import AttackDir, RunDir
 from launch import jobs, slurm
 from launch.cluster import ClusterConfig, Kind, load_cluster
-from launch.died import tell_deaths
-from launch.planned import plan_stands
-from launch.restarts import HELD, End, Restarts, Verdict, verdict
+from launch.planned import is_planned_as_submitted
+from launch.restarts import HELD, WRONG_INPUT, End, Restarts, Verdict, verdict
 
 CLUSTER = "cluster.yaml"
 CANCELLED = 130  # exit code of a script whose job was cancelled: Slurm has its own word for that
@@ -31,70 +33,115 @@ RETRY_SECONDS = 5.0
 NOT_AGAIN = "not started again"
 
 
-def after_training(run: RunDir, code: int, cluster: ClusterConfig, job: str | None) -> Verdict:
-    """Note how a start of a training ended; FAILED stays, or appears, only if there is no other start.
+@dataclass(frozen=True)
+class Start:
+    """One start of a job."""
 
-    Where somebody else is at work by now, DONE and FAILED are theirs.
-    """
-    code, reason = unless_held(run.lock, code, first_line(run.failed))
-    if code != HELD:
-        tell_deaths(run, code)
-    ends = Restarts(run.slurm / "ends.jsonl").add(
-        End(code, newest_step(run), job, reason or first_line(run.failed))
-    )
-    what, why = verdict(ends, run.done.exists(), cluster)
-    if what == "again" and code != HELD and run.failed.exists():
-        run.failed.rename(run.attempts / str(run.last_attempt()) / "FAILED")  # not the last word
-    if what == "give up":
-        cause = run.failed.read_text() if run.failed.exists() else f"exit code {code}; see {run.slurm}\n"
-        write_atomic(run.failed, f"given up: {why}\n{cause}")
-    print(f"kapdist: {run.root}: {why}", flush=True)
-    return what
+    kind: Kind
+    place: Path
+    """Directory of the run or of the attack."""
+    job: str | None = None
+    shard: int = 0
+    num_shards: int = 1
 
+    @property
+    def run(self) -> RunDir:
+        return RunDir(self.place)
 
-def after_shard(
-    attack: AttackDir, shard: int, num_shards: int, code: int, cluster: ClusterConfig, job: str | None
-) -> Verdict:
-    """Note how a start of a shard ended; why it was given up is in slurm/failed/shard-<n>."""
-    planned, costs = chunks_and_costs(attack)
-    mine = set(chunks_of(planned, shard, num_shards, costs))
-    done = len(mine & finished_chunks(attack))
-    ends = Restarts(shard_ends(attack, shard)).add(End(code, done, job))
-    what, why = verdict(ends, done == len(mine), cluster)
-    if what == "give up":
-        write_atomic(shard_failed(attack, shard), f"{why}; exit code {code} (job {job})\n")
-    print(f"kapdist: {attack.root}: shard {shard}, {done} of {len(mine)} chunks: {why}", flush=True)
-    return what
+    @property
+    def attack(self) -> AttackDir:
+        return AttackDir(self.place)
+
+    @property
+    def ends(self) -> Restarts:
+        return Restarts(self.attack.slurm / ENDINGS[self.kind].ends.format(**vars(self)))
+
+    @property
+    def failed(self) -> Path:
+        """Says that the job does not start again."""
+        return shard_failed(self.attack, self.shard) if self.kind == "shard" else self.attack.failed
+
+    def held_by(self, code: int) -> str:
+        """Name who is at work where the ranks that ended with this code wanted to be; shards work side by side."""
+        return str(other_at_work(self.run.lock) or "") if code and self.kind != "shard" else ""
 
 
-def after_plan(attack: AttackDir, code: int, cluster: ClusterConfig, job: str | None) -> Verdict:
-    """Note how a start of the planning ended."""
-    code, reason = unless_held(attack.lock, code)
-    ends = Restarts(attack.slurm / "ends" / "plan.jsonl").add(End(code, 0, job, reason))
-    what, why = verdict(ends, plan_stands(attack), cluster)
-    if what == "give up":
-        write_atomic(attack.failed, f"the attack was not planned: {why}; see {attack.slurm}\n")
-    print(f"kapdist: {attack.root}: plan: {why}", flush=True)
-    return what
+class Ending(NamedTuple):
+    """What the end of a start comes to, of one kind of job."""
+
+    ends: str
+    """The file under slurm/ in which ends are noted."""
+    progress: Callable[[Start], tuple[int, bool, str]]
+    """Return (step of the newest checkpoint or number of finished chunks, whether it is done, what to call it)."""
+    given_up: str
+    """What is written where there is no other start."""
 
 
-def after_aggregate(attack: AttackDir, code: int, cluster: ClusterConfig, job: str | None) -> Verdict:
-    """Note how a start of the aggregation ended; what it found missing is in FAILED already.
+def progress_of_shard(start: Start) -> tuple[int, bool, str]:
+    planned, costs = chunks_and_costs(start.attack)
+    mine = set(chunks_of(planned, start.shard, start.num_shards, costs))
+    done = len(mine & finished_chunks(start.attack))
+    return done, done == len(mine), f"shard {start.shard}, {done} of {len(mine)} chunks: "
 
-    It is done when the shards are added up and reported, or another aggregation is queued: one that was told to
+
+def progress_of_aggregation(start: Start) -> tuple[int, bool, str]:
+    """It is done when the shards are added up and reported, or another aggregation is queued: one that was told to
     stop leaves with 0 too.
     """
-    code, reason = unless_held(attack.lock, code)
-    ends = Restarts(attack.slurm / "ends" / f"aggregate-{job}.jsonl").add(End(code, 0, job, reason))
-    what, why = verdict(ends, is_aggregated(attack) or has_successor(attack, job), cluster)
-    if what == "give up" and not attack.failed.exists():
-        write_atomic(attack.failed, f"the shards were not added up: {why}; see {attack.slurm}\n")
-    print(f"kapdist: {attack.root}: aggregation: {why}", flush=True)
-    return what
+    attack = start.attack
+    reported = attack.summary.exists() and (attack.root / "report" / "index.html").exists()
+    return 0, reported or has_successor(attack, start.job), "aggregation: "
 
 
-def is_aggregated(attack: AttackDir) -> bool:
-    return attack.summary.exists() and (attack.root / "report" / "index.html").exists()
+ENDINGS: dict[Kind, Ending] = {
+    "train": Ending(
+        "ends.jsonl",
+        lambda start: (newest_step(start.run), start.run.done.exists(), ""),
+        "given up: {why}\n{cause}",
+    ),
+    "plan": Ending(
+        "ends/plan.jsonl",
+        lambda start: (0, is_planned_as_submitted(start.attack), "plan: "),
+        "the attack was not planned: {why}; see {slurm}\n",
+    ),
+    "shard": Ending("ends/shard-{shard}.jsonl", progress_of_shard, "{why}; exit code {code} (job {job})\n"),
+    "aggregate": Ending(
+        "ends/aggregate-{job}.jsonl",
+        progress_of_aggregation,
+        "the shards were not added up: {why}; see {slurm}\n",
+    ),
+}
+
+
+def conclude(start: Start, code: int, cluster: ClusterConfig) -> tuple[Verdict, int]:
+    """Note how a start ended; FAILED stays, or appears, only if there is no other start.
+
+    Returns what follows, and the exit code: HELD where somebody else is at work by now, who has the say.
+    """
+    reason = start.held_by(code)
+    code = HELD if reason else code
+    if start.kind == "train":
+        if code != HELD:
+            write_deaths(start.run, code)
+        reason = reason or first_line(start.failed)
+    progress, done, name = ENDINGS[start.kind].progress(start)
+    what, why = verdict(start.ends.add(End(code, progress, start.job, reason)), done, cluster)
+    if what == "again" and code != HELD and start.kind == "train" and start.failed.exists():
+        start.failed.rename(start.run.attempts / str(start.run.last_attempt()) / "FAILED")  # not the last word
+    if what == "give up":
+        give_up(start, code, why)
+    print(f"kapdist: {start.place}: {name}{why}", flush=True)
+    return what, code
+
+
+def give_up(start: Start, code: int, why: str) -> None:
+    """Write down that a job is given up; what an aggregation found missing is in FAILED already."""
+    if start.kind == "aggregate" and start.failed.exists():
+        return
+    folder = start.run.slurm
+    cause = words_of(start.failed) or f"exit code {code}; see {folder}\n"
+    line = ENDINGS[start.kind].given_up.format(why=why, code=code, job=start.job, slurm=folder, cause=cause)
+    write_atomic(start.failed, line)
 
 
 def has_successor(attack: AttackDir, job: str | None) -> bool:
@@ -102,20 +149,25 @@ def has_successor(attack: AttackDir, job: str | None) -> bool:
     return any(line["kind"] == "aggregate" for line in jobs.queued_after(attack.slurm, job))
 
 
-def unless_held(lock: Path, code: int, reason: str = "") -> tuple[int, str]:
-    """Return the exit code of ranks and their reason, or that somebody else is at work where they wanted to."""
-    if code and (other := other_at_work(lock)):
-        return HELD, str(other)
-    return code, reason
+def write_deaths(run: RunDir, code: int) -> None:
+    """Write down why ranks ended with this exit code, if they left a sign of it and nobody has said it yet."""
+    if code and not run.failed.exists() and not run.done.exists() and (cause := cause_of(run, code)):
+        write_atomic(run.failed, f"{cause}\n")
+
+
+def cause_of(run: RunDir, code: int) -> str:
+    folder = run.rank_log(run.last_attempt(), 0).parent
+    end, died = end_of(folder), deaths(folder)
+    if code == WRONG_INPUT:
+        return end if end.startswith("wrong input") else ""
+    if died:
+        return "; ".join(died)
+    return f"a rank died of {killed_by(code)} (exit code {code})" if killed_by(code) else ""
 
 
 def newest_step(run: RunDir) -> int:
     """Return the step of the newest checkpoint by its name, 0 if there is none."""
     return max((int(path.name.removeprefix("step-")) for path in run.checkpoints.glob("step-*")), default=0)
-
-
-def shard_ends(attack: AttackDir, shard: int) -> Path:
-    return attack.slurm / "ends" / f"shard-{shard}.jsonl"
 
 
 def shard_failed(attack: AttackDir, shard: int) -> Path:
@@ -206,26 +258,14 @@ def fate_of(facts: dict[str, str], restarts: str) -> Literal["ended", "restarted
 
 def main(words: list[str]) -> int:
     """Run as `python -m launch.after KIND PLACE ... CODE`, as the batch scripts do; CODE is that of the ranks."""
-    kind, place, *numbers = words
-    code, job = int(numbers[-1]), slurm.this_job()
-    run, attack = RunDir(Path(place)), AttackDir(Path(place))
-    cluster = load_cluster(run.slurm / CLUSTER)
-    failed = attack.failed
-    cause = words_of(failed) if kind == "train" else ""
-    if kind != "shard":  # shards work side by side, without a lock
-        code, _ = unless_held(run.lock, code)
-    if kind == "train":
-        what = after_training(run, code, cluster, job)
-    elif kind == "plan":
-        what = after_plan(attack, code, cluster, job)
-    elif kind == "aggregate":
-        what = after_aggregate(attack, code, cluster, job)
-    else:
-        shard, num_shards = map(int, numbers[:2])
-        what, failed = after_shard(attack, shard, num_shards, code, cluster, job), shard_failed(attack, shard)
-    ended = act(what, code, cluster.of(cast(Kind, kind)), failed, cause)
+    kind, place, *shard, code = words
+    start = Start(cast(Kind, kind), Path(place), slurm.this_job(), *map(int, shard))
+    cluster = load_cluster(start.run.slurm / CLUSTER)
+    cause = words_of(start.failed) if kind == "train" else ""
+    what, number = conclude(start, int(code), cluster)
+    ended = act(what, number, cluster.of(start.kind), start.failed, cause)
     if ended == CANCELLED and kind == "shard":  # without accounts Slurm forgets it in minutes
-        write_atomic(failed, f"cancelled (job {job})\n")
+        write_atomic(start.failed, f"cancelled (job {start.job})\n")
     return ended
 
 

@@ -14,12 +14,11 @@ from kapdist.records.sharding import missing_shards
 from kapdist.run.files import write_atomic
 from kapdist.run.paths import AttackDir, RunDir
 from launch import jobs, slurm
-from launch.after import CLUSTER, first_line, has_successor, shard_ends, shard_failed
+from launch.after import CLUSTER, Start, first_line, has_successor, shard_failed
 from launch.array import AttackJobs
 from launch.cluster import load_cluster
-from launch.planned import plan_stands
-from launch.restarts import Restarts
-from launch.status.slurm import Told, ask_slurm, newest_of_shards
+from launch.planned import is_planned_as_submitted
+from launch.status.slurm import Answers, ask_slurm, newest_of_shards
 
 
 def aggregate(run: RunDir, attack: AttackDir, retry: int) -> None:
@@ -34,7 +33,7 @@ def aggregate(run: RunDir, attack: AttackDir, retry: int) -> None:
     """
     cluster = load_cluster(attack.slurm / CLUSTER)
     try:
-        if not plan_stands(attack):
+        if not is_planned_as_submitted(attack):
             raise InputError(attack.root, "a plan", "none: the plan job failed, or jobs were cancelled")
         lines = jobs.queued_until(attack.slurm, slurm.this_job())
         array = [line for line in lines if line["kind"] == "shards"][-1]
@@ -56,15 +55,15 @@ def aggregate(run: RunDir, attack: AttackDir, retry: int) -> None:
 
 def note_cancelled(attack: AttackDir, missing: Iterable[int], lines: list[dict[str, Any]]) -> list[int]:
     """Return those of the missing shards that were cancelled; slurm/failed says it of each."""
-    told = ask_slurm(lines, slurm.SECONDS)
+    answers = ask_slurm(lines, slurm.SECONDS)
     keys = newest_of_shards(lines)
-    cancelled = [shard for shard in missing if shard in keys and was_cancelled(attack, shard, keys[shard], told)]
+    cancelled = [shard for shard in missing if shard in keys and was_cancelled(attack, shard, keys[shard], answers)]
     for shard in cancelled:
         write_atomic(shard_failed(attack, shard), f"cancelled (job {keys[shard]})\n")
     return cancelled
 
 
-def was_cancelled(attack: AttackDir, shard: int, key: str, told: Told) -> bool:
+def was_cancelled(attack: AttackDir, shard: int, key: str, answers: Answers) -> bool:
     """Say whether somebody cancelled a shard's newest job: by its own last word, else by Slurm's.
 
     Of a job that never started there is no last word, and without accounts Slurm forgets it; but it has no log, and
@@ -72,8 +71,8 @@ def was_cancelled(attack: AttackDir, shard: int, key: str, told: Told) -> bool:
     """
     if first_line(shard_failed(attack, shard)).startswith("cancelled"):
         return True
-    state = told.state(key)
-    forgotten = state is None and told.queue is not None
+    state = answers.state(key)
+    forgotten = state is None and answers.queue is not None
     return state == "CANCELLED" or (forgotten and not (attack.slurm / f"{key}_0_log.out").exists())
 
 
@@ -86,7 +85,7 @@ def once_more(queued: AttackJobs, missing: list[int], num_shards: int, retry: in
     slurm.cancel_and_wait(slurm.alive(line["job"] for line in jobs.queued_after(attack.slurm, mine)))
     for shard in missing:
         shard_failed(attack, shard).unlink(missing_ok=True)
-        Restarts(shard_ends(attack, shard)).forget()
+        Start("shard", attack.root, shard=shard).ends.forget()
     print(f"kapdist: missing shards once more: {', '.join(map(str, missing))}", flush=True)
     print(queued.submit(missing, num_shards, with_plan=False, retry=retry + 1), flush=True)
 

@@ -12,12 +12,12 @@ from typing import Any
 from kapdist.errors import InputError
 from kapdist.run.paths import AttackDir, RunDir
 from launch import jobs, slurm
+from launch.call import Call
 from launch.cluster import ClusterConfig
 from launch.planned import ATTACK
-from launch.rank import Aggregate, AttackShard, PlanAttack
 from launch.submission import Submission, submission
 
-Queue = Callable[[Submission, Sequence[Callable[[], None]]], str]
+Queue = Callable[[Submission, Sequence[Call]], str]
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,20 @@ class AttackJobs:
         Where the cluster's arrays are so small that there are more of them than shards may run at one time, each
         waits for an earlier one to end.
         """
-        plan = queue(self.plan(), [PlanAttack(self.run.root, self.attack.slurm / ATTACK)]) if with_plan else ""
+        planning = Call("launch.rank:plan_attack", (self.run.root, self.attack.slurm / ATTACK))
+        plan = queue(self.plan(), [planning]) if with_plan else ""
         pieces = self.pieces(shards)
         abreast = min(len(pieces), self.cluster.shards_at_once)
         arrays: list[str] = []
         for number, piece in enumerate(pieces):
             before = arrays[number - abreast] if number >= abreast else ""
             array = self.array(piece, num_shards, self.cluster.shards_at_once // abreast, plan, before)
-            arrays.append(queue(array, [AttackShard(self.attack.root, shard, num_shards) for shard in piece]))
-        return plan, arrays, queue(self.aggregation(arrays), [Aggregate(self.run.root, self.attack.root, retry)])
+            calls = [Call("kapdist.attack.shard:run_shard", (self.attack.root, n, num_shards)) for n in piece]
+            arrays.append(queue(array, calls))
+        last = Call("launch.aggregate:aggregate", (self.run, self.attack, retry))
+        return plan, arrays, queue(self.aggregation(arrays), [last])
 
-    def queue(self, what: Submission, calls: Sequence[Callable[[], None]]) -> str:
+    def queue(self, what: Submission, calls: Sequence[Call]) -> str:
         job = slurm.submit(what, calls)
         self.taken.append(job)
         jobs.remember(self.attack.slurm, job, what)
@@ -97,7 +100,7 @@ class AttackJobs:
         return self.job("plan", self.cluster.of("plan"), self.last_word("plan"), needs(self.trainings))
 
     def array(self, shards: list[int], num_shards: int, at_once: int, plan: str, before: str) -> Submission:
-        """It starts when the plan stands and the array before it has ended, however that was."""
+        """It starts when the plan is there and the array before it has ended, however that was."""
         # The array's elements are numbered from 0; which shard that is, the script looks up.
         lookup = f"shards=({' '.join(map(str, shards))}); shard=${{shards[${{SLURM_ARRAY_TASK_ID:-0}}]}}"
         cluster = self.cluster.of("shard")

@@ -11,24 +11,24 @@ from pathlib import Path
 # The checkout that this file lies in is what is submitted, whatever else is installed.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import contextlib
-import shlex
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from kapdist.config import AttackConfig
-from kapdist.config.file import dump_config, load_config
+from kapdist.config.file import dump_config
 from kapdist.errors import InputError
 from kapdist.records.sharding import missing_shards, num_chunks
-from kapdist.run.files import write_atomic
+from kapdist.run.files import output, write_atomic
 from kapdist.run.lock import check_free
 from kapdist.run.paths import AttackDir, RunDir
 from launch import jobs, slurm
 from launch.after import CLUSTER
 from launch.array import AttackJobs
-from launch.cluster import ClusterConfig, load_cluster, split_words
-from launch.command import command_line
+from launch.call import Call
+from launch.cluster import ClusterConfig
+from launch.command import command_line, parse, parser_of, submit
 from launch.planned import ATTACK, is_planned, refuse_another
 from launch.snapshot import describe, snapshot
 from launch.status.training import trainer
@@ -36,78 +36,92 @@ from launch.submission import Submission
 
 
 def main() -> None:
-    arguments = parse()
-    words, cluster_words = split_words(arguments.words)
-    config = load_config(AttackConfig, arguments.config, words)
-    cluster = load_cluster(arguments.cluster, cluster_words)
-    run = RunDir(arguments.run.absolute())
-    attack = run.attack(config.name)
-    if config.model.factory is None:
-        run.load_config()  # a directory that is no run is refused before anything is written
-    refuse_another(attack, config)
-    if arguments.dry_run:
-        print(dry_run(run, attack, config, cluster, trainings_to_wait_for(run, config)))
-        return
-    with slurm.submitting(attack.slurm):
-        if is_needed(attack, arguments.force):
-            trainings = trainings_to_wait_for(run, config)
-            with summary_set_aside(attack):
-                print(queue(run, attack, config, cluster, trainings))
-
-
-def queue(
-    run: RunDir, attack: AttackDir, config: AttackConfig, cluster: ClusterConfig, trainings: Sequence[str]
-) -> str:
-    """Submit all jobs of the attack; return the line for the user."""
-    planned = is_planned(attack, config) and not trainings
-    prepare(attack, config, cluster)
-    shards, num_shards = shards_to_run(attack, config, cluster, planned)
-    queued = AttackJobs(run, attack, cluster, snapshot(attack.code, run.root.parent), trainings)
-    done = queued.submit(shards, num_shards, with_plan=not planned)
-    return f"{done} (python launch/status.py {shlex.quote(str(attack.root))})"
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="launch/attack.py", description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="run directory; with model.factory=, any directory")
-    parser.add_argument("config", type=Path, help="YAML file of the attack")
-    parser.add_argument("words", nargs="*", metavar="key=value", help="of the config, or cluster.key=value")
-    parser.add_argument("--cluster", type=Path, help="YAML file of the cluster (configs/cluster)")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted and written")
     force = "cancel what waits or runs, submit what is missing, and merge anew what is merged"
-    parser.add_argument("--force", action="store_true", help=force)
-    return parser.parse_intermixed_args()
+    run = "run directory; with model.factory=, any directory"
+    parser = parser_of("attack", __doc__, "YAML file of the attack", force, run)
+    arguments, config, cluster = parse(parser, AttackConfig)
+    command = AttackCommand(RunDir(arguments.run.absolute()), config, cluster)
+    if config.model.factory is None:
+        command.run.load_config()  # a directory that is no run is refused before anything is written
+    refuse_another(command.directory, config)
+    submit(command, arguments)
 
 
-def dry_run(
-    run: RunDir, attack: AttackDir, config: AttackConfig, cluster: ClusterConfig, trainings: Sequence[str]
-) -> str:
-    """Return the scripts of the plan, the arrays and the aggregation, and write nothing."""
-    code, planned = attack.code / "1", is_planned(attack, config) and not trainings
-    scripts: list[str] = []
+@dataclass(frozen=True)
+class AttackCommand:
+    """One attack to queue."""
 
-    def keep(what: Submission, calls: Sequence[Callable[[], None]]) -> str:
-        scripts.append(what.script())
-        return str(what.about["kind"]).upper()
+    run: RunDir
+    config: AttackConfig
+    cluster: ClusterConfig
 
-    what = AttackJobs(run, attack, cluster, code, trainings)
-    what.each(*shards_to_run(attack, config, cluster, planned), keep, with_plan=not planned)
-    written = f"# {attack.slurm / ATTACK}: the resolved config\n# {describe(code)}"
-    return "\n\n".join([*scripts, written])
+    @property
+    def directory(self) -> AttackDir:
+        return self.run.attack(self.config.name)
 
+    def dry_run(self) -> str:
+        """Return the scripts of the plan, the arrays and the aggregation, and write nothing."""
+        code, trainings = self.directory.code / "1", trainings_to_wait_for(self.run, self.config)
+        planned = is_planned(self.directory, self.config) and not trainings
+        scripts: list[str] = []
 
-def is_needed(attack: AttackDir, force: bool) -> bool:
-    """Say so where the attack is merged or its jobs wait or run; `force` cancels those."""
-    if attack.summary.exists() and not force:
-        print(f"{attack.root}: done: {attack.summary} (--force merges it anew)")
-        return False
-    living = slurm.alive(line["job"] for line in jobs.remembered(attack.slurm))
-    if living and not force:
-        print(f"{attack.root}: job {', '.join(living)} waits or runs (--force cancels it and submits the rest)")
-        return False
-    slurm.cancel_and_wait(living)
-    check_free(attack.lock)
-    return True
+        def keep(what: Submission, calls: Sequence[Call]) -> str:
+            scripts.append(what.script())
+            return str(what.about["kind"]).upper()
+
+        what = AttackJobs(self.run, self.directory, self.cluster, code, trainings)
+        what.each(*self.shards_to_run(planned), keep, with_plan=not planned)
+        written = f"# {self.directory.slurm / ATTACK}: the resolved config\n# {describe(code)}"
+        return "\n\n".join([*scripts, written])
+
+    def is_needed(self, force: bool) -> bool:
+        """Say so where the attack is merged or its jobs wait or run; `force` cancels those."""
+        attack = self.directory
+        if attack.summary.exists() and not force:
+            print(f"{attack.root}: done: {attack.summary} (--force merges it anew)")
+            return False
+        living = slurm.alive(line["job"] for line in jobs.remembered(attack.slurm))
+        if living and not force:
+            print(f"{attack.root}: job {', '.join(living)} waits or runs (--force cancels it and submits the rest)")
+            return False
+        slurm.cancel_and_wait(living)
+        check_free(attack.lock)
+        return True
+
+    def queue(self) -> str:
+        """Submit all jobs of the attack; a summary that is there is set aside."""
+        attack, trainings = self.directory, trainings_to_wait_for(self.run, self.config)
+        with summary_set_aside(attack):
+            planned = is_planned(attack, self.config) and not trainings
+            self.prepare()
+            shards, num_shards = self.shards_to_run(planned)
+            code = snapshot(attack.code, self.run.root.parent)
+            queued = AttackJobs(self.run, attack, self.cluster, code, trainings)
+            return queued.submit(shards, num_shards, with_plan=not planned)
+
+    def prepare(self) -> None:
+        """Write what the jobs read, and forget how earlier ones ended; no chunk is touched.
+
+        Raises:
+            InputError: the directory cannot be written.
+        """
+        attack = self.directory
+        with output(attack.root):
+            write_atomic(attack.slurm / ATTACK, dump_config(self.config))
+            write_atomic(attack.slurm / CLUSTER, dump_config(self.cluster))
+            for name in ("ends", "failed"):
+                shutil.rmtree(attack.slurm / name, ignore_errors=True)
+            attack.failed.unlink(missing_ok=True)
+
+    def shards_to_run(self, planned: bool) -> tuple[list[int], int]:
+        """Return (shards that lack a chunk, number of shards): never more shards than chunks."""
+        if planned:
+            total = min(self.cluster.shards, num_chunks(self.directory))
+            return list(missing_shards(self.directory, total)) or [0], total
+        asked = self.config.num_asked(None)
+        chunks = -(-asked // self.config.chunk_size) if asked else self.cluster.shards
+        total = min(self.cluster.shards, chunks)
+        return list(range(total)), total
 
 
 def trainings_to_wait_for(run: RunDir, config: AttackConfig) -> list[str]:
@@ -151,35 +165,6 @@ def summary_set_aside(attack: AttackDir) -> Iterator[None]:
         if moved:
             aside.rmdir()
         raise
-
-
-def shards_to_run(
-    attack: AttackDir, config: AttackConfig, cluster: ClusterConfig, planned: bool
-) -> tuple[list[int], int]:
-    """Return (shards that lack a chunk, number of shards): never more shards than chunks."""
-    if planned:
-        total = min(cluster.shards, num_chunks(attack))
-        return list(missing_shards(attack, total)) or [0], total
-    asked = config.num_asked(None)
-    chunks = -(-asked // config.chunk_size) if asked else cluster.shards
-    total = min(cluster.shards, chunks)
-    return list(range(total)), total
-
-
-def prepare(attack: AttackDir, config: AttackConfig, cluster: ClusterConfig) -> None:
-    """Write what the jobs read, and forget how earlier ones ended; no chunk is touched.
-
-    Raises:
-        InputError: the directory cannot be written.
-    """
-    try:
-        write_atomic(attack.slurm / ATTACK, dump_config(config))
-        write_atomic(attack.slurm / CLUSTER, dump_config(cluster))
-        for name in ("ends", "failed"):
-            shutil.rmtree(attack.slurm / name, ignore_errors=True)
-        attack.failed.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(attack.root, "a place that can be written", error.strerror or str(error)) from None
 
 
 if __name__ == "__main__":

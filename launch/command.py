@@ -1,13 +1,75 @@
-"""How the three commands of launch/ end: 0 done, 2 wrong input in one line, 1 all else with a traceback."""
+"""What the commands of launch/ have in common: the words of those that queue something, and how they do it.
+
+All of them end with 0 when done, with 2 and one line of what is wrong with the input, with 1 and a traceback else.
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeVar
 
+from kapdist.config.fields import Section
+from kapdist.config.file import load_config
 from kapdist.errors import InputError
+from kapdist.run.paths import AttackDir, RunDir
 from kapdist.run.standard_output import open_standard_streams
+from launch import slurm
+from launch.cluster import ClusterConfig, load_cluster, split_words
+
+C = TypeVar("C", bound=Section)
+
+
+class Command(Protocol):
+    """What a command queues.
+
+    `directory` is what the jobs work on. `dry_run` returns the scripts and what would be written, without writing.
+    `is_needed` says so where all is done, or waits or runs, which `force` cancels. `queue` submits, and returns the
+    line for the user, "" where Slurm is not asked.
+    """
+
+    @property
+    def directory(self) -> RunDir | AttackDir: ...
+    def dry_run(self) -> str: ...
+    def is_needed(self, force: bool) -> bool: ...
+    def queue(self) -> str: ...
+
+
+def parser_of(name: str, doc: str, config: str, force: str, run: str = "") -> argparse.ArgumentParser:
+    """Return the words that all these commands take, each with its own explanation."""
+    parser = argparse.ArgumentParser(prog=f"launch/{name}.py", description=doc.splitlines()[0])
+    if run:
+        parser.add_argument("run", type=Path, help=run)
+    parser.add_argument("config", type=Path, help=config)
+    parser.add_argument("words", nargs="*", metavar="key=value", help="of the config, or cluster.key=value")
+    parser.add_argument("--cluster", type=Path, help="YAML file of the cluster (configs/cluster)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted and written")
+    parser.add_argument("--force", action="store_true", help=force)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, kind: type[C]) -> tuple[argparse.Namespace, C, ClusterConfig]:
+    """Return the arguments, and the configs of the job and of the cluster that they name."""
+    arguments = parser.parse_intermixed_args()
+    words, cluster_words = split_words(arguments.words)
+    config = load_config(kind, arguments.config, words)
+    return arguments, config, load_cluster(arguments.cluster, cluster_words)
+
+
+def submit(command: Command, arguments: argparse.Namespace) -> bool:
+    """Queue what is needed while nobody else does so, or print it; return whether it was needed."""
+    if arguments.dry_run:
+        print(command.dry_run())
+        return False
+    with slurm.submitting(command.directory.slurm):
+        needed = command.is_needed(arguments.force)
+        if needed and (queued := command.queue()):
+            print(f"{queued} (python launch/status.py {shlex.quote(str(command.directory.root))})")
+    return needed
 
 
 def command_line(main: Callable[[], None]) -> None:

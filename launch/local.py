@@ -7,16 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 from kapdist.errors import RESUME
-from kapdist.run.ends import heard
+from kapdist.run.ends import heard, killed_by
 from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir
-from launch.after import after_training
+from launch.after import Start, conclude
 from launch.cluster import ClusterConfig
-from launch.died import say_deaths
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 30.0
@@ -39,7 +39,7 @@ def start_until_ended(job: LocalJob) -> int:
         code = job.start_once()
         if job.asked:
             return 0 if job.run.done.exists() else code or RESUME
-        what = after_training(job.run, code, job.cluster, None)
+        what, _ = conclude(Start("train", job.run.root), code, job.cluster)
         if what != "again":
             return 0 if what == "done" else code or 1
 
@@ -102,5 +102,12 @@ class LocalJob:
                 break
             time.sleep(POLL_SECONDS)
         codes = [rank.poll() for rank in ranks]
-        say_deaths(codes)
+        print_deaths(codes)
         return max(1 if code is None else code if code >= 0 else 128 - code for code in codes)
+
+
+def print_deaths(codes: Sequence[int | None]) -> None:
+    """Name the ranks on this machine that a signal ended."""
+    for rank, code in enumerate(codes):
+        if code is not None and code < 0:
+            print(f"kapdist: rank {rank} died of {killed_by(code)}", file=sys.stderr, flush=True)

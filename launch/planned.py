@@ -1,4 +1,4 @@
-"""Which config an attack was planned with: slurm/planned.yaml, written when the plan stands.
+"""Which config an attack was planned with: slurm/planned.yaml, written with the plan.
 
 An attack that was planned by hand has none; its plan tells the knobs that a plan takes over as they are.
 """
@@ -40,7 +40,7 @@ def remember_plan(attack: AttackDir, config: Path) -> None:
     write_atomic(attack.slurm / PLANNED, config.read_text())
 
 
-def plan_stands(attack: AttackDir) -> bool:
+def is_planned_as_submitted(attack: AttackDir) -> bool:
     """Return whether the plan is that of the config that was submitted last: one may be there from before."""
     files = (attack.slurm / ATTACK, attack.slurm / PLANNED)
     return attack.plan.exists() and all(map(Path.exists, files)) and len({file.read_text() for file in files}) == 1

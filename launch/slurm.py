@@ -6,9 +6,8 @@ import contextlib
 import os
 import re
 import shutil
-import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -17,12 +16,14 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from kapdist.errors import InputError
 from kapdist.run.lock import locked_in_turn
+from kapdist.run.slurm import answer
+from launch.call import Call
 from launch.submission import Submission
 
 SECONDS = 60.0
 
 
-def submit(what: Submission, calls: Sequence[Callable[[], None]]) -> str:
+def submit(what: Submission, calls: Sequence[Call]) -> str:
     """Queue a job that calls the first of `calls` on every rank, or an array with an element for each of them.
 
     Returns the job's number.
@@ -71,13 +72,8 @@ def own_words(text: str) -> str:
 
 def ask(*words: str, seconds: float = SECONDS) -> str | None:
     """Return what a command of Slurm prints, None where it fails, takes too long or is not there."""
-    try:
-        # Lists of an array's elements are cut after 64 characters unless told otherwise.
-        environment = os.environ | {"SLURM_BITSTR_LEN": "0"}
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=seconds)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
+    done = answer(*words, seconds=seconds)
+    return done.stdout if done and done.returncode == 0 else None
 
 
 def job_facts(job: str) -> dict[str, str]:
@@ -150,10 +146,9 @@ def this_job() -> str | None:
 
 def requeue(job: str) -> str:
     """Have the job start again; return why not, empty if it will. That it is about to already is as good."""
-    try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=SECONDS)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
+    done = answer("scontrol", "requeue", job, seconds=SECONDS)
+    if done is None:
+        return "scontrol does not answer"
     if done.returncode == 0 or "pending" in done.stderr.lower():
         return ""
     return own_words(done.stderr)
@@ -172,7 +167,7 @@ def cancel_and_wait(jobs: Sequence[str]) -> None:
     """
     if not jobs:
         return
-    subprocess.run(["scancel", *jobs], capture_output=True, timeout=SECONDS)
+    ask("scancel", *jobs)
     deadline = time.monotonic() + SECONDS
     while left := alive(jobs):
         if time.monotonic() > deadline:

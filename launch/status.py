@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from kapdist.run.files import to_json
 from launch.command import command_line
-from launch.status.run import Standing, standing
+from launch.status.run import Status, read_status
 
 WATCH_SECONDS = 10.0
 
@@ -24,13 +24,13 @@ WATCH_SECONDS = 10.0
 def main() -> None:
     arguments = parse()
     if arguments.json:
-        print(to_json(standing(arguments.run).describe(), indent=2))
+        print(to_json(read_status(arguments.run).describe(), indent=2))
     elif arguments.watch is None:
         from rich.console import Console
 
-        from launch.status.table import screen
+        from launch.status.table import render
 
-        Console().print(screen(standing(arguments.run)))
+        Console().print(render(read_status(arguments.run)))
     else:
         watch(arguments.run, arguments.watch)
 
@@ -66,21 +66,21 @@ def watch(root: Path, pause: float) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from launch.status.table import screen
+    from launch.status.table import render
 
     console = Console()
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as shown:
         live = shown.enter_context(Live(console=console, auto_refresh=False)) if console.is_terminal else None
-        for found in looks(root, pause):
+        for found in statuses(root, pause):
             if live:
-                live.update(screen(found), refresh=True)
+                live.update(render(found), refresh=True)
             else:
-                console.print(screen(found), "")
+                console.print(render(found), "")
 
 
-def looks(root: Path, pause: float) -> Iterator[Standing]:
-    """Yield where it stands again and again; the last is where nothing more will happen by itself."""
-    while not (found := standing(root)).ended:
+def statuses(root: Path, pause: float) -> Iterator[Status]:
+    """Yield the status again and again; after the last, nothing more will happen by itself."""
+    while not (found := read_status(root)).ended:
         yield found
         time.sleep(pause)
     yield found

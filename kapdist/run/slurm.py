@@ -60,7 +60,9 @@ def cluster_name() -> str | None:
 
 def answer(*words: str, seconds: float = SECONDS) -> subprocess.CompletedProcess[str] | None:
     """Run a command of Slurm; None where it takes too long or is not there."""
+    # Lists of an array's elements are cut after 64 characters unless told otherwise.
+    environment = os.environ | {"SLURM_BITSTR_LEN": "0"}
     try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=seconds)
+        return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -1,1 +1,1 @@
-"""Where a run, its jobs and its attacks stand: read off files and Slurm's answers; writes nothing."""
+"""The status of a run, its jobs and its attacks: read off files and Slurm's answers; writes nothing."""

@@ -1,4 +1,4 @@
-"""Where an attack stands, read off its chunk files and off what Slurm says. Writes nothing, opens no chunk."""
+"""The status of an attack, read off its chunk files and off what Slurm says. Writes nothing, opens no chunk."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kapdist.errors import InputError
+from kapdist.records.sealed import read_json
 from kapdist.records.sharding import finished_chunks, missing_shards, num_chunks
 from kapdist.run.paths import AttackDir
-from launch import clock
-from launch.after import first_line, shard_ends, shard_failed
-from launch.restarts import Restarts
+from launch.after import Start, first_line, shard_failed
+from launch.jobs import time_in
 from launch.status.explanation import LogLine, explain
-from launch.status.slurm import FAILS, RUNS, WAITS, JobStanding, Told, newest_of_shards
-from launch.status.training import Verdict, at_work, read_json, scan
+from launch.status.slurm import FAILS, RUNS, WAITS, Answers, JobStatus, newest_of_shards
+from launch.status.training import Verdict, at_work, scan
 
 EXPLAINED = 5  # shards whose logs are looked into
 SAMPLED = 200  # chunk files whose time is asked for: a shared file system takes its time for each
@@ -50,11 +50,11 @@ class Shards:
 
 @dataclass(frozen=True)
 class Attack:
-    """Where an attack stands."""
+    """The status of an attack."""
 
     name: str
     verdict: Verdict
-    jobs: list[JobStanding]
+    jobs: list[JobStatus]
     chunks_done: int = 0
     chunks_total: int | None = None
     shards: Shards | None = None
@@ -66,14 +66,16 @@ class Attack:
     log_line: LogLine | None = None
 
 
-def attack(directory: AttackDir, lines: Iterable[Mapping[str, Any]], told: Told) -> Attack:
-    """Read where an attack stands."""
+def read_attack(directory: AttackDir, lines: Iterable[Mapping[str, Any]], answers: Answers) -> Attack:
+    """Read the status of an attack."""
     lines = list(lines)
-    jobs = [told.standing(line) for line in lines]
+    jobs = [answers.job(line) for line in lines]
     finished, total = finished_chunks(directory), planned_chunks(directory)
-    shards = shards_of(directory, lines, told) if total is not None else None
-    summary = read_json(directory.summary)
-    found = verdict(directory, jobs, shards, summary, told)
+    shards = shards_of(directory, lines, answers) if total is not None else None
+    summary: dict[str, Any] = {}
+    with contextlib.suppress(InputError):  # not merged yet
+        summary = read_json(directory.summary)
+    found = verdict(directory, jobs, shards, summary, answers)
     rate = chunk_rate(directory, finished) if found.state == "RUNNING" else None
     return Attack(
         name=directory.root.resolve().name,
@@ -101,9 +103,9 @@ def planned_chunks(directory: AttackDir) -> int | None:
 
 
 def verdict(
-    directory: AttackDir, jobs: list[JobStanding], shards: Shards | None, summary: dict[str, Any], told: Told
+    directory: AttackDir, jobs: list[JobStatus], shards: Shards | None, summary: dict[str, Any], answers: Answers
 ) -> Verdict:
-    """Say where it stands."""
+    """Say what state it is in."""
     runs = [job for job in jobs if job.runs]
     waits = [job for job in jobs if job.waits]
     if summary:
@@ -116,14 +118,14 @@ def verdict(
         return Verdict("PENDING", next((job.reason for job in waits if job.reason), "no reason given yet"))
     if worker := at_work(directory.lock, seen_elsewhere=True):
         return Verdict("RUNNING", worker)
-    if jobs and told.queue is None:
+    if jobs and answers.queue is None:
         return Verdict("UNKNOWN", f"squeue says nothing here of job {jobs[-1].job}")
     if shards and shards.failed:
         return Verdict("STOPPED", f"not queued; {len(shards.failed)} shards failed")
     return Verdict("STOPPED", "not queued; " + ("not merged" if directory.plan.exists() else "not planned"))
 
 
-def shards_of(directory: AttackDir, lines: list[Mapping[str, Any]], told: Told) -> Shards | None:
+def shards_of(directory: AttackDir, lines: list[Mapping[str, Any]], answers: Answers) -> Shards | None:
     """Sort the shards by what became of them; the word of the newest job that has a shard counts."""
     arrays = [line for line in lines if line["kind"] == "shards"]
     if not arrays:
@@ -133,8 +135,8 @@ def shards_of(directory: AttackDir, lines: list[Mapping[str, Any]], told: Told) 
     given_up = {int(entry.name.removeprefix("shard-")) for entry in scan(shard_failed(directory, 0).parent)}
     sorted_out: dict[str, list[int]] = {kind: [] for kind in ("running", "waiting", "failed", "missing", "unknown")}
     for shard in missing_shards(directory, total):
-        state = told.state(keys[shard]) if shard in keys else None
-        sorted_out[fate(state, shard in given_up, silent=shard in keys and told.queue is None)].append(shard)
+        state = answers.state(keys[shard]) if shard in keys else None
+        sorted_out[fate(state, shard in given_up, silent=shard in keys and answers.queue is None)].append(shard)
     return Shards(
         total=total,
         finished=total - sum(map(len, sorted_out.values())),
@@ -143,7 +145,7 @@ def shards_of(directory: AttackDir, lines: list[Mapping[str, Any]], told: Told) 
         failed=sorted_out["failed"],
         missing=sorted_out["missing"],
         unknown=sorted_out["unknown"],
-        explained=[failed_shard(directory, n, keys.get(n), told) for n in sorted_out["failed"][:EXPLAINED]],
+        explained=[failed_shard(directory, n, keys.get(n), answers) for n in sorted_out["failed"][:EXPLAINED]],
     )
 
 
@@ -158,11 +160,11 @@ def fate(state: str | None, given_up: bool, *, silent: bool) -> str:
     return "unknown" if silent and state is None else "missing"
 
 
-def failed_shard(directory: AttackDir, shard: int, key: str | None, told: Told) -> FailedShard:
+def failed_shard(directory: AttackDir, shard: int, key: str | None, answers: Answers) -> FailedShard:
     """Look into the sentinel and the log of a shard."""
     marker = shard_failed(directory, shard)
-    reason = first_line(marker) or (told.state(key) if key else None) or "given up"
-    starts = len(Restarts(shard_ends(directory, shard)).read())
+    reason = first_line(marker) or (answers.state(key) if key else None) or "given up"
+    starts = len(Start("shard", directory.root, shard=shard).ends.read())
     logs = [directory.slurm / f"{key}_0_log.out"] if key else []
     return FailedShard(shard, reason, starts, explain(None, [*logs, directory.shard_log(shard)]))
 
@@ -181,10 +183,10 @@ def chunk_rate(directory: AttackDir, finished: set[int]) -> float | None:
     if len(newer) < 2:
         return None
     share = (len(newer) - 1) / len(times)  # the oldest began the time that is measured
-    return share * len(chunks) / max(clock.now(directory.root) - newer[0], 1e-3)
+    return share * len(chunks) / max(time_in(directory.root) - newer[0], 1e-3)
 
 
-def explanation(directory: AttackDir, found: Verdict, jobs: list[JobStanding]) -> LogLine | None:
+def explanation(directory: AttackDir, found: Verdict, jobs: list[JobStatus]) -> LogLine | None:
     """Explain a failure of the plan or of the merge; shards explain themselves."""
     if found.state != "FAILED":
         return None

@@ -21,7 +21,7 @@ NOISE = re.compile(
     r"|submitit ERROR|Terminating StepId|x11|Traceback \(most recent",
     re.IGNORECASE,
 )
-UNTOLD = re.compile(r"^exit code -?\d+; see |; see \S+$")
+WITHOUT_CAUSE = re.compile(r"^exit code -?\d+; see |; see \S+$")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def explain(sentinel: Path | None, logs: Iterable[Path]) -> LogLine | None:
         logs: the likeliest first; only their ends are read.
     """
     last = last_line(sentinel) if sentinel else ""
-    if last and not UNTOLD.search(last):
+    if last and not WITHOUT_CAUSE.search(last):
         return LogLine(last, str(sentinel))
     for path in logs:
         if line := last_error(path):

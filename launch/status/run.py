@@ -1,4 +1,4 @@
-"""Where a run and its attacks stand, as one value that can be printed as JSON."""
+"""The status of a run and its attacks, as one value that can be printed as JSON."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from typing import Any
 
 from kapdist.errors import InputError
 from kapdist.run.paths import AttackDir, RunDir
-from launch import clock
-from launch.jobs import remembered
-from launch.status.attack import Attack, attack
+from launch.jobs import remembered, time_in
+from launch.status.attack import Attack, read_attack
 from launch.status.slurm import ask_slurm
-from launch.status.training import Training, Verdict, read_json, scan, training
+from launch.status.training import Training, Verdict, read_training, scan
 
 MOVES = {"RUNNING", "PENDING", "UNKNOWN"}
 LOW_DISK_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a directory stands: a run with its attacks, or one attack."""
+class Status:
+    """The status of a directory: a run with its attacks, or one attack."""
 
     directory: str
     slurm_answers: bool
@@ -55,8 +54,8 @@ class Standing:
         return {"directory": self.directory} | derived | asdict(self)
 
 
-def standing(root: Path) -> Standing:
-    """Read where a directory stands; Slurm is asked once for all of its jobs.
+def read_status(root: Path) -> Status:
+    """Read the status of a directory; Slurm is asked once for all of its jobs.
 
     Raises:
         InputError: it is neither a run directory nor an attack directory.
@@ -64,14 +63,14 @@ def standing(root: Path) -> Standing:
     run, attacks = what_is(root)
     own = remembered(run.slurm) if run else []
     theirs = [remembered(directory.slurm) for directory in attacks]
-    told = ask_slurm([*own, *(line for lines in theirs for line in lines)])
-    return Standing(
+    answers = ask_slurm([*own, *(line for lines in theirs for line in lines)])
+    return Status(
         directory=str(root),
-        slurm_answers=told.queue is not None,
-        training=training(run, own, told) if run else None,
-        attacks=[attack(directory, lines, told) for directory, lines in zip(attacks, theirs, strict=True)],
+        slurm_answers=answers.queue is not None,
+        training=read_training(run, own, answers) if run else None,
+        attacks=[read_attack(directory, lines, answers) for directory, lines in zip(attacks, theirs, strict=True)],
         disk_free_bytes=shutil.disk_usage(root).free,
-        now=clock.now(root),
+        now=time_in(root),
     )
 
 
@@ -81,7 +80,7 @@ def what_is(root: Path) -> tuple[RunDir | None, list[AttackDir]]:
         raise InputError(root, "a run directory", "a file" if root.exists() else "nothing")
     run = RunDir(root)
     inside = root.resolve().parent.name == "attacks" and not run.attempts.exists()
-    if inside or "chunk_size" in read_json(run.plan):
+    if inside or "chunk_size" in run.recorded():
         return None, [AttackDir(root)]
     attacks = [run.attack(entry.name) for entry in scan(run.attacks) if entry.is_dir()]
     attacks.sort(key=lambda directory: directory.root.name)

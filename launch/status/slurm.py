@@ -19,7 +19,7 @@ FAILS = {"FAILED", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "TIMEO
 
 
 @dataclass(frozen=True)
-class JobStanding:
+class JobStatus:
     """One job, or one array, as it was queued and as Slurm knows it."""
 
     job: str
@@ -42,7 +42,7 @@ class JobStanding:
 
 
 @dataclass(frozen=True)
-class Told:
+class Answers:
     """The answers; `queue` is None where squeue gave none."""
 
     queue: dict[str, tuple[str, str]] | None = None
@@ -57,14 +57,14 @@ class Told:
             return None  # it has left the queue, and the accounts are late
         return state
 
-    def standing(self, line: Mapping[str, Any]) -> JobStanding:
-        """Return the standing of a line of slurm/jobs.jsonl."""
+    def job(self, line: Mapping[str, Any]) -> JobStatus:
+        """Return the status of a job by its line of slurm/jobs.jsonl."""
         keys = keys_of(line)
         found = Counter(self.state(key) or "UNKNOWN" for key in keys)
         reasons = [
             reason for key in keys for state, reason in [(self.queue or {}).get(key, ("", ""))] if state in WAITS
         ]
-        return JobStanding(
+        return JobStatus(
             job=line["job"],
             name=line["name"],
             kind=line["kind"],
@@ -86,11 +86,11 @@ def newest_of_shards(lines: Iterable[Mapping[str, Any]]) -> dict[int, str]:
     return {shard: key for line in arrays for shard, key in zip(line["shards"], keys_of(line), strict=True)}
 
 
-def ask_slurm(lines: Iterable[Mapping[str, Any]], seconds: float = SECONDS) -> Told:
+def ask_slurm(lines: Iterable[Mapping[str, Any]], seconds: float = SECONDS) -> Answers:
     """Ask for all jobs of some lines at once, the queue and the accounts side by side."""
     lines = list(lines)
     if not lines:
-        return Told(queue={})
+        return Answers(queue={})
     numbers = [line["job"] for line in lines]
     users = {line["by"].partition("@")[0] for line in lines}
     # Slurm goes by the user's number, which --me gives without looking at any variable.
@@ -98,4 +98,4 @@ def ask_slurm(lines: Iterable[Mapping[str, Any]], seconds: float = SECONDS) -> T
     with ThreadPoolExecutor(2) as pool:
         queue = pool.submit(slurm.queued, numbers, others, seconds)
         accounts = pool.submit(slurm.accounted, numbers, seconds)
-        return Told(queue.result(), accounts.result())
+        return Answers(queue.result(), accounts.result())

@@ -1,4 +1,4 @@
-"""Where a run stands, for the eye: the verdict first, one screen."""
+"""The status of a run as a table for a terminal, the verdict first."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rich.text import Text
 
 from launch.status.attack import Attack, Shards
 from launch.status.explanation import LogLine
-from launch.status.run import Standing
-from launch.status.slurm import JobStanding
+from launch.status.run import Status
+from launch.status.slurm import JobStatus
 from launch.status.training import Training, Verdict
 
 COLOURS = {"DONE": "green", "FAILED": "red", "RUNNING": "cyan", "PENDING": "yellow"}
@@ -25,8 +25,8 @@ BAR_WIDTH = 24
 Row = tuple[str, RenderableType]
 
 
-def screen(found: Standing) -> RenderableType:
-    """Draw a standing."""
+def render(found: Status) -> RenderableType:
+    """Draw a status."""
     blocks: list[RenderableType] = []
     if found.training:
         blocks += [headline(found.directory, found.verdict), table(training_rows(found.training, found.now))]
@@ -101,7 +101,7 @@ def ending(end: dict[str, Any]) -> str:
     return f"{'job ' + end['job'] if end['job'] else 'a start here'} {word} at step {end['progress']}{reason}"
 
 
-def job_rows(jobs: list[JobStanding], now: float) -> Iterator[Row]:
+def job_rows(jobs: list[JobStatus], now: float) -> Iterator[Row]:
     """Yield a line for each of the newest jobs."""
     for job in jobs[-SHOWN:]:
         states = ", ".join(
@@ -146,7 +146,7 @@ def cause(line: LogLine | None, verdict: Verdict) -> Iterator[Row]:
         yield "cause", Text.assemble((short(line.line), "red"), f"\n{line.file}")
 
 
-def warnings(found: Standing) -> Iterator[str]:
+def warnings(found: Status) -> Iterator[str]:
     """Yield what may stop it next, and why less is shown than might be."""
     if found.disk_low:
         yield f"disk nearly full: {found.disk_free_bytes / 2**30:.1f} GiB free"
@@ -155,7 +155,7 @@ def warnings(found: Standing) -> Iterator[str]:
 
 
 def short(line: str) -> str:
-    """Cut what would fill the screen: an aggregation names each missing shard."""
+    """Cut what would fill the terminal: an aggregation names each missing shard."""
     return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..."
 
 

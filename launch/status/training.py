@@ -1,4 +1,4 @@
-"""Where a training stands, read off its directory and off what Slurm says. Writes nothing."""
+"""The status of a training, read off its directory and off what Slurm says. Writes nothing."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 from kapdist.run.ends import deaths
 from kapdist.run.lock import holder_of, lives_here
 from kapdist.run.paths import RunDir
-from launch import clock
-from launch.after import newest_step
-from launch.restarts import End, Restarts
+from launch.after import Start, newest_step
+from launch.jobs import time_in
+from launch.restarts import End
 from launch.status.explanation import LogLine, explain, last_line, tail
-from launch.status.slurm import JobStanding, Told
+from launch.status.slurm import Answers, JobStatus
 
 SILENT_SECONDS = 30.0  # a rank says that it lives every five seconds
 IDLE_SECONDS = 120.0
@@ -36,7 +36,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class AttemptStanding:
+class AttemptStatus:
     """One start of the ranks."""
 
     number: int
@@ -60,13 +60,13 @@ class Rank:
 
 @dataclass(frozen=True)
 class Training:
-    """Where a training stands."""
+    """The status of a training."""
 
     verdict: Verdict
-    jobs: list[JobStanding]
+    jobs: list[JobStatus]
     num_attempts: int
     restarts: int
-    attempts: list[AttemptStanding]
+    attempts: list[AttemptStatus]
     """The newest ones, oldest first."""
     ends: list[dict[str, Any]]
     """How starts of the job ended, since it was last queued by hand."""
@@ -88,15 +88,15 @@ class Training:
     log_line: LogLine | None = None
 
 
-def training(run: RunDir, lines: Iterable[Mapping[str, Any]], told: Told) -> Training:
-    """Read where a training stands."""
-    jobs = [told.standing(line) for line in lines if line["kind"] == "train"]
-    ends = Restarts(run.slurm / "ends.jsonl").read()
+def read_training(run: RunDir, lines: Iterable[Mapping[str, Any]], answers: Answers) -> Training:
+    """Read the status of a training."""
+    jobs = [answers.job(line) for line in lines if line["kind"] == "train"]
+    ends = Start("train", run.root).ends.read()
     newest = run.last_attempt()
     ranks = heartbeats(run.attempts / str(newest))
     quiet = min((rank.silent_seconds for rank in ranks), default=float("inf"))
     worker = trainer(run, seen_elsewhere=quiet < SILENT_SECONDS)
-    found = verdict(run, jobs, ends, told, worker, newest)
+    found = verdict(run, jobs, ends, answers, worker, newest)
     runs = found.state == "RUNNING"
     return Training(
         verdict=found,
@@ -114,9 +114,9 @@ def training(run: RunDir, lines: Iterable[Mapping[str, Any]], told: Told) -> Tra
 
 
 def verdict(
-    run: RunDir, jobs: list[JobStanding], ends: list[End], told: Told, worker: str | None, newest: int
+    run: RunDir, jobs: list[JobStatus], ends: list[End], answers: Answers, worker: str | None, newest: int
 ) -> Verdict:
-    """Say where it stands; a FAILED that a restart will set aside is not the last word."""
+    """Say what state it is in; a FAILED that a restart will set aside is not the last word."""
     runs = [job for job in jobs if job.runs]
     waits = [job for job in jobs if job.waits]
     if run.done.exists():
@@ -132,12 +132,12 @@ def verdict(
         return Verdict("PENDING", waits[-1].reason or "no reason given yet")
     if worker:
         return Verdict("RUNNING", worker)
-    if jobs and told.queue is None:
+    if jobs and answers.queue is None:
         return Verdict("UNKNOWN", f"squeue says nothing here of job {jobs[-1].job}")
     return Verdict("STOPPED", "not queued; " + how_it_ended(jobs, ends, newest))
 
 
-def how_it_ended(jobs: list[JobStanding], ends: list[End], newest: int) -> str:
+def how_it_ended(jobs: list[JobStatus], ends: list[End], newest: int) -> str:
     if jobs and "UNKNOWN" not in jobs[-1].states:
         return f"job {jobs[-1].job}: {', '.join(jobs[-1].states)}"
     if ends:
@@ -161,7 +161,7 @@ def at_work(lock: Path, *, seen_elsewhere: bool) -> str | None:
 
 def heartbeats(folder: Path) -> list[Rank]:
     """Return the ranks of an attempt in order, as they last wrote of themselves."""
-    now, found = clock.now(folder), []
+    now, found = time_in(folder), []
     for entry in scan(folder):
         if entry.name.startswith("heartbeat-"):
             with contextlib.suppress(OSError, ValueError, KeyError):
@@ -186,14 +186,14 @@ def oddities(ranks: list[Rank]) -> list[str]:
     ]
 
 
-def attempts(run: RunDir, newest: int) -> list[AttemptStanding]:
+def attempts(run: RunDir, newest: int) -> list[AttemptStatus]:
     return [attempt(run, number) for number in range(max(1, newest - SHOWN_ATTEMPTS + 1), newest + 1)]
 
 
-def attempt(run: RunDir, number: int) -> AttemptStanding:
+def attempt(run: RunDir, number: int) -> AttemptStatus:
     folder = run.attempts / str(number)
     ranks = heartbeats(folder)
-    return AttemptStanding(
+    return AttemptStatus(
         number=number,
         ranks=len(ranks),
         step=max((rank.step for rank in ranks), default=0),
@@ -204,7 +204,7 @@ def attempt(run: RunDir, number: int) -> AttemptStanding:
 
 def progress(run: RunDir, ranks: list[Rank], runs: bool) -> dict[str, Any]:
     """Return how far it is, how fast, and the last numbers; how fast only while it runs."""
-    plan = read_json(run.plan)
+    plan = run.recorded()
     lines = newest_lines(run.metrics)
     trained = [line for line in lines if line["kind"] == "train"]
     evaluated = [line for line in lines if line["kind"] == "evaluate"]
@@ -239,14 +239,12 @@ def newest_checkpoint(run: RunDir) -> dict[str, Any]:
     if not step:
         return {}
     with contextlib.suppress(FileNotFoundError):
-        age = max(0.0, clock.now(run.root) - run.checkpoint(step).stat().st_mtime)
+        age = max(0.0, time_in(run.root) - run.checkpoint(step).stat().st_mtime)
         return {"checkpoint_step": step, "checkpoint_age_seconds": round(age, 1)}
     return {}
 
 
-def explanation(
-    run: RunDir, found: Verdict, jobs: list[JobStanding], ends: list[End], newest: int
-) -> LogLine | None:
+def explanation(run: RunDir, found: Verdict, jobs: list[JobStatus], ends: list[End], newest: int) -> LogLine | None:
     """Explain a failure, or a stop that nothing asked for."""
     if found.state not in {"FAILED", "STOPPED"}:
         return None
@@ -258,14 +256,6 @@ def explanation(
     if jobs and (found.state == "FAILED" or (ends and ends[-1].failed)):
         logs += sorted(run.slurm.glob(f"{jobs[-1].job}_*_log.out"))
     return explain(run.failed, logs)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def scan(folder: Path) -> list[os.DirEntry[str]]:

@@ -17,8 +17,8 @@ from kapdist.run.files import write_atomic
 from kapdist.run.lock import this_process
 from kapdist.run.paths import AttackDir, RunDir
 from launch import after
+from launch.call import run_as_command
 from launch.cluster import ClusterConfig
-from launch.rank import run_as_command
 from launch.restarts import HELD, End, Restarts, verdict
 
 CLUSTER = ClusterConfig(max_failures=3)

@@ -17,14 +17,14 @@ from kapdist.run.lock import locked
 from kapdist.run.paths import AttackDir, RunDir
 from launch import aggregate as aggregation
 from launch import jobs, slurm
-from launch.after import CLUSTER, after_aggregate, after_plan, shard_failed
+from launch.after import CLUSTER, Start, conclude, shard_failed
 from launch.array import AttackJobs
-from launch.attack import is_needed, summary_set_aside, trainings_to_wait_for
+from launch.attack import AttackCommand, summary_set_aside, trainings_to_wait_for
 from launch.cluster import ClusterConfig
-from launch.planned import ATTACK, is_planned, plan_stands, refuse_another, remember_plan
-from launch.status.slurm import Told
+from launch.planned import ATTACK, is_planned, is_planned_as_submitted, refuse_another, remember_plan
+from launch.status.slurm import Answers
 from launch.submission import Submission
-from launch.train import is_needed as training_is_needed
+from launch.train import TrainCommand
 
 CONFIG = AttackConfig(name="a", chunk_size=8)
 
@@ -114,53 +114,53 @@ def aggregate_line(attack: AttackDir, queue: Queue, *, more: bool = False) -> No
 
 def test_an_aggregation_that_was_stopped_is_not_done(attack: AttackDir, queue: Queue) -> None:
     aggregate_line(attack, queue)
-    cluster = ClusterConfig()
-    assert after_aggregate(attack, 0, cluster, "1") == "again"
+    start, cluster = Start("aggregate", attack.root, "1"), ClusterConfig()
+    assert conclude(start, 0, cluster) == ("again", 0)
     write_json(attack.summary, {})
-    assert after_aggregate(attack, 0, cluster, "1") == "again"  # between the sum and the report
+    assert conclude(start, 0, cluster) == ("again", 0)  # between the sum and the report
     write_atomic(attack.root / "report" / "index.html", "")
-    assert after_aggregate(attack, 0, cluster, "1") == "done"
+    assert conclude(start, 0, cluster) == ("done", 0)
 
 
 def test_an_aggregation_that_queued_another_is_done(attack: AttackDir, queue: Queue) -> None:
     aggregate_line(attack, queue, more=True)
-    assert after_aggregate(attack, 0, ClusterConfig(), "1") == "done"
-    assert after_aggregate(attack, 0, ClusterConfig(), "2") == "again"
+    assert conclude(Start("aggregate", attack.root, "1"), 0, ClusterConfig()) == ("done", 0)
+    assert conclude(Start("aggregate", attack.root, "2"), 0, ClusterConfig()) == ("again", 0)
 
 
 def test_a_plan_of_before_is_not_the_plan_that_was_stopped(attack: AttackDir) -> None:
-    assert plan_stands(attack)
-    assert after_plan(attack, 0, ClusterConfig(), "1") == "done"
+    assert is_planned_as_submitted(attack)
+    assert conclude(Start("plan", attack.root, "1"), 0, ClusterConfig()) == ("done", 0)
     write_atomic(attack.slurm / ATTACK, dump_config(CONFIG.model_copy(update={"seed": 1})))
-    assert after_plan(attack, 0, ClusterConfig(), "1") == "again"
-    assert after_plan(attack, 2, ClusterConfig(), "1") == "give up"
+    assert conclude(Start("plan", attack.root, "1"), 0, ClusterConfig()) == ("again", 0)
+    assert conclude(Start("plan", attack.root, "1"), 2, ClusterConfig()) == ("give up", 2)
 
 
 # Cancelled
 
 
 @pytest.mark.parametrize(
-    ("told", "marker", "log", "cancelled"),
+    ("answers", "marker", "log", "cancelled"),
     [
-        (Told({"7_0": ("CANCELLED", "None")}), "", True, True),
-        (Told({}, {"7_0": "CANCELLED"}), "", True, True),
-        (Told({}), "cancelled (job 7_0)", True, True),  # by its last word; Slurm has forgotten it
-        (Told({}), "", False, True),  # it never started
-        (Told({}), "", True, False),
-        (Told({}), "3 failures in a row", True, False),
-        (Told({}, {"7_0": "FAILED"}), "", True, False),
-        (Told({"7_0": ("NODE_FAIL", "None")}), "", True, False),
-        (Told(None), "", False, False),  # Slurm is silent
+        (Answers({"7_0": ("CANCELLED", "None")}), "", True, True),
+        (Answers({}, {"7_0": "CANCELLED"}), "", True, True),
+        (Answers({}), "cancelled (job 7_0)", True, True),  # by its last word; Slurm has forgotten it
+        (Answers({}), "", False, True),  # it never started
+        (Answers({}), "", True, False),
+        (Answers({}), "3 failures in a row", True, False),
+        (Answers({}, {"7_0": "FAILED"}), "", True, False),
+        (Answers({"7_0": ("NODE_FAIL", "None")}), "", True, False),
+        (Answers(None), "", False, False),  # Slurm is silent
     ],
 )
 def test_whether_a_shard_was_cancelled(
-    attack: AttackDir, told: Told, marker: str, log: bool, cancelled: bool
+    attack: AttackDir, answers: Answers, marker: str, log: bool, cancelled: bool
 ) -> None:
     if marker:
         write_atomic(shard_failed(attack, 0), marker)
     if log:
         write_atomic(attack.slurm / "7_0_0_log.out", "")
-    assert aggregation.was_cancelled(attack, 0, "7_0", told) == cancelled
+    assert aggregation.was_cancelled(attack, 0, "7_0", answers) == cancelled
 
 
 def submitted(attack: AttackDir, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -179,8 +179,8 @@ def test_nothing_is_queued_again_where_a_shard_was_cancelled(
 ) -> None:
     submitted(attack, queue, monkeypatch)
     before = len(queue.taken)
-    told = Told({"1_0": ("FAILED", "None"), "2_1": ("CANCELLED", "None")})
-    monkeypatch.setattr(aggregation, "ask_slurm", lambda *_: told)
+    answers = Answers({"1_0": ("FAILED", "None"), "2_1": ("CANCELLED", "None")})
+    monkeypatch.setattr(aggregation, "ask_slurm", lambda *_: answers)
     attack.chunk(1).touch()
     with pytest.raises(InputError, match=r"shard 4 without 1 chunks \(the first is 4\): cancelled \(job 2_1\)"):
         aggregation.aggregate(RunDir(attack.root.parents[1]), attack, 0)
@@ -193,7 +193,7 @@ def test_shards_that_failed_are_queued_again_once(
     attack: AttackDir, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = submitted(attack, queue, monkeypatch)
-    monkeypatch.setattr(aggregation, "ask_slurm", lambda *_: Told({}))
+    monkeypatch.setattr(aggregation, "ask_slurm", lambda *_: Answers({}))
     write_atomic(shard_failed(attack, 0), "3 failures\n")
     # An earlier start of this job got as far as the array.
     left = jobs.remember(attack.slurm, "4", jobs_of(attack).array([0], 5, 1, "", ""))
@@ -276,9 +276,10 @@ def refuse(attack: AttackDir) -> None:
 def test_force_merges_anew(attack: AttackDir, queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
     write_json(attack.summary, {"num_images": 40})
     write_atomic(attack.root / "report" / "index.html", "")
-    assert not is_needed(attack, force=False)
+    command = AttackCommand(RunDir(attack.root.parents[1]), CONFIG, ClusterConfig())
+    assert not command.is_needed(force=False)
     assert "--force" in capsys.readouterr().out
-    assert is_needed(attack, force=True)
+    assert command.is_needed(force=True)
     with pytest.raises(InputError), summary_set_aside(attack):
         refuse(attack)
     assert attack.summary.exists()
@@ -297,8 +298,8 @@ def test_a_finished_run_of_another_config_is_refused(tiny_config: Path, queue: Q
     run = RunDir(tiny_config.parent / "runs" / "tiny")
     write_atomic(run.config, dump_config(config))
     write_atomic(run.done, "{}")
-    assert not training_is_needed(run, config, force=False)
+    assert not TrainCommand(run, config, ClusterConfig()).is_needed(force=False)
     for force in (False, True):
         with pytest.raises(InputError, match="seed = 0 as this run began"):
-            training_is_needed(run, config.model_copy(update={"seed": 5}), force)
+            TrainCommand(run, config.model_copy(update={"seed": 5}), ClusterConfig()).is_needed(force)
     assert run.done.exists()

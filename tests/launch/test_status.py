@@ -22,17 +22,17 @@ from kapdist.records.sharding import chunks_of
 from kapdist.run.files import write_atomic, write_json
 from kapdist.run.lock import locked
 from kapdist.run.paths import AttackDir, RunDir
-from launch import clock, slurm
-from launch.after import shard_ends, shard_failed
+from launch import slurm
+from launch.after import Start, shard_failed
 from launch.cluster import ClusterConfig
-from launch.jobs import remember, remembered
+from launch.jobs import remember, remembered, time_in
 from launch.restarts import End, Restarts
-from launch.status.attack import Attack, attack
+from launch.status.attack import Attack, read_attack
 from launch.status.explanation import explain
-from launch.status.run import Standing, standing
-from launch.status.slurm import Told, ask_slurm
-from launch.status.table import duration, screen
-from launch.status.training import Training, Verdict, training
+from launch.status.run import Status, read_status
+from launch.status.slurm import Answers, ask_slurm
+from launch.status.table import duration, render
+from launch.status.training import Training, Verdict, read_training
 from launch.submission import submission
 
 ROOT = Path(__file__).parents[2]
@@ -53,9 +53,9 @@ def status(*words: object, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def drawn(found: Standing) -> str:
+def drawn(found: Status) -> str:
     console = Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(screen(found))
+    console.print(render(found))
     return console.export_text()
 
 
@@ -98,11 +98,11 @@ def test_a_run_by_hand_from_its_first_steps_to_a_kill(tiny_config: Path, no_slur
         )
         for rank in ranks:
             os.kill(rank.pid, signal.SIGSTOP)
-        found = standing(run.root)
+        found = read_status(run.root)
         lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
         beat = run.attempts / "1" / "heartbeat-1.json"
         os.utime(beat, (time.time() - 100,) * 2)
-        silent = standing(run.root)
+        silent = read_status(run.root)
     finally:
         kill_ranks(ranks)
     now = found.training
@@ -121,7 +121,7 @@ def test_a_run_by_hand_from_its_first_steps_to_a_kill(tiny_config: Path, no_slur
     assert silent.training is not None
     assert [line.split(",")[0] for line in silent.training.silent] == ["rank 1 silent for 100 s"]
 
-    killed = standing(run.root)
+    killed = read_status(run.root)
     assert (killed.verdict.state, killed.verdict.why) == ("STOPPED", "not queued; attempt 1 has ended")
     assert killed.ended
     assert f"checkpoint  step {newest}" in drawn(killed)
@@ -149,7 +149,7 @@ def test_a_local_run_that_fails_again_and_again(tiny_config: Path, run_ranks) ->
     words = [str(ROOT / "launch" / "train.py"), str(tiny_config), "--local", "cluster.max_failures=2"]
     end: Finished = run_ranks([*words, "optim.lr=1e30", "optim.warmup_epochs=0"])[0]
     assert end.code == 1
-    found = standing(tiny_config.parent / "runs" / "tiny")
+    found = read_status(tiny_config.parent / "runs" / "tiny")
     now = found.training
     assert now is not None
     assert found.verdict.state == "FAILED"
@@ -171,52 +171,58 @@ def begun(root: Path, *, queued: bool = True) -> RunDir:
     return run
 
 
-def stands(run: RunDir, told: Told) -> Training:
-    return training(run, remembered(run.slurm), told)
+def training_status(run: RunDir, answers: Answers) -> Training:
+    return read_training(run, remembered(run.slurm), answers)
 
 
-PENDING = Told(queue={"7": ("PENDING", "Resources")})
-GONE = Told(queue={})
+PENDING = Answers(queue={"7": ("PENDING", "Resources")})
+BEGINS_LATER = Answers(queue={"7": ("PENDING", "BeginTime")})
+GONE = Answers(queue={})
 
 
 @pytest.mark.parametrize(
-    ("told", "failed", "state", "why"),
+    ("answers", "failed", "state", "why"),
     [
         (PENDING, "", "PENDING", "Resources"),
-        (Told(queue={"7": ("RUNNING", "None")}), "", "RUNNING", "job 7"),
-        (Told(queue={"7": ("PENDING", "BeginTime")}), "rank 0, attempt 1\nKeyError: 3\n", "PENDING", "BeginTime"),
+        (Answers(queue={"7": ("RUNNING", "None")}), "", "RUNNING", "job 7"),
+        (
+            Answers(queue={"7": ("PENDING", "BeginTime")}),
+            "rank 0, attempt 1\nKeyError: 3\n",
+            "PENDING",
+            "BeginTime",
+        ),
         (PENDING, "given up: 3 failures in a row\nKeyError: 3\n", "FAILED", "given up: 3 failures in a row"),
         (GONE, "rank 0, attempt 1\nKeyError: 3\n", "FAILED", "rank 0, attempt 1"),
         (GONE, "", "STOPPED", "not queued; never started"),
-        (Told(queue={}, accounts={"7": "CANCELLED"}), "", "STOPPED", "not queued; job 7: CANCELLED"),
+        (Answers(queue={}, accounts={"7": "CANCELLED"}), "", "STOPPED", "not queued; job 7: CANCELLED"),
         # The accounts are late: what has left the queue does not run.
-        (Told(queue={}, accounts={"7": "RUNNING"}), "", "STOPPED", "not queued; never started"),
-        (Told(queue=None, accounts={"7": "RUNNING"}), "", "RUNNING", "job 7"),
-        (Told(queue=None), "", "UNKNOWN", "squeue says nothing here of job 7"),
+        (Answers(queue={}, accounts={"7": "RUNNING"}), "", "STOPPED", "not queued; never started"),
+        (Answers(queue=None, accounts={"7": "RUNNING"}), "", "RUNNING", "job 7"),
+        (Answers(queue=None), "", "UNKNOWN", "squeue says nothing here of job 7"),
     ],
 )
-def test_the_verdict_on_a_training(tmp_path: Path, told: Told, failed: str, state: str, why: str) -> None:
+def test_the_verdict_on_a_training(tmp_path: Path, answers: Answers, failed: str, state: str, why: str) -> None:
     run = begun(tmp_path)
     if failed:
         write_atomic(run.failed, failed)
-    found = stands(run, told)
+    found = training_status(run, answers)
     assert (found.verdict.state, found.verdict.why) == (state, why)
     if state == "FAILED":
         assert found.log_line is not None
         assert found.log_line.line == "KeyError: 3"
     write_atomic(run.done, "{}")
-    assert stands(run, told).verdict.state == "DONE"
+    assert training_status(run, answers).verdict.state == "DONE"
 
 
 def test_a_stop_by_a_signal_is_no_failure(tmp_path: Path) -> None:
     run = begun(tmp_path)
     Restarts(run.slurm / "ends.jsonl").add(End(0, 12, "7"))
     write_atomic(run.slurm / "7_0_log.out", "RuntimeError: of a start before\n")
-    found = stands(run, GONE)
+    found = training_status(run, GONE)
     assert found.verdict.why == "not queued; it was stopped"
     assert found.log_line is None
     Restarts(run.slurm / "ends.jsonl").add(End(137, 12, "7"))
-    found = stands(run, GONE)
+    found = training_status(run, GONE)
     assert found.log_line is not None
     assert found.log_line.line == "RuntimeError: of a start before"
 
@@ -226,7 +232,7 @@ def test_a_rank_that_died_of_a_signal_explains_a_stop(tmp_path: Path) -> None:
     folder = run.rank_log(1, 0).parent
     write_atomic(run.rank_log(1, 0), "RuntimeError: of a peer that left\n")
     write_atomic(folder / "fatal-1.txt", "Fatal Python error: Segmentation fault\n")
-    found = stands(run, GONE)
+    found = training_status(run, GONE)
     assert found.verdict.state == "STOPPED"
     assert found.log_line is not None
     assert found.log_line.line.startswith("rank 1 died of SIGSEGV")
@@ -299,8 +305,8 @@ def finish(directory: AttackDir, chunks: range) -> None:
         directory.chunk(chunk).touch()
 
 
-def attack_stands(directory: AttackDir, told: Told) -> Attack:
-    return attack(directory, remembered(directory.slurm), told)
+def attack_status(directory: AttackDir, answers: Answers) -> Attack:
+    return read_attack(directory, remembered(directory.slurm), answers)
 
 
 def whole(found: Attack) -> int:
@@ -319,13 +325,13 @@ def test_a_thousand_shards(tmp_path: Path) -> None:
         finish(directory, chunks_of(3000, shard, 1000))
     directory.chunk(500).touch()  # of the three of shard 500
     write_atomic(shard_failed(directory, 501), "3 failures in a row without progress; exit code 1 (job 7_501)\n")
-    Restarts(shard_ends(directory, 501)).add(End(1, 0, "7_501"))
-    Restarts(shard_ends(directory, 501)).add(End(1, 0, "7_501"))
+    Start("shard", directory.root, shard=501).ends.add(End(1, 0, "7_501"))
+    Start("shard", directory.root, shard=501).ends.add(End(1, 0, "7_501"))
     write_atomic(directory.slurm / "7_501_0_log.out", "RuntimeError: beyond eps\n" + SLURM_LOG[:74])
     states = {f"7_{n}": ("RUNNING", "None") for n in range(502, 600)}
     states |= {f"8_{n}": ("PENDING", "Priority") for n in range(390)}
     accounts = {"8_398": "OUT_OF_MEMORY", "8_399": "CANCELLED", "7_500": "COMPLETED"}
-    found = attack_stands(directory, Told(states, accounts))
+    found = attack_status(directory, Answers(states, accounts))
     shards = found.shards
     assert shards is not None
     assert whole(found) == shards.total == 1000
@@ -346,7 +352,7 @@ def test_a_thousand_shards(tmp_path: Path) -> None:
     queue(directory.slurm, "9", 2, kind="shards", shards=[500, 501], num_shards=1000)
     queue(directory.slurm, "10", 0, kind="shards", shards=[998], num_shards=1000)
     states |= {"9_0": ("PENDING", "None"), "9_1": ("RUNNING", "None"), "10": ("RUNNING", "None")}
-    again = attack_stands(directory, Told(states, accounts)).shards
+    again = attack_status(directory, Answers(states, accounts)).shards
     assert again is not None
     assert (again.running, again.waiting, again.failed) == (100, 391, [])
 
@@ -376,7 +382,7 @@ def test_a_thousand_shards_without_slurm(tmp_path: Path) -> None:
 def test_an_attack_from_its_plan_to_its_summary(tmp_path: Path) -> None:
     directory = AttackDir(tmp_path / "attacks" / "a")
     queue(directory.slurm, "6", kind="plan")
-    found = attack_stands(directory, Told({"6": ("PENDING", "Resources")}))
+    found = attack_status(directory, Answers({"6": ("PENDING", "Resources")}))
     assert (found.verdict.state, found.verdict.why, found.chunks_total) == ("PENDING", "Resources", None)
     planned(directory.root, 40)
     queue(directory.slurm, "7", 2, kind="shards", shards=[0, 1], num_shards=2)
@@ -386,18 +392,18 @@ def test_an_attack_from_its_plan_to_its_summary(tmp_path: Path) -> None:
         when = time.time() - 10 * (19 - chunk // 2)
         os.utime(directory.chunk(chunk), (when, when))
     states = {"7_1": ("RUNNING", "None"), "8": ("PENDING", "Dependency")}
-    found = attack_stands(directory, Told(states, {"7_0": "COMPLETED"}))
+    found = attack_status(directory, Answers(states, {"7_0": "COMPLETED"}))
     assert found.verdict.why == "shards, job 7"
     assert found.chunks_per_second == pytest.approx(0.1, rel=0.05)
     assert found.seconds_left == pytest.approx(200, rel=0.05)
     finish(directory, range(40))
-    found = attack_stands(directory, Told({"8": ("RUNNING", "None")}))
+    found = attack_status(directory, Answers({"8": ("RUNNING", "None")}))
     assert found.shards is not None
     assert found.shards.finished == 2
     assert found.verdict.why == "aggregate, job 8"
     accuracy = {"value": 0.5, "low": 0.4, "high": 0.6}
     write_json(directory.summary, {"num_images": 317, "clean_accuracy": accuracy, "robust_accuracy": accuracy})
-    found = attack_stands(directory, GONE)
+    found = attack_status(directory, GONE)
     assert found.verdict.state == "DONE"
     assert found.summary["robust_accuracy"] == accuracy
     assert "50.00% (95% interval 40.00% to 60.00%)" in status(directory.root, "--watch")
@@ -408,13 +414,13 @@ def test_an_attack_that_was_given_up_explains_itself(tmp_path: Path) -> None:
     queue(directory.slurm, "6", kind="plan")
     write_atomic(directory.failed, f"the attack was not planned: wrong input; see {directory.slurm}\n")
     write_atomic(directory.slurm / "6_0_log.out", "kapdist: model: expected weights, found nothing\n")
-    found = attack_stands(directory, GONE)
+    found = attack_status(directory, GONE)
     assert found.verdict.state == "FAILED"
     assert found.log_line is not None
     assert found.log_line.line == "kapdist: model: expected weights, found nothing"
     # The aggregation comes after any plan, and finds none.
     write_atomic(directory.failed, "a: expected a plan, found none: the plan job failed\n")
-    again = attack_stands(directory, GONE)
+    again = attack_status(directory, GONE)
     assert again.log_line == found.log_line
     assert again.verdict.why == "a: expected a plan, found none: the plan job failed"
 
@@ -424,7 +430,7 @@ def test_an_aggregation_that_names_a_thousand_shards_leaves_room_on_the_screen(t
     queue(directory.slurm, "7", 1000, kind="shards", shards=list(range(1000)), num_shards=1000)
     named = "; ".join(f"shard {n} without 1 chunks" for n in range(1000))
     write_atomic(directory.failed, f"a: expected every shard, found {named}\n")
-    found = attack_stands(directory, GONE)
+    found = attack_status(directory, GONE)
     assert found.verdict.why.endswith("shard 999 without 1 chunks")
     text = status(directory.root)
     assert text.startswith("FAILED: a: expected every shard, found shard 0 without 1 chunks;")
@@ -488,13 +494,13 @@ def test_clocks_that_differ_make_nobody_silent(tmp_path: Path, monkeypatch: pyte
     run.checkpoint(3).mkdir(parents=True)
     here = time.time() + 90
     monkeypatch.setattr(time, "time", lambda: here)
-    found = stands(run, Told(queue={"7": ("RUNNING", "None")}))
+    found = training_status(run, Answers(queue={"7": ("RUNNING", "None")}))
     assert found.silent == []
     assert found.ranks[0].silent_seconds < 30
     assert found.checkpoint_age_seconds is not None
     assert found.checkpoint_age_seconds < 30
-    assert clock.now(tmp_path) < here - 30
-    assert clock.now(tmp_path / "nothing") == here  # where no file can be made
+    assert time_in(tmp_path) < here - 30
+    assert time_in(tmp_path / "nothing") == here  # where no file can be made
     queue(run.slurm, "8", kind="train")
     assert remembered(run.slurm)[-1]["submitted"] < here - 30
 
@@ -516,9 +522,9 @@ def test_clocks_that_differ_make_nobody_silent(tmp_path: Path, monkeypatch: pyte
 def test_when_nothing_more_will_happen(
     tmp_path: Path, trained: str | None, attacked: list[str], ended: bool
 ) -> None:
-    own = replace(stands(begun(tmp_path), GONE), verdict=Verdict(trained or ""))
+    own = replace(training_status(begun(tmp_path), GONE), verdict=Verdict(trained or ""))
     attacks = [Attack("a", Verdict(state), []) for state in attacked]
-    assert Standing("x", True, own if trained else None, attacks, 0, 0.0).ended == ended
+    assert Status("x", True, own if trained else None, attacks, 0, 0.0).ended == ended
 
 
 def test_a_controller_that_hangs_does_not_hang_us() -> None:
@@ -526,7 +532,7 @@ def test_a_controller_that_hangs_does_not_hang_us() -> None:
 
 
 def test_without_jobs_slurm_is_not_asked(no_slurm: None) -> None:
-    assert ask_slurm([]) == Told(queue={})
+    assert ask_slurm([]) == Answers(queue={})
 
 
 @pytest.mark.parametrize(

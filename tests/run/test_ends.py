@@ -11,7 +11,7 @@ import pytest
 
 from kapdist.run.ends import deaths, end_of, fatal_file, killed_by, say_end, stacks_at_death
 from kapdist.run.paths import RunDir
-from launch.died import cause_of, tell_deaths
+from launch.after import cause_of, write_deaths
 
 PROGRAM = """
 import os, sys
@@ -67,15 +67,15 @@ def test_failed_is_written_where_no_rank_could(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     folder = run.attempts / "2"
     folder.mkdir(parents=True)
-    tell_deaths(run, 0)
-    tell_deaths(run, 1)
+    write_deaths(run, 0)
+    write_deaths(run, 1)
     assert not run.failed.exists()  # nothing is known of it
     assert cause_of(run, 137) == "a rank died of SIGKILL (exit code 137)"
     say_end(folder, "wrong input: data.train: expected this, found that")
     assert cause_of(run, 2) == "wrong input: data.train: expected this, found that"
     (folder / "fatal-1.txt").write_text("Fatal Python error: Segmentation fault\n")
-    tell_deaths(run, 139)
+    write_deaths(run, 139)
     assert run.failed.read_text() == f"rank 1 died of SIGSEGV (stacks in {folder / 'fatal-1.txt'})\n"
     run.failed.write_text("rank 0, attempt 2\n")
-    tell_deaths(run, 139)
+    write_deaths(run, 139)
     assert run.failed.read_text() == "rank 0, attempt 2\n"  # a rank that could say why knows more
