@@ -23,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "models": {"config", "kap", "run"},
     "engine": {"config", "run"},
     "data": {"config", "run", "plan", "records"},
-    "train": {"config", "run", "records", "plan", "kap", "models", "engine", "data"},
+    "train": {"config", "run", "records", "plan", "kap", "models", "engine", "data", "attack"},
     "attack": {"config", "run", "statistics", "records", "kap", "models", "data"},
     "sanity": {"config", "run", "records", "kap", "attack"},
     "corruptions": {"config", "run", "statistics", "records", "kap", "attack"},

@@ -15,7 +15,7 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from kapdist.attack.averaged import AveragedModel
-from kapdist.attack.ball import check_adversarial, drop_rounding, perturbation_norm
+from kapdist.attack.ball import Ball, drop_rounding
 from kapdist.attack.classifier import where_not_finite
 from kapdist.attack.counted import CountedModel
 from kapdist.attack.rescore import Votes, cast_votes
@@ -189,7 +189,8 @@ def attack_survivors(
         prediction[attacked] = predict(watched, found[attacked], plan, chunk, attacked)
     count_screened(library, stage, search)
     broke = attacked & (prediction != search.labels)
-    check_adversarial(stage.name, plan.norm, stage.eps, search.images[broke], found[broke])
+    ball = Ball(plan.norm, stage.eps)
+    ball.check(stage.name, found[broke], search.images[broke])
     search.adversarial[broke] = found[broke]
     search.prediction[broke] = prediction[broke]
     search.robust &= ~broke
@@ -201,7 +202,7 @@ def attack_survivors(
         eps=stage.eps,
         attacked=attacked,
         broke=broke,
-        norm=perturbation_norm(found, search.images, plan.norm),
+        norm=ball.distance(found, search.images),
         prediction=prediction,
         forwards=forwards - passes[0],
         backwards=backwards - passes[1],

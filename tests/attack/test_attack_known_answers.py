@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kapdist.attack.ball import check_adversarial, drop_rounding, largest_norm, perturbation_norm
+from kapdist.attack.ball import Ball, drop_rounding
 from kapdist.attack.chunk import attack_chunk
 from kapdist.records.attack_plan import AttackPlan
 
@@ -47,7 +47,7 @@ def test_verdicts_on_a_linear_model_are_the_exact_ones(make_plan: MakePlan, norm
     options = {"smaller_eps": sweep[:-1], "screen": 5, "compact": True, "num_classes": 4}
     plan = make_plan(norm, sweep[-1], ("fab-t", "apgd-ce"), **options)
     outcome = attack_chunk(model, images, labels, plan, 0)
-    norms = perturbation_norm(outcome.adversarial, images, norm)
+    norms = Ball(norm, sweep[-1]).distance(outcome.adversarial, images)
     for eps in sweep:
         assert ((radius - eps).abs() > 0.01 * eps).all()
         broken = torch.stack([attack.broke for attack in outcome.attacks if attack.eps <= eps]).any(0)
@@ -87,19 +87,20 @@ def test_an_image_beyond_eps_is_an_error_and_never_a_success(norm: str) -> None:
     clean = torch.full((1, 3, 8, 8), 0.5)
     step = torch.zeros_like(clean)
     step[0, 0, 0, 0] = 0.1
-    check_adversarial("x", norm, 0.1, clean, clean + step)
+    ball = Ball(norm, 0.1)
+    ball.check("x", clean + step, clean)
     with pytest.raises(RuntimeError, match="beyond eps"):
-        check_adversarial("x", norm, 0.1, clean, clean + 1.0001 * step)
+        ball.check("x", clean + 1.0001 * step, clean)
     with pytest.raises(RuntimeError, match="not finite"):
-        check_adversarial("x", norm, 0.1, clean, clean + float("nan") * step)
+        ball.check("x", clean + float("nan") * step, clean)
     with pytest.raises(RuntimeError, match=r"outside \[0, 1\]"):
-        check_adversarial("x", norm, 0.1, clean, clean + 6 * step)
+        ball.check("x", clean + 6 * step, clean)
 
 
 def test_the_norms_are_those_of_the_textbook() -> None:
     clean, found = torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2)
     found[0, 0, 0] = torch.tensor([0.3, -0.4])
-    values = {norm: perturbation_norm(found, clean, norm).item() for norm in ("Linf", "L2", "L1")}
+    values = {norm: Ball(norm, 0).distance(found, clean).item() for norm in ("Linf", "L2", "L1")}
     assert values == pytest.approx({"Linf": 0.4, "L2": 0.5, "L1": 0.7}, rel=1e-7)
 
 
@@ -107,7 +108,7 @@ def test_the_tolerance_covers_one_float32_rounding_and_no_more() -> None:
     clean = torch.linspace(0, 0.98, 5000)
     rounded = ((clean + 4 / 255).double() - clean.double()).max().item()
     assert rounded > 4 / 255 * (1 + 1e-6)  # a relative 1e-6 alone would refuse what every APGD image does
-    assert rounded <= largest_norm("Linf", 4 / 255, 3072) < 4 / 255 + 1e-7
+    assert rounded <= Ball("Linf", 4 / 255).largest_distance(3072) < 4 / 255 + 1e-7
 
 
 def test_only_a_rounding_outside_the_range_is_brought_back() -> None:

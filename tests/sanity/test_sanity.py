@@ -15,6 +15,7 @@ from sanity.honest import EPS, fashion, honest
 from sanity.planted import PLANTED, OnlyAtRest, Storm, Wrapped
 from torch import Tensor, nn
 
+from kapdist.attack.ball import Ball
 from kapdist.cli import file_and_overrides
 from kapdist.config import AttackConfig, SanityConfig
 from kapdist.config.file import load_config
@@ -22,9 +23,9 @@ from kapdist.errors import InputError
 from kapdist.run.files import write_json
 from kapdist.run.paths import AttackDir
 from kapdist.sanity import signal as signals
-from kapdist.sanity.ball import Ball
 from kapdist.sanity.effort import excess
 from kapdist.sanity.examine import examine
+from kapdist.sanity.points import surface
 from kapdist.sanity.probes import fgsm, pgd
 from kapdist.sanity.run import run_sanity, stored_violations
 from kapdist.sanity.subject import Subject, margin
@@ -168,7 +169,7 @@ def test_attacks_break_exactly_what_is_within_reach_of_a_linear_model(norm: str)
 def test_an_image_beyond_eps_is_measured() -> None:
     images = torch.full((2, 3, 2, 2), 0.5)
     ball = Ball("Linf", 0.1)
-    assert excess(ball.surface(images, 0), images, ball) < 1e-6
+    assert excess(surface(ball, images, 0), images, ball) < 1e-6
     assert excess(images + torch.tensor([0.05, 0.12]).view(2, 1, 1, 1), images, ball) == pytest.approx(
         0.2, rel=1e-3
     )
