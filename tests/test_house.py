@@ -138,6 +138,10 @@ def test_kap_and_models_run_with_torch_and_numpy_alone() -> None:
     assert not {"pydantic", "omegaconf", "ffcv", "safetensors", "polars", "rich", "typer"} & loaded
 
 
+def test_training_loads_no_attack_library() -> None:
+    assert "pyautoattack" not in modules_after(everything_in("train"))
+
+
 def test_help_loads_nothing_heavy() -> None:
     assert not {"torch", "pydantic", "polars", "matplotlib", "ffcv"} & modules_after("import kapdist.cli")
 
