@@ -23,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "models": {"config", "kap", "run"},
     "engine": {"config", "run"},
     "data": {"config", "run", "plan", "records"},
-    "train": {"config", "run", "records", "plan", "kap", "models", "engine", "data"},
+    "train": {"config", "run", "records", "plan", "kap", "models", "engine", "data", "attack"},
     "attack": {"config", "run", "statistics", "records", "kap", "models", "data"},
     "sanity": {"config", "run", "records", "kap", "attack"},
     "corruptions": {"config", "run", "statistics", "records", "kap", "attack"},
@@ -160,6 +160,10 @@ def test_statistics_is_numpy_alone() -> None:
 def test_kap_and_models_run_with_torch_and_numpy_alone() -> None:
     loaded = modules_after("import kapdist.kap, kapdist.models")
     assert not {"pydantic", "omegaconf", "ffcv", "safetensors", "polars", "rich", "typer"} & loaded
+
+
+def test_training_loads_no_attack_library() -> None:
+    assert "pyautoattack" not in modules_after(everything_in("train"))
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -55,8 +55,7 @@ class AveragedModel(nn.Module):
         columns: dict[int, list[Tensor]] = {}
         for part in self.parts(len(images)):
             columns.setdefault(part[1].start, []).append(self.log_probabilities(images[part[1]], call, part))
-        rows = [torch.cat(draws).logsumexp(dim=0) for draws in columns.values()]
-        return torch.cat(rows) - math.log(self.num_draws)
+        return torch.cat([log_mean(torch.cat(draws)) for draws in columns.values()])
 
     def parts(self, batch: int) -> Iterator[Part]:
         """Yield the passes of a batch, none with more rows than `images_per_pass`."""
@@ -74,6 +73,11 @@ class AveragedModel(nn.Module):
         self.model.reseed(derive_seed(self.seed, call, number))
         logits = self.model(images.repeat(draws, 1, 1, 1) if draws > 1 else images)
         return logits.float().log_softmax(dim=1).view(draws, len(images), -1)
+
+
+def log_mean(log_probabilities: Tensor) -> Tensor:
+    """Return the log of the mean probability over draws: (draws, batch, classes) to (batch, classes)."""
+    return log_probabilities.logsumexp(0) - math.log(len(log_probabilities))
 
 
 class _Recomputed(torch.autograd.Function):

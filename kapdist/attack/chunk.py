@@ -15,7 +15,7 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from kapdist.attack.averaged import AveragedModel
-from kapdist.attack.ball import check_adversarial, drop_rounding, perturbation_norm, pull_back
+from kapdist.attack.ball import Ball, drop_rounding
 from kapdist.attack.classifier import where_not_finite
 from kapdist.attack.counted import CountedModel
 from kapdist.attack.rescore import Votes, cast_votes
@@ -189,7 +189,8 @@ def attack_survivors(
         prediction[attacked] = predict(watched, found[attacked], plan, chunk, attacked)
     count_screened(library, stage, search)
     broke = attacked & (prediction != search.labels)
-    check_adversarial(stage.name, plan.norm, stage.eps, search.images[broke], found[broke])
+    ball = Ball(plan.norm, stage.eps)
+    ball.check(stage.name, found[broke], search.images[broke])
     search.adversarial[broke] = found[broke]
     search.prediction[broke] = prediction[broke]
     search.robust &= ~broke
@@ -201,7 +202,7 @@ def attack_survivors(
         eps=stage.eps,
         attacked=attacked,
         broke=broke,
-        norm=perturbation_norm(found, search.images, plan.norm),
+        norm=ball.distance(found, search.images),
         prediction=prediction,
         forwards=forwards - passes[0],
         backwards=backwards - passes[1],
@@ -219,7 +220,7 @@ def attack_batch(library: AutoAttack, stage: Stage, search: Search) -> Tensor:
     found = search.images.clone()
     with watched.given(images, labels, stage.eps, ~search.robust[rows], search.adversarial[rows]) as batch:
         adversarial = drop_rounding(perturb(library, stage.attack, images, labels).detach())
-        adversarial = pull_back(adversarial, images, watched.norm, stage.eps)
+        adversarial = Ball(watched.norm, stage.eps).pull_back(adversarial, images)
         adversarial[batch.broken] = batch.found[batch.broken]
         found[rows] = adversarial
     harder = batch.margins < search.margins[rows]

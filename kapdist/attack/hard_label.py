@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kapdist.records.attack_plan import Norm
+from kapdist.attack.ball import Ball, black_to_white
 
 BISECTED = 1e-3  # of eps: where a bisection ends
 
@@ -36,8 +36,8 @@ class RayS:
         num_queries: predictions per image.
     """
 
-    def __init__(self, model: nn.Module, norm: Norm, eps: float, num_queries: int) -> None:
-        self.model, self.norm, self.eps, self.num_queries = model, norm, eps, num_queries
+    def __init__(self, model: nn.Module, ball: Ball, num_queries: int) -> None:
+        self.model, self.ball, self.num_queries = model, ball, num_queries
         self.seed = 0
         """Unused: the search has no chance in it."""
 
@@ -45,18 +45,18 @@ class RayS:
     def perturb(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return, (batch, 3, height, width), an image of another class within eps, else the image."""
         num_values = images[0].numel()
-        size = num_values ** {"Linf": 0.0, "L2": 0.5, "L1": 1.0}[self.norm]  # the norm of a vector of signs
+        size = black_to_white(self.ball.norm, num_values)  # the norm of a vector of signs
         rays = Rays(
             torch.ones(len(images), num_values, device=images.device),
             torch.full(labels.shape, torch.inf, device=images.device),
             torch.zeros_like(labels),
         )
         for start, end in blocks(num_values):
-            rows = ((rays.distance > self.eps) & (rays.queries < self.num_queries)).nonzero().squeeze(1)
+            rows = ((rays.distance > self.ball.eps) & (rays.queries < self.num_queries)).nonzero().squeeze(1)
             if not len(rows):
                 break
             self.flip(rays, rows, slice(start, end), images, labels, size)
-        fallen = rays.distance <= self.eps
+        fallen = rays.distance <= self.ball.eps
         found = images.clone()
         found[fallen] = along(images[fallen], rays.signs[fallen] / size, rays.distance[fallen])
         return found
@@ -78,7 +78,7 @@ class RayS:
         low = torch.zeros_like(high)
         high = torch.where(crossed, high, torch.inf)
         while True:
-            open_rows = crossed & (high - low > BISECTED * self.eps) & (rays.queries[rows] < self.num_queries)
+            open_rows = crossed & (high - low > BISECTED * self.ball.eps) & (rays.queries[rows] < self.num_queries)
             todo = open_rows.nonzero().squeeze(1)
             if not len(todo):
                 return high

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kapdist.records.attack_plan import Norm
+from kapdist.attack.ball import Ball
 from kapdist.rng import derive_seed
 
 
@@ -21,8 +21,8 @@ class RandomNoise:
         num_draws: points per image; those that have fallen are not asked again.
     """
 
-    def __init__(self, model: nn.Module, norm: Norm, eps: float, num_draws: int) -> None:
-        self.model, self.norm, self.eps, self.num_draws = model, norm, eps, num_draws
+    def __init__(self, model: nn.Module, ball: Ball, num_draws: int) -> None:
+        self.model, self.ball, self.num_draws = model, ball, num_draws
         self.seed = 0
 
     @torch.no_grad()
@@ -43,18 +43,7 @@ class RandomNoise:
     def draw(self, images: Tensor, number: int) -> Tensor:
         """Return perturbations: of size eps at even numbers, of a uniform share of it at odd ones."""
         random = torch.Generator().manual_seed(derive_seed(self.seed, "random noise", number))
-        delta = self.eps * on_the_sphere(images.shape, self.norm, random)
+        delta = self.ball.eps * self.ball.random_direction(images.shape, random)
         if number % 2:
             delta *= torch.rand((len(images), 1, 1, 1), generator=random)
         return delta.to(images)
-
-
-def on_the_sphere(shape: torch.Size, norm: Norm, random: torch.Generator) -> Tensor:
-    """Return random tensors of norm 1 per image: a corner in Linf, else a uniform point of the sphere."""
-    normal = torch.randn(shape, generator=random)
-    if norm == "Linf":
-        return torch.where(normal < 0, -1.0, 1.0)
-    if norm == "L1":  # exponential sizes with random signs, divided by their sum
-        normal = normal.sign() * torch.empty(shape).exponential_(generator=random)
-    order = {"L2": 2, "L1": 1}[norm]
-    return normal / torch.linalg.vector_norm(normal.flatten(1), order, dim=1).view(-1, 1, 1, 1)

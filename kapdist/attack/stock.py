@@ -11,6 +11,7 @@ from pyautoattack.autopgd_base import APGDAttack
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
+from kapdist.attack.ball import Ball
 from kapdist.attack.hard_label import RayS
 from kapdist.attack.random_noise import RandomNoise
 from kapdist.attack.transfer import Transfer
@@ -79,10 +80,10 @@ def short_apgd(model: nn.Module, plan: AttackPlan, eps: float, steps: int, devic
 def own_attacks(
     model: nn.Module, plan: AttackPlan, eps: float, device: torch.device, surrogate: nn.Module | None
 ) -> dict[str, RandomNoise | RayS | Transfer]:
-    own = plan.own_settings
+    own, ball = plan.own_settings, Ball(plan.norm, eps)
     attacks: dict[str, RandomNoise | RayS | Transfer] = {
-        "random-noise": RandomNoise(model, plan.norm, eps, own.random_draws),
-        "hard-label": RayS(model, plan.norm, eps, own.hard_label_queries),
+        "random-noise": RandomNoise(model, ball, own.random_draws),
+        "hard-label": RayS(model, ball, own.hard_label_queries),
     }
     if surrogate is not None:
         apgd = short_apgd(surrogate, plan, eps, plan.settings.iterations, device)

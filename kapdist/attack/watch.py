@@ -23,7 +23,7 @@ from pyautoattack.autopgd_base import APGDAttack
 from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor, nn
 
-from kapdist.attack.ball import inside
+from kapdist.attack.ball import Ball
 from kapdist.records.attack_plan import Norm
 
 SURELY = 1e-4  # of the largest logit: no batch size rounds a misclassification of this margin away
@@ -141,7 +141,7 @@ class WatchedModel(nn.Module):
         batch = self.batch
         assert batch is not None
         rows = run.rows[fallen]
-        sure = inside(images[fallen], batch.images[rows], self.norm, batch.eps)
+        sure = Ball(self.norm, batch.eps).inside(images[fallen], batch.images[rows])
         batch.broken[rows[sure]] = True
         batch.found[rows[sure]] = images[fallen[sure]]
         run.live[fallen[sure]] = False
@@ -152,7 +152,7 @@ class WatchedModel(nn.Module):
         assert batch is not None
         harder = (margin < batch.margins[run.rows]).nonzero().squeeze(1)
         rows = run.rows[harder]
-        fits = inside(images[harder], batch.images[rows], self.norm, batch.eps)
+        fits = Ball(self.norm, batch.eps).inside(images[harder], batch.images[rows])
         batch.hardest[rows[fits]] = images[harder[fits]]
         batch.margins[rows[fits]] = margin[harder[fits]].float()
 

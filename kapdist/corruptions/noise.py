@@ -33,7 +33,8 @@ def random_gaussian(values: Values, std: float, random: np.random.Generator) -> 
 def random_uniform(values: Values, norm: Norm, eps: float, random: np.random.Generator) -> Values:
     """Add noise of a norm: uniform in the Linf ball, or uniform in direction on the sphere of L2 or L1.
 
-    Clipping to [0, 1] only brings the image nearer, so it stays within eps.
+    Clipping to [0, 1] only brings the image nearer, so it stays within eps. One image at a time on threads of
+    Python, where torch would start threads of its own: so it is NumPy's and not `attack.ball.Ball`'s.
     """
     if norm == "Linf":
         return np.clip(values + random.uniform(-eps, eps, values.shape), 0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from kapdist.config.adversarial import AdversarialConfig
 from kapdist.errors import InputError
@@ -17,7 +18,7 @@ class AdversarialPlan:
     """An attack inside of every step of a training."""
 
     mode: str
-    norm: str
+    norm: Literal["Linf", "L2"]
     largest_eps: float
     eps_warmup_steps: int
     relative_step_size: float

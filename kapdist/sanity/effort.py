@@ -13,9 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kapdist.attack.ball import largest_norm, perturbation_norm
+from kapdist.attack.ball import Ball, black_to_white
 from kapdist.config import SanityConfig
-from kapdist.sanity.ball import Ball
+from kapdist.sanity.points import surface
 from kapdist.sanity.probes import Ascent, fgsm, pgd, square
 from kapdist.sanity.subject import Loss, Subject, margin, sharp_cross_entropy
 
@@ -129,7 +129,7 @@ class Effort:
         """Return which images the best of some random points at distance eps breaks; one draw chooses it."""
         best, highest = self.images, torch.full_like(self.images[:, 0, 0, 0], -torch.inf)
         for number in range(RANDOM_POINTS):
-            points = self.ball.surface(self.images, self.seed, "random points", number)
+            points = surface(self.ball, self.images, self.seed, "random points", number)
             margins = margin(self.subject.scores(points, range(1)), self.labels)
             best = torch.where((margins > highest).view(-1, 1, 1, 1), points, best)
             highest = torch.maximum(highest, margins)
@@ -181,7 +181,7 @@ class Effort:
     @property
     def everything(self) -> Ball:
         """The ball that holds all images."""
-        return self.ball.resized(1.0 if self.ball.norm == "Linf" else float(self.images[0].numel() ** 0.5))
+        return self.ball.resized(black_to_white(self.ball.norm, self.images[0].numel()))
 
     @property
     def white_box(self) -> Tensor:
@@ -202,7 +202,6 @@ def excess(points: Tensor, images: Tensor, ball: Ball) -> float:
     """Return by how much the worst image leaves the ball (up to float32 rounding) or [0, 1], relative to eps."""
     if not points.isfinite().all():
         return float("inf")
-    largest = perturbation_norm(points, images, ball.norm).max()
-    allowed = largest_norm(ball.norm, ball.eps, images[0].numel())
-    beyond = torch.stack([largest - allowed, -points.min().double(), points.max().double() - 1])
+    largest = ball.distance(points, images).max() - ball.largest_distance(images[0].numel())
+    beyond = torch.stack([largest, -points.min().double(), points.max().double() - 1])
     return max(0.0, beyond.max().item()) / max(ball.eps, 1e-30)

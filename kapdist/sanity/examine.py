@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kapdist.attack.ball import Ball
 from kapdist.config import SanityConfig
 from kapdist.errors import InputError
 from kapdist.sanity import signal
-from kapdist.sanity.ball import Ball
 from kapdist.sanity.contract import Contract
 from kapdist.sanity.effort import Effort, accuracy, gained
 from kapdist.sanity.landscape import landscape
+from kapdist.sanity.points import interior
 from kapdist.sanity.subject import Subject
 from kapdist.sanity.verdict import causes, judged, overall
 
@@ -91,7 +92,7 @@ def outcome(numbers: dict[str, float | None], effort: Effort) -> dict[str, Any]:
 def gradients(effort: Effort, curves: dict[str, Any]) -> dict[str, float | None]:
     """Return what is known of gradients at clean points, random ones and where the attack ended; add curves."""
     subject, images, labels, ball, seed = effort.subject, effort.images, effort.labels, effort.ball, effort.seed
-    sets = images, ball.inside(images, seed, "signal"), effort.main.last
+    sets = images, interior(ball, images, seed, "signal"), effort.main.last
     found = signal.measure(subject, sets, labels, ball, seed)
     found |= agreement(subject, images, labels, effort.draws, curves)
     near = signal.by_distance(subject, images, labels, ball, seed)

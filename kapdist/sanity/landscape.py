@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kapdist.sanity.ball import Ball, standard_normal
+from kapdist.attack.ball import Ball
+from kapdist.sanity.points import direction
 from kapdist.sanity.subject import Subject, cross_entropy
 
 SIDE = 13
@@ -24,7 +25,7 @@ def landscape(subject: Subject, image: Tensor, label: Tensor, ball: Ball, seed: 
     """
     numbers = range(1, draws + 1) if draws > 1 else (0,)
     uphill = ball.steepest(subject.slope(image, label, cross_entropy, numbers)[0])
-    aside = ball.steepest(standard_normal(image, seed, "landscape"))
+    aside = direction(ball, image, seed, "landscape")
     steps = torch.linspace(-REACH, REACH, SIDE).to(image)
     along, across = torch.meshgrid(steps, steps, indexing="ij")
     grid = [ball.eps * part.reshape(-1, 1, 1, 1) for part in (along, across)]

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kapdist.attack.ball import Ball
 from kapdist.attack.stock import square_alone
 from kapdist.rng import derive_seed
-from kapdist.sanity.ball import Ball
+from kapdist.sanity.points import interior
 from kapdist.sanity.subject import Loss, Subject, sharp_cross_entropy
 
 STEP = 0.25  # of eps, as Madry et al. 2018 step by 2/255 in a ball of 8/255
@@ -47,7 +48,7 @@ def pgd(
 
     The step stays the same, so the first k iterations of a longer run are a run of k iterations.
     """
-    points = ball.inside(images, seed, "pgd", restart)
+    points = interior(ball, images, seed, "pgd", restart)
     best, highest = points.clone(), torch.full_like(images[:, 0, 0, 0], -torch.inf)
     found, margins = {}, []
     for iteration in range(iterations + 1):
@@ -57,14 +58,14 @@ def pgd(
         margins.append(highest)
         if iteration in watched or iteration == iterations:
             found[iteration] = best.clone()
-        points = ball.project(points + step * ball.eps * ball.steepest(gradient), images)
+        points = ball.ascend(points, images, gradient, step * ball.eps)
     return Ascent(found, torch.stack(margins))
 
 
 def fgsm(subject: Subject, images: Tensor, labels: Tensor, ball: Ball, draws: int = 1) -> Tensor:
     """One step of size eps from the clean image: Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572."""
     gradient, _ = subject.slope(images, labels, sharp_cross_entropy, subject.fresh(draws))
-    return ball.project(images + ball.eps * ball.steepest(gradient), images)
+    return ball.ascend(images, images, gradient, ball.eps)
 
 
 def square(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import kapdist.attack.images as images_of
-from kapdist.attack.ball import largest_norm, perturbation_norm
+from kapdist.attack.ball import Ball
 from kapdist.attack.devices import computing
 from kapdist.attack.images import ImageSet
 from kapdist.attack.model import load_model
@@ -27,7 +26,6 @@ from kapdist.records.sanity import CheckResult, Sanity, read_sanity
 from kapdist.records.sealed import read_array, read_json, write_json
 from kapdist.run.files import check_outputs
 from kapdist.run.paths import AttackDir
-from kapdist.sanity.ball import Ball
 from kapdist.sanity.examine import STEPS, examine
 from kapdist.sanity.verdict import CAUSES
 
@@ -160,7 +158,8 @@ def stored_violations(attack: AttackDir) -> float | None:
         return None
     plan = read_json(attack.plan)
     pairs = [(path, attack.clean_images(index_of(path))) for path in sorted(attack.adversarial.glob("chunk-*.npy"))]
-    broken = [violations(*pair, plan["norm"], plan["eps"]) for pair in pairs if pair[1].exists()]
+    ball = Ball(plan["norm"], plan["eps"])
+    broken = [violations(*pair, ball) for pair in pairs if pair[1].exists()]
     return float(np.concatenate(broken).mean()) if broken else None
 
 
@@ -168,11 +167,9 @@ def index_of(path: Path) -> int:
     return int(path.stem.removeprefix("chunk-"))
 
 
-def violations(adversarial: Path, clean: Path, norm: Any, eps: float) -> np.ndarray:
+def violations(adversarial: Path, clean: Path, ball: Ball) -> np.ndarray:
     found, images = (torch.from_numpy(read_array(path, DONE_AGAIN)) for path in (adversarial, clean))
-    size = perturbation_norm(found, images, norm)
-    inside = ((found >= 0) & (found <= 1) & found.isfinite()).flatten(1).all(1)
-    return (~(inside & (size <= largest_norm(norm, eps, math.prod(images.shape[1:]))))).numpy()
+    return (~ball.inside(found, images)).numpy()
 
 
 def print_report(report: Sanity) -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from kapdist.sanity.ball import Ball, standard_normal
+from kapdist.attack.ball import Ball
+from kapdist.sanity.points import interior, signs
 from kapdist.sanity.subject import Subject, cross_entropy, margin
 
 DIRECTIONS = 8
@@ -83,8 +84,8 @@ def silenced(entropy: Tensor, gradient: Tensor) -> float:
 
 def unchanged(subject: Subject, points: Tensor, seed: int) -> float:
     """Return the share of images whose logits do not change by a bit when every pixel changes a little."""
-    signs = standard_normal(points, seed, "whisper").sign()
-    before, after = subject.logits(points), subject.logits((points + WHISPER * signs).clamp(0, 1))
+    changed = (points + WHISPER * signs(points, seed, "whisper")).clamp(0, 1)
+    before, after = subject.logits(points), subject.logits(changed)
     return share((before == after).all(1))
 
 
@@ -98,9 +99,9 @@ def disagreement(subject: Subject, points: Tensor, labels: Tensor, seed: int) ->
     asked = gradient.flatten(1).isfinite().all(1) & ~is_zero(gradient)
     pairs = []
     for number in range(DIRECTIONS):
-        signs = standard_normal(points, seed, "direction", number).sign()
-        above, below = (margin(subject.logits(points + way * STEP * signs), labels) for way in (1, -1))
-        pairs.append(torch.stack([(above - below) / (2 * STEP), (gradient * signs).flatten(1).sum(1)]))
+        way = signs(points, seed, "direction", number)
+        above, below = (margin(subject.logits(points + step * way), labels) for step in (STEP, -STEP))
+        pairs.append(torch.stack([(above - below) / (2 * STEP), (gradient * way).flatten(1).sum(1)]))
     differences, promised = torch.stack(pairs, dim=-1).double()
     scale = differences.norm(dim=1) + promised.norm(dim=1)
     apart = (differences - promised).norm(dim=1) / scale.clamp(min=1e-30)
@@ -111,7 +112,7 @@ def neighbours(
     subject: Subject, gradient: Tensor, points: Tensor, labels: Tensor, near: Ball, seed: int
 ) -> float | None:
     """Return the mean cosine between the gradients at the points and at random ones near by."""
-    beside, _ = subject.slope(near.inside(points, seed, "neighbour"), labels, margin)
+    beside, _ = subject.slope(interior(near, points, seed, "neighbour"), labels, margin)
     return cosine(gradient, beside)
 
 

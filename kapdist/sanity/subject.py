@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kapdist.attack.averaged import log_mean
 from kapdist.kap import noise
 from kapdist.rng import derive_seed
 
@@ -82,8 +83,7 @@ class Subject:
         """Return the log of the mean probability over draws; of one draw, its logits as they are."""
         if len(draws) == 1:
             return self.logits(images, draws[0])
-        logs = [self.logits(images, draw).log_softmax(1) for draw in draws]
-        return torch.stack(logs).logsumexp(0) - math.log(len(draws))
+        return log_mean(torch.stack([self.logits(images, draw).log_softmax(1) for draw in draws]))
 
     def slope(
         self, images: Tensor, labels: Tensor, loss: Loss, draws: Sequence[int] = (0,)

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from kapdist import kap
+from kapdist.attack.ball import Ball
 from kapdist.config import Config
 from kapdist.engine import Engine, Ranks
 from kapdist.plan.adversarial import AdversarialPlan
 from kapdist.plan.training import Plan
 from kapdist.rng import derive_seed
 from kapdist.train.mixing import mixed_cross_entropy
-from kapdist.train.perturbation import Ball, pgd, random_start
+from kapdist.train.pgd import pgd, random_start
 
 
 class Part(NamedTuple):
@@ -66,7 +67,7 @@ class Adversary:
         """Return the part with the points that the attack starts from."""
         if not self.settings.random_start:
             return part._replace(adversarial=part.images)
-        start = random_start(self.ball(part, step), self.config.seed, self.plan.epoch(step), part.ids)
+        start = random_start(self.ball(step), part.images, self.config.seed, self.plan.epoch(step), part.ids)
         return part._replace(adversarial=start)
 
     def attack(self, part: Part, step: int, measure: bool) -> Part:
@@ -84,21 +85,21 @@ class Adversary:
         def loss_of(images: Tensor) -> Tensor:
             return part.loss(self.engine.forward_alone(images), self.config.optim.label_smoothing)
 
-        ball, settings = self.ball(part, step), self.settings
+        ball, settings = self.ball(step), self.settings
         with self.mode(step), frozen(self.engine.module):
-            points = pgd(loss_of, ball, part.adversarial, settings.step_size(step), settings.steps)
+            points = pgd(loss_of, ball, part.images, part.adversarial, settings.step_size(step), settings.steps)
         return part._replace(adversarial=points)
 
     def reuse(self, part: Part, step: int) -> Part:
         """Return the part one step up the gradient that the last update left (Shafahi 2019, algorithm 1)."""
         assert part.adversarial is not None
         assert part.adversarial.grad is not None
-        points = part.adversarial.detach()
-        ball, step_size = self.ball(part, step), self.settings.step_size(step)
-        return part._replace(adversarial=ball.ascend(points, part.adversarial.grad, step_size))
+        points, gradient = part.adversarial.detach(), part.adversarial.grad
+        points = self.ball(step).ascend(points, part.images, gradient, self.settings.step_size(step))
+        return part._replace(adversarial=points)
 
-    def ball(self, part: Part, step: int) -> Ball:
-        return Ball(part.images, self.settings.norm, self.settings.eps(step))
+    def ball(self, step: int) -> Ball:
+        return Ball(self.settings.norm, self.settings.eps(step))
 
     @contextlib.contextmanager
     def mode(self, step: int) -> Iterator[None]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kapdist import kap
+from kapdist.attack.averaged import log_mean
 from kapdist.config import Config, DataConfig, EngineConfig, flatten
 from kapdist.config.evaluation import MAY_DIFFER, EvaluationConfig
 from kapdist.data.beton.classes import classes_of, with_classes
@@ -75,8 +76,7 @@ class Averaged:
         draws = [self.draw(images, number, draw) for draw in range(self.config.draws)]
         if len(draws) == 1:
             return draws[0]
-        log_probabilities = torch.stack([logits.double().log_softmax(1) for logits in draws])
-        return log_probabilities.logsumexp(0) - math.log(len(draws))
+        return log_mean(torch.stack([logits.double().log_softmax(1) for logits in draws]))
 
     def draw(self, images: Tensor, number: int, draw: int) -> Tensor:
         """Return the logits under one draw of the noise, which belongs to (seed, batch, draw)."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import kapdist.attack.chunk as chunk_of
-from kapdist.attack.ball import check_adversarial, drop_rounding, inside, largest_norm, perturbation_norm, pull_back
+from kapdist.attack.ball import Ball, drop_rounding
 from kapdist.attack.chunk import attack_chunk
 from kapdist.records.attack_plan import AttackPlan
 
@@ -48,7 +48,7 @@ def test_verdicts_on_a_linear_model_are_the_exact_ones(make_plan: MakePlan, norm
     options = {"smaller_eps": sweep[:-1], "screen": 5, "compact": True, "num_classes": 4}
     plan = make_plan(norm, sweep[-1], ("fab-t", "apgd-ce"), **options)
     outcome = attack_chunk(model, images, labels, plan, 0)
-    norms = perturbation_norm(outcome.adversarial, images, norm)
+    norms = Ball(norm, sweep[-1]).distance(outcome.adversarial, images)
     for eps in sweep:
         assert ((radius - eps).abs() > 0.01 * eps).all()
         broken = torch.stack([attack.broke for attack in outcome.attacks if attack.eps <= eps]).any(0)
@@ -88,19 +88,20 @@ def test_an_image_beyond_eps_is_an_error_and_never_a_success(norm: str) -> None:
     clean = torch.full((1, 3, 8, 8), 0.5)
     step = torch.zeros_like(clean)
     step[0, 0, 0, 0] = 0.1
-    check_adversarial("x", norm, 0.1, clean, clean + step)
+    ball = Ball(norm, 0.1)
+    ball.check("x", clean + step, clean)
     with pytest.raises(RuntimeError, match="beyond eps"):
-        check_adversarial("x", norm, 0.1, clean, clean + 1.0001 * step)
+        ball.check("x", clean + 1.0001 * step, clean)
     with pytest.raises(RuntimeError, match="not finite"):
-        check_adversarial("x", norm, 0.1, clean, clean + float("nan") * step)
+        ball.check("x", clean + float("nan") * step, clean)
     with pytest.raises(RuntimeError, match=r"outside \[0, 1\]"):
-        check_adversarial("x", norm, 0.1, clean, clean + 6 * step)
+        ball.check("x", clean + 6 * step, clean)
 
 
 def test_the_norms_are_those_of_the_textbook() -> None:
     clean, found = torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2)
     found[0, 0, 0] = torch.tensor([0.3, -0.4])
-    values = {norm: perturbation_norm(found, clean, norm).item() for norm in ("Linf", "L2", "L1")}
+    values = {norm: Ball(norm, 0).distance(found, clean).item() for norm in ("Linf", "L2", "L1")}
     assert values == pytest.approx({"Linf": 0.4, "L2": 0.5, "L1": 0.7}, rel=1e-7)
 
 
@@ -108,7 +109,7 @@ def test_the_tolerance_covers_one_float32_rounding_and_no_more() -> None:
     clean = torch.linspace(0, 0.98, 5000)
     rounded = ((clean + 4 / 255).double() - clean.double()).max().item()
     assert rounded > 4 / 255 * (1 + 1e-6)  # a relative 1e-6 alone would refuse what every APGD image does
-    assert rounded <= largest_norm("Linf", 4 / 255, 3072) < 4 / 255 + 1e-7
+    assert rounded <= Ball("Linf", 4 / 255).largest_distance(3072) < 4 / 255 + 1e-7
 
 
 def test_only_a_rounding_outside_the_range_is_brought_back() -> None:
@@ -122,13 +123,14 @@ def test_only_a_projection_s_rounding_beyond_eps_is_pulled_back(norm: str, eps: 
     images = 0.45 + 0.1 * torch.rand(4, 3, 8, 8, generator=random)
     delta = torch.randn(images.shape, generator=random)
     shares = torch.tensor([0.9, 1.0, 1 + 2.5e-5, 1.01]).view(-1, 1, 1, 1)
-    unit = delta / perturbation_norm(images + delta, images, norm).float().view(-1, 1, 1, 1)
+    ball = Ball(norm, eps)
+    unit = delta / ball.distance(images + delta, images).float().view(-1, 1, 1, 1)
     found = images + eps * shares * unit
-    pulled = pull_back(found, images, norm, eps)
-    assert inside(found, images, norm, eps).tolist() == [True, True, False, False]
-    assert inside(pulled, images, norm, eps).tolist() == [True, True, True, False]
+    pulled = ball.pull_back(found, images)
+    assert ball.inside(found, images).tolist() == [True, True, False, False]
+    assert ball.inside(pulled, images).tolist() == [True, True, True, False]
     assert torch.equal(pulled[[0, 1, 3]], found[[0, 1, 3]])
-    assert perturbation_norm(pulled, images, norm)[2] == pytest.approx(eps, rel=1e-5)
+    assert ball.distance(pulled, images)[2] == pytest.approx(eps, rel=1e-5)
     assert torch.allclose(pulled[2], found[2], rtol=0, atol=1e-4 * eps)
 
 
@@ -154,4 +156,4 @@ def test_what_an_attack_rounds_beyond_eps_is_judged_inside_and_what_is_further_o
         else:
             outcome = attack_chunk(model, images, labels, plan, 0)
             assert outcome.attacks[0].broke.all()
-            assert (outcome.attacks[0].norm <= largest_norm("L2", eps, 192)).all()
+            assert (outcome.attacks[0].norm <= Ball("L2", eps).largest_distance(192)).all()

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kapdist.attack.ball import inside, largest_norm, perturbation_norm
+from kapdist.attack.ball import Ball
 from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.hard_label import RayS, blocks
 from kapdist.attack.merge import merge
@@ -55,15 +55,15 @@ def test_hard_labels_alone_find_the_exact_radius_of_a_linear_model(norm: str, si
     for close, found_any in ((0.98, False), (1.03, True)):
         for row in range(len(images)):
             eps = close * radius[row].item()
-            found = RayS(model, norm, eps, 3000).perturb(images[row : row + 1], labels[row : row + 1])
+            found = RayS(model, Ball(norm, eps), 3000).perturb(images[row : row + 1], labels[row : row + 1])
             assert (model(found).argmax(1) != labels[row]).item() is found_any
-            assert inside(found, images[row : row + 1], norm, eps).all()
+            assert Ball(norm, eps).inside(found, images[row : row + 1]).all()
             assert torch.equal(found, images[row : row + 1]) is not found_any
 
 
 def test_a_batch_gets_what_each_of_its_images_would_get() -> None:
     model, images, labels = two_classes()
-    attack = RayS(model, "Linf", 0.01, 400)
+    attack = RayS(model, Ball("Linf", 0.01), 400)
     alone = [attack.perturb(images[i : i + 1], labels[i : i + 1]) for i in range(len(images))]
     assert torch.equal(attack.perturb(images, labels), torch.cat(alone))
 
@@ -87,9 +87,9 @@ def test_no_more_queries_than_allowed_are_made_and_none_after_success() -> None:
     images, labels = torch.rand(3, 3, 8, 8), torch.zeros(3, dtype=torch.long)
     for attack in (RandomNoise, RayS):
         never, at_once = Counts(), Counts(images)
-        assert torch.equal(attack(never, "L2", 0.1, 50).perturb(images, labels), images)
+        assert torch.equal(attack(never, Ball("L2", 0.1), 50).perturb(images, labels), images)
         assert never.queries == 150
-        found = attack(at_once, "L2", 0.1, 50).perturb(images, labels)
+        found = attack(at_once, Ball("L2", 0.1), 50).perturb(images, labels)
         assert (at_once(found).argmax(1) == 1).all()
         assert at_once.queries < 100
 
@@ -107,9 +107,10 @@ def test_the_blocks_are_halved_down_to_single_values_and_begin_again() -> None:
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_random_noise_is_of_size_eps_and_then_of_all_sizes_below(norm: str) -> None:
     images = torch.full((400, 3, 8, 8), 0.5)
-    noise = RandomNoise(nn.Identity(), norm, 0.1, 2)
-    sizes = [perturbation_norm(images + noise.draw(images, number), images, norm) for number in (0, 1)]
-    assert (sizes[0] <= largest_norm(norm, 0.1, 192)).all()
+    ball = Ball(norm, 0.1)
+    noise = RandomNoise(nn.Identity(), ball, 2)
+    sizes = [ball.distance(images + noise.draw(images, number), images) for number in (0, 1)]
+    assert (sizes[0] <= ball.largest_distance(192)).all()
     assert torch.allclose(sizes[0], torch.tensor(0.1, dtype=torch.float64), rtol=1e-5)
     share = sizes[1] / 0.1  # a uniform share; in Linf of corners too
     assert abs(share.mean() - 0.5) < 0.05

@@ -8,7 +8,7 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from kapdist.attack.ball import largest_norm, perturbation_norm
+from kapdist.attack.ball import Ball
 from kapdist.attack.chunk import ChunkOutcome, attack_chunk
 from kapdist.attack.counted import CountedModel
 from kapdist.records.attack_plan import AttackPlan
@@ -81,8 +81,8 @@ def test_the_verdicts_are_the_library_s_and_with_the_screen_no_fewer(
     assert (broken(screened) | ~expected).all()
     correct = screened.clean_prediction == labels
     assert torch.equal(tiny(screened.adversarial).argmax(1) != labels, broken(screened) | ~correct)
-    norms = perturbation_norm(screened.adversarial, images, norm)
-    assert (norms <= largest_norm(norm, eps, 192)).all()
+    ball = Ball(norm, eps)
+    assert (ball.distance(screened.adversarial, images) <= ball.largest_distance(192)).all()
     assert ((screened.adversarial >= 0) & (screened.adversarial <= 1)).all()
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import kapdist.attack.devices as devices
-from kapdist.attack.ball import largest_norm, perturbation_norm
+from kapdist.attack.ball import Ball
 from kapdist.attack.merge import merge
 from kapdist.attack.plan import plan_attack
 from kapdist.attack.shard import Chunks, run_shard
@@ -118,11 +118,11 @@ def test_kept_images_are_what_broke_the_model_bit_by_bit(world: World) -> None:
     plan, table = read_plan(attack), records(attack)
     files = [np.load(attack.adversarial_images(chunk)) for chunk in range(plan.num_chunks)]
     images = torch.from_numpy(np.concatenate(files))
-    norm = perturbation_norm(images, world.images, "L2")
+    norm = Ball("L2", 0.3).distance(images, world.images)
     broke = torch.from_numpy(table["apgd-ce_broke"].fill_null(False).to_numpy())
     assert broke.any()
     assert norm[broke].tolist() == table.filter("apgd-ce_broke")["apgd-ce_norm"].to_list()
-    assert (norm[broke] <= largest_norm("L2", 0.3, 192)).all()
+    assert (norm[broke] <= Ball("L2", 0.3).largest_distance(192)).all()
     assert (norm[~broke] == 0).all()
 
 
@@ -245,7 +245,7 @@ def test_the_merge_counts_and_says_what_the_records_say(world: World) -> None:
     assert broken > 0
     assert summary.forwards == 22 + (22 + broken) + first.forwards + second.forwards  # all verdicts twice
     assert (first.forwards, first.backwards) == count_passes(table, "apgd-ce")
-    assert 0 < summary.max_norm <= largest_norm("Linf", 0.02, 192)
+    assert 0 < summary.max_norm <= Ball("Linf", 0.02).largest_distance(192)
     assert summary.describe()["robust_accuracy"]["low"] < summary.robust_accuracy.value
     rows = pl.read_csv(attack.root / "summary.csv")
     assert rows["stage"].to_list() == ["clean", "apgd-ce", "apgd-dlr"]

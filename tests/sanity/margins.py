@@ -13,8 +13,8 @@ import torch
 from sanity.honest import EPS, fashion, honest
 from sanity.planted import PLANTED
 
+from kapdist.attack.ball import Ball
 from kapdist.config import SanityConfig
-from kapdist.sanity.ball import Ball
 from kapdist.sanity.examine import examine
 from kapdist.sanity.verdict import CHECKS
 

@@ -16,6 +16,7 @@ from sanity.planted import PLANTED, OnlyAtRest, Storm
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kapdist.attack.ball import Ball
 from kapdist.cli import file_and_overrides
 from kapdist.config import AttackConfig, SanityConfig
 from kapdist.config.file import load_config
@@ -23,9 +24,9 @@ from kapdist.errors import InputError
 from kapdist.run.files import write_json
 from kapdist.run.paths import AttackDir
 from kapdist.sanity import signal as signals
-from kapdist.sanity.ball import Ball
 from kapdist.sanity.effort import excess
 from kapdist.sanity.examine import examine
+from kapdist.sanity.points import surface
 from kapdist.sanity.probes import fgsm, pgd
 from kapdist.sanity.run import run_sanity, stored_violations
 from kapdist.sanity.subject import Loss, Subject, cross_entropy, margin, sharp_cross_entropy
@@ -204,7 +205,7 @@ def test_the_steepest_step_has_norm_one_whatever_the_size_of_the_gradient(size: 
 def test_an_image_beyond_eps_is_measured() -> None:
     images = torch.full((2, 3, 2, 2), 0.5)
     ball = Ball("Linf", 0.1)
-    assert excess(ball.surface(images, 0), images, ball) < 1e-6
+    assert excess(surface(ball, images, 0), images, ball) < 1e-6
     assert excess(images + torch.tensor([0.05, 0.12]).view(2, 1, 1, 1), images, ball) == pytest.approx(
         0.2, rel=1e-3
     )

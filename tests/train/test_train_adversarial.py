@@ -19,6 +19,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional as F
 
 from kapdist import kap
+from kapdist.attack.ball import Ball
 from kapdist.config import Config, flatten
 from kapdist.config.file import load_config
 from kapdist.data.beton.layout import open_beton
@@ -30,7 +31,7 @@ from kapdist.models import MODELS
 from kapdist.plan.training import make_plan
 from kapdist.run.paths import RunDir
 from kapdist.train.loop import describe, train_step
-from kapdist.train.perturbation import Ball, pgd, random_start
+from kapdist.train.pgd import pgd, random_start
 
 ROUNDING = 2.0**-24  # half the spacing of float32 below 1
 NORMS = {"Linf": 8 / 255, "L2": 0.5}
@@ -60,7 +61,7 @@ def test_pgd_on_a_linear_model_is_the_closed_form_at_every_step(norm: str, steps
     away = (1 - 2 * labels).view(-1, 1, 1, 1) * weight.view(1, *images.shape[1:])
     eps = NORMS[norm]
     step_size = 0.4 * eps
-    found = pgd(two_classes(weight, labels), Ball(images, norm, eps), images, step_size, steps)
+    found = pgd(two_classes(weight, labels), Ball(norm, eps), images, images, step_size, steps)
     if norm == "Linf":
         way = min(steps * step_size, eps) * away.sign()
     else:
@@ -79,9 +80,9 @@ def test_nothing_leaves_the_ball_nor_the_box(norm: str, outside: float) -> None:
     """Images that input noise took out of [0, 1] are let go no further out."""
     images, eps = pictures(10)[0], NORMS[norm]
     images = images + outside * (images - 0.5)
-    ball = Ball(images, norm, eps)
-    start = random_start(ball, 0, 0, range(10))
-    for points in (start, *(pgd(curved_loss, ball, start, 0.7 * eps, steps) for steps in (1, 5))):
+    ball = Ball(norm, eps)
+    start = random_start(ball, images, 0, 0, range(10))
+    for points in (start, *(pgd(curved_loss, ball, images, start, 0.7 * eps, steps) for steps in (1, 5))):
         assert distance(points, images, norm).max() <= eps * (1 + 1e-6) + ROUNDING
         assert (points >= images.clamp(max=0)).all()
         assert (points <= images.clamp(min=1)).all()
@@ -95,7 +96,7 @@ def test_fgsm_is_one_step_of_pgd_from_the_image() -> None:
     F.cross_entropy(model(points), labels).backward()
     fgsm = (images + eps * points.grad.sign()).clamp(0, 1)
     loss = lambda x: F.cross_entropy(model(x), labels, reduction="sum")  # noqa: E731
-    torch.testing.assert_close(pgd(loss, Ball(images, "Linf", eps), images, eps, 1), fgsm, rtol=0, atol=1e-7)
+    torch.testing.assert_close(pgd(loss, Ball("Linf", eps), images, images, eps, 1), fgsm, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -103,12 +104,12 @@ def test_a_start_belongs_to_its_image_and_epoch(norm: str) -> None:
     images = pictures(9)[0]
 
     def starts(ids: list[int], epoch: int = 0, seed: int = 0) -> Tensor:
-        return random_start(Ball(images[ids], norm, NORMS[norm]), seed, epoch, ids)
+        return random_start(Ball(norm, NORMS[norm]), images[ids], seed, epoch, ids)
 
     whole = starts(list(range(9)))
     assert torch.equal(starts([7, 2]), whole[[7, 2]])
     striped = random_start(
-        Ball(images.contiguous(memory_format=torch.channels_last), norm, NORMS[norm]), 0, 0, range(9)
+        Ball(norm, NORMS[norm]), images.contiguous(memory_format=torch.channels_last), 0, 0, range(9)
     )
     assert torch.equal(striped, whole)
     assert not torch.isclose(starts([0]), starts([0], epoch=1)).all()
@@ -119,7 +120,7 @@ def test_a_start_belongs_to_its_image_and_epoch(norm: str) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_starts_are_uniform_in_the_ball(norm: str) -> None:
     grey = torch.full((400, 3, 2, 2), 0.5)
-    radii = distance(random_start(Ball(grey, norm, 0.2), 0, 0, range(400)), grey, norm) / 0.2
+    radii = distance(random_start(Ball(norm, 0.2), grey, 0, 0, range(400)), grey, norm) / 0.2
     share = radii**12  # of the ball's volume within each radius: uniform on [0, 1] whatever the norm
     assert abs(share.mean() - 1 / 2) < 0.05
     assert abs((share**2).mean() - 1 / 3) < 0.05
@@ -131,7 +132,7 @@ def test_gradients_that_fp16_lost_move_nothing() -> None:
         gradient = torch.zeros_like(images)
         gradient[0] = torch.nan
         gradient[1, 0] = torch.inf
-        assert torch.equal(Ball(images, norm, eps).ascend(images, gradient, eps), images)
+        assert torch.equal(Ball(norm, eps).ascend(images, images, gradient, eps), images)
 
 
 class Noisy(nn.Module):
@@ -473,9 +474,9 @@ def test_a_rate_of_plain_training_is_divided_by_the_passes(tiny_config: Path, tm
 def robust_accuracy(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> float:
     """Under ten steps of PGD from a random start."""
     model.eval()
-    ball = Ball(images, "Linf", eps)
-    start = random_start(ball, 0, 0, range(len(images)))
-    points = pgd(lambda x: F.cross_entropy(model(x), labels, reduction="sum"), ball, start, eps / 4, 10)
+    ball = Ball("Linf", eps)
+    start = random_start(ball, images, 0, 0, range(len(images)))
+    points = pgd(lambda x: F.cross_entropy(model(x), labels, reduction="sum"), ball, images, start, eps / 4, 10)
     return (model(points).argmax(1) == labels).double().mean().item()
 
 
