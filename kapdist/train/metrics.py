@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import sys
 import time
@@ -15,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from kapdist.engine import Ranks
+from kapdist.records.metrics import parse_line
 from kapdist.run.files import append_whole, to_json, write_atomic
 from kapdist.run.paths import RunDir
 from kapdist.train.later import Later
@@ -157,11 +157,8 @@ def forget_after(run: RunDir, step: int) -> None:
 
 def step_of(line: bytes) -> int | None:
     """Return the step of a line of metrics; None where it is damaged, or was cut off."""
-    try:
-        step = json.loads(line)["step"]
-    except (ValueError, TypeError, KeyError):
-        return None
-    return step if isinstance(step, int) and line.endswith(b"\n") else None
+    entry = parse_line(line) if line.endswith(b"\n") else None
+    return None if entry is None else entry["step"]
 
 
 def progress_bar(name: str) -> Progress:
