@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kapdist.data.errors import UnreadableImageError
 from kapdist.data.sources.base import FileSource
-from kapdist.data.sources.image import EXTENSIONS, decode_image, is_image_name
+from kapdist.data.sources.image import EXTENSIONS, UnreadableImageError, is_image_name
 from kapdist.errors import InputError
 
 SPLIT_FOLDERS = ("train", "val", "validation", "test")
@@ -101,11 +100,6 @@ def image_files(folder: Path) -> list[str]:
             if is_image_name(name):
                 files.append((place, name))
     return [str(Path(place, name).relative_to(folder.parent)) for place, name in sorted(files)]
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Return an image file as (height, width, 3) uint8 RGB; raise UnreadableImageError with the reason."""
-    return decode_image(read_bytes(path))
 
 
 def read_bytes(path: Path) -> bytes:

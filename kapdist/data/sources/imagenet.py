@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from kapdist.data.errors import UnreadableImageError
 from kapdist.data.sources.archives import (
     Files,
     GzipTarFiles,
@@ -21,7 +20,7 @@ from kapdist.data.sources.archives import (
     tar_index,
 )
 from kapdist.data.sources.base import FileSource, check_labels_have_names
-from kapdist.data.sources.image import is_image_name
+from kapdist.data.sources.image import UnreadableImageError, is_image_name
 from kapdist.errors import InputError
 
 TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}

@@ -18,8 +18,8 @@ from PIL import Image
 
 from kapdist.data.beton.layout import open_beton
 from kapdist.data.beton.write import write
-from kapdist.data.errors import UnreadableImageError
 from kapdist.data.sources import Columns, class_folder, make_source
+from kapdist.data.sources.image import UnreadableImageError
 from kapdist.data.sources.pickles import read_arrays
 from kapdist.errors import InputError
 
