@@ -132,7 +132,7 @@ def evaluate(
     if found is None:
         return  # rank 0 says it
     if as_json:
-        say(found)
+        say(found.describe())
     else:
         with result():
             show(f"{run}: evaluation {resolved.name}", table(found))

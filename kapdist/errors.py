@@ -39,3 +39,9 @@ def shown(value: object) -> str:
     except ValueError:  # an integer of more digits than Python writes
         return "an integer of more than 4,300 digits"
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}...{text[-LONGEST // 4 :]}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's message as one line, its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

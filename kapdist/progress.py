@@ -36,15 +36,14 @@ class Progress:
         self.title, self.total, self.unit, self.every_seconds = title, total, unit, every_seconds
         self.started, self.spoke, self.first = time.monotonic(), 0.0, -1
         self.done = -1
-        words = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
-        times = TimeElapsedColumn(), TimeRemainingColumn()
         self.bar = Bar(
-            words[0],
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             RateColumn(),
-            *times,
-            words[1],
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
             console=Console(stderr=True),
         )
         self.task = self.bar.add_task(title, total=total, note="")
@@ -64,7 +63,7 @@ class Progress:
         self.total = self.total if total is None else total
         if self.first < 0:
             self.first = done  # what was done before we began says nothing about the rate
-        if sys.stderr.isatty():
+        if self.bar.live.is_started:
             self.bar.update(self.task, completed=done, total=self.total, note=note)
             return
         now = time.monotonic() - self.started

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import polars as pl
 
-from kapdist.errors import InputError
+from kapdist.errors import InputError, first_line
 from kapdist.records.attack_plan import AttackPlan, read_plan, run_of
 from kapdist.records.attacked import check_weights
 from kapdist.records.sealed import (
     DamagedError,
-    first_line,
     is_sealed,
     is_whole,
     read_table,

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from kapdist.config.plain_yaml import parse
 from kapdist.config.training import AnySection, Section, dotted_keys
-from kapdist.errors import InputError, shown
+from kapdist.errors import InputError, first_line, shown
 
 DEFAULTS = "the defaults"  # where a value comes from when no file was named
 BASE = "base"
@@ -227,7 +227,3 @@ def nearest(key: str, model: type[Section]) -> str:
     close = close or [name for name in keys if name.rpartition(".")[2] == last]
     close = close or difflib.get_close_matches(key, keys, n=1, cutoff=0.4)
     return f" (nearest: {close[0]})" if close else ""
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

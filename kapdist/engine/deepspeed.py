@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kapdist.config import EngineConfig
+from kapdist.engine.base import Engine, StepResult
 from kapdist.engine.contained import environment, load_deepspeed
-from kapdist.engine.ddp import PRECISIONS, broadcast, clip
-from kapdist.engine.protocol import StepResult
 from kapdist.engine.ranks import Ranks
 from kapdist.engine.zero import Partitioned
 
@@ -21,8 +19,8 @@ AUTOCAST = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
 BUCKET_ELEMENTS = 2**24  # of one message; DeepSpeed's default allocates 2 GB for it, however small the model
 
 
-class DeepSpeedEngine:
-    """See `protocol.Engine`. Weights stay in fp32 and whole on every rank; bf16 and fp16 are autocast.
+class DeepSpeedEngine(Engine):
+    """Gradients are whole on every rank at stage 0; at 1 and 2 each updates its partition of the weights.
 
     `state` is the reference engine's, at every stage and on any number of ranks, so each continues the others'.
 
@@ -30,24 +28,17 @@ class DeepSpeedEngine:
         InputError: the installed DeepSpeed is not the one that this was written for.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        config: EngineConfig,
-        ranks: Ranks,
-        clip_grad_norm: float = 0.0,
-    ) -> None:
-        self.module, self.optimizer, self.ranks = module, optimizer, ranks
-        self.precision = PRECISIONS[config.precision]
-        groups = [list(group["params"]) for group in optimizer.param_groups]
-        self.engine = initialize(module, optimizer, config, ranks, clip_grad_norm)
-        self.update: Replicated | Partitioned
-        if config.zero_stage:
-            self.update = Partitioned(self.engine, optimizer, groups, ranks, fp16=config.precision == "fp16")
-        else:
-            self.update = Replicated(self.engine, module, optimizer, clip_grad_norm, ranks)
+    def start(self, config: EngineConfig) -> None:
+        groups = [list(group["params"]) for group in self.optimizer.param_groups]
+        self.engine = initialize(self.module, self.optimizer, config, self.ranks, self.clip_grad_norm)
         self.begins_step = True
+        self.partitioned: Partitioned | None = None
+        if config.zero_stage:
+            fp16 = config.precision == "fp16"
+            self.partitioned = Partitioned(self.engine, self.optimizer, groups, self.ranks, fp16)
+        else:
+            theirs = self.engine.torch_autocast_z0_gradscaler
+            self.scaler = torch.amp.GradScaler(self.ranks.device.type, enabled=False) if theirs is None else theirs
 
     def forward(self, images: Tensor) -> Tensor:
         if self.begins_step:
@@ -56,14 +47,8 @@ class DeepSpeedEngine:
         return self.engine(images)
 
     def forward_alone(self, images: Tensor) -> Tensor:
-        with self.autocast():
+        with self.autocast():  # as their forward does around the module
             return self.engine.module(images)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """What their forward does around the module."""
-        if self.precision == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.ranks.device.type, self.precision)
 
     @contextlib.contextmanager
     def accumulating(self, more: bool) -> Iterator[None]:
@@ -73,47 +58,21 @@ class DeepSpeedEngine:
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self, lr: float, measure: bool) -> StepResult:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+    def update(self, measure: bool) -> StepResult:
         self.begins_step = True
-        return self.update.step(measure)
+        return self.partitioned.step(measure) if self.partitioned else super().update(measure)
 
-    def sync_buffers(self) -> None:
-        broadcast(self.module.buffers(), self.ranks)
-
-    def state(self) -> dict[str, Any]:
-        return {"model": self.module.state_dict()} | self.update.state()
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.module.load_state_dict(state["model"])
-        self.update.load_state(state)
-
-
-class Replicated:
-    """Stage 0: every rank has the whole gradient after the last backward, and torch's optimizer as it was."""
-
-    def __init__(
-        self, engine: Any, module: nn.Module, optimizer: torch.optim.Optimizer, clip_grad_norm: float, ranks: Ranks
-    ) -> None:
-        self.engine, self.module, self.optimizer = engine, module, optimizer
-        self.clip_grad_norm = clip_grad_norm
-        theirs = engine.torch_autocast_z0_gradscaler
-        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=False) if theirs is None else theirs
-
-    def step(self, measure: bool) -> StepResult:
-        self.scaler.unscale_(self.optimizer)
-        grad_norm = clip(self.module, self.clip_grad_norm) if measure or self.clip_grad_norm else None
-        scale = self.scaler.get_scale()
+    def take_step(self) -> None:
         self.engine.step()
-        return StepResult(grad_norm, skipped=self.scaler.get_scale() < scale)
 
-    def state(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+    def optimizer_state(self) -> dict[str, Any]:
+        return self.partitioned.state() if self.partitioned else super().optimizer_state()
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
+        if self.partitioned:
+            self.partitioned.load_state(state)
+        else:
+            super().load_optimizer_state(state)
 
 
 def initialize(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kapdist.engine.protocol import StepResult
+from kapdist.engine.base import StepResult
 from kapdist.engine.ranks import Ranks
 
 State = dict[str, Any]

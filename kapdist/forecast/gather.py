@@ -14,6 +14,7 @@ from kapdist.config.file import load_config, merged, read_layers
 from kapdist.errors import InputError
 from kapdist.forecast.training import Forecast, Machine, Rate, above_zero, at_least, forecast
 from kapdist.plan.adversarial import plan_adversarial
+from kapdist.records.metrics import parse_line
 from kapdist.run.paths import RunDir, as_ended
 
 if TYPE_CHECKING:
@@ -152,10 +153,7 @@ def measured_rate(named: Path | None, config: Config) -> Rate | None:
         return None
     try:
         ranks = int(json.loads(as_ended(run.plan).read_text())["world_size"])
-        whole = [
-            line for line in as_ended(run.metrics).read_text().splitlines(keepends=True) if line.endswith("}\n")
-        ]
-        lines = [json.loads(line) for line in whole]
+        lines = filter(None, map(parse_line, as_ended(run.metrics).read_text().splitlines()))
         rates = [line["images_per_second"] for line in lines if line["kind"] == "train"]
     except InputError:
         raise

@@ -135,7 +135,7 @@ def forecast(
         InputError: the plan is impossible (fewer images in a batch than ranks, ...).
     """
     plan = make_plan(config, num_images, machine.ranks)
-    engine, stage = engine_of(config)
+    engine, stage = config.engine.name, config.engine.zero_stage
     images = plan.epochs * num_images
     seconds = None if rate is None else images / (rate.images_per_second * machine.ranks)
     momentum, ema = config.optim.momentum > 0, config.optim.ema_decay > 0
@@ -158,11 +158,6 @@ def forecast(
         rate=rate,
         hours=None if seconds is None else seconds / 3600,
     )
-
-
-def engine_of(config: Config) -> tuple[str, int]:
-    """Return the engine and its ZeRO stage."""
-    return config.engine.name, config.engine.zero_stage
 
 
 def share(plan: Plan, *cuts: int) -> tuple[int, int]:

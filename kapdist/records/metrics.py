@@ -26,7 +26,7 @@ class Metrics:
         return tuple(line for line in self.evaluate if line.get("weights", "model") == wanted)
 
 
-NEEDED = {"train": ("step", "epoch", "loss"), "evaluate": ("step", "epoch", "top1", "num_images"), "end": ("step",)}
+NEEDED = {"train": ("epoch", "loss"), "evaluate": ("epoch", "top1", "num_images"), "end": ()}
 
 
 def read_metrics(path: Path) -> Metrics:
@@ -36,7 +36,9 @@ def read_metrics(path: Path) -> Metrics:
     num_unreadable = 0
     for line in filter(str.strip, text.splitlines()):
         entry = parse_line(line)
-        if entry is None:
+        if entry is None or not all(
+            isinstance(entry.get(key), int | float) for key in NEEDED.get(entry["kind"], ())
+        ):
             num_unreadable += 1
         elif entry["kind"] in NEEDED:
             append(streams.setdefault((entry["kind"], str(entry.get("weights", ""))), []), entry)
@@ -48,15 +50,14 @@ def read_metrics(path: Path) -> Metrics:
     )
 
 
-def parse_line(line: str) -> dict[str, Any] | None:
+def parse_line(line: str | bytes) -> dict[str, Any] | None:
+    """Return the values of a line; None where it is damaged, and has no kind and step."""
     try:
         entry = json.loads(line)
     except ValueError:
         return None
-    if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str):
-        return None
-    needed = NEEDED.get(entry["kind"], ())
-    return entry if all(isinstance(entry.get(key), (int, float)) for key in needed) else None
+    whole = isinstance(entry, dict) and isinstance(entry.get("kind"), str) and isinstance(entry.get("step"), int)
+    return entry if whole else None
 
 
 def append(stream: list[dict[str, Any]], entry: dict[str, Any]) -> None:

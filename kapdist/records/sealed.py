@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kapdist.errors import InputError
+from kapdist.errors import InputError, first_line
 from kapdist.run.files import to_json, write_atomic
 
 if TYPE_CHECKING:  # imported where they are used: a login node needs neither
@@ -177,9 +177,3 @@ def read_array(path: Path, remedy: str = "") -> np.ndarray:
     except Exception as error:  # a damaged header is parsed as Python
         raise damaged(path, first_line(error), remedy) from None
     return array
-
-
-def first_line(error: BaseException) -> str:
-    """Return an error's message as one line, its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -14,8 +14,8 @@ import polars
 
 from kapdist.config import MAY_CHANGE, Config, flatten
 from kapdist.report.reading import Attack, Run
-from kapdist.report.table import Block, Row, percent, plural
-from kapdist.statistics.intervals import Proportion
+from kapdist.report.table import Block, Row
+from kapdist.report.words import accuracy_text, enumeration, plural, points
 
 NOISE_OFF = (
     "Activation noise was switched off during this attack, so these numbers say nothing about the noise itself "
@@ -127,7 +127,7 @@ def gap_text(gap: Gap) -> str:
     other = "noise alone" if has_noise(gap.reference) else "plain"
     sentences = [
         f"KAP minus {other} ({gap.kap.name} minus {gap.reference.name}, {noise_text(gap.reference)}): "
-        f"{points(gap.robust)} of robust accuracy ({between(kap)} against {between(reference)}), "
+        f"{points(gap.robust)} of robust accuracy ({accuracy_text(kap)} against {accuracy_text(reference)}), "
         f"{points(gap.clean)} of clean accuracy.",
         verdict(gap),
         paired_text(gap),
@@ -190,7 +190,7 @@ def row_claims(row: Row) -> Iterator[Claim]:
         )
         yield Claim(text, warns=True)
     # The attacks project in float32, which may leave a perturbation a rounding error outside of the ball.
-    if summary.max_norm is not None and summary.max_norm > summary.eps * (1 + 1e-4) + 1e-6:
+    if summary.max_norm > summary.eps * (1 + 1e-4) + 1e-6:
         text = f"{row.name}: the largest perturbation, {summary.max_norm:.6g}, is beyond eps, {summary.eps:.6g}."
         yield Claim(text, warns=True)
     if row.own and row.run.weights_sha256 not in (None, summary.weights_sha256):
@@ -266,16 +266,6 @@ def noise_text(row: Row) -> str:
     return " and ".join(f"{name} σ = {std:g}" for name, std in parts if std) or "no noise"
 
 
-def points(share: float) -> str:
-    # Rounded first: -0.04 points would be shown as "-0.0".
-    rounded = round(100 * share, 1) + 0.0
-    return f"{rounded:+.1f} points".replace("-", "−")
-
-
-def between(found: Proportion) -> str:
-    return f"{percent(found.value)}% [{percent(found.low)}, {percent(found.high)}]"
-
-
 def lead(runs: Sequence[Run], blocks: Sequence[Block]) -> str:
     """Say in one sentence what was compared and under which attack."""
     settings = [block.setting for block in blocks if block.setting]
@@ -290,7 +280,3 @@ def lead(runs: Sequence[Run], blocks: Sequence[Block]) -> str:
         f"{names}, attacked with {one.version_text} in {one.norm} with eps = {one.eps_text} on {images}, "
         f"activation noise {one.noise}."
     )
-
-
-def enumeration(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kapdist.records.corruptions import CellSummary, CorruptionSummary, KindSummary, read_corruption_summary
 from kapdist.report.reading import Run
-from kapdist.report.table import percent, plural
+from kapdist.report.words import percent, plural
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,7 @@ def corruption_views(runs: Sequence[Run]) -> list[CorruptionsView]:
     for run in runs:
         for path in sorted(run.dir.corruptions.glob("*/summary.json")):
             found = read_corruption_summary(path)
-            own = found.weights_sha256 in (None, run.weights_sha256) or run.weights_sha256 is None
-            views.append(
-                CorruptionsView(f"{run.label}, {found.name}", f"corruptions-{len(views) + 1}", found, not own)
-            )
+            stale = run.weights_sha256 not in (None, found.weights_sha256)
+            label = f"{run.label}, {found.name}"
+            views.append(CorruptionsView(label, f"corruptions-{len(views) + 1}", found, stale))
     return views

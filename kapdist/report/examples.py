@@ -16,7 +16,7 @@ from PIL import Image
 
 from kapdist.errors import InputError
 from kapdist.records.sealed import read_array
-from kapdist.report.reading import Attack, read_json, read_rows
+from kapdist.report.reading import Attack, optional_json, read_rows
 
 Pixels = NDArray[np.float32]
 NUM_EXAMPLES = 3
@@ -122,7 +122,7 @@ def class_names(attack: Attack) -> Sequence[str]:
     beton = data.get("path")
     if not isinstance(beton, str):
         return ()
-    names = (read_json(Path(f"{beton}.json")) or {}).get("class_names")
+    names = (optional_json(Path(f"{beton}.json")) or {}).get("class_names")
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
 

@@ -6,10 +6,9 @@ from typing import Any
 
 from kapdist.records.summary import Summary
 from kapdist.report.reading import Attack, Run
-from kapdist.report.table import plural
+from kapdist.report.words import MISSING, duration, plural
 from kapdist.report.worst import rescored_lines
 
-MISSING = "not recorded"
 Facts = list[tuple[str, str]]
 
 
@@ -44,7 +43,7 @@ def attack_facts(attack: Attack) -> Facts:
         ("Packages", packages_text(summary.packages)),
         ("Passes", passes_text(summary)),
         ("Time", duration(summary.seconds)),
-        ("Largest perturbation", said(None if summary.max_norm is None else f"{summary.max_norm:.6g}")),
+        ("Largest perturbation", f"{summary.max_norm:.6g}"),
         *rescored_lines(attack),
     ]
 
@@ -73,13 +72,3 @@ def memory_text(peaks: Any) -> str:
     if not isinstance(peaks, list) or not peaks:
         return MISSING
     return ", ".join(f"{peak / 2**20:,.0f} MiB" for peak in peaks)
-
-
-def duration(seconds: float | None) -> str:
-    """Say a time in the two largest units that it has: 3725 s is 1 h 2 min."""
-    if seconds is None:
-        return MISSING
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

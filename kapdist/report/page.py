@@ -14,7 +14,7 @@ from markupsafe import Markup
 from kapdist.config.file import dump_config
 from kapdist.environment import package_version
 from kapdist.report import plots
-from kapdist.report.claims import Claim, enumeration, lead
+from kapdist.report.claims import Claim, lead
 from kapdist.report.comparison import Comparison, comparison
 from kapdist.report.corruptions import CorruptionsView, corruption_views
 from kapdist.report.examples import Example, Pixels, encode_png, examples
@@ -22,9 +22,10 @@ from kapdist.report.facts import attack_facts, run_facts
 from kapdist.report.plots import Plot
 from kapdist.report.render import COLUMNS, NUMBERS, SHORT_COLUMNS, cells
 from kapdist.report.sanity import SanityView, sanity_views
-from kapdist.report.table import Block, Row, percent
+from kapdist.report.table import Block, Row
+from kapdist.report.words import accuracy_text, enumeration, percent
 from kapdist.report.worst import COLUMNS as WORST_COLUMNS
-from kapdist.report.worst import accuracy_text, worst_views
+from kapdist.report.worst import worst_views
 from kapdist.run.files import check_outputs, write_atomic
 
 PAGE = "index.html"

@@ -18,7 +18,8 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from kapdist.report.reading import Run
-from kapdist.report.table import Block, Row, percent
+from kapdist.report.table import Block, Row
+from kapdist.report.words import percent
 from kapdist.statistics.intervals import Proportion
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow that white swallows;

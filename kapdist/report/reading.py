@@ -36,7 +36,7 @@ class Attack:
 
     @cached_property
     def plan(self) -> dict[str, Any]:
-        return read_json(self.dir.plan) or {}
+        return optional_json(self.dir.plan) or {}
 
     @cached_property
     def images(self) -> tuple[object, frozenset[int]] | None:
@@ -118,8 +118,8 @@ def read_run(root: Path, label: str) -> Run:
         dir=run,
         label=label,
         config=config,
-        plan=read_json(as_ended(run.plan)),
-        environment=read_json(as_ended(run.environment)),
+        plan=optional_json(as_ended(run.plan)),
+        environment=optional_json(as_ended(run.environment)),
         metrics=read_metrics(as_ended(run.metrics)),
         attacks=tuple(Attack(AttackDir(path), read_summary(path / "summary.json")) for path in merged),
         unmerged=tuple(unmerged),
@@ -138,7 +138,7 @@ def check_weights(run: Run, attack: Attack) -> None:
         raise InputError(run.dir.weights, expected, f"sha256 {str(run.weights_sha256)[:12]} ({hint})")
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def optional_json(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file, None where there is no file."""
     return sealed.read_json(path) if path.exists() else None
 

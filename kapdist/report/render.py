@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from kapdist.report.claims import Claim
-from kapdist.report.table import Block, Row, percent
+from kapdist.report.table import Block, Row
+from kapdist.report.words import accuracy_text, short
 from kapdist.statistics.intervals import Proportion
 
 COLUMNS = (
@@ -57,15 +58,7 @@ def number(value: float | None) -> str:
 
 
 def accuracy(found: Proportion | None) -> str:
-    return "–" if found is None else f"{percent(found.value)} [{percent(found.low)}, {percent(found.high)}]"
-
-
-def short(count: int) -> str:
-    """Say a large count with three digits: 1910000 is 1.91M."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= 0.9995 * size:
-            return f"{count / size:.3g}{unit}"
-    return str(count)
+    return "–" if found is None else accuracy_text(found, sign="")
 
 
 def markdown_block(block: Block, remarks: Sequence[Claim]) -> str:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from kapdist.records.sanity import CheckResult, Sanity, Status, read_sanity
 from kapdist.report.plots import Plot
 from kapdist.report.reading import Run
-from kapdist.report.table import plural
-from kapdist.report.words import as_255ths
+from kapdist.report.words import plural, with_255ths
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class SanityView:
     @property
     def setting(self) -> str:
         report = self.report
-        eps = f"{report.norm}, eps {report.eps:.4g} ({as_255ths(report.eps)}), noise {report.noise}"
+        eps = f"{report.norm}, eps {with_255ths(report.eps)}, noise {report.noise}"
         drawn = f", {report.draws} draws" if report.draws > 1 else ""
         return f"{eps}, {plural(report.num_clean_correct, 'correct image')} of {report.num_images}{drawn}"
 

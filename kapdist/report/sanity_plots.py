@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from kapdist.records.sanity import Curve, Sanity
 from kapdist.report.plots import COLOURS, FAINT, INK, STYLE, Plot, canvas, drawn
-from kapdist.report.table import percent
+from kapdist.report.words import percent
 
 LEVELS = 12
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from kapdist.report.reading import Attack, Run
-from kapdist.report.words import as_255ths
+from kapdist.report.words import as_255ths, plural, with_255ths
 from kapdist.statistics.intervals import Proportion, wilson
 
 
@@ -25,7 +25,7 @@ class Setting:
 
     @property
     def eps_text(self) -> str:
-        return f"{self.eps:.4g} ({as_255ths(self.eps)})"
+        return with_255ths(self.eps)
 
     @property
     def version_text(self) -> str:
@@ -149,14 +149,6 @@ def named_rows(pairs: Sequence[tuple[Run, Attack]]) -> tuple[Row, ...]:
         Row(run.label if labels.count(run.label) == 1 else f"{run.label} ({attack.name})", run, attack)
         for run, attack in pairs
     )
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def share_of(evaluation: dict[str, Any]) -> Proportion:

@@ -1,8 +1,13 @@
-"""How numbers are said: sizes of perturbations, shares, counts."""
+"""How things are said: sizes of perturbations, shares, counts, times, lists."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
+
+from kapdist.statistics.intervals import Proportion
+
+MISSING = "not recorded"
 
 
 def as_255ths(eps: float) -> str:
@@ -15,3 +20,48 @@ def as_255ths(eps: float) -> str:
 def eps_text(norm: str, eps: float) -> str:
     """Say a size as papers do: Linf in steps of an 8-bit image, the other norms as a number."""
     return as_255ths(eps) if norm == "Linf" else f"{eps:g}"
+
+
+def with_255ths(eps: float) -> str:
+    return f"{eps:.4g} ({as_255ths(eps)})"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def accuracy_text(share: Proportion, sign: str = "%") -> str:
+    """Say a share with its interval: 93.1% [92.5, 93.6]."""
+    return f"{percent(share.value)}{sign} [{percent(share.low)}, {percent(share.high)}]"
+
+
+def points(share: float) -> str:
+    # Rounded first: -0.04 points would be shown as "-0.0".
+    rounded = round(100 * share, 1) + 0.0
+    return f"{rounded:+.1f} points".replace("-", "−")
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def short(count: int) -> str:
+    """Say a large count with three digits: 1910000 is 1.91M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= 0.9995 * size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
+
+
+def duration(seconds: float | None) -> str:
+    """Say a time in the two largest units that it has: 3725 s is 1 h 2 min."""
+    if seconds is None:
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def enumeration(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from kapdist.records.worst import WorstCase, read_worst_cases
 from kapdist.report.reading import Attack, Run
-from kapdist.report.table import percent, plural
-from kapdist.report.words import as_255ths
-from kapdist.statistics.intervals import Proportion
+from kapdist.report.words import accuracy_text, plural, with_255ths
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,9 @@ def worst_views(run: Run) -> list[WorstView]:
 
 
 def view(run: Run, case: WorstCase, left_out: tuple[str, ...]) -> WorstView:
-    lines = [f"{eps_text(at.eps)}: {accuracy_text(at.robust_accuracy)} withstood everything." for at in case.sweep]
+    lines = [
+        f"{with_255ths(at.eps)}: {accuracy_text(at.robust_accuracy)} withstood everything." for at in case.sweep
+    ]
     known = {source.plan_fingerprint for source in case.sources}
     late = [attack.name for attack in run.attacks if attack.summary.plan_fingerprint not in known]
     if late and len(case.sources) != len(run.attacks):
@@ -44,20 +44,12 @@ def view(run: Run, case: WorstCase, left_out: tuple[str, ...]) -> WorstView:
     lines += [note[0].upper() + note[1:] + "." for note in case.notes]
     lines += [f"Could not be read, and so not in it: {attack}." for attack in left_out]
     rows = [
-        (first.attack, first.source, eps_text(first.eps), str(first.num_broken_first), str(first.num_broken))
+        (first.attack, first.source, with_255ths(first.eps), str(first.num_broken_first), str(first.num_broken))
         for first in case.first
     ]
     tried = ", ".join(source.name for source in case.sources)
     title = f"{run.label}, {case.norm}, {plural(case.num_images, 'image')}: {tried}"
     return WorstView(title, tuple(lines), tuple(rows))
-
-
-def eps_text(eps: float) -> str:
-    return f"{eps:.4g} ({as_255ths(eps)})"
-
-
-def accuracy_text(share: Proportion) -> str:
-    return f"{percent(share.value)}% [{percent(share.low)}, {percent(share.high)}]"
 
 
 def rescored_lines(attack: Attack) -> list[tuple[str, str]]:

@@ -15,21 +15,13 @@ from kapdist.data.load.loader import Loader
 from kapdist.engine import Ranks
 from kapdist.engine.numerics import tensor_float_32
 from kapdist.plan.training import part
+from kapdist.records.evaluation import Bin
 
 NUM_BINS = 15  # Guo et al. 2017, section 5
 TOP = 5
 
 Predict = Callable[[Tensor, int], Tensor]
 """From images and the number of their batch to logits (batch, classes)."""
-
-
-@dataclass(frozen=True)
-class Bin:
-    """The images whose confidence, the probability of the predicted class, lies in one fifteenth of (0, 1]."""
-
-    num_images: int
-    num_right: int
-    confidence_sum: float
 
 
 @dataclass(frozen=True)
@@ -125,7 +117,10 @@ class Tally:
         top, images, top1, bin_images, bin_right = self.split(ranks.sum(self.counts.clone()).tolist())
         rows = [row for own in ranks.gather([row.tolist() for row in self.sums]) for row in own]
         loss_sum, *confidence_sums = np.sum(np.array(rows), axis=0).tolist()
-        bins = tuple(Bin(*values) for values in zip(bin_images, bin_right, confidence_sums, strict=True))
+        bins = tuple(
+            Bin(num_images=num, num_right=right, confidence_sum=confidence)
+            for num, right, confidence in zip(bin_images, bin_right, confidence_sums, strict=True)
+        )
         num_images, num_top1, num_top5 = top
         return Evaluation(num_images, num_top1, num_top5, loss_sum, tuple(images), tuple(top1), bins)
 

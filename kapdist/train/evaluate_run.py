@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,22 @@ from kapdist.engine import Ranks, join
 from kapdist.errors import InputError
 from kapdist.models.build import build_model
 from kapdist.models.weights import load_weights
-from kapdist.records.sealed import DamagedError, read_json, write_json
+from kapdist.records.evaluation import (
+    ClassCount,
+    EvaluatedImages,
+    EvaluatedWeights,
+    EvaluationInputs,
+    EvaluationResult,
+)
+from kapdist.records.record import read_record
+from kapdist.records.sealed import DamagedError, write_json
 from kapdist.rng import derive_seed
 from kapdist.run.files import check_outputs, output
 from kapdist.run.paths import RunDir, weights_sha256
 from kapdist.train.evaluate import TOP, Evaluation, evaluate
 
-Result = dict[str, Any]
 
-
-def evaluate_run(path: Path, config: EvaluationConfig) -> Result | None:
+def evaluate_run(path: Path, config: EvaluationConfig) -> EvaluationResult | None:
     """Evaluate a run on every rank of the job and write RUN/evaluations/<name>.json.
 
     Returns: the result on rank 0, None on the others.
@@ -46,7 +52,7 @@ def evaluate_run(path: Path, config: EvaluationConfig) -> Result | None:
         known = ranks.together(lambda: run.load_config())
         ranks.from_first(lambda: check_outputs(run.evaluation(config.name)))
         info, settings = ranks.together(lambda: open_images(run, known, config))
-        result = ranks.from_first(lambda: describe_inputs(run, info, settings, config))
+        inputs = ranks.from_first(lambda: inputs_of(run, info, settings, config))
         model = ranks.together(lambda: load_model(run, known, config, ranks.device))
         loader = ranks.together(lambda: make_loader(known, settings, info, config, ranks))
         found = evaluate(
@@ -60,8 +66,8 @@ def evaluate_run(path: Path, config: EvaluationConfig) -> Result | None:
             predict=Averaged(model, config),
         )
         assert found is not None
-        result |= describe_result(found, info)
-        ranks.from_first(lambda: keep(run, config, result, found))
+        result = result_of(found, info, inputs)
+        ranks.from_first(lambda: keep(run, config, result))
     return result if ranks.first else None
 
 
@@ -135,74 +141,70 @@ def make_loader(
     )
 
 
-def describe_inputs(run: RunDir, info: BetonInfo, settings: DataConfig, config: EvaluationConfig) -> Result:
+def inputs_of(run: RunDir, info: BetonInfo, settings: DataConfig, config: EvaluationConfig) -> EvaluationInputs:
     """Return what the result rests on; refuse to put it in the place of another one."""
     weights = weights_path(run, config)
-    whole = settings.crop == "none"
-    inputs: Result = {
-        "settings": {key: value for key, value in flatten(config).items() if key not in MAY_DIFFER},
-        "resolution": settings.resolution,
-        "crop_ratio": None if whole else settings.crop_ratio,
-        "data": {"path": str(info.path), "fingerprint": info.fingerprint, "num_images": info.num_images},
-        "weights": {"file": weights.name, "sha256": weights_sha256(weights)},
-    }
+    inputs = EvaluationInputs(
+        name=config.name,
+        settings={key: value for key, value in flatten(config).items() if key not in MAY_DIFFER},
+        resolution=settings.resolution,
+        crop_ratio=None if settings.crop == "none" else settings.crop_ratio,
+        data=EvaluatedImages(path=str(info.path), fingerprint=info.fingerprint, num_images=info.num_images),
+        weights=EvaluatedWeights(file=weights.name, sha256=weights_sha256(weights)),
+    )
     path = run.evaluation(config.name)
     if path.exists():
         refuse_another(path, inputs)
-    return {"name": config.name, **inputs}
+    return inputs
 
 
-def refuse_another(path: Path, inputs: Result) -> None:
+def refuse_another(path: Path, inputs: EvaluationInputs) -> None:
     try:
-        theirs = read_json(path)
-        same = all(theirs[key] == inputs[key] for key in ("settings", "weights")) and (
-            theirs["data"]["fingerprint"] == inputs["data"]["fingerprint"]
-        )
+        same = read_record(EvaluationInputs, path).same_as(inputs)
     except DamagedError:
         return  # no result at all: it is written again
-    except (ValueError, KeyError, TypeError):
+    except InputError:
         same = False
     if not same:
         raise InputError(path, "a result of the same settings, weights and images (or another name=)", "another")
 
 
-def describe_result(found: Evaluation, info: BetonInfo) -> Result:
-    """Return integers and float64 sums, and the quotients that people read."""
+def result_of(found: Evaluation, info: BetonInfo, inputs: EvaluationInputs) -> EvaluationResult:
     per_class = zip(info.class_names, found.class_images, found.class_top1, strict=False)
-    return {
+    return EvaluationResult(
+        **dict(inputs),
         **found.describe(),
-        "num_top1": found.num_top1,
-        "num_top5": found.num_top5,
-        "loss_sum": found.loss_sum,
-        "num_classes": len(found.class_images),
-        "classes": [{"name": name, "num_images": images, "num_top1": top1} for name, images, top1 in per_class],
-        "bins": [asdict(one) for one in found.bins],
-    }
+        num_top1=found.num_top1,
+        num_top5=found.num_top5,
+        loss_sum=found.loss_sum,
+        num_classes=len(found.class_images),
+        classes=tuple(ClassCount(name=name, num_images=num, num_top1=top1) for name, num, top1 in per_class),
+        bins=found.bins,
+    )
 
 
-def keep(run: RunDir, config: EvaluationConfig, result: Result, found: Evaluation) -> None:
-    if not math.isfinite(found.loss_sum):
+def keep(run: RunDir, config: EvaluationConfig, result: EvaluationResult) -> None:
+    if not math.isfinite(result.loss_sum):
         raise InputError(
-            weights_path(run, config), "weights that give finite logits", f"a loss of {found.loss_sum}"
+            weights_path(run, config), "weights that give finite logits", f"a loss of {result.loss_sum}"
         )
     with output(run.evaluations):
-        write_json(run.evaluation(config.name), result)
+        write_json(run.evaluation(config.name), result.describe())
 
 
-def table(result: Result) -> Iterator[tuple[str, str]]:
+def table(result: EvaluationResult) -> Iterator[tuple[str, str]]:
     """Yield the lines that a reader sees."""
-    images = result["num_images"]
-    crop = f", centre crop {result['crop_ratio']:.4g}" if result["crop_ratio"] else ""
-    settings = result["settings"]
-    yield "images", f"{images:,} of {result['data']['path']}"
-    yield "weights", f"{result['weights']['file']} ({result['weights']['sha256'][:12]})"
-    yield "resolution", f"{result['resolution']} px{crop}{', and mirrored' if settings['flip'] else ''}"
+    crop = f", centre crop {result.crop_ratio:.4g}" if result.crop_ratio else ""
+    settings = result.settings
+    yield "images", f"{result.num_images:,} of {result.data.path}"
+    yield "weights", f"{result.weights.file} ({result.weights.sha256[:12]})"
+    yield "resolution", f"{result.resolution} px{crop}{', and mirrored' if settings['flip'] else ''}"
     yield "activation noise", settings["noise"] + (f", {settings['draws']} draws" if settings["draws"] > 1 else "")
-    yield "top-1", f"{100 * result['top1']:.2f}% ({result['num_top1']:,})"
-    yield f"top-{min(TOP, result['num_classes'])}", f"{100 * result['top5']:.2f}% ({result['num_top5']:,})"
-    yield "loss", f"{result['loss']:.4f}"
-    yield "expected calibration error", f"{100 * result['ece']:.2f}%"
-    there = [one for one in result["classes"] if one["num_images"]]
+    yield "top-1", f"{100 * result.top1:.2f}% ({result.num_top1:,})"
+    yield f"top-{min(TOP, result.num_classes)}", f"{100 * result.top5:.2f}% ({result.num_top5:,})"
+    yield "loss", f"{result.loss:.4f}"
+    yield "expected calibration error", f"{100 * result.ece:.2f}%"
+    there = [one for one in result.classes if one.num_images]
     if len(there) > 1:
-        worst = min(there, key=lambda one: one["num_top1"] / one["num_images"])
-        yield "worst class", f"{worst['name']}: {worst['num_top1']:,} of {worst['num_images']:,}"
+        worst = min(there, key=lambda one: one.num_top1 / one.num_images)
+        yield "worst class", f"{worst.name}: {worst.num_top1:,} of {worst.num_images:,}"

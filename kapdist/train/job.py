@@ -21,8 +21,8 @@ from kapdist.data.beton.layout import BetonInfo, check_labels, open_beton
 from kapdist.data.load.backend import chosen_backend
 from kapdist.data.load.loader import Loader
 from kapdist.engine import ENGINES, Engine, Ranks
+from kapdist.engine.base import broadcast
 from kapdist.engine.compiling import make_room
-from kapdist.engine.ddp import broadcast
 from kapdist.environment import memory_bytes
 from kapdist.errors import InputError
 from kapdist.models.build import build_model

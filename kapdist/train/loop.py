@@ -19,8 +19,7 @@ from kapdist.train.batches import training_batches
 from kapdist.train.checkpoint import diverged
 from kapdist.train.clock import Clock
 from kapdist.train.job import Job, exported, poll, prepare, resume, save, validate
-from kapdist.train.memory import peak_memory_bytes
-from kapdist.train.metrics import MetricsLog
+from kapdist.train.metrics import MetricsLog, peak_memory_bytes
 from kapdist.train.mixing import mix
 from kapdist.train.stop import Stop
 from kapdist.train.watchdog import Watchdog

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+import resource
 import sys
 import time
 from types import TracebackType
 from typing import IO, Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from kapdist.engine import Ranks
+from kapdist.progress import Progress
+from kapdist.records.metrics import parse_line
 from kapdist.run.files import append_whole, to_json, write_atomic
 from kapdist.run.paths import RunDir
 from kapdist.train.later import Later
@@ -72,10 +73,10 @@ class MetricsLog:
         self.lines.add("")  # forgets and opens
         self.wandb: Any = start_wandb(wandb_project, run) if wandb_project else None
         self.to_wandb: Later[Any] = Later("Weights & Biases", self.log_to_wandb)
-        if sys.stderr.isatty():
-            self.progress = progress_bar(run.name)
-            self.task = self.progress.add_task("", total=total_steps, completed=step)
-            self.progress.start()
+        if sys.stderr.isatty():  # elsewhere the log says it
+            self.progress = Progress(run.name, total_steps, unit="steps")
+            self.progress.__enter__()
+            self.progress.show(step)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Add one line of metrics; numbers go to TensorBoard as well."""
@@ -95,7 +96,7 @@ class MetricsLog:
         words = "  ".join(f"{key} {short(value)}" for key, value in values.items() if key != "peak_memory_bytes")
         if self.progress and kind == "train":
             with contextlib.suppress(OSError):  # nobody watches any more
-                self.progress.update(self.task, completed=step, description=words)
+                self.progress.show(step, words)
         else:
             log.info("%s  step %d/%d  %s", kind, step, self.total_steps, words)
 
@@ -109,7 +110,7 @@ class MetricsLog:
             return
         if self.progress:
             with contextlib.suppress(OSError):
-                self.progress.stop()
+                self.progress.__exit__(kind, error, trace)
         for later in (self.lines, self.board):
             later.try_again()
             if later.waiting:
@@ -157,21 +158,15 @@ def forget_after(run: RunDir, step: int) -> None:
 
 def step_of(line: bytes) -> int | None:
     """Return the step of a line of metrics; None where it is damaged, or was cut off."""
-    try:
-        step = json.loads(line)["step"]
-    except (ValueError, TypeError, KeyError):
-        return None
-    return step if isinstance(step, int) and line.endswith(b"\n") else None
+    entry = parse_line(line) if line.endswith(b"\n") else None
+    return None if entry is None else entry["step"]
 
 
-def progress_bar(name: str) -> Progress:
-    return Progress(
-        TextColumn(f"[bold]{name}[/]"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
+def peak_memory_bytes(ranks: Ranks) -> list[int]:
+    """Return each rank's peak: of the GPU where it trains on one, else of the process."""
+    if ranks.device.type == "cuda":
+        return ranks.gather(torch.cuda.max_memory_allocated(ranks.device))
+    return ranks.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def start_wandb(project: str, run: RunDir) -> Any:

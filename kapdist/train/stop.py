@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -13,8 +12,6 @@ from typing import Any
 from kapdist.engine import Answer, Ranks
 from kapdist.errors import StoppedError
 from kapdist.run.ends import ASK, heard
-
-log = logging.getLogger(__name__)
 
 # One Ctrl-C in a terminal comes twice under torchrun: from the terminal and from torchrun.
 SAME_SECONDS = 1.0

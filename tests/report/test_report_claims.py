@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from kapdist.report import comparison
-from kapdist.report.claims import NO_NOISE, NOISE_OFF, gaps, lead, points
+from kapdist.report.claims import NO_NOISE, NOISE_OFF, gaps, lead
+from kapdist.report.words import points
 
 MakeRun = Callable[..., Any]
 

@@ -18,8 +18,8 @@ from PIL import Image
 from kapdist.errors import InputError
 from kapdist.report import write_report
 from kapdist.report.examples import examples
-from kapdist.report.facts import duration
 from kapdist.report.reading import read_runs
+from kapdist.report.words import duration
 
 MakeRun = Callable[..., Any]
 PLOTS = ["accuracy-by-attack.png", "clean-against-robust.png", "evaluation-accuracy.png", "training-loss.png"]

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from kapdist.report import comparison
-from kapdist.report.render import cells, short
-from kapdist.report.words import as_255ths
+from kapdist.report.render import cells
+from kapdist.report.words import as_255ths, short
 
 ONE_ATTACK = {"apgd-ce": 8}
 

@@ -127,7 +127,7 @@ def reference(run: RunDir, change: Callable[[Tensor], Tensor] = lambda x: x) -> 
 def evaluated(run: RunDir, *words: str) -> dict:
     result = evaluate_run(run.root, load_config(EvaluationConfig, None, [*FAST, *words]))
     assert result is not None
-    return result
+    return result.describe()
 
 
 def test_a_run_is_what_float64_makes_of_it(run: RunDir) -> None:

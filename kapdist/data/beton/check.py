@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kapdist.data.beton.layout import BetonInfo, open_with_manifest
+from kapdist.data.beton.layout import BetonInfo, DamagedImageError, open_with_manifest
 from kapdist.data.beton.writer import Progress
-from kapdist.data.errors import DamagedImageError
 from kapdist.data.load.ffcv import why_no_ffcv
 from kapdist.data.load.pixels import CENTRE_CROP, Recipe
 from kapdist.data.load.storage import MappedFile, Storage

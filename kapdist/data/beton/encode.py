@@ -11,10 +11,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from kapdist.data.errors import UnreadableImageError
 from kapdist.data.load.ffcv import lib
 from kapdist.data.sources.base import FileSource, Source
-from kapdist.data.sources.image import decode_image
+from kapdist.data.sources.image import UnreadableImageError, decode_image
 from kapdist.errors import InputError
 
 JPEG, RAW = 0, 1  # FFCV's numbers

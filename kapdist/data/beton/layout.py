@@ -31,6 +31,14 @@ FIELDS = [("image", 2), ("label", 1)]  # names and FFCV's numbers for an RGB ima
 HEADER_BYTES = HEADER_TYPE.itemsize + len(FIELDS) * FIELD_TYPE.itemsize
 
 
+class DamagedImageError(Exception):
+    """The stored bytes of an image are not what was written."""
+
+    def __init__(self, image: int) -> None:
+        super().__init__(f"image {image}")
+        self.image = image
+
+
 @dataclass(frozen=True, eq=False)
 class Layout:
     """The parts of a beton that are not pixels; arrays of one entry per image, as narrow as the format allows.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import multiprocessing
 import os
 import signal
@@ -24,17 +23,21 @@ from kapdist.data.beton.board import WRITTEN, Board, fork
 from kapdist.data.beton.checksum import checksums
 from kapdist.data.beton.container import place
 from kapdist.data.beton.encode import Encoding, Stored, encode
-from kapdist.data.errors import UnreadableImageError, WriterError
 from kapdist.data.sources.base import Source
+from kapdist.data.sources.image import UnreadableImageError
 from kapdist.errors import InputError
+from kapdist.run.files import NO_ROOM
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 POLL_SECONDS, TURN_SECONDS = 0.05, 0.001
 NOTE_CHARACTERS = 500  # short enough for a pipe to take a note whole, even from a worker that is killed
 PARTS_IN_MEMORY = 3  # of a worker whose predecessors are slower
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Progress = Callable[[int, int], None]
+
+
+class WriterError(RuntimeError):
+    """A writing worker ended, or stopped, before its work was done; the message names the image it was at."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ import numpy as np
 from numba.core.typing import signature
 
 from kapdist.data.beton.checksum import xxh64
-from kapdist.data.beton.layout import Layout
-from kapdist.data.errors import DamagedImageError
+from kapdist.data.beton.layout import DamagedImageError, Layout
 from kapdist.data.load.ffcv import AllocationQuery, SimpleRGBImageDecoder, State, lib
 from kapdist.data.load.jit import compiled
 from kapdist.data.load.pixels import (

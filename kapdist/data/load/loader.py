@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from kapdist.config import DataConfig
-from kapdist.data.beton.layout import BetonInfo
-from kapdist.data.errors import DamagedImageError
+from kapdist.data.beton.layout import BetonInfo, DamagedImageError
 from kapdist.data.load.augment import epoch_key
 from kapdist.data.load.backend import make_backend
 from kapdist.data.load.device import Mover, Sent

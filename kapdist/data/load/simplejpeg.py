@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from kapdist.data.beton.checksum import compiled_checksum
-from kapdist.data.errors import DamagedImageError
+from kapdist.data.beton.layout import DamagedImageError
 from kapdist.data.load.jit import compiled
 from kapdist.data.load.passes import Pass
 from kapdist.data.load.pixels import FULL, JPEG, array_type, crop_window, eighths, render, scaled, types

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from kapdist.data.sources import cifar, imagenet, tiny_imagenet
 from kapdist.data.sources.archives import locate
-from kapdist.data.sources.base import ArraySource, FileSource, Source, check_class_names
-from kapdist.data.sources.columns import Columns
+from kapdist.data.sources.base import ArraySource, Columns, FileSource, Source, check_class_names
 from kapdist.data.sources.fashion import fashion_mnist
 from kapdist.data.sources.folder import class_folder, split_folder
 from kapdist.errors import InputError

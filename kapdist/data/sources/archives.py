@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kapdist.data.errors import UnreadableImageError
+from kapdist.data.sources.image import UnreadableImageError
 from kapdist.errors import InputError
 
 BLOCK = 512  # bytes; a tar's unit

@@ -5,12 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from kapdist.data.sources.image import decode_image
 from kapdist.errors import InputError
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of a table's columns that hold the images (bytes, or a struct with bytes) and the labels."""
+
+    image: str = "image"
+    label: str = "label"
 
 
 class Source(Protocol):

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kapdist.data.errors import UnreadableImageError
 from kapdist.data.sources.base import FileSource
-from kapdist.data.sources.image import EXTENSIONS, decode_image, is_image_name
+from kapdist.data.sources.image import EXTENSIONS, UnreadableImageError, is_image_name
 from kapdist.errors import InputError
 
 SPLIT_FOLDERS = ("train", "val", "validation", "test")
@@ -121,11 +120,6 @@ def check_leads_somewhere(path: str) -> None:
     """Refuse a link that leads nowhere or to itself: what it stands for would be left out, and labels follow."""
     if os.path.islink(path) and not os.path.exists(path):
         raise InputError(path, "a link that leads somewhere, as labels follow", "a dangling one")
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Return an image file as (height, width, 3) uint8 RGB; raise UnreadableImageError with the reason."""
-    return decode_image(read_bytes(path))
 
 
 def read_bytes(path: Path) -> bytes:

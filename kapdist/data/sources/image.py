@@ -11,10 +11,12 @@ import io
 import numpy as np
 from PIL import Image
 
-from kapdist.data.errors import UnreadableImageError
-
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 DEEP_MODES = ("I", "F")  # Pillow's names of modes with more than 8 bits begin so
+
+
+class UnreadableImageError(Exception):
+    """An image of a source cannot be decoded; the message says why."""
 
 
 def decode_image(content: bytes) -> np.ndarray:

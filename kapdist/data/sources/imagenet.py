@@ -1,7 +1,7 @@
 """ILSVRC 2012 (Russakovsky et al. 2015, arXiv 1409.0575) from its tars as they are downloaded, not unpacked.
 
-Labels are torchvision's: the WordNet ids, sorted. The ground truth of the validation images and the ids' numbers
-come from the devkit, read as torchvision/datasets/imagenet.py reads them.
+Labels are torchvision's: the WordNet ids, sorted. The ground truth of the validation images comes from the devkit;
+ILSVRC2012_ID n, by which it names a class, is line n of SYNSETS, as in the devkit's meta.mat.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from kapdist.data.errors import UnreadableImageError
 from kapdist.data.sources.archives import (
     Files,
     GzipTarFiles,
@@ -21,13 +20,13 @@ from kapdist.data.sources.archives import (
     tar_index,
 )
 from kapdist.data.sources.base import FileSource, check_labels_have_names
-from kapdist.data.sources.image import is_image_name
-from kapdist.data.sources.matlab import read_matlab
+from kapdist.data.sources.image import UnreadableImageError, is_image_name
 from kapdist.errors import InputError
 
 TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 DEVKIT = "ILSVRC2012_devkit_t12"
-SYNSETS, TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
+TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
+SYNSETS = Path(__file__).with_name("ilsvrc2012_synsets.txt")
 
 
 class TarImages(FileSource):
@@ -98,27 +97,13 @@ def training(tar: Path) -> TarImages:
 
 def validation(tar: Path, folder: Path) -> TarImages:
     """Return the validation images, sorted by name, with the devkit's labels."""
-    wnids, truth = devkit(folder)
+    wnids = SYNSETS.read_text().split()
+    truth = read_truth(devkit_files(folder), wnids)
     files = TarFiles(tar)
     names = sorted(name for name in files.names() if is_image_name(name))
     if len(names) != len(truth):
         raise InputError(tar, f"{len(truth)} images (the devkit's ground truth)", str(len(names)))
-    return TarImages(files, wnids, truth, {name: files.where[name] for name in names})
-
-
-def devkit(folder: Path) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return (WordNet ids sorted, label of every validation image) from the devkit's archive or folder."""
-    files = devkit_files(folder)
-    place = files.label(SYNSETS)
-    synsets = read_matlab(files.needed(SYNSETS), place).get("synsets", [])
-    try:
-        # Those without children are the classes; the others are their ancestors in WordNet.
-        leaves = {int(s["ILSVRC2012_ID"][0]): str(s["WNID"]) for s in synsets if not int(s["num_children"][0])}
-    except (TypeError, KeyError, IndexError) as error:
-        raise InputError(place, "synsets with ILSVRC2012_ID, WNID and num_children", repr(error)) from error
-    wnids = tuple(sorted(leaves.values()))
-    label_of = {number: wnids.index(wnid) for number, wnid in leaves.items()}
-    return wnids, read_truth(files, label_of)
+    return TarImages(files, tuple(sorted(wnids)), truth, {name: files.where[name] for name in names})
 
 
 def devkit_files(folder: Path) -> Files:
@@ -127,7 +112,7 @@ def devkit_files(folder: Path) -> Files:
         files: Files = GzipTarFiles(archive)
         files.prefix = f"{DEVKIT}/"
         return files
-    found = locate(folder, SYNSETS)
+    found = locate(folder, TRUTH)
     if found is None:
         raise InputError(
             folder, f"{archive.name} or its folder, for the labels of the validation images", "neither"
@@ -135,12 +120,14 @@ def devkit_files(folder: Path) -> Files:
     return found
 
 
-def read_truth(files: Files, label_of: dict[int, int]) -> np.ndarray:
+def read_truth(files: Files, wnids: list[str]) -> np.ndarray:
+    """Return the label of every validation image; the devkit names its class by the place of the id, from 1."""
     place = files.label(TRUTH)
     try:
         numbers = [int(line) for line in files.text(TRUTH).split()]
     except ValueError as error:
         raise InputError(place, "an ILSVRC2012_ID on every line", str(error)) from error
+    label_of = {wnids.index(wnid) + 1: label for label, wnid in enumerate(sorted(wnids))}
     truth = np.array([label_of.get(number, -1) for number in numbers], np.int64)
     check_labels_have_names(place, truth, len(label_of))
     return truth

@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kapdist.data.errors import UnreadableImageError
-from kapdist.data.sources.base import FileSource, check_labels_have_names
-from kapdist.data.sources.columns import Columns
+from kapdist.data.sources.base import Columns, FileSource, check_labels_have_names
+from kapdist.data.sources.image import UnreadableImageError
 from kapdist.errors import InputError, shown
 
 # What a file's name says of its split: the hub's and torchvision's words.

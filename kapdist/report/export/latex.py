@@ -12,7 +12,7 @@ from itertools import chain
 from kapdist.records.attack_plan import AttackPlan, Norm
 from kapdist.records.summary import Rescored
 from kapdist.report.export.merged import Merged
-from kapdist.report.words import eps_text
+from kapdist.report.words import eps_text, percent
 from kapdist.statistics.intervals import Proportion
 
 NORMS: dict[Norm, str] = {"Linf": r"$\ell_\infty$", "L2": r"$\ell_2$", "L1": r"$\ell_1$"}
@@ -104,10 +104,6 @@ def cell(accuracy: Proportion | None) -> str:
     if accuracy is None:
         return "--"
     return rf"{percent(accuracy.value)} {{\scriptsize [{percent(accuracy.low)}, {percent(accuracy.high)}]}}"
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f}"
 
 
 def row_names(attacks: Sequence[Merged]) -> list[str]:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import polars as pl
 
-from kapdist.errors import InputError
+from kapdist.errors import InputError, first_line
 from kapdist.records import summary as summaries
 from kapdist.records.attack_plan import AttackPlan, read_plan, run_of
 from kapdist.records.attacked import check_weights
-from kapdist.records.sealed import first_line, read_table
+from kapdist.records.sealed import read_table
 from kapdist.records.summary import Summary, summarise
 from kapdist.run.paths import AttackDir, labels
 

@@ -13,7 +13,7 @@ from kapdist.data.beton.layout import HEADER_BYTES, HEADER_TYPE, check_labels, o
 from kapdist.data.beton.manifest import manifest_path
 from kapdist.data.beton.write import write, write_beton
 from kapdist.data.sources import class_folder
-from kapdist.data.sources.folder import read_image
+from kapdist.data.sources.image import decode_image
 from kapdist.errors import InputError
 from kapdist.run.files import file_sha256
 
@@ -57,7 +57,7 @@ def test_raw_images_are_stored_as_they_are(fashion, pixels) -> None:
 def test_large_images_are_shrunk_to_the_longer_side(raw_photographs, stamps) -> None:
     source = class_folder(stamps)
     for index in range(len(source)):
-        height, width = read_image(stamps / source.files[index]).shape[:2]
+        height, width = decode_image(source.content(index)).shape[:2]
         shrink = min(1.0, 200 / max(height, width))
         expected = int(height * shrink), int(width * shrink)
         found = raw_photographs.layout.heights[index], raw_photographs.layout.widths[index]

@@ -18,7 +18,7 @@ from kapdist.data.beton.check import check
 from kapdist.data.beton.checksum import checksums
 from kapdist.data.beton.layout import open_beton, stored_bytes
 from kapdist.data.beton.write import write_beton
-from kapdist.data.errors import WriterError
+from kapdist.data.beton.writer import WriterError
 from kapdist.data.load.decode import Decoder
 from kapdist.data.load.ffcv import nothing_compiled
 from kapdist.data.load.jit import cache_directory, cached

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kapdist.data.errors import UnreadableImageError
 from kapdist.data.sources import class_folder, fashion_mnist, make_source
 from kapdist.data.sources import fashion as sources
-from kapdist.data.sources.folder import read_image
+from kapdist.data.sources.image import UnreadableImageError, decode_image
 from kapdist.errors import InputError
 
 
@@ -121,7 +120,7 @@ def test_truncated_files_are_unreadable(tmp_path: Path, suffix: str) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UnreadableImageError):
-        read_image(path)
+        decode_image(path.read_bytes())
     path.write_bytes(b"")
     with pytest.raises(UnreadableImageError, match="cannot identify"):
-        read_image(path)
+        decode_image(path.read_bytes())

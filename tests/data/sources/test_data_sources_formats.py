@@ -12,6 +12,7 @@ from kapdist.data.beton.layout import open_beton
 from kapdist.data.beton.write import write
 from kapdist.data.sources import Columns, Source, make_source
 from kapdist.data.sources.archives import TarFiles
+from kapdist.data.sources.imagenet import SYNSETS
 
 
 def everything(source: Source) -> list[tuple[str, int]]:
@@ -35,8 +36,8 @@ def test_imagenets_validation_tar_and_its_devkit(tmp_path: Path) -> None:
     formats.imagenet_val(tmp_path)
     for where in (tmp_path, tmp_path / "ILSVRC2012_img_val.tar"):
         source = make_source(str(where), "val")
-        assert source.class_names == WNIDS
-        assert [label for _, label in everything(source)] == [2, 0, 1, 0]
+        assert [source.class_names[label] for _, label in everything(source)] == list(formats.TRUTH)
+        assert [label for _, label in everything(source)] == [543, 278, 0, 212]
         for number in range(4):
             assert source.image_name(number) == f"ILSVRC2012_img_val.tar!ILSVRC2012_val_{number + 1:08}.JPEG"
             assert np.array_equal(source.item(number)[0], pixels(formats.jpeg(number)))
@@ -47,20 +48,38 @@ def test_an_unpacked_devkit_will_do(tmp_path: Path) -> None:
     archive = tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
     shutil.unpack_archive(archive, tmp_path, filter="data")
     archive.unlink()
-    assert [label for _, label in everything(make_source(str(tmp_path), "val"))] == [2, 0, 1, 0]
+    assert [label for _, label in everything(make_source(str(tmp_path), "val"))] == [543, 278, 0, 212]
+
+
+def test_imagenets_classes_are_the_devkits() -> None:
+    """Those that its meta.mat begins and ends with, and where one group of animals follows on another."""
+    wnids = SYNSETS.read_text().splitlines()
+    assert len(wnids) == len(set(wnids)) == 1000
+    assert wnids[:5] == ["n02119789", "n02100735", "n02110185", "n02096294", "n02102040"]
+    assert wnids[425:428] == [
+        "n02009912",
+        "n02009229",
+        "n02011460",
+    ]  # no longer sorted
+    assert wnids[-3:] == ["n04325704", "n07831146", "n03255030"]
+    assert {wnids[number - 1]: number for number in formats.IDS.values()} == formats.IDS
 
 
 def test_imagenet_as_torchvision_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     imagenet = pytest.importorskip("torchvision.datasets.imagenet", exc_type=ImportError)
-    pytest.importorskip("scipy")
-    formats.imagenet_val(tmp_path)
+    scipy_io = pytest.importorskip("scipy.io")
+    numbers = {wnid: number for number, wnid in enumerate([*SYNSETS.read_text().split(), *WNIDS], 1)}
+    fields = [(name, object) for name in ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")]
+    synsets = np.array([(number, wnid, wnid, "", 0) for wnid, number in numbers.items()], fields)
+    scipy_io.savemat(tmp_path / "meta.mat", {"synsets": synsets})
+    formats.imagenet_val(tmp_path, (tmp_path / "meta.mat").read_bytes())
     formats.imagenet_train(tmp_path)
     monkeypatch.setattr(imagenet, "_verify_archive", lambda *_: None)  # these are not the published ones
     for split in ("train", "val"):
         theirs, ours = imagenet.ImageNet(str(tmp_path), split), make_source(str(tmp_path), split)
-        assert tuple(theirs.wnids) == ours.class_names
-        pairs = {Path(path).name: label for path, label in theirs.samples}
-        assert pairs == {name.rsplit("/")[-1]: label for name, label in everything(ours)}
+        pairs = {Path(path).name: theirs.wnids[label] for path, label in theirs.samples}
+        assert pairs == {name.rsplit("/")[-1]: ours.class_names[label] for name, label in everything(ours)}
+        assert sorted(ours.class_names) == list(ours.class_names)
 
 
 def test_a_tar_with_long_names_and_folders(tmp_path: Path) -> None:

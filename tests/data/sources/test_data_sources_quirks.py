@@ -12,9 +12,8 @@ from PIL import Image
 from kapdist.data.beton.encode import decodes, jpeg_size
 from kapdist.data.beton.layout import open_beton, stored_bytes
 from kapdist.data.beton.write import write_beton
-from kapdist.data.errors import UnreadableImageError
 from kapdist.data.sources import class_folder
-from kapdist.data.sources.image import decode_image
+from kapdist.data.sources.image import UnreadableImageError, decode_image
 
 SIDE = 24
 GREY = np.add.outer(np.arange(SIDE) * 5, np.arange(SIDE) * 5).astype(np.uint8)
