@@ -20,7 +20,7 @@ TAKEN_BY = {
 
 
 class AdversarialConfig(Section):
-    """Owner: train/adversarial.py, train/perturbation.py. With mode off no other key has an effect."""
+    """Owner: train/adversarial.py, train/pgd.py. With mode off no other key has an effect."""
 
     mode: Annotated[Literal["off", "pgd", "fast", "free"], Off] = "off"
     """pgd: images after some steps of projected gradient ascent (Madry 2018); fast: after one step from a random
