@@ -382,7 +382,7 @@ def run_command() -> None:
                 root, command = error.ctx.find_root().command_path, error.ctx.command_path
                 place = command.removeprefix(root).strip() or "command"
                 tell(f"{place}: {one_line(message)} (--help tells more)")
-    sys.exit(code)
+    sys.exit(0 if code is None else code)
 
 
 def tell(end: object) -> None:

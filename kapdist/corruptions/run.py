@@ -31,7 +31,8 @@ def run_corruptions(run: Path, config: AttackConfig) -> CorruptionSummary:
     config_of(run, config)  # a mistyped run is refused before a lock makes its directory
     directory = RunDir(run).corrupted(config.name)
     with locked(directory.lock), ended_by_sigterm():
-        check_outputs(directory.plan, directory.cell("clean"), directory.summary, directory.table)
+        check_outputs(directory.plan, directory.summary, directory.table)
+        check_outputs(directory.cell("clean"), keep_folders=False)
         plan = plan_corruptions(run, config, directory)
         reference = read_reference(config.corruptions.reference, config.name, plan)
         for note in plan.notes:

@@ -111,7 +111,8 @@ class Saver:
         """Refuse a state with a value that is not finite; a word in place of the file tells rank 0, which waits."""
         if found := first_not_finite(state):
             if not self.ranks.first:
-                write_atomic(aside / REFUSED.format(self.ranks.rank), found)
+                with contextlib.suppress(FileNotFoundError):  # rank 0 has met it too, and removed the place
+                    write_atomic(aside / REFUSED.format(self.ranks.rank), found)
             raise diverged(self.run, f"{found} is not finite after step {step}: no checkpoint was made of it")
 
     def wait_for_others(self, aside: Path) -> None:

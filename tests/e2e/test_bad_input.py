@@ -302,13 +302,13 @@ def run_merge(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_plans_that_cannot_be(here: Path, refusal, command: str, words: str) -> None:
-    assert words in refusal(f"plan {command}")
+    assert words in refusal(f"forecast {command}")
 
 
 def test_metrics_that_tell_no_rate(here: Path, refusal) -> None:
     (here / "runs" / "done" / "plan.json").write_text("{}")
     (here / "runs" / "done" / "metrics.jsonl").write_text("")
-    assert "runs/done: expected a run with a plan and metrics" in refusal("plan train.yaml --run runs/done")
+    assert "runs/done: expected a run with a plan and metrics" in refusal("forecast train.yaml --run runs/done")
 
 
 def test_a_report_of_what_is_no_run(here: Path, refusal) -> None:

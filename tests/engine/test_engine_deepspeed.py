@@ -92,7 +92,7 @@ def test_another_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch, found: st
 
 
 def test_zero_goes_with_deepspeed(tiny_config: Path, kapdist: Callable) -> None:
-    end = kapdist("train", "tiny.yaml", "engine.zero_stage=2")
+    end = kapdist("train", "tiny.yaml", "engine.name=ddp", "engine.zero_stage=2")
     assert end.code == 2
     assert "expected zero_stage above 0 with name deepspeed only" in end.output
     assert kapdist("train", "tiny.yaml", "engine.name=deepspeed", "engine.zero_stage=3").code == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from attack.honest import Wrapped, fashion
+from sanity.honest import Wrapped, fashion
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -468,6 +468,13 @@ def flattered(attack: AttackDir) -> None:
     write_json(attack.summary, values)
 
 
+def flattered_throughout(attack: AttackDir) -> None:
+    flattered(attack)
+    values = json.loads(attack.summary.read_text())
+    values["robust_accuracy"]["value"] = values["num_robust"] / values["num_images"]
+    write_json(attack.summary, values)
+
+
 def of_another_plan(attack: AttackDir) -> None:
     values = json.loads(attack.summary.read_text())
     write_json(attack.summary, values | {"plan_fingerprint": "0" * 64})
@@ -497,8 +504,12 @@ def without_a_plan(attack: AttackDir) -> None:
     ("damage", "words"),
     [
         (unmerged, r"aa: expected a merged attack \(kapdist attack merge .*aa\), found no summary.json"),
-        (truncated, r"summary.json: expected a whole file \(merge again\), found"),
-        (flattered, r"the num_robust that records.parquet adds up to \(merge again\), found another"),
+        (truncated, r"summary.json: expected a whole file \(merge it again\), found"),
+        (flattered, r"summary.json: expected an accuracy equal to .* \(merge it again\)"),
+        (
+            flattered_throughout,
+            r"the num_robust that records.parquet adds up to \(merge again\), found another",
+        ),
         (of_another_plan, r"expected the summary of this plan \(.*merge again\), found that of 000000000000"),
         (without_records, r"records.parquet: expected the records of a merged attack \(merge again\)"),
         (with_half_records, r"records.parquet: expected a whole file \(merge again\)"),
