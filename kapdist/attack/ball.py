@@ -17,7 +17,6 @@ HUGE = 1e15
 RELATIVE_TOLERANCE = 1e-6
 FLOAT32_SPACING = 2.0**-24  # of floats just below 1
 LARGEST_ROUNDING = 1e-3  # of eps: what a projection in float32 may leave beyond it; more is no rounding
-LARGEST_ROUNDING = 1e-3  # of eps: what a projection in float32 may leave beyond it; more is no rounding
 
 
 @dataclass(frozen=True)

@@ -78,11 +78,6 @@ class CorruptionPlan(Exact):
     def fingerprint(self) -> str:
         return fingerprint(self.identity())
 
-    @property
-    def num_passes(self) -> int:
-        """Images that are predicted, over all cells."""
-        return len(self.cells) * self.subject.num_images
-
 
 def read_plan(directory: CorruptionsDir) -> CorruptionPlan:
     """Read the plan of a directory.
