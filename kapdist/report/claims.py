@@ -16,6 +16,7 @@ from kapdist.config import MAY_CHANGE, Config, flatten
 from kapdist.report.reading import Attack, Run
 from kapdist.report.table import Block, Row
 from kapdist.report.words import accuracy_text, enumeration, plural, points
+from kapdist.statistics.paired import PairedDifference, compare
 
 NOISE_OFF = (
     "Activation noise was switched off during this attack, so these numbers say nothing about the noise itself "
@@ -23,9 +24,10 @@ NOISE_OFF = (
 )
 NO_NOISE = "None of these models was trained with activation noise, so there was none to switch off in this attack."
 ONE_TRAINING = (
-    "The intervals are 95% intervals over images. They do not cover how much a result changes when a model is "
-    "trained again with another seed."
+    "The intervals are 95% intervals over images, and the tests are over images too. They do not cover how much a "
+    "result changes when a model is trained again with another seed."
 )
+LEVEL = 0.05  # of the test of a difference
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,9 @@ class Gap:
         return kap.clean_accuracy.value - reference.clean_accuracy.value
 
     @property
-    def overlap(self) -> bool:
-        """Whether the two intervals of the robust accuracy have a point in common."""
-        kap, reference = (attack_of(row).summary.robust_accuracy for row in (self.kap, self.reference))
-        return kap.low <= reference.high and reference.low <= kap.high
+    def paired(self) -> PairedDifference | None:
+        """The difference image by image; None where the two were not given the same images."""
+        return paired(self.kap, self.reference)
 
     @property
     def differences(self) -> tuple[str, ...]:
@@ -130,32 +131,40 @@ def gap_text(gap: Gap) -> str:
         f"{points(gap.robust)} of robust accuracy ({accuracy_text(kap)} against {accuracy_text(reference)}), "
         f"{points(gap.clean)} of clean accuracy.",
         verdict(gap),
-        paired_text(gap),
         other_differences(gap),
     ]
     return " ".join(filter(None, sentences))
 
 
 def verdict(gap: Gap) -> str:
-    if gap.overlap:
-        return "The 95% intervals overlap, so this comparison does not show that KAP changes robust accuracy."
-    side = "above" if gap.robust > 0 else "below"
-    return f"The 95% intervals do not overlap: the model with KAP is {side} the one without it here."
-
-
-def paired_text(gap: Gap) -> str:
-    """Count the images on which the two models differ, where both were given the same ones."""
-    kap, reference = (robust_images(attack_of(row)) for row in (gap.kap, gap.reference))
-    same = attack_of(gap.kap).images == attack_of(gap.reference).images
-    if kap is None or reference is None or not same:
-        return ""
-    both = kap.join(reference, on="image", suffix="_reference")
-    only_kap = both.filter(polars.col("robust") & ~polars.col("robust_reference")).height
-    only_reference = both.filter(~polars.col("robust") & polars.col("robust_reference")).height
-    return (
-        f"Image by image, {only_kap} withstood the attack only on {gap.kap.name} and {only_reference} only on "
-        f"{gap.reference.name}."
+    """Decide by the images on which only one of the two models withstood; two intervals decide nothing."""
+    found = gap.paired
+    if found is None:
+        return "The two were not given the same images, so nothing is decided."
+    counts = (
+        f"Image by image, {found.num_first} withstood the attack only on {gap.kap.name} and {found.num_second} "
+        f"only on {gap.reference.name} (difference {paired_text(found)})"
     )
+    if found.p >= LEVEL:
+        return f"{counts}: it is not decided whether KAP changes robust accuracy here."
+    side = "above" if gap.robust > 0 else "below"
+    return f"{counts}: the model with KAP is {side} the one without it."
+
+
+def paired_text(found: PairedDifference) -> str:
+    """Say a paired difference, its interval and the test: +5.0 points [+0.4, +9.9], McNemar's exact p = 0.031."""
+    low, high = (points(bound).removesuffix(" points") for bound in (found.low, found.high))
+    p = "p < 0.0001" if found.p < 1e-4 else f"p = {found.p:.2g}"
+    return f"{points(found.value)} [{low}, {high}], McNemar's exact {p}"
+
+
+def paired(first: Row, second: Row) -> PairedDifference | None:
+    """Compare two rows image by image, where both were given the same images."""
+    ours, theirs = (robust_images(attack_of(row)) for row in (first, second))
+    if ours is None or theirs is None or attack_of(first).images != attack_of(second).images:
+        return None
+    both = ours.join(theirs, on="image", suffix="_second")
+    return compare(both["robust"].to_numpy(), both["robust_second"].to_numpy())
 
 
 def other_differences(gap: Gap) -> str:
@@ -166,8 +175,9 @@ def other_differences(gap: Gap) -> str:
 
 def noise_alone_claim(reference: Row, plain: Row) -> Claim:
     noisy, bare = (attack_of(row).summary.robust_accuracy.value for row in (reference, plain))
-    pair = f"{reference.name} minus {plain.name}"
-    return Claim(f"Noise alone minus plain ({pair}): {points(noisy - bare)} of robust accuracy.")
+    pair, found = f"{reference.name} minus {plain.name}", paired(reference, plain)
+    test = f" (image by image {paired_text(found)})" if found else ""
+    return Claim(f"Noise alone minus plain ({pair}): {points(noisy - bare)} of robust accuracy{test}.")
 
 
 def image_claims(block: Block) -> Iterator[Claim]:

@@ -41,29 +41,53 @@ def test_noise_off_without_any_noise_and_noise_on(make_run: MakeRun) -> None:
     assert "mode fresh" in said([run.dir.root], 1)[0]
 
 
-def test_an_overlapping_gap_is_not_credited_to_kap(three: list[Path]) -> None:
+def test_a_gap_of_one_image_is_not_credited_to_kap(three: list[Path]) -> None:
     (gap,) = gaps(comparison(three).blocks[0])
     assert (gap.kap.name, gap.reference.name) == ("kap", "noise")
     assert gap.robust == pytest.approx(1 / 20)
-    assert gap.overlap
+    assert (gap.paired.num_first, gap.paired.num_second, gap.paired.p) == (1, 0, 1.0)
     text = said(three)[1]
     assert text.startswith(
         "KAP minus noise alone (kap minus noise, activation noise σ = 0.3): +5.0 points of robust"
     )
     assert "+0.0 points of clean accuracy" in text
-    assert "The 95% intervals overlap, so this comparison does not show that KAP changes robust accuracy." in text
     # The first 7 of 17 images are broken for kap, the first 8 for noise.
-    assert "1 withstood the attack only on kap and 0 only on noise" in text
-    assert said(three)[2] == "Noise alone minus plain (noise minus plain): +45.0 points of robust accuracy."
+    assert "1 withstood the attack only on kap and 0 only on noise (difference +5.0 points [" in text
+    assert "McNemar's exact p = 1): it is not decided whether KAP changes robust accuracy here." in text
+    noise = said(three)[2]
+    assert noise.startswith(
+        "Noise alone minus plain (noise minus plain): +45.0 points of robust accuracy (image by"
+    )
+    assert "McNemar's exact p = 0.0039)." in noise  # 9 of 9 images: 2 / 2^9
     assert warned(three) == []
 
 
 @pytest.mark.parametrize(("robust", "side", "difference"), [(80, "above", "+40.0"), (5, "below", "−35.0")])
-def test_intervals_that_do_not_overlap(make_run: MakeRun, robust: int, side: str, difference: str) -> None:
+def test_a_gap_that_the_images_show_is_said_to_be_one(
+    make_run: MakeRun, robust: int, side: str, difference: str
+) -> None:
     roots = [attacked(make_run, "noise", 1, 0.3, 40), attacked(make_run, "kap", 3, 0.3, robust)]
     (text,) = (text for text in said(roots) if text.startswith("KAP minus"))
     assert f"{difference} points of robust accuracy" in text
-    assert f"do not overlap: the model with KAP is {side} the one without it here" in text
+    assert f"McNemar's exact p < 0.0001): the model with KAP is {side} the one without it." in text
+
+
+def test_intervals_that_overlap_do_not_hide_what_the_images_show(make_run: MakeRun) -> None:
+    """Seven images broken on one model alone: p = 2 / 2^7, while the two intervals share most of their length."""
+    roots = [attacked(make_run, "noise", 1, 0.3, 40), attacked(make_run, "kap", 3, 0.3, 47)]
+    (gap,) = gaps(comparison(roots).blocks[0])
+    kap, noise = (row.robust for row in (gap.kap, gap.reference))
+    assert kap.low < noise.high
+    assert gap.paired.p == pytest.approx(2 / 2**7)
+    (text,) = (text for text in said(roots) if text.startswith("KAP minus"))
+    assert text.endswith("the model with KAP is above the one without it.")
+
+
+def test_other_images_decide_nothing(make_run: MakeRun) -> None:
+    noise = make_run("noise", noise_std=0.3).attacked(18, {"apgd-ce": 17}).dir.root
+    kap = make_run("kap", 3, noise_std=0.3).attacked(18, {"apgd-ce": 1}, first_image=5).dir.root
+    (text,) = (text for text in said([noise, kap]) if text.startswith("KAP minus"))
+    assert "so nothing is decided" in text
 
 
 def test_kap_with_noise_without_noise_alone_is_warned_of(make_run: MakeRun) -> None:

@@ -1,0 +1,163 @@
+"""Two ways to train, each with several seeds, on the same images: is there a difference beyond both chances?
+
+Seeds are the outer unit, images the inner one. Both are samples, and every seed meets every image, so the variance
+of the mean difference d is that of a crossed design (Searle, Casella & McCulloch 1992, "Variance Components", 4.3):
+
+    var(d) = var_seed / S + var_image / N + var_rest / (S N)
+
+A t-interval over the S differences per seed alone takes the images as given: it says what other seeds would give on
+these very images.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from kapdist.rng import generator
+from kapdist.statistics.intervals import RESAMPLES
+from kapdist.statistics.paired import compare
+from kapdist.statistics.student import quantile, two_sided_p
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95% interval and what it is of; p-value of "no difference", NaN where the method gives none."""
+
+    method: str
+    low: float
+    high: float
+    p: float = math.nan
+
+
+@dataclass(frozen=True)
+class Variances:
+    """What the mean difference varies by, as shares of its own variance: of seeds, images, and both."""
+
+    seeds: float
+    """Of the mean difference of one seed."""
+    images: float
+    """Of the mean difference of one image."""
+    rest: float
+    """Of one image of one seed, beyond both."""
+    num_seeds: int
+    num_images: int
+
+    @property
+    def of_the_mean(self) -> float:
+        """Variance of the mean over seeds and images; no less than over seeds alone, which is measured."""
+        both = self.seeds / self.num_seeds + self.images / self.num_images
+        return max(both - self.rest / (self.num_seeds * self.num_images), self.seeds / self.num_seeds)
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of that variance (Satterthwaite 1946, Biometrics 2:110)."""
+        seeds, images = self.seeds / self.num_seeds, self.images / self.num_images
+        spread = seeds**2 / (self.num_seeds - 1) + images**2 / (self.num_images - 1)
+        return self.of_the_mean**2 / spread if spread else math.inf
+
+
+@dataclass(frozen=True)
+class SeedDifference:
+    """The mean difference over seeds and images, each seed's own, and its intervals."""
+
+    value: float
+    per_seed: tuple[float, ...]
+    num_images: int
+    decides: Interval
+    """The one that a verdict rests on: over seeds and images together; with one seed, over images alone."""
+    over_seeds: Interval | None
+    """t over the seeds' differences, these images given; None with one seed."""
+    bootstrap: Interval | None
+    """Seeds and images drawn again; None with one seed, and too narrow with few."""
+
+
+def seed_difference(first: np.ndarray, second: np.ndarray, seed: int = 0) -> SeedDifference:
+    """Compare two ways to train over their seeds and the images.
+
+    Args:
+        first, second: (seeds, images) of whether each seed's model is right on each image: the same seeds, or as
+            many of each in any order, and the same images in the same order.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: not the same images, or another number of seeds.
+    """
+    first, second = np.asarray(first, bool), np.asarray(second, bool)
+    if first.shape != second.shape or first.ndim != 2 or 0 in first.shape:
+        raise ValueError(f"seeds x images, alike for both, found {first.shape} and {second.shape}")
+    differences = first.astype(np.int8) - second.astype(np.int8)
+    per_seed = differences.mean(1)
+    several = len(differences) > 1
+    return SeedDifference(
+        value=float(differences.mean()),
+        per_seed=tuple(float(value) for value in per_seed),
+        num_images=differences.shape[1],
+        decides=crossed_interval(differences) if several else image_interval(first[0], second[0]),
+        over_seeds=t_interval(per_seed) if several else None,
+        bootstrap=bootstrap_interval(differences, seed) if several else None,
+    )
+
+
+def image_interval(first: np.ndarray, second: np.ndarray) -> Interval:
+    """Return the interval of one seed, which says nothing of another."""
+    found = compare(first, second)
+    return Interval("score interval over images, of one seed alone", found.low, found.high, found.p)
+
+
+def crossed_interval(differences: np.ndarray) -> Interval:
+    """Return the t-interval whose variance has the seeds' part and the images'."""
+    found = variances(differences)
+    method = "t over seeds and images"
+    return _around(float(differences.mean()), math.sqrt(found.of_the_mean), found.freedom, method)
+
+
+def t_interval(per_seed: np.ndarray) -> Interval:
+    """Return the t-interval of a mean over seeds."""
+    error = math.sqrt(float(np.var(per_seed, ddof=1)) / len(per_seed))
+    return _around(float(np.mean(per_seed)), error, len(per_seed) - 1, "t over seeds, on these images")
+
+
+def _around(mean: float, error: float, freedom: float, method: str) -> Interval:
+    if error == 0:  # every seed alike on every image: no chance was seen, of either kind
+        return Interval(method, mean, mean, 1.0 if mean == 0 else 0.0)
+    half = quantile(0.975, min(freedom, 1e9)) * error
+    return Interval(method, mean - half, mean + half, two_sided_p(mean / error, min(freedom, 1e9)))
+
+
+def bootstrap_interval(differences: np.ndarray, seed: int = 0) -> Interval:
+    """Return the percentiles of the mean over seeds drawn again and images drawn again, the same for all seeds.
+
+    Source: Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1:386.
+    """
+    num_seeds, num_images = differences.shape
+    random = generator(seed, "bootstrap", "seeds and images")
+    seeds = random.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=RESAMPLES)
+    # Images on which all seeds differ alike are exchangeable: draw how often each such pattern comes.
+    patterns, counts = np.unique(differences, axis=1, return_counts=True)
+    images = random.multinomial(num_images, counts / num_images, size=RESAMPLES)
+    means = np.einsum("rs,sp,rp->r", seeds, patterns, images, optimize=True) / (num_seeds * num_images)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval("bootstrap over seeds and images", float(low), float(high))
+
+
+def variances(differences: np.ndarray) -> Variances:
+    """Return the mean squares of a (seeds, images) table with one value in each cell.
+
+    Raises:
+        ValueError: fewer than two seeds or images, which have no variance.
+    """
+    num_seeds, num_images = differences.shape
+    if min(num_seeds, num_images) < 2:
+        raise ValueError(f"two seeds and two images or more, found {num_seeds} and {num_images}")
+    seeds, images = differences.mean(1), differences.mean(0)
+    rest = differences - seeds[:, None] - images[None, :] + differences.mean()
+    return Variances(
+        seeds=float(np.var(seeds, ddof=1)),
+        images=float(np.var(images, ddof=1)),
+        rest=float((rest**2).sum() / ((num_seeds - 1) * (num_images - 1))),
+        num_seeds=num_seeds,
+        num_images=num_images,
+    )
