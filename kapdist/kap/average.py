@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-LAYOUTS = ("line", "sheet")
+LAYOUTS = ("sheet", "line")
 _MOST_POOLED = 2**31 - 1  # entries that avg_pool2d counts on a GPU
 
 
-def kernel_average(z: Tensor, pool_size: int, *, stride: int = 1, layout: str = "line", dim: int = 1) -> Tensor:
+def kernel_average(z: Tensor, pool_size: int, *, stride: int = 1, layout: str = "sheet", dim: int = 1) -> Tensor:
     """Mean of the `pool_size` neighbouring kernels of every `stride`-th kernel, along `dim`.
 
-    At the edges the mean is over the kernels that exist, so a constant stays a constant (to rounding). With
-    layout "sheet" the C kernels lie row by row on the most nearly square grid h x w (h * w = C, h <= w), the
-    window is pool_size x pool_size and the stride goes along both sides of the grid.
+    With layout "sheet", the paper's authors' own, the C kernels lie row by row on the most nearly square grid
+    h x w (h * w = C, h <= w), the window is pool_size x pool_size and the stride goes along both sides of the
+    grid. With "line", a variant of ours, they lie in one row. At the edges the mean is over the kernels that
+    exist, so a constant stays a constant (to rounding).
 
     Shapes: dim has C kernels before and ceil(C / stride) after, a sheet ceil(h / stride) * ceil(w / stride).
     For activations (batch, channels, height, width) dim is 1, for weights (out, in, height, width) it is 0.

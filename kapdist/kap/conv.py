@@ -1,4 +1,4 @@
-"""A convolution followed by Kernel Average Pooling, for the price of the convolution."""
+"""A convolution, Kernel Average Pooling and activation noise, for the price of the convolution and the draw."""
 
 import math
 import numbers
@@ -19,12 +19,12 @@ def check_noise_std(noise_std: float) -> None:
 
 
 class KAPConv2d(NoisyLayer, nn.Conv2d):
-    """nn.Conv2d, activation noise, then the mean over neighbouring output channels: A (W x + b + n).
+    """nn.Conv2d, the mean over neighbouring output channels, then activation noise: A (W x + b) + n.
 
     A W and A b are averaged before the convolution (A is linear and acts on output channels alone), so the
     cost of A grows with parameters, not with batch x pixels. Only where W is grouped must the activations be
-    averaged, because A mixes the groups. The noise n ~ N(0, noise_std^2) has the convolution's shape before
-    the pool and no gradient; `kapdist.kap.noise` says when and from which generator it is drawn.
+    averaged, because A mixes the groups. The noise n ~ N(0, noise_std^2) is white, of the output's shape, and
+    has no gradient; `kapdist.kap.noise` says when and from which generator it is drawn.
 
     The state_dict's keys and shapes are nn.Conv2d's: what is stored is W, not A W. With pool_size 1 and
     noise_std 0 it computes bitwise what nn.Conv2d computes.
@@ -51,7 +51,7 @@ class KAPConv2d(NoisyLayer, nn.Conv2d):
         *,
         pool_size: int = 3,
         pool_stride: int = 1,
-        layout: str = "line",
+        layout: str = "sheet",
         noise_std: float = 0.0,
     ) -> None:
         check_window(out_channels, pool_size, pool_stride, layout)
@@ -92,19 +92,17 @@ class KAPConv2d(NoisyLayer, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 3:  # one image: nn.Conv2d takes it, and its channels are not dimension 1
             return self.forward(x[None]).squeeze(0)
+        return self._add_noise(self._averaged(x))
+
+    def _averaged(self, x: Tensor) -> Tensor:
         if self.groups > 1:
-            z = self._conv_forward(x, self.weight, self.bias)
-            return self.average(self._add_noise(z) if self._is_noisy() else z, dim=1)
-        z = self._conv_forward(x, *self.averaged_parameters())
-        return self._add_noise(z, pooled=True) if self._is_noisy() else z
+            return self.average(self._conv_forward(x, self.weight, self.bias), dim=1)
+        return self._conv_forward(x, *self.averaged_parameters())
 
-    def _is_noisy(self) -> bool:
-        return self.noise_std > 0 and self.noise_source.mode != "off"
-
-    def _add_noise(self, z: Tensor, pooled: bool = False) -> Tensor:
-        """z + n, or z + A n where z is pooled already; n always has out_channels channels."""
-        noise = draw_noise(self.noise_source, z, self.out_channels, self.noise_layer)
-        return z.add(self.average(noise, dim=1) if pooled else noise, alpha=self.noise_std)
+    def _add_noise(self, z: Tensor) -> Tensor:
+        if self.noise_std == 0 or self.noise_source.mode == "off":
+            return z
+        return z.add(draw_noise(self.noise_source, z, self.noise_layer), alpha=self.noise_std)
 
     def extra_repr(self) -> str:
         pool = f"pool_size={self.pool_size}, pool_stride={self.pool_stride}, layout={self.layout}"

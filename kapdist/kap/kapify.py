@@ -18,7 +18,7 @@ def kapify(
     model: nn.Module,
     *,
     pool_size: int = 3,
-    layout: str = "line",
+    layout: str = "sheet",
     noise_std: float = 0.0,
     where: Where | None = None,
 ) -> nn.Module:
