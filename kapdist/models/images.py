@@ -21,6 +21,8 @@ class ImageNetwork(nn.Module):
     Raises: ValueError for mean or std of another number of channels.
     """
 
+    UNUSED: tuple[str, ...] = ()
+    """What begins the keys of published files that no layer has, since nothing ever called it."""
     mean: Tensor
     std: Tensor
 

@@ -56,6 +56,8 @@ class WideResNet(ImageNetwork):
     Source: Zagoruyko & Komodakis 2016, arXiv 1605.07146, with their dropout between the convolutions of a block.
     """
 
+    UNUSED = ("sub_block1.",)  # in TRADES' files, and of no use to their network either
+
     def __init__(
         self,
         depth: int,
