@@ -153,7 +153,7 @@ class ModelConfig(Section):
         for key in sorted(self.of_others()):
             names, absent = OF_SOME[key]
             if getattr(self, key) != absent:
-                only = f"{', '.join(names)} alone have others"
+                only = f"other values go with {', '.join(names)}"
                 raise ValueError(f"{key} {str(absent).lower()} with {self.name} ({only})")
         if isinstance(self.widths, tuple) and self.width != 1:
             raise ValueError("width 1 with widths in numbers: they are the channels themselves")

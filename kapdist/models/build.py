@@ -33,6 +33,7 @@ def build_model(model: ModelConfig, kap: KapConfig) -> nn.Module:
     try:
         return kapify(network, pool_size=kap.pool_size, layout=kap.layout, noise_std=kap.noise_std)
     except ValueError as error:
-        first = str(error).partition(";")[0]  # it names every convolution in turn
+        named = str(error).removeprefix("leave these convolutions out with `where`: ")
+        first = named.partition(";")[0]  # it names every convolution in turn
         expected = f"an average that {model.in_words()}, allows"
         raise InputError("kap", expected, first) from None

@@ -22,7 +22,7 @@ RESIDUAL = [("resnet10", 0.125), ("preact_resnet18", 0.125), ("wide_resnet28_10"
 
 
 def test_rates_rise_evenly_to_the_last_block() -> None:
-    assert drop_rates(0.6, (1, 2, 3)) == [[0.1], pytest.approx([0.2, 0.3]), pytest.approx([0.4, 0.5, 0.6])]
+    assert drop_rates(0.6, (1, 2, 3)) == [pytest.approx(rates) for rates in ([0.1], [0.2, 0.3], [0.4, 0.5, 0.6])]
     for name, width in RESIDUAL:
         model = MODELS[name](10, width=width, drop_path=0.3)
         found = [module.rate for module in model.modules() if isinstance(module, DropPath)]

@@ -19,7 +19,7 @@ from kapdist.models.weights import load_weights
 
 Shapes = dict[str, tuple[int, ...]]
 
-# Of 10 classes: Zagoruyko & Komodakis 2016, table 4, and RobustBench's models counted; PreActResNet-18 of Rice 2020.
+# Of 10 classes: 36.5M of Zagoruyko & Komodakis 2016 (table 4), 46.2M of TRADES' network, 11.2M of Rice et al.'s.
 PARAMETERS = {"wide_resnet28_10": 36_479_194, "wide_resnet34_10": 46_160_474, "preact_resnet18": 11_172_170}
 
 
