@@ -23,7 +23,7 @@ def build_model(model: ModelConfig, kap: KapConfig) -> nn.Module:
     from kapdist.kap import kapify
     from kapdist.models import MODELS
 
-    fields = model.model_dump(exclude={"name", "weights"})
+    fields = model.model_dump(exclude={"name", "weights"} | model.of_others())
     try:
         network: nn.Module = MODELS[model.name](**fields)
     except ValueError as error:
@@ -33,6 +33,7 @@ def build_model(model: ModelConfig, kap: KapConfig) -> nn.Module:
     try:
         return kapify(network, pool_size=kap.pool_size, layout=kap.layout, noise_std=kap.noise_std)
     except ValueError as error:
-        first = str(error).partition(";")[0]  # it names every convolution in turn
-        expected = f"an average that {model.name} of width {model.width:g} allows"
+        named = str(error).removeprefix("leave these convolutions out with `where`: ")
+        first = named.partition(";")[0]  # it names every convolution in turn
+        expected = f"an average that {model.in_words()}, allows"
         raise InputError("kap", expected, first) from None
