@@ -20,7 +20,18 @@ from kapdist.config.defaults import (
     TRAINING,
     WARMUP_EPOCHS,
 )
-from kapdist.config.fields import ClassRule, Name, Natural, NonNegative, Positive, Probability, Section, Side
+from kapdist.config.fields import (
+    Arguments,
+    ClassRule,
+    Name,
+    Natural,
+    NonNegative,
+    Patterns,
+    Positive,
+    Probability,
+    Section,
+    Side,
+)
 from kapdist.errors import InputError
 
 
@@ -123,7 +134,41 @@ class ModelConfig(Section):
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """Per-channel standard deviation of images in [0, 1]."""
     weights: Path | None = None
-    """Initial weights, safetensors or a plain state_dict; torchvision's names."""
+    """Initial weights, safetensors, a plain state_dict or a trainer's checkpoint; torchvision's names."""
+    new_head: bool = False
+    """Leave the last linear layer as it is initialised, whatever `weights` have for it, to learn other classes."""
+    factory: str | None = None
+    """`package.module:function` or `file.py:function` that returns another network, for which `name` and the keys
+    of our own ones mean nothing; a file is looked up from the current directory."""
+    arguments: Arguments = Field(default_factory=dict)
+    """What the factory is called with, by name: any values."""
+
+    @property
+    def called(self) -> str:
+        """What a reader calls the network."""
+        if self.factory is None:
+            return f"{self.name} of width {self.width:g}"
+        words = [value for value in self.arguments.values() if isinstance(value, str)]
+        return f"{self.factory}({', '.join(words)})" if words else self.factory
+
+    @model_validator(mode="after")
+    def keys_go_with_a_factory(self) -> ModelConfig:
+        if self.factory is None and self.arguments:
+            raise ValueError("arguments with a factory only")
+        fields = type(self).model_fields
+        other = [key for key in OF_OUR_OWN if getattr(self, key) != fields[key].default]
+        if self.factory is not None and other:
+            raise ValueError(f"no {other[0]} with a factory, whose own keys go into arguments")
+        return self
+
+    @model_validator(mode="after")
+    def a_new_head_is_of_weights(self) -> ModelConfig:
+        if self.new_head and self.weights is None:
+            raise ValueError("new_head with weights only")
+        return self
+
+
+OF_OUR_OWN = ("stem", "width", "blurpool", "zero_init_residual", "dropout")  # networks, among the keys of a model
 
 
 class KapConfig(Section):
@@ -135,6 +180,9 @@ class KapConfig(Section):
     """How kernels neighbour each other."""
     noise_std: NonNegative = 0.0
     """Standard deviation of the activation noise, added before the average, in training."""
+    where: Patterns | None = None
+    """Shell patterns of convolutions' names, such as `layer1.*`; one after a "!" leaves out. Default: all but those
+    that are linear layers by another name."""
 
     @field_validator("pool_size")
     @classmethod

@@ -66,6 +66,8 @@ class Row:
         if self.run.config is None:
             return "from outside"
         model = self.run.config.model
+        if model.factory is not None:
+            return model.called
         return model.name if model.width == 1 else f"{model.name}, width {model.width:g}"
 
     @property

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kapdist.config import AttackName
+from kapdist.config import AttackName, ModelConfig
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import Norm, PlannedModel, Settings
 from kapdist.records.summary import notes_on_square
@@ -197,7 +197,9 @@ def architecture_of(model: PlannedModel) -> str:
         return FILL_IN
     network, kap = model.architecture["model"], model.architecture["kap"]
     words = [network["name"].replace("resnet", "ResNet-")]
-    if network["width"] != 1:
+    if network.get("factory"):
+        words = [ModelConfig(**network).called]
+    elif network["width"] != 1:
         words.append(f"width {network['width']:g}")
     if kap["pool_size"] > 1:
         words.append(f"KAP {kap['pool_size']} ({kap['layout']})")
