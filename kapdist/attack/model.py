@@ -46,7 +46,7 @@ def load_model(source: PlannedModel, run: Path) -> nn.Module:
         check_sha256(weights, file_sha256_of(weights), source.weights_sha256)
         load_weights(model, weights)
     else:
-        check_sha256(place_of(source.factory), state_sha256(model), source.weights_sha256)
+        check_sha256(place_of(str(source.factory)), state_sha256(model), source.weights_sha256)
     model = model.eval().requires_grad_(False)
     return fast(model, source) if source.factory is None else model
 

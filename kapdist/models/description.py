@@ -65,10 +65,8 @@ def describe(model: nn.Module) -> dict[str, str]:
 
 def describe_normaliser(beside: Mapping[str, Tensor]) -> dict[str, str]:
     """Return what tensors that lie beside a network's say of the normalisation that it was trained with."""
-    found = (
-        (name, value) for key, value in beside.items() for end, name in NORMALISERS.items() if key.endswith(end)
-    )
-    return {name: listed(value) for name, value in found}
+    ends = NORMALISERS.items()
+    return {name: listed(value) for key, value in beside.items() for end, name in ends if key.endswith(end)}
 
 
 def listed(value: Tensor) -> str:

@@ -134,11 +134,9 @@ def read_torch(path: Path, start: bytes) -> Any:
 
 
 def unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    """Return the state_dict of what a file holds: of a trainer's checkpoint the averaged weights, if it has them."""
-    wrappers = [
-        name for name in WRAPPERS if isinstance(content, Mapping) and isinstance(content.get(name), Mapping)
-    ]
-    if wrappers:
+    """Return the state_dict of what a file holds: of a trainer's checkpoint, averaged weights if it has them."""
+    parts = content if isinstance(content, Mapping) else {}
+    if wrappers := [name for name in WRAPPERS if isinstance(parts.get(name), Mapping)]:
         name, *others = wrappers
         if others:
             log.info("%s: %s is taken, not %s", path, name, ", ".join(others))

@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 def check_trainable(model: nn.Module, config: Config, plan: Plan) -> None:
     """Show the network as few images as a step may, of every side, and freeze what no gradient reaches.
 
-    Its buffers, its noise and torch's generators are afterwards what they were. Ranks would wait for a gradient that
-    does not come; without it a parameter is never changed in any case.
+    Its buffers, its noise and torch's generators are afterwards what they were. Without a gradient a parameter is
+    never changed in any case, but ranks would wait for one.
 
     Raises:
         InputError: it fails, changes its images, does not give (batch, num_classes) finite logits, has no parameter
