@@ -143,13 +143,12 @@ class ModelConfig(Section):
     arguments: Arguments = Field(default_factory=dict)
     """What the factory is called with, by name: any values."""
 
-    @property
-    def called(self) -> str:
-        """What a reader calls the network."""
-        if self.factory is None:
-            return f"{self.name} of width {self.width:g}"
-        words = [value for value in self.arguments.values() if isinstance(value, str)]
-        return f"{self.factory}({', '.join(words)})" if words else self.factory
+    def in_words(self) -> str:
+        """Return the network and how wide it is; of a factory, what words it is called with."""
+        if self.factory is not None:
+            words = [value for value in self.arguments.values() if isinstance(value, str)]
+            return f"{self.factory}({', '.join(words)})" if words else self.factory
+        return self.name if self.width == 1 else f"{self.name}, width {self.width:g}"
 
     @model_validator(mode="after")
     def keys_go_with_a_factory(self) -> ModelConfig:

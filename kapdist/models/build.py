@@ -6,10 +6,11 @@ import logging
 import warnings
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from kapdist.errors import InputError
-from kapdist.models.factory import call_factory, normalised
+from kapdist.models.factory import as_they_are, call_factory, check_state, normalised, place_of
 
 if TYPE_CHECKING:  # the models run where there is no pydantic
     from kapdist.config import KapConfig, ModelConfig
@@ -47,6 +48,10 @@ def own_network(model: ModelConfig) -> nn.Module:
 
 def outside_network(model: ModelConfig, factory: str) -> nn.Module:
     network = call_factory(factory, model.arguments)
+    if not torch.empty(0).is_meta:  # where a forecast weighs it
+        check_state(network, place_of(factory))
+    if not getattr(model, "normalise", True):
+        return as_they_are(network)
     return normalised(network, factory, model.mean, model.std)
 
 
@@ -69,7 +74,7 @@ def averaged(network: nn.Module, model: ModelConfig, kap: KapConfig) -> nn.Modul
         except ValueError as error:
             first, *others = str(error).split(";")  # it names every convolution in turn
             more = f" (and {len(others)} more)" if others else ""
-            raise InputError("kap", f"an average that {model.called} allows", first + more) from None
+            raise InputError("kap", f"an average that {model.in_words()}, allows", first + more) from None
     for warning in caught:
         log.warning("%s", warning.message)
     return network

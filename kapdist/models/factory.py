@@ -148,9 +148,21 @@ def normalised(network: nn.Module, factory: str, mean: Sequence[float], std: Seq
         if hasattr(network, name):
             expected = f"a network without a {name} of its own (or model.normalise=false, if it normalises inside)"
             raise InputError(place_of(factory), expected, "one")
-        network.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        network.register_buffer(name, per_channel(values), persistent=False)
     network.register_forward_pre_hook(normalise)  # not a forward around its own, which it may have set by itself
     return network
+
+
+def as_they_are(network: nn.Module) -> nn.Module:
+    """Have a network say that it takes images as they are, unless it has a mean and a std of its own."""
+    for name, value in (("mean", 0.0), ("std", 1.0)):
+        if not hasattr(network, name):
+            network.register_buffer(name, per_channel([value] * 3), persistent=False)
+    return network
+
+
+def per_channel(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
 
 
 def normalise(network: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

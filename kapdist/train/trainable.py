@@ -13,7 +13,7 @@ from kapdist import kap
 from kapdist.attack.classifier import check_images_kept, check_logits, shown_images
 from kapdist.config import Config
 from kapdist.errors import InputError
-from kapdist.models.factory import check_state, place_of, said
+from kapdist.models.factory import place_of, said
 from kapdist.plan.training import Plan, together
 
 log = logging.getLogger(__name__)
@@ -27,10 +27,9 @@ def check_trainable(model: nn.Module, config: Config, plan: Plan) -> None:
 
     Raises:
         InputError: it fails, changes its images, does not give (batch, num_classes) finite logits, has no parameter
-            to train, or one that is not float32, or a state that no file can hold.
+            to train, or one that is not float32.
     """
     place = place_of(str(config.model.factory))
-    check_state(model, place)
     check_parameters(model, place)
     num_images = 1 if together(config, plan.smallest_part) == 1 else 2
     sides = sorted({plan.ramp.first, plan.ramp.last})

@@ -268,7 +268,7 @@ def test_an_eps_that_is_not_positive_is_refused(tmp_path: Path, eps: str) -> Non
 def test_an_average_that_the_network_cannot_have_is_refused_in_one_line() -> None:
     with pytest.raises(InputError) as caught:
         build_model(ModelConfig(width=0.05), KapConfig(pool_size=33))
-    assert re.match(r"kap: expected an average that resnet18 of width 0.05 allows, found .*33", str(caught.value))
+    assert re.match(r"kap: expected an average that resnet18, width 0.05, allows, found .*33", str(caught.value))
     assert len(str(caught.value)) < 250
 
 

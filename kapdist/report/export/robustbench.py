@@ -198,7 +198,7 @@ def architecture_of(model: PlannedModel) -> str:
     network, kap = model.architecture["model"], model.architecture["kap"]
     words = [network["name"].replace("resnet", "ResNet-")]
     if network.get("factory"):
-        words = [ModelConfig(**network).called]
+        words = [ModelConfig(**network).in_words()]
     elif network["width"] != 1:
         words.append(f"width {network['width']:g}")
     if kap["pool_size"] > 1:
