@@ -133,13 +133,13 @@ def refused_with_another_file(folder: Path, run: RunDir) -> None:
 
 
 def test_a_run_that_began_with_another_file_is_not_continued(folder: Path, kapdist) -> None:
-    assert kapdist("train", "outside.yaml", "train.epochs=1", "train.batch_size=65").code == 0
+    words = ["train.epochs=1", "train.batch_size=65", "train.checkpoint_every_steps=1"]
+    assert kapdist("train", "outside.yaml", *words).code == 0
     run = RunDir(folder / "runs" / "outside")
     for path in (run.done, run.weights, run.best_weights):
         path.unlink()
     with (folder / "net.py").open("a") as file:
         file.write("\n# changed\n")
-    words = ["train.epochs=1", "train.batch_size=65"]
     end = kapdist("train", "outside.yaml", *words)
     assert (end.code, end.output.count("\n")) == (2, 1)
     assert "found another sha256" in end.output
@@ -281,7 +281,7 @@ def test_a_network_that_writes_into_its_images_is_refused(many: Path, monkeypatc
 
 
 def test_what_is_shown_beforehand_leaves_no_trace(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Statistics, noise and torch's generator are as if nothing had been shown; what no gradient reaches is frozen."""
+    """Statistics, noise and torch's generator are as they were; what no gradient reaches is frozen."""
     monkeypatch.chdir(many)
     (many / "many.py").write_text(MANY + "def good(): return Net(10, dropout=0.5)\n")
     words = ["name=x", "data.train=a", "data.validation=b", "model.num_classes=10", "model.factory=many.py:good"]
