@@ -16,7 +16,7 @@ class Scale(nn.Module):
 
 
 class Net(nn.Module):
-    """Depthwise and strided convolutions, dropout, a parameter of no layer, one without a use, one with two names."""
+    """Depthwise and strided convolutions, dropout, a parameter of no layer, one without a use, shared weights."""
 
     def __init__(self, num_classes: int, channels: int = 16, dropout: float = 0.1) -> None:
         super().__init__()
