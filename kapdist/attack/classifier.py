@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kapdist.attack.model import said
 from kapdist.attack.watch import turned
 from kapdist.errors import InputError
+from kapdist.models.factory import said
 
 BATCH_ROUNDING = 1e-3  # of the largest logit: what other sizes of a batch may round, cuDNN's and folded models' too
 

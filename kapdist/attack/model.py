@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator
+import logging
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import nn
 
 from kapdist.config import KapConfig, ModelConfig
-from kapdist.errors import InputError
-from kapdist.kap import fold
+from kapdist.errors import InputError, first_line
+from kapdist.kap import fold, noise
 from kapdist.models.build import build_model
+from kapdist.models.factory import call_factory, check_factory, check_state, place_of
 from kapdist.models.weights import load_weights
 from kapdist.records.attack_plan import PlannedModel
-from kapdist.run.files import file_sha256
-from kapdist.run.paths import weights_sha256
+from kapdist.run.paths import FACTORY, RunDir, weights_sha256
+
+log = logging.getLogger(__name__)
+
+FOLDED_ROUNDING = 1e-3  # of the largest logit
 
 
 def load_model(source: PlannedModel, run: Path) -> nn.Module:
@@ -36,18 +33,20 @@ def load_model(source: PlannedModel, run: Path) -> nn.Module:
     """
     if source.factory is None:
         assert source.architecture is not None
-        sections = source.architecture
-        model = build_model(ModelConfig(**sections["model"]), KapConfig(**sections["kap"]))
+        sections = ModelConfig(**source.architecture["model"]), KapConfig(**source.architecture["kap"])
+        model = build_model(*sections)
+        if sections[0].factory is not None:
+            check_factory(sections[0].factory, source.factory_sha256)
     else:
         model = call_factory(source.factory)
-        check_factory(source)
-        check_state(model, f"model.factory={source.factory}")
+        check_factory(source.factory, source.factory_sha256)
+        check_state(model, place_of(source.factory))
     weights = source.weights_file(run)
     if weights is not None:
         check_sha256(weights, file_sha256_of(weights), source.weights_sha256)
         load_weights(model, weights)
     else:
-        check_sha256(f"model.factory={source.factory}", state_sha256(model), source.weights_sha256)
+        check_sha256(place_of(str(source.factory)), state_sha256(model), source.weights_sha256)
     model = model.eval().requires_grad_(False)
     return fast(model, source) if source.factory is None else model
 
@@ -57,6 +56,36 @@ def fast(model: nn.Module, source: PlannedModel) -> nn.Module:
     model = fold(model, norms=True) if source.folded else model
     # What fold puts in the place of norms is new, and so in training mode.
     return model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+
+
+def can_fold(source: PlannedModel, run: Path, resolution: int) -> bool:
+    """Return whether a network by other people stays the same function when it is folded.
+
+    torch.fx may not follow its forward, or it may use a convolution's weights in a way of its own.
+    """
+    images = torch.rand(2, 3, resolution, resolution, generator=torch.Generator().manual_seed(0))
+    model = load_model(source.model_copy(update={"folded": False}), run)
+    try:
+        folded = fast(model, source.model_copy(update={"folded": True}))
+    except ValueError as error:
+        log.warning("attacked as it is, not folded: %s", first_line(error))
+        return False
+    with torch.no_grad(), noise(model, "off"):
+        one, other = model(images), folded(images)
+    if (one - other).abs().max() <= FOLDED_ROUNDING * one.abs().max():
+        return True
+    log.warning("attacked as it is: folded it would have other logits")
+    return False
+
+
+def check_network(run: RunDir, factory: str | None) -> None:
+    """Refuse other code of a network by other people than a run began with.
+
+    Raises:
+        InputError: names the factory and both sha256.
+    """
+    if factory is not None and run.begun and FACTORY in (recorded := run.recorded()):
+        check_factory(factory, recorded[FACTORY])
 
 
 def file_sha256_of(path: Path) -> str:
@@ -71,29 +100,6 @@ def check_sha256(place: object, found: str, planned: str) -> None:
         raise InputError(place, f"{hint} (sha256 {planned[:12]})", f"sha256 {found[:12]}")
 
 
-def check_state(model: nn.Module, place: object) -> None:
-    """Raise InputError unless the state_dict is tensors with bytes of their own: nothing else can be told apart."""
-    for key, value in model.state_dict().items():
-        if found := what_has_no_bytes(value):
-            expected = (
-                "a state_dict of dense tensors with values (return the model in floating point, built to the end)"
-            )
-            raise InputError(place, expected, f"{key}, {found}")
-
-
-def what_has_no_bytes(value: Any) -> str:
-    """Say what it is that an entry of a state_dict is instead of a plain tensor; "" if it is one."""
-    if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}"
-    if is_lazy(value):
-        return "a lazy parameter without a shape (let the factory show the model an image)"
-    if value.is_meta:
-        return "a tensor on the meta device, without values"
-    if value.is_quantized or value.layout != torch.strided:
-        return f"a tensor of {value.dtype}, {value.layout}"
-    return ""
-
-
 def state_sha256(model: nn.Module) -> str:
     """Return the sha256 of a state_dict: names, shapes, types and bytes, in order.
 
@@ -106,84 +112,3 @@ def state_sha256(model: nn.Module) -> str:
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def call_factory(factory: str) -> nn.Module:
-    """Return what `package.module:function` or `file.py:function` returns.
-
-    Raises:
-        InputError: it cannot be imported, called without arguments, or returns no nn.Module.
-    """
-    place = f"model.factory={factory}"
-    function = find_factory(factory)
-    try:
-        model = function()
-    except (Exception, SystemExit) as error:
-        expected = "a function that returns the model when called without arguments"
-        raise InputError(place, expected, said(error)) from error
-    if not isinstance(model, nn.Module):
-        raise InputError(place, "an nn.Module to be returned", f"a {type(model).__name__}")
-    return model
-
-
-def find_factory(factory: str) -> Callable[[], Any]:
-    place = f"model.factory={factory}"
-    module_name, _, name = factory.rpartition(":")
-    if not module_name or not name:
-        raise InputError(place, "package.module:function or file.py:function", "no colon between the two")
-    function = getattr(import_module(module_name, place), name, None)
-    if not callable(function):
-        found = "no such name" if function is None else f"a {type(function).__name__}"
-        raise InputError(place, f"a function {name} in {module_name}", found)
-    return function
-
-
-def import_module(name: str, place: str) -> ModuleType:
-    """Import a module by name or by file, its own folder (or the current one) on the path as python would."""
-    is_file = name.endswith(".py")
-    if is_file and not Path(name).is_file():
-        raise InputError(place, f"the file {name}", "no such file")
-    with first_on_path(Path(name).resolve().parent if is_file else Path.cwd()):
-        try:
-            return import_file(Path(name)) if is_file else importlib.import_module(name)
-        except (Exception, SystemExit) as error:  # a script without a main guard ends python
-            raise InputError(place, "a module that can be imported", said(error)) from error
-
-
-def import_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"kapdist_factory_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickle look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@contextlib.contextmanager
-def first_on_path(folder: Path) -> Iterator[None]:
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(str(folder))
-
-
-def factory_sha256(factory: str) -> str | None:
-    """Return the sha256 of the file that a factory names; None where the module has none."""
-    name = factory.rpartition(":")[0]
-    file = name if name.endswith(".py") else import_module(name, f"model.factory={factory}").__file__
-    return file_sha256(Path(file)) if file and Path(file).is_file() else None
-
-
-def check_factory(source: PlannedModel) -> None:
-    assert source.factory is not None
-    if factory_sha256(source.factory) != source.factory_sha256:
-        raise InputError(f"model.factory={source.factory}", "the factory's file as planned", "another sha256")
-
-
-def said(error: Exception | SystemExit) -> str:
-    """Return an error as one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -19,18 +19,13 @@ from kapdist.attack.classifier import (
 )
 from kapdist.attack.devices import device_kind, refuse_auto_elsewhere
 from kapdist.attack.images import ImageSet
-from kapdist.attack.model import (
-    factory_sha256,
-    file_sha256_of,
-    find_factory,
-    load_model,
-    state_sha256,
-)
+from kapdist.attack.model import can_fold, check_network, file_sha256_of, load_model, state_sha256
 from kapdist.attack.stock import resolve
 from kapdist.config import AttackConfig, AttackedModelConfig, Config
 from kapdist.environment import package_versions, usable_cpus
 from kapdist.errors import InputError
 from kapdist.kap import noise
+from kapdist.models.factory import factory_sha256, find_factory
 from kapdist.records.attack_plan import PACKAGES, AttackPlan, Norm, OwnSettings, PlannedModel, read_plan, write_plan
 from kapdist.rng import permutation
 from kapdist.run.files import check_outputs, fingerprint
@@ -163,23 +158,29 @@ def plan_model(run: Path, config: AttackConfig, run_config: Config | None, image
         find_factory(factory)  # what is wrong with it is said before anything is hashed
     weights = config.model.weights.resolve() if config.model.weights else None
     num_classes = config.num_classes or (run_config.model.num_classes if run_config else image_set.num_classes)
-    architecture = None
+    architecture, of_the_run = None, None
     if factory is None:
         assert run_config is not None
+        of_the_run = run_config.model.factory
+        check_network(RunDir(run), of_the_run)
         architecture = {
-            "model": run_config.model.model_dump(mode="json", exclude={"weights"}),
+            "model": run_config.model.model_dump(mode="json", exclude={"weights", "new_head"}),
             "kap": run_config.kap.model_dump(mode="json"),
         }
+    by_others = factory or of_the_run
     planned = PlannedModel(
         factory=factory,
-        factory_sha256=factory_sha256(factory) if factory else None,
+        factory_sha256=factory_sha256(by_others) if by_others else None,
         architecture=architecture,
         weights=weights,
         weights_sha256="",
         num_classes=num_classes,
         folded=factory is None and config.fold and config.noise == "off",
     )
-    return planned.model_copy(update={"weights_sha256": sha256_of_weights(planned, run)})
+    planned = planned.model_copy(update={"weights_sha256": sha256_of_weights(planned, run)})
+    if planned.folded and of_the_run is not None and not can_fold(planned, run, image_set.data.resolution):
+        return planned.model_copy(update={"folded": False})
+    return planned
 
 
 def own_settings(config: AttackConfig, model: PlannedModel, image_set: ImageSet) -> OwnSettings:

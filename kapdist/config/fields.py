@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -114,6 +115,23 @@ def written_off(value: Any) -> Any:
     return "off" if value is False else value
 
 
+def one_word(value: Any) -> Any:
+    """Read one word where several may be."""
+    return (value,) if isinstance(value, str) else value
+
+
+def plain_values(value: Any) -> Any:
+    """Refuse, anywhere in nested values, what a file of JSON cannot hold."""
+    parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("finite numbers")
+    if isinstance(value, str) and ("\0" in value or not is_encodable(value)):
+        raise ValueError("text of characters that files can hold")
+    for part in parts:
+        plain_values(part)
+    return value
+
+
 Fractional = BeforeValidator(fraction)
 Off = BeforeValidator(written_off)
 # Pydantic's own way to write such a union warns of every tuple.
@@ -127,6 +145,9 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Natural = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 SIDES = range(8, 2048 + 1)  # pixels
+Arguments = Annotated[dict[str, Any], AfterValidator(plain_values)]
+Pattern = Annotated[str, Field(pattern=r"^!?[^!]")]
+Patterns = Annotated[tuple[Pattern, ...], Field(min_length=1), BeforeValidator(one_word)]
 Side = Annotated[int, Field(ge=SIDES[0], le=SIDES[-1])]
 Name = Annotated[str, Field(pattern=r"^[\w][\w.+-]*$", max_length=100)]  # of files too, with what is put behind
 ClassRule = Literal["exact", "by-name"]

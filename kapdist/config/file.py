@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -152,7 +152,7 @@ def parse_override(word: str, model: type[Section]) -> dict[str, Any]:
     key, equals, text = word.partition("=")
     if not equals or not key:
         raise InputError(place, "section.key=value", "no '='")
-    if key not in dotted_keys(model):
+    if not is_key(key, model):
         raise InputError(place, f"a known key{nearest(key, model)}", shown(key))
     value = parse(text, place)
     if is_cut(text, value):
@@ -162,6 +162,23 @@ def parse_override(word: str, model: type[Section]) -> dict[str, Any]:
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)
+
+
+def is_key(key: str, model: type[Section]) -> bool:
+    """Return whether a config class has a dotted key: a field's, or one inside of values that are free."""
+    keys = dotted_keys(model)
+    return key in keys or any(key.startswith(f"{free}.") for free in free_keys(model))
+
+
+def free_keys(model: type[Section], prefix: str = "") -> list[str]:
+    """Return the dotted keys of fields whose own keys are free."""
+    found = []
+    for key, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found += free_keys(field.annotation, f"{prefix}{key}.")
+        elif get_origin(field.annotation) is dict:
+            found.append(prefix + key)
+    return found
 
 
 def is_cut(text: str, value: Any) -> bool:

@@ -22,10 +22,12 @@ from kapdist.config.defaults import (
     WARMUP_EPOCHS,
 )
 from kapdist.config.fields import (
+    Arguments,
     ClassRule,
     Name,
     Natural,
     NonNegative,
+    Patterns,
     Positive,
     Probability,
     Section,
@@ -146,13 +148,36 @@ class ModelConfig(Section):
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """Per-channel standard deviation of images in [0, 1]."""
     weights: Path | None = None
-    """Initial weights, safetensors or a plain state_dict; torchvision's names."""
+    """Initial weights, safetensors, a plain state_dict or a trainer's checkpoint; torchvision's names."""
+    new_head: bool = False
+    """Leave the last linear layer as it is initialised, whatever `weights` have for it, to learn other classes."""
+    factory: str | None = None
+    """`package.module:function` or `file.py:function` that returns another network, for which `name` and the keys
+    of our own ones mean nothing; a file is looked up from the current directory."""
+    arguments: Arguments = Field(default_factory=dict)
+    """What the factory is called with, by name: any values."""
+
+    @model_validator(mode="after")
+    def keys_go_with_a_factory(self) -> ModelConfig:
+        if self.factory is None and self.arguments:
+            raise ValueError("arguments with a factory only")
+        fields = type(self).model_fields
+        other = [key for key in OF_OUR_OWN if getattr(self, key) != fields[key].default]
+        if self.factory is not None and other:
+            raise ValueError(f"no {other[0]} with a factory, whose own keys go into arguments")
+        return self
+
+    @model_validator(mode="after")
+    def a_new_head_is_of_weights(self) -> ModelConfig:
+        if self.new_head and self.weights is None:
+            raise ValueError("new_head with weights only")
+        return self
 
     @model_validator(mode="after")
     def has_what_its_network_has(self) -> ModelConfig:
         for key in sorted(self.of_others()):
             names, absent = OF_SOME[key]
-            if getattr(self, key) != absent:
+            if self.factory is None and getattr(self, key) != absent:
                 only = f"other values go with {', '.join(names)}"
                 raise ValueError(f"{key} {str(absent).lower()} with {self.name} ({only})")
         if isinstance(self.widths, tuple) and self.width != 1:
@@ -164,7 +189,10 @@ class ModelConfig(Section):
         return keys_of_others(self.name)
 
     def in_words(self) -> str:
-        """Return the network and how wide it is."""
+        """Return the network and how wide it is; of a factory, what words it is called with."""
+        if self.factory is not None:
+            called_with = [value for value in self.arguments.values() if isinstance(value, str)]
+            return f"{self.factory}({', '.join(called_with)})" if called_with else self.factory
         words: list[str] = [self.name]
         if self.expansion != 1:
             words.append(f"expansion {self.expansion}")
@@ -173,6 +201,9 @@ class ModelConfig(Section):
         if self.width != 1:
             words.append(f"width {self.width:g}")
         return ", ".join(words)
+
+
+OF_OUR_OWN = ("width", "dropout", *OF_SOME)  # networks, among the keys of a model
 
 
 class KapConfig(Section):
@@ -184,6 +215,9 @@ class KapConfig(Section):
     """How kernels neighbour each other: row by row on a sheet, the paper's authors' own; in one line, ours."""
     noise_std: NonNegative = 0.0
     """Standard deviation of the activation noise, white, added after the average, in training."""
+    where: Patterns | None = None
+    """Shell patterns of convolutions' names, such as `layer1.*`; one after a "!" leaves out. Default: all but those
+    that are linear layers by another name."""
 
     @field_validator("pool_size")
     @classmethod

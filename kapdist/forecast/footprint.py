@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from kapdist import kap
 from kapdist.config import Config
+from kapdist.errors import InputError
 from kapdist.forecast.training import Footprint
 from kapdist.models.build import build_model
+from kapdist.models.factory import find_factory
 
 
 def footprint(config: Config) -> Footprint:
@@ -19,8 +21,7 @@ def footprint(config: Config) -> Footprint:
     Raises:
         InputError: the sections ask for what the architecture cannot be.
     """
-    with torch.device("meta"):
-        model = build_model(config.model, config.kap)
+    model = built_light(config)
     parameters, buffers = list(model.parameters()), list(model.buffers())
     return Footprint(
         num_parameters=sum(p.numel() for p in parameters),
@@ -30,6 +31,19 @@ def footprint(config: Config) -> Footprint:
         saved_buffer_bytes=weigh(model.state_dict().values()) - weigh(parameters),
         generator_bytes=generators(model),
     )
+
+
+def built_light(config: Config) -> nn.Module:
+    """Build the model on the meta device; a network by other people that cannot stand that has its storage."""
+    if config.model.factory is not None:
+        find_factory(config.model.factory)  # what its module makes is not for the meta device
+    try:
+        with torch.device("meta"):
+            return build_model(config.model, config.kap)
+    except InputError:
+        if config.model.factory is None:
+            raise
+        return build_model(config.model, config.kap)
 
 
 def weigh(tensors: Iterable[Tensor]) -> int:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from kapdist.errors import InputError
+from kapdist.models.factory import as_they_are, call_factory, check_state, normalised, place_of
 
 if TYPE_CHECKING:  # the models run where there is no pydantic
     from kapdist.config import KapConfig, ModelConfig
+
+log = logging.getLogger(__name__)
+
+NOT_OF_A_NETWORK = {"name", "weights", "new_head", "factory", "arguments"}
 
 
 def build_model(model: ModelConfig, kap: KapConfig) -> nn.Module:
@@ -18,22 +26,56 @@ def build_model(model: ModelConfig, kap: KapConfig) -> nn.Module:
     `model.weights` is left to the caller: training starts from it, an attack never reads it.
 
     Raises:
-        InputError: the sections ask for what the architecture cannot be (more kernels averaged than there are).
+        InputError: the sections ask for what the architecture cannot be (more kernels averaged than there are), or
+            for a factory that returns no network.
     """
-    from kapdist.kap import kapify
+    network = own_network(model) if model.factory is None else outside_network(model, model.factory)
+    if kap.pool_size == 1 and kap.noise_std == 0:
+        return network
+    return averaged(network, model, kap)
+
+
+def own_network(model: ModelConfig) -> nn.Module:
     from kapdist.models import MODELS
 
-    fields = model.model_dump(exclude={"name", "weights"} | model.of_others())
+    fields = model.model_dump(exclude=NOT_OF_A_NETWORK | model.of_others())
     try:
         network: nn.Module = MODELS[model.name](**fields)
     except ValueError as error:
         raise InputError("model", f"fields that {model.name} can be built from", str(error)) from None
-    if kap.pool_size == 1 and kap.noise_std == 0:
-        return network
-    try:
-        return kapify(network, pool_size=kap.pool_size, layout=kap.layout, noise_std=kap.noise_std)
-    except ValueError as error:
-        named = str(error).removeprefix("leave these convolutions out with `where`: ")
-        first = named.partition(";")[0]  # it names every convolution in turn
-        expected = f"an average that {model.in_words()}, allows"
-        raise InputError("kap", expected, first) from None
+    return network
+
+
+def outside_network(model: ModelConfig, factory: str) -> nn.Module:
+    network = call_factory(factory, model.arguments)
+    if not torch.empty(0).is_meta:  # where a forecast weighs it
+        check_state(network, place_of(factory))
+    if not model.normalise:
+        return as_they_are(network)
+    return normalised(network, factory, model.mean, model.std)
+
+
+def averaged(network: nn.Module, model: ModelConfig, kap: KapConfig) -> nn.Module:
+    """Put the averages and the noise into a network; what kapify has to say is logged."""
+    from kapdist.kap import kapify
+    from kapdist.kap.where import named_like, without_a_match
+
+    if kap.where and (unmatched := without_a_match(network, kap.where)):
+        convs = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
+        there = f"{', '.join(convs[:3])}{f' and {len(convs) - 3} more' if len(convs) > 3 else ''}" or "none"
+        raise InputError("kap.where", f"patterns that have names of its convolutions ({there})", repr(unmatched[0]))
+    where = named_like(kap.where) if kap.where else None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            network = kapify(
+                network, pool_size=kap.pool_size, layout=kap.layout, noise_std=kap.noise_std, where=where
+            )
+        except ValueError as error:
+            named = str(error).removeprefix("leave these convolutions out with `where`: ")
+            first, *others = named.split(";")  # it names every convolution in turn
+            more = f" (and {len(others)} more)" if others else ""
+            raise InputError("kap", f"an average that {model.in_words()}, allows", first + more) from None
+    for warning in caught:
+        log.warning("%s", warning.message)
+    return network

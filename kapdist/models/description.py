@@ -21,6 +21,8 @@ METADATA = "kapdist"
 POOL = "kap.pool_size"
 NOISE = "kap.noise_std"
 NORMALISATION = ("model.mean", "model.std")
+# How the robustness library's attacked models end the names of theirs.
+NORMALISERS = {"normalizer.new_mean": "model.mean", "normalizer.new_std": "model.std"}
 
 
 def describe_weights(model: nn.Module) -> dict[str, str]:
@@ -57,8 +59,18 @@ def describe(model: nn.Module) -> dict[str, str]:
     for key in NORMALISATION:
         value = getattr(model, key.removeprefix("model."), None)
         if isinstance(value, Tensor) and not value.is_meta:
-            said[key] = json.dumps(value.detach().flatten().tolist())
+            said[key] = listed(value)
     return said
+
+
+def describe_normaliser(beside: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return what tensors that lie beside a network's say of the normalisation that it was trained with."""
+    ends = NORMALISERS.items()
+    return {name: listed(value) for key, value in beside.items() for end, name in ends if key.endswith(end)}
+
+
+def listed(value: Tensor) -> str:
+    return json.dumps(value.detach().flatten().tolist())
 
 
 def together(convs: Mapping[str, nn.Module], value: Callable[[nn.Module], object]) -> str:
@@ -75,10 +87,10 @@ def check_description(model: nn.Module, said: Mapping[str, str], path: Path, sta
     Other noise gives the same logits with the noise off: that is logged. With `start` so is another
     normalisation, and an average that plain weights are to be trained with.
     """
-    if POOL not in said:  # torchvision's, timm's, an older run's
+    if not said:  # torchvision's, timm's, an older run's
         return
     own = describe(model)
-    plain = said[POOL] == "1" and not said.get("kap.layout")
+    plain = said.get(POOL) == "1" and not said.get("kap.layout")
     for key, value in own.items():
         if said.get(key, value) == value:
             continue

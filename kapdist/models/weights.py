@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import logging
 import math
 import pickle
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,22 +16,28 @@ import torch
 from torch import Tensor, nn
 
 from kapdist.errors import InputError
-from kapdist.models.description import check_description, describe_weights, read_description
+from kapdist.models.description import check_description, describe_normaliser, describe_weights, read_description
 
-WRAPPERS = ("state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")  # of DDP, torch.compile, Lightning, detectors
+log = logging.getLogger(__name__)
+
+# timm's trainer, torchvision's, Lightning, the robustness library; averages of weights first, as ours are.
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+# Of DDP, torch.compile, Lightning, detectors; the robustness library's of its second name for the network.
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "attacker.")
 FORMATS = "weights as safetensors or a plain state_dict (torch.save)"
 
 
-def load_weights(model: nn.Module, path: Path, start: bool = False) -> None:
+def load_weights(model: nn.Module, path: Path, start: bool = False, new_head: bool = False) -> None:
     """Copy the weights of a file into the model; every key must be there, with its shape, and no other.
 
     Norms' `num_batches_tracked` alone may lack, as torch lets it: older state_dicts have none.
 
     Args:
-        path: safetensors, or a state_dict written by torch.save, bare or under the key "state_dict" or "model";
-            prefixes that wrappers put before every key (`PREFIXES`, in any order) are dropped.
+        path: safetensors, or a state_dict written by torch.save, bare or in a trainer's checkpoint (`WRAPPERS`);
+            prefixes that wrappers put before the network's keys (`PREFIXES`, in any order) are dropped, and with
+            them what does not have them: it is a part of the wrapper.
         start: training goes on from these weights, so plain ones may start a model that averages kernels.
+        new_head: the last linear layer stays as it is, whatever the file has for it.
 
     Raises:
         InputError: no such file, not weights, a pickle that holds more than tensors, weights that do not fit
@@ -38,8 +47,14 @@ def load_weights(model: nn.Module, path: Path, start: bool = False) -> None:
     """
     path = Path(path)
     state, said = read_file(path)
-    state = without_prefixes(state, set(model.state_dict()))
+    state, beside = within_prefix(state, set(model.state_dict()))
+    if beside:
+        more = f" and {len(beside) - 1} more" if len(beside) > 1 else ""
+        log.info("%s: %s%s: not the network's, and not taken", path, next(iter(beside)), more)
+    said |= describe_normaliser(beside)
     state = with_counters(model, without_unused(model, state))
+    if new_head:
+        state = with_own_head(model, state, path)
     check_fit(model, state, path)
     if found := first_not_finite(state):
         raise InputError(path, "finite weights", f"a value that is not in {found}")
@@ -51,8 +66,22 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """Write the weights of a model as safetensors that say what they were made for."""
     from safetensors.torch import save_file
 
-    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    save_file(weights, path, metadata=describe_weights(model))
+    save_file(tensors_of(model), path, metadata=describe_weights(model))
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state_dict as a file has it: on the CPU, each tensor with bytes of its own.
+
+    A tensor under two names, as where layers share their weights, is there twice.
+    """
+    tensors: dict[str, Tensor] = {}
+    known: set[int] = set()
+    for name, value in model.state_dict().items():
+        tensor = value.detach().contiguous().cpu()
+        place = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if place in known else tensor
+        known.add(place)
+    return tensors
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -90,11 +119,14 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def read_torch(path: Path, start: bytes) -> Any:
     try:
-        with warnings.catch_warnings():
+        # The options of timm's and torchvision's trainers lie beside the weights: names and plain values.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore", UserWarning)  # about old pickles; our own line says it better
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise InputError(path, FORMATS, "a pickle that holds more than tensors and could run code") from None
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = "a pickle that holds more than tensors and could run code"
+        raise InputError(path, FORMATS, found + (f" ({asked[1]})" if asked else "")) from None
     except Exception as error:  # torch raises whatever the damaged bytes lead it to
         is_pickle = start[:1] == b"\x80"
         found = "a pickle" if is_pickle else f"a damaged or foreign file ({type(error).__name__})"
@@ -102,10 +134,13 @@ def read_torch(path: Path, start: bytes) -> Any:
 
 
 def unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    for name in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
-            break
+    """Return the state_dict of what a file holds: of a trainer's checkpoint, averaged weights if it has them."""
+    parts = content if isinstance(content, Mapping) else {}
+    if wrappers := [name for name in WRAPPERS if isinstance(parts.get(name), Mapping)]:
+        name, *others = wrappers
+        if others:
+            log.info("%s: %s is taken, not %s", path, name, ", ".join(others))
+        content = content[name]
     if not isinstance(content, Mapping) or not content:
         raise InputError(path, FORMATS, f"a {type(content).__name__} without weights")
     for key, value in content.items():
@@ -114,13 +149,39 @@ def unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def without_prefixes(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
-    """Drop the prefixes that all keys have, as long as the model's own keys do not begin so."""
-    while True:
-        prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None)
-        if prefix is None or not state or all(key.startswith(prefix) for key in wanted):
-            return state
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
+def within_prefix(state: dict[str, Tensor], wanted: set[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the tensors under the prefix that most of the wanted keys are found under, and those beside it.
+
+    A prefix is any number of `PREFIXES`, one after another; of several the shortest.
+    """
+    prefix = max(prefixes_of(state), key=lambda p: (sum(p + key in state for key in wanted), -len(p)))
+    within = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return within, {key: value for key, value in state.items() if not key.startswith(prefix)}
+
+
+def prefixes_of(state: Mapping[str, Tensor]) -> set[str]:
+    """Return every prefix of wrappers that a key begins with; "" among them."""
+    found = {""}
+    for key in state:
+        prefix = ""
+        while more := next((p for p in PREFIXES if key.startswith(prefix + p)), None):
+            prefix += more
+            found.add(prefix)
+    return found
+
+
+def with_own_head(model: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Take the model's own tensors of its last linear layer."""
+    name = next(
+        (name for name, module in reversed(list(model.named_modules())) if isinstance(module, nn.Linear)), ""
+    )
+    own = {key: value for key, value in model.state_dict().items() if key.startswith(f"{name}.")}
+    if not name:
+        raise InputError("model.new_head", "a network with a linear layer, the last of which is new", "none")
+    for key, value in own.items():
+        there = f"{tuple(state[key].shape)} in {path.name}" if key in state else f"none in {path.name}"
+        log.warning("model.new_head: %s of shape %s is new (%s)", key, tuple(value.shape), there)
+    return {key: value for key, value in state.items() if not key.startswith(f"{name}.")} | own
 
 
 def without_unused(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -140,7 +201,9 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None
     wanted = model.state_dict()
     for key, value in wanted.items():
         if key not in state:
-            raise InputError(path, f"{key} of shape {tuple(value.shape)}", "no such key")
+            first = next((name for name in state if name not in wanted), None)
+            other = f" (but {first})" if first else ""
+            raise InputError(path, f"{key} of shape {tuple(value.shape)}", f"no such key{other}")
         if state[key].shape != value.shape:
             expected, found = (f"shape {tuple(tensor.shape)}" for tensor in (value, state[key]))
             raise InputError(path, f"{key} of {expected}", found)

@@ -109,6 +109,11 @@ class Plan:
             largest = -(-largest // pieces)
         return largest
 
+    @property
+    def smallest_part(self) -> int:
+        """Fewest images that a rank takes through the model at a time."""
+        return self.num_images // self.steps_per_epoch // self.world_size // self.accumulation_steps
+
     def lr(self, step: int) -> float:
         """Learning rate of the step after `step` finished ones: linear to the peak, then down to zero."""
         if step < self.warmup_steps:
@@ -224,13 +229,22 @@ def check_norms(config: Config, smallest_part: int, side: int, batch_size: int) 
     Raises:
         InputError: a rank has one image in some part of a step, and the last maps are 1 x 1.
     """
-    adversarial = config.adversarial
-    # Clean and adversarial images go through together, but not while the attack takes their own statistics.
-    both = adversarial.mode != "off" and adversarial.clean_share and adversarial.statistics != "train"
-    images = smallest_part * (2 if both else 1)
+    if config.model.factory is not None:
+        return  # whoever builds it shows it as many
+    images = together(config, smallest_part)
     if images == 1 and side <= stride_of(config.model.name, config.model.stem):
         expected = f"at least 2 images in each part of a step (the last maps of {side} px images are 1 x 1)"
         raise InputError("train.batch_size", expected, f"{batch_size}, which leaves a part with one")
+
+
+def together(config: Config, images: int) -> int:
+    """Return how many go through the norms together where a part has so many images.
+
+    Clean and adversarial ones do, but not while the attack takes their own statistics.
+    """
+    adversarial = config.adversarial
+    both = adversarial.mode != "off" and adversarial.clean_share and adversarial.statistics != "train"
+    return images * (2 if both else 1)
 
 
 def lr_scale(optim: OptimConfig, batch_size: int) -> float:

@@ -13,6 +13,8 @@ from kapdist.config.file import dump_config, load_config
 from kapdist.errors import InputError
 from kapdist.run.files import file_sha256, write_atomic
 
+FACTORY = "factory_sha256"  # what plan.json calls the sha256 of the file with a network by other people
+
 
 class RunDir:
     """The directory of one training run and of the attacks on it."""

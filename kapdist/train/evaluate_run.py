@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kapdist import kap
 from kapdist.attack.averaged import log_mean
+from kapdist.attack.model import check_network
 from kapdist.config import Config, DataConfig, EngineConfig, flatten
 from kapdist.config.evaluation import MAY_DIFFER, EvaluationConfig
 from kapdist.data.beton.classes import classes_of, with_classes
@@ -119,6 +120,7 @@ def load_model(run: RunDir, known: Config, config: EvaluationConfig, device: tor
     path = weights_path(run, config)
     if config.noise == "fresh" and not known.kap.noise_std:
         raise InputError("noise=fresh", "a run with activation noise (kap.noise_std above 0)", "one without")
+    check_network(run, known.model.factory)
     model = build_model(known.model, known.kap)
     load_weights(model, path)
     if known.engine.channels_last:

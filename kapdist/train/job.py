@@ -15,6 +15,7 @@ from safetensors.torch import save as safetensors
 from torch import nn
 
 from kapdist import kap
+from kapdist.attack.model import check_network
 from kapdist.config import MAY_MOVE, Config
 from kapdist.data.beton.classes import ClassList, with_classes
 from kapdist.data.beton.layout import BetonInfo, check_labels, open_beton
@@ -27,11 +28,12 @@ from kapdist.environment import memory_bytes
 from kapdist.errors import InputError
 from kapdist.models.build import build_model
 from kapdist.models.description import describe_weights
+from kapdist.models.factory import factory_sha256
 from kapdist.models.strided import guard_strided
-from kapdist.models.weights import first_not_finite, load_weights
+from kapdist.models.weights import first_not_finite, load_weights, tensors_of
 from kapdist.plan.training import Plan, Room, make_plan
 from kapdist.rng import derive_seed
-from kapdist.run.paths import RunDir, weights_sha256
+from kapdist.run.paths import FACTORY, RunDir, weights_sha256
 from kapdist.train import checkpoint
 from kapdist.train.adversarial import Adversary
 from kapdist.train.attempt import Attempt
@@ -41,6 +43,7 @@ from kapdist.train.evaluate import Evaluation, evaluate
 from kapdist.train.metrics import LossMeter
 from kapdist.train.optim import MovingAverage, make_ema, make_optimizer
 from kapdist.train.stop import Stop
+from kapdist.train.trainable import check_trainable
 from kapdist.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -87,9 +90,13 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
     """Open the data, make the plan, build model and engine; what is wrong with the input is found here."""
     data, validation = ranks.together(lambda: open_data(config))
     ranks.from_first(lambda: check_images(this.run, data, validation))
+    ranks.together(lambda: check_network(this.run, config.model.factory))
     room = ranks.from_first(lambda: room_for(config, data, ranks, this.run))
     plan = ranks.together(lambda: make_plan(config, data.num_images, ranks.world_size, room))
     model = ranks.together(lambda: initial_model(config, ranks))
+    if config.model.factory:
+        ranks.together(lambda: check_trainable(model, config, plan))
+        broadcast([*model.parameters(), *model.buffers()], ranks)  # it may have drawn from any generator
     ema = make_ema(model, config.optim)  # a copy of the model before an engine has its hooks in it
     optimizer = make_optimizer(model, config.optim)
     if config.engine.compile:
@@ -122,7 +129,8 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
 def settle(job: Job, this: Attempt) -> None:
     """Claim the run directory: not before nothing can be wrong any more. Rank 0 only."""
     this.claim(job.config, job.ranks)
-    this.note(job.run.plan, job.plan.describe() | described_images(job.data, job.validation))
+    images, network = described_images(job.data, job.validation), described_network(job.config)
+    this.note(job.run.plan, job.plan.describe() | images | network)
     storage = job.plan.storage
     log.info("order %s, cache %s: %s", storage.order, storage.cache, storage.reason)
 
@@ -162,6 +170,11 @@ def check_images(run: RunDir, data: BetonInfo, validation: BetonInfo) -> None:
             raise InputError(f"{key} = {info.path}", expected, f"others ({info.fingerprint[:12]})")
 
 
+def described_network(config: Config) -> dict[str, Any]:
+    """Return what plan.json says of a network by other people: what tells its code from another."""
+    return {FACTORY: factory_sha256(config.model.factory)} if config.model.factory else {}
+
+
 def initial_model(config: Config, ranks: Ranks) -> nn.Module:
     """Return the model before its first step: the same weights on every rank, noise of each rank's own."""
     torch.manual_seed(derive_seed(config.seed, "weights"))
@@ -169,7 +182,7 @@ def initial_model(config: Config, ranks: Ranks) -> nn.Module:
     if config.model.weights:
         if config.model.weights.is_file():
             weights_sha256(config.model.weights)
-        load_weights(model, config.model.weights, start=True)
+        load_weights(model, config.model.weights, start=True, new_head=config.model.new_head)
     guard_strided(model)
     kap.seed_noise(model, derive_seed(config.seed, "activation noise", ranks.rank))
     torch.manual_seed(derive_seed(config.seed, "dropout", ranks.rank))
@@ -225,6 +238,7 @@ def save(job: Job, step: int) -> None:
     shared = job.engine.state() | {
         "ema": job.ema.state_dict() if job.ema else None,
         "data": job.data.fingerprint,
+        "network": described_network(job.config),
         "last_evaluation": vars(job.last) | {},
         "best_weights": best,
     }
@@ -251,6 +265,9 @@ def resume(job: Job) -> int:
     if shared["data"] != job.data.fingerprint:
         found = f"a checkpoint of other images ({shared['data'][:12]})"
         raise InputError(path, f"a checkpoint of {job.data.path} ({job.data.fingerprint[:12]})", found)
+    network = described_network(job.config)
+    if shared.get("network", network) != network:  # plan.json, which says so first, may be gone
+        raise InputError(path, f"a checkpoint of {job.config.model.factory} as its file is", "one of another file")
     job.engine.load_state(shared)
     if job.ema:
         job.ema.load_state_dict(shared["ema"])
@@ -325,7 +342,7 @@ def exported(job: Job) -> bytes | None:
         FloatingPointError: on all ranks, where a value is not finite.
     """
     broadcast(job.evaluated.buffers(), job.ranks)
-    weights = {name: tensor.contiguous().cpu() for name, tensor in job.evaluated.state_dict().items()}
+    weights = tensors_of(job.evaluated)
     found = first_not_finite(weights)
     if job.ranks.any(found is not None):
         raise checkpoint.diverged(

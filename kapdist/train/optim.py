@@ -24,6 +24,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     rest: list[Tensor] = []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
             (decayed if isinstance(module, DECAYED) and name == "weight" else rest).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 

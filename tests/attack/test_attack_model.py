@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from kapdist.attack.model import call_factory, load_model
+from kapdist.attack.model import load_model
 from kapdist.attack.plan import plan_attack
 from kapdist.attack.shard import run_shard
 from kapdist.config import AttackConfig, Config, KapConfig, ModelConfig
@@ -17,6 +17,7 @@ from kapdist.config.file import load_config
 from kapdist.errors import InputError
 from kapdist.kap import KAPConv2d, noise
 from kapdist.models.build import build_model
+from kapdist.models.factory import call_factory
 from kapdist.records.attack_plan import PlannedModel, run_of
 from kapdist.run.paths import AttackDir, RunDir
 

@@ -18,11 +18,11 @@ import kapdist.attack.units as units
 from kapdist import cli
 from kapdist.attack.classifier import check_classifier
 from kapdist.attack.merge import merge_chunks
-from kapdist.attack.model import call_factory
 from kapdist.attack.plan import plan_attack
 from kapdist.attack.run import run_attack
 from kapdist.attack.shard import run_shard
 from kapdist.errors import InputError
+from kapdist.models.factory import call_factory
 from kapdist.run.paths import AttackDir
 
 World = Any

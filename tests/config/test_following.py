@@ -30,6 +30,7 @@ OF_KEYS = {
     "data.min_resolution": [32, 2048],
     "data.max_resolution": [32, 2048],
     "model.mean": ["[0, 0, 0]"],
+    "model.arguments": ["{}", "{a: 1}"],
     "model.std": ["[1, 1, 1]"],
     "train.batch_size": [2, NUM_IMAGES],
     "train.accumulation_steps": [1, NUM_IMAGES // 2],
@@ -41,8 +42,14 @@ OF_KEYS = {
     "corruptions.severities": ["[5]"],
     "corruptions.noise_stds": ["[0.5]", "[]"],
 }
-# What cannot follow, since only the user can name it: which attacks, which run.
-TO_NAME = {("version", "custom"), ("attacks", "[transfer]"), ("transfer_from", "x")}
+# What cannot follow, since only the user can name it: which attacks, which run, which network, which weights.
+TO_NAME = {
+    ("version", "custom"),
+    ("attacks", "[transfer]"),
+    ("transfer_from", "x"),
+    ("model.arguments", "{a: 1}"),
+    ("model.new_head", "true"),
+}
 
 
 def values_of(key: str, field: FieldInfo) -> list[Any]:

@@ -75,9 +75,7 @@ OURS += [(name, {}) for name in ("preact_resnet18", "wide_resnet28_10")]  # cnn 
 def test_no_strided_weight_gradient_is_asked_of_our_models(
     name: str, options: dict[str, str], pool_size: int
 ) -> None:
-    model = kapify(
-        MODELS[name](10, width=0.125, **options), pool_size=pool_size, layout="line", noise_std=0.1
-    )
+    model = kapify(MODELS[name](10, width=0.125, **options), pool_size=pool_size, layout="line", noise_std=0.1)
     unguarded, guarded = copy.deepcopy(model), guard_strided(model)
     images = torch.rand(2, 3, 32, 32)
     counts = []

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 
 import kapdist.run.files as files
 from kapdist.attack.merge import merge
-from kapdist.attack.model import call_factory
 from kapdist.attack.plan import plan_attack
 from kapdist.attack.shard import run_shard
 from kapdist.attack.stock import standard_list
 from kapdist.errors import InputError
+from kapdist.models.factory import call_factory
 from kapdist.records.sealed import (
     DamagedError,
     read_array,

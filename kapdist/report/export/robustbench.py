@@ -208,7 +208,9 @@ def architecture_of(model: PlannedModel) -> str:
         return FILL_IN
     network, kap = model.architecture["model"], model.architecture["kap"]
     section = ModelConfig(**network)
-    words = [section.in_words().replace(section.name, SPELLED[section.name], 1)]
+    words = [section.in_words()]
+    if section.factory is None:
+        words = [words[0].replace(section.name, SPELLED[section.name], 1)]
     if kap["pool_size"] > 1:
         words.append(f"KAP {kap['pool_size']} ({kap['layout']})")
     return ", ".join(words)
