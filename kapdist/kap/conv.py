@@ -94,12 +94,16 @@ class KAPConv2d(NoisyLayer, nn.Conv2d):
             return self.forward(x[None]).squeeze(0)
         if self.groups > 1:
             z = self._conv_forward(x, self.weight, self.bias)
-            return self.average(self._add_noise(z) if self._is_noisy() else z, dim=1)
+            return self.average(self._add_noise(z) if self.is_noisy() else z, dim=1)
         z = self._conv_forward(x, *self.averaged_parameters())
-        return self._add_noise(z, pooled=True) if self._is_noisy() else z
+        return self._add_noise(z, pooled=True) if self.is_noisy() else z
 
-    def _is_noisy(self) -> bool:
-        return self.noise_std > 0 and self.noise_source.mode != "off"
+    @property
+    def has_noise(self) -> bool:
+        return self.noise_std > 0
+
+    def silence(self) -> None:
+        self.noise_std = 0.0
 
     def _add_noise(self, z: Tensor, pooled: bool = False) -> Tensor:
         """z + n, or z + A n where z is pooled already; n always has out_channels channels."""

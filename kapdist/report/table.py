@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from kapdist.config.noises import noises
 from kapdist.report.reading import Attack, Run
 from kapdist.report.words import as_255ths, plural, with_255ths
 from kapdist.statistics.intervals import Proportion, wilson
@@ -66,7 +67,8 @@ class Row:
         if self.run.config is None:
             return "from outside"
         model = self.run.config.model
-        return model.name if model.width == 1 else f"{model.name}, width {model.width:g}"
+        width = "" if model.width == 1 else f", width {model.width:g}"
+        return f"{model.name}{width}{f', {model.members} members' if model.members > 1 else ''}"
 
     @property
     def pool(self) -> str:
@@ -79,6 +81,11 @@ class Row:
     @property
     def noise_std(self) -> float | None:
         return self.run.config.kap.noise_std if self.own and self.run.config else None
+
+    @property
+    def noises(self) -> dict[str, str]:
+        """What the model draws in every pass unless its noise is off; of a factory's model it is not known."""
+        return noises(self.run.config.model, self.run.config.kap) if self.own and self.run.config else {}
 
     @property
     def input_noise_std(self) -> float | None:
