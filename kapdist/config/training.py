@@ -143,12 +143,24 @@ class ModelConfig(Section):
     """Chance that an image skips the last block, in training; of earlier blocks it is less (Huang et al. 2016)."""
     normalise: bool = True
     """Subtract mean and divide by std; false takes images in [0, 1] as they are and reads neither."""
+    dropout_kind: Literal["1d", "2d"] = "1d"
+    """What dropout drops: single values (1d), or whole channels of an image (2d)."""
+    dropout_draws: Literal["training", "always"] = "training"
+    """When it does: in training; or always, in evaluation too (Gal & Ghahramani 2016), as a noise that is fresh,
+    fixed or off like the activation noise."""
+    members: Natural = 1
+    """Independent networks, each from a seed of its own, that are trained together as one model, on their mean."""
+    members_mean: Literal["logits", "probabilities"] = "logits"
+    """What an ensemble's logits are: the mean of its members' logits, or the log of their mean probability."""
+    random_member: bool = False
+    """In evaluation and attack with noise on, each image goes through one member, drawn for it; off: the mean."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Per-channel mean of images in [0, 1]; the model normalises inside."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """Per-channel standard deviation of images in [0, 1]."""
     weights: Path | None = None
-    """Initial weights, safetensors, a plain state_dict or a trainer's checkpoint; torchvision's names."""
+    """Initial weights, safetensors, a plain state_dict or a trainer's checkpoint; torchvision's names. Of an
+    ensemble: its own, one network's for every member, or a file of each, `{member}` in the path being its number."""
     new_head: bool = False
     """Leave the last linear layer as it is initialised, whatever `weights` have for it, to learn other classes."""
     factory: str | None = None
@@ -184,6 +196,12 @@ class ModelConfig(Section):
             raise ValueError("width 1 with widths in numbers: they are the channels themselves")
         return self
 
+    @model_validator(mode="after")
+    def an_ensemble_has_several(self) -> ModelConfig:
+        if self.members == 1 and (self.random_member or self.members_mean != "logits"):
+            raise ValueError("random_member and members_mean with members above 1 only")
+        return self
+
     def of_others(self) -> set[str]:
         """Return the keys that are for other networks than this one."""
         return keys_of_others(self.name)
@@ -200,6 +218,8 @@ class ModelConfig(Section):
             words.append(f"widths {self.widths if isinstance(self.widths, str) else list(self.widths)}")
         if self.width != 1:
             words.append(f"width {self.width:g}")
+        if self.members > 1:
+            words.append(f"{self.members} members")
         return ", ".join(words)
 
 

@@ -11,12 +11,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from kapdist.kap.conv import KAPConv2d
 from kapdist.kap.kapify import check_permanent, conv_arguments, is_made_anew, replace_modules
 from kapdist.kap.left_out import LayerTracer
+from kapdist.kap.noise import layers_with_noise
 from kapdist.kap.norms import PLAIN, behind
 
 
 def fold(model: nn.Module, *, norms: bool = False, dense: bool = False) -> nn.Module:
     """A copy in which each KAPConv2d is a plain nn.Conv2d with averaged weights: same logits, noise off.
 
+    All noise is off for good, that of other layers too (dropout that draws always, the member of an ensemble).
     A grouped KAPConv2d with a pool stays one, without noise, because the average mixes the groups; with `dense` it
     becomes a dense convolution: exact, but many times as large. With `norms` each nn.BatchNorm2d or
     nn.SyncBatchNorm that alone follows a convolution is folded into it as well, with its running statistics, and an
@@ -33,8 +35,8 @@ def fold(model: nn.Module, *, norms: bool = False, dense: bool = False) -> nn.Mo
     copied = copy.deepcopy(model)
     convs = [module for module in copied.modules() if isinstance(module, KAPConv2d)]
     new = {conv: plain_conv(conv) for conv in convs if dense or not mixes_groups(conv)}
-    for conv in convs:
-        conv.noise_std = 0.0
+    for layer in layers_with_noise(copied):
+        layer.silence()
     folded = replace_modules(copied, new)
     return _fold_norms(folded.eval()) if norms else folded
 

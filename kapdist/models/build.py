@@ -11,28 +11,55 @@ from torch import nn
 
 from kapdist.errors import InputError
 from kapdist.models.factory import as_they_are, call_factory, check_state, normalised, place_of
+from kapdist.rng import derive_seed
 
 if TYPE_CHECKING:  # the models run where there is no pydantic
     from kapdist.config import KapConfig, ModelConfig
 
 log = logging.getLogger(__name__)
 
-NOT_OF_A_NETWORK = {"name", "weights", "new_head", "factory", "arguments"}
+# What is made of any network, whatever its own constructor takes.
+OF_EVERY_NETWORK = {"members", "members_mean", "random_member", "dropout_kind", "dropout_draws"}
+NOT_OF_A_NETWORK = {"name", "weights", "new_head", "factory", "arguments"} | OF_EVERY_NETWORK
 
 
 def build_model(model: ModelConfig, kap: KapConfig) -> nn.Module:
-    """Build the network that the two sections describe, with its initial weights.
+    """Build the network or the ensemble that the two sections describe, with its initial weights.
 
-    `model.weights` is left to the caller: training starts from it, an attack never reads it.
+    `model.weights` is left to the caller: training starts from it, an attack never reads it. Each member of an
+    ensemble begins from a seed of its own, that of torch's generator and its number.
 
     Raises:
         InputError: the sections ask for what the architecture cannot be (more kernels averaged than there are), or
             for a factory that returns no network.
     """
+    from kapdist.models.ensemble import Ensemble
+
+    if model.members == 1:
+        return build_network(model, kap)
+    seed = torch.initial_seed()
+    members = []
+    with torch.random.fork_rng(devices=[]):
+        for number in range(model.members):
+            torch.default_generator.manual_seed(derive_seed(seed, "member", number))
+            members.append(build_network(model, kap))
+    return Ensemble(members, model.members_mean, model.random_member)
+
+
+def build_network(model: ModelConfig, kap: KapConfig) -> nn.Module:
+    """Build one network; of an ensemble, a member."""
+    from kapdist.kap.noise import share_noise_source
+    from kapdist.models.dropout import with_dropout
+
     network = own_network(model) if model.factory is None else outside_network(model, model.factory)
-    if kap.pool_size == 1 and kap.noise_std == 0:
-        return network
-    return averaged(network, model, kap)
+    if kap.pool_size > 1 or kap.noise_std:
+        network = averaged(network, model, kap)
+    try:
+        network = with_dropout(network, model.dropout_kind, model.dropout_draws)
+    except ValueError as error:
+        raise InputError("model.dropout_draws", "a model that has dropout (model.dropout)", str(error)) from None
+    share_noise_source(network)
+    return network
 
 
 def own_network(model: ModelConfig) -> nn.Module:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kapdist.errors import InputError
 from kapdist.models.description import check_description, describe_normaliser, describe_weights, read_description
+from kapdist.models.ensemble import for_members, networks, starts_of
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,9 @@ def load_weights(model: nn.Module, path: Path, start: bool = False, new_head: bo
         path: safetensors, or a state_dict written by torch.save, bare or in a trainer's checkpoint (`WRAPPERS`);
             prefixes that wrappers put before the network's keys (`PREFIXES`, in any order) are dropped, and with
             them what does not have them: it is a part of the wrapper.
-        start: training goes on from these weights, so plain ones may start a model that averages kernels.
+        start: training goes on from these weights, so plain ones may start a model that averages kernels, and those
+            of one network an ensemble, all members alike. With `{member}` in the path, which stands for their
+            numbers, each member starts from a file of its own.
         new_head: the last linear layer stays as it is, whatever the file has for it.
 
     Raises:
@@ -46,13 +49,19 @@ def load_weights(model: nn.Module, path: Path, start: bool = False, new_head: bo
             nothing of it are taken.
     """
     path = Path(path)
+    if start and (files := starts_of(model, path)):
+        for member, file in files:
+            load_weights(member, file, start, new_head)
+        return
     state, said = read_file(path)
-    state, beside = within_prefix(state, set(model.state_dict()))
+    one = networks(model)[0]
+    state, beside = within_prefix(state, {*model.state_dict(), *one.state_dict()})
     if beside:
         more = f" and {len(beside) - 1} more" if len(beside) > 1 else ""
         log.info("%s: %s%s: not the network's, and not taken", path, next(iter(beside)), more)
+    state = for_members(model, without_unused(one, state), path, start)
     said |= describe_normaliser(beside)
-    state = with_counters(model, without_unused(model, state))
+    state = with_counters(model, state)
     if new_head:
         state = with_own_head(model, state, path)
     check_fit(model, state, path)
@@ -171,17 +180,22 @@ def prefixes_of(state: Mapping[str, Tensor]) -> set[str]:
 
 
 def with_own_head(model: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Take the model's own tensors of its last linear layer."""
-    name = next(
-        (name for name, module in reversed(list(model.named_modules())) if isinstance(module, nn.Linear)), ""
-    )
-    own = {key: value for key, value in model.state_dict().items() if key.startswith(f"{name}.")}
-    if not name:
+    """Take the model's own tensors of its last linear layer, of an ensemble those of every member."""
+    heads = tuple(f"{name}." for name in last_linear_layers(model))
+    if not heads:
         raise InputError("model.new_head", "a network with a linear layer, the last of which is new", "none")
+    own = {key: value for key, value in model.state_dict().items() if key.startswith(heads)}
     for key, value in own.items():
         there = f"{tuple(state[key].shape)} in {path.name}" if key in state else f"none in {path.name}"
         log.warning("model.new_head: %s of shape %s is new (%s)", key, tuple(value.shape), there)
-    return {key: value for key, value in state.items() if not key.startswith(f"{name}.")} | own
+    return {key: value for key, value in state.items() if not key.startswith(heads)} | own
+
+
+def last_linear_layers(model: nn.Module) -> list[str]:
+    """Return the names of the layers that make the logits: of each network the last linear one, if it has one."""
+    names = {module: name for name, module in model.named_modules()}
+    linear = ([module for module in one.modules() if isinstance(module, nn.Linear)] for one in networks(model))
+    return [names[layers[-1]] for layers in linear if layers]
 
 
 def without_unused(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
