@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kapdist.config import EngineConfig
+from kapdist.engine.norms import synchronise
 from kapdist.engine.ranks import Ranks
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,6 +46,8 @@ class Engine(ABC):
         self.module, self.optimizer, self.ranks = module, optimizer, ranks
         self.precision = PRECISIONS[config.precision]
         self.clip_grad_norm = clip_grad_norm
+        if config.sync_batch_norm:
+            ranks.together(lambda: synchronise(module, ranks))
         self.start(config)
 
     @abstractmethod
