@@ -90,7 +90,7 @@ KINDS = {
     "input_noise": {"train.input_noise_std"},
     "kap_input_noise": {"train.input_noise_std", "kap.pool_size", "kap.norm_first"},
     "dropout": {"model.dropout", "model.dropout_kind"},
-    "ensemble": {"model.members", "model.width"},
+    "ensemble": {"model.members", "model.width", "model.expansion"},
     "adversarial": {f"adversarial.{key}" for key in ("mode", "eps", "eps_warmup_epochs", "steps", "step_size")},
 }
 WITHOUT = {"kap": "plain", "kap_alone": "plain", "kap_noise": "noise", "kap_input_noise": "input_noise"}
@@ -160,6 +160,7 @@ def test_what_kap_adds_to_a_noise_can_be_told(path: Path) -> None:
 # KAP's authors' files: network, stem, widths, side, global batch, epochs, milestones, a norm before the average.
 AUTHORS = {
     "cifar10/": ("resnet18", "cifar", "doubling", 32, 128, 200, (150,), False),
+    "cifar10/cnn_": ("cnn", "cifar", "doubling", 32, 128, 200, (150,), False),
     "cifar100/": ("resnet18", "cifar", "doubling", 32, 128, 200, (150,), False),
     "tiny_imagenet/": ("resnet18", "imagenet", "squares", 128, 128, 90, (30, 60), True),
     "imagenet/resnet18_": ("resnet18", "imagenet", "squares", 224, 256, 100, (30, 60, 90), True),
@@ -281,7 +282,7 @@ def made_small(config: Config) -> list[str]:
 
 def taking_steps() -> list[Path]:
     """Return one training of those that differ in classes, depth or epochs alone; the others are but built."""
-    again = re.compile(r"imagenet/resnet.*_(32|88)_|(imagenet/resnet50_|cifar100/)(?!plain|16_plain|kap_noise)")
+    again = re.compile(r"imagenet/resnet.*_(32|88)_|(imagenet/resnet50_|cifar100/|.*cnn_)(?!(16_)?plain|kap_noise)")
     return [path for path in trainings() if not again.match(called(path))]
 
 
