@@ -62,8 +62,8 @@ class Engine(ABC):
     def forward_alone(self, images: Tensor) -> Tensor:
         """Return logits as `forward` does, on this rank alone: nothing is exchanged, and no backward is expected.
 
-        Norms over ranks (engine.sync_batch_norm) that take a batch's statistics do exchange them, as many as there are
-        passes on every rank.
+        Norms over ranks (engine.sync_batch_norm) that take a batch's statistics exchange them all the same: every
+        rank must make as many passes.
 
         What is differentiated is the caller's (torch.autograd.grad): gradients of parameters stay as they are.
         """
