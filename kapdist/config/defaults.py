@@ -12,6 +12,7 @@ RAMP_MULTIPLE = 32  # pixels: what the strides of a ResNet divide
 RESOLUTION = 32  # pixels
 EPOCHS, WARMUP_EPOCHS = 16, 2.0
 BATCH_SIZE = 1024
+ADAMW_LR, ADAMW_WEIGHT_DECAY = 1e-3, 1e-2  # torch's own
 STALL_MINUTES, TIMEOUT_MINUTES = 10.0, 15.0
 LONGER = TIMEOUT_MINUTES / STALL_MINUTES
 CHECKPOINT_STEPS = 1000  # where the clock is switched off
@@ -27,10 +28,15 @@ def side_beside(written: Written, other: str, take: Callable[[int, int], int]) -
 
 
 def least_epochs(written: Written) -> int | None:
-    """Return the epochs that the warm-ups and the ramp take that are written; None where the default will do."""
+    """Return the epochs that what is written takes: warm-ups, the ramp, the steps of the learning rate.
+
+    None where the default will do.
+    """
     needed = number(written, "optim.warmup_epochs")
     if number(written, "data.min_resolution"):
         needed = max(needed, number(written, "data.start_ramp", "data.end_ramp"))
+    if written.get("optim.schedule") == "steps":
+        needed = max(needed, *(math.floor(epoch) + 1 for epoch in written.get("optim.milestones") or (0,)))
     if written.get("adversarial.mode", "off") not in ("off", False):
         needed = max(needed, number(written, "adversarial.eps_warmup_epochs"))
     return math.ceil(needed) if needed > EPOCHS else None
@@ -74,6 +80,9 @@ TRAINING = (
     Rule("data.end_ramp", lambda written: number(written, "data.start_ramp") or None),
     Rule("data.order", when("data.cache", ("process",), "quasi-random")),
     Rule("engine.name", lambda written: "deepspeed" if number(written, "engine.zero_stage") else None),
+    Rule("optim.schedule", lambda written: "steps" if written.get("optim.milestones") else None),
+    Rule("optim.lr", when("optim.name", ("adamw",), ADAMW_LR)),
+    Rule("optim.weight_decay", when("optim.name", ("adamw",), ADAMW_WEIGHT_DECAY)),
     Rule("train.epochs", least_epochs),
     Rule("optim.warmup_epochs", warm_up),
     Rule("train.checkpoint_every_steps", when("train.checkpoint_every_minutes", (0,), CHECKPOINT_STEPS)),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kapdist.config.training import KapConfig, ModelConfig
+from kapdist.config.model import ModelConfig
+from kapdist.config.training import KapConfig
 
 NOISE_KEYS = "kap.noise_std above 0, model.dropout_draws always or model.random_member"
 

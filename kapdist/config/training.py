@@ -13,28 +13,24 @@ from pydantic import Field, field_validator, model_validator
 from kapdist.config.adversarial import AdversarialConfig
 from kapdist.config.defaults import (
     EPOCHS,
-    MODEL,
     RAMP_MULTIPLE,
     RESOLUTION,
     STALL_MINUTES,
     TIMEOUT_MINUTES,
     TRAINING,
-    WARMUP_EPOCHS,
 )
 from kapdist.config.fields import (
-    Arguments,
     ClassRule,
     Name,
     Natural,
     NonNegative,
     Patterns,
     Positive,
-    Probability,
     Section,
     Side,
-    StageWidths,
 )
-from kapdist.config.networks import OF_SOME, NetworkName, keys_of_others
+from kapdist.config.model import ModelConfig
+from kapdist.config.optim import OptimConfig
 from kapdist.errors import InputError
 
 
@@ -115,117 +111,6 @@ class DataConfig(Section):
         return self
 
 
-class ModelConfig(Section):
-    """Owner: models/."""
-
-    follows = MODEL
-
-    name: NetworkName = "resnet18"
-    """Architecture."""
-    num_classes: Annotated[int, Field(ge=2)] = 1000
-    """Number of logits."""
-    stem: Literal["imagenet", "cifar"] = "imagenet"
-    """imagenet: 7x7 stride 2 and a max pool; cifar: 3x3 stride 1, the only one of networks for small images."""
-    width: Positive = 1.0
-    """Multiplier of every layer's channels; squares stay squares, and a Wide ResNet's stem stays at 16."""
-    widths: StageWidths = "doubling"
-    """Channels of the four stages at width 1: doubling is 64, 128, 256, 512; squares is 64, 144, 256, 529, of which
-    every sheet is square; or four numbers, which are the channels and go with width 1 alone."""
-    expansion: Natural = 1
-    """Of cnn, e: its convolutions have 64 e^2, 144 e^2 and 225 e^2 kernels."""
-    blurpool: bool = False
-    """Low-pass filter before strided convolutions (Zhang 2019)."""
-    zero_init_residual: bool = True
-    """Start the last norm of every block at zero (Goyal et al. 2017); ResNets alone end blocks with one."""
-    dropout: Probability = 0.0
-    """Dropout inside the blocks: the pseudo-ensemble baseline."""
-    drop_path: Probability = 0.0
-    """Chance that an image skips the last block, in training; of earlier blocks it is less (Huang et al. 2016)."""
-    normalise: bool = True
-    """Subtract mean and divide by std; false takes images in [0, 1] as they are and reads neither."""
-    dropout_kind: Literal["1d", "2d"] = "1d"
-    """What dropout drops: single values (1d), or whole channels of an image (2d)."""
-    dropout_draws: Literal["training", "always"] = "training"
-    """When it does: in training; or always, in evaluation too (Gal & Ghahramani 2016), as a noise that is fresh,
-    fixed or off like the activation noise."""
-    members: Natural = 1
-    """Independent networks, each from a seed of its own, that are trained together as one model, on their mean."""
-    members_mean: Literal["logits", "probabilities"] = "logits"
-    """What an ensemble's logits are: the mean of its members' logits, or the log of their mean probability."""
-    random_member: bool = False
-    """In evaluation and attack with noise on, each image goes through one member, drawn for it; off: the mean."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Per-channel mean of images in [0, 1]; the model normalises inside."""
-    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
-    """Per-channel standard deviation of images in [0, 1]."""
-    weights: Path | None = None
-    """Initial weights, safetensors, a plain state_dict or a trainer's checkpoint; torchvision's names. Of an
-    ensemble: its own, one network's for every member, or a file of each, `{member}` in the path being its number."""
-    new_head: bool = False
-    """Leave the last linear layer as it is initialised, whatever `weights` have for it, to learn other classes."""
-    factory: str | None = None
-    """`package.module:function` or `file.py:function` that returns another network, for which `name` and the keys
-    of our own ones mean nothing; a file is looked up from the current directory."""
-    arguments: Arguments = Field(default_factory=dict)
-    """What the factory is called with, by name: any values."""
-
-    @model_validator(mode="after")
-    def keys_go_with_a_factory(self) -> ModelConfig:
-        if self.factory is None and self.arguments:
-            raise ValueError("arguments with a factory only")
-        fields = type(self).model_fields
-        other = [key for key in OF_OUR_OWN if getattr(self, key) != fields[key].default]
-        if self.factory is not None and other:
-            raise ValueError(f"no {other[0]} with a factory, whose own keys go into arguments")
-        return self
-
-    @model_validator(mode="after")
-    def a_new_head_is_of_weights(self) -> ModelConfig:
-        if self.new_head and self.weights is None:
-            raise ValueError("new_head with weights only")
-        return self
-
-    @model_validator(mode="after")
-    def has_what_its_network_has(self) -> ModelConfig:
-        for key in sorted(self.of_others()):
-            names, absent = OF_SOME[key]
-            if self.factory is None and getattr(self, key) != absent:
-                only = f"other values go with {', '.join(names)}"
-                raise ValueError(f"{key} {str(absent).lower()} with {self.name} ({only})")
-        if isinstance(self.widths, tuple) and self.width != 1:
-            raise ValueError("width 1 with widths in numbers: they are the channels themselves")
-        return self
-
-    @model_validator(mode="after")
-    def an_ensemble_has_several(self) -> ModelConfig:
-        if self.members == 1 and (self.random_member or self.members_mean != "logits"):
-            raise ValueError("random_member and members_mean with members above 1 only")
-        return self
-
-    def of_others(self) -> set[str]:
-        """Return the keys that are for other networks than this one."""
-        return keys_of_others(self.name)
-
-    def in_words(self) -> str:
-        """Return the network and how wide it is; of a factory, what words it is called with."""
-        if self.factory is not None:
-            called_with = [value for value in self.arguments.values() if isinstance(value, str)]
-            return f"{self.factory}({', '.join(called_with)})" if called_with else self.factory
-        words: list[str] = [self.name]
-        if self.expansion != 1:
-            words.append(f"expansion {self.expansion}")
-        if self.widths != "doubling":
-            words.append(f"widths {self.widths if isinstance(self.widths, str) else list(self.widths)}")
-        if self.width != 1:
-            words.append(f"width {self.width:g}")
-        if self.members > 1:
-            words.append(f"{self.members} members")
-        return ", ".join(words)
-
-
-OF_OUR_OWN = ("width", "dropout", *OF_SOME)  # networks, among the keys of a model
-
-
 class KapConfig(Section):
     """Owner: kap/."""
 
@@ -245,32 +130,6 @@ class KapConfig(Section):
         if value % 2 == 0:
             raise ValueError("an odd number")
         return value
-
-
-class OptimConfig(Section):
-    """Owner: train/optim.py."""
-
-    lr: Positive = 0.5
-    """Peak learning rate, for a global batch of `lr_batch_size`."""
-    lr_batch_size: Annotated[int, Field(ge=0)] = 0
-    """Global batch size that lr was found for; the plan scales lr in proportion to train.batch_size (Goyal et al.
-    2017). 0 takes lr as it stands."""
-    momentum: Probability = 0.9
-    """Momentum of SGD."""
-    nesterov: bool = True
-    """Nesterov's form of the momentum (Sutskever et al. 2013)."""
-    weight_decay: NonNegative = 5e-5
-    """On weights of convolutions and linear layers only, never on norms and biases."""
-    warmup_epochs: NonNegative = WARMUP_EPOCHS
-    """Epochs from zero to the peak, linear by step; where it is not written, at most half of a training of one."""
-    schedule: Literal["linear", "cosine"] = "linear"
-    """The way from the peak back to zero."""
-    label_smoothing: Probability = 0.1
-    """Label smoothing of the training loss."""
-    clip_grad_norm: NonNegative = 0.0
-    """Largest norm of the gradient; 0 does not clip."""
-    ema_decay: Probability = 0.0
-    """Decay of the moving average of weights that is evaluated and exported; 0 keeps none."""
 
 
 class TrainConfig(Section):
@@ -327,6 +186,9 @@ class EngineConfig(Section):
     """On GPUs: the same bits every time, which costs speed. CPUs compute so in any case."""
     channels_last: bool = True
     """Keep activations and weights in channels-last order."""
+    sync_batch_norm: bool = False
+    """Norms take the statistics of a batch over all ranks, not over each rank's own images: a message more for each
+    norm, forward and backward."""
     compile: bool = False
     """torch.compile the model."""
     threads: Annotated[int, Field(ge=0)] = 0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kapdist.config import EngineConfig
+from kapdist.engine.norms import synchronise
 from kapdist.engine.ranks import Ranks
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,6 +46,8 @@ class Engine(ABC):
         self.module, self.optimizer, self.ranks = module, optimizer, ranks
         self.precision = PRECISIONS[config.precision]
         self.clip_grad_norm = clip_grad_norm
+        if config.sync_batch_norm:
+            ranks.together(lambda: synchronise(module, ranks))
         self.start(config)
 
     @abstractmethod
@@ -58,6 +61,9 @@ class Engine(ABC):
     @abstractmethod
     def forward_alone(self, images: Tensor) -> Tensor:
         """Return logits as `forward` does, on this rank alone: nothing is exchanged, and no backward is expected.
+
+        Norms over ranks (engine.sync_batch_norm) that take a batch's statistics exchange them all the same: every
+        rank must make as many passes.
 
         What is differentiated is the caller's (torch.autograd.grad): gradients of parameters stay as they are.
         """

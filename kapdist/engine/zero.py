@@ -86,16 +86,20 @@ class Partitioned:
 
     def whole(self, number: int, value: Any) -> list[Any]:
         """Return the values of one group's parameters, given this rank's partition of them."""
-        if not isinstance(value, Tensor) or value.dim() == 0:
+        if not isinstance(value, Tensor):
             return [value] * len(self.groups[number])
+        if value.dim() == 0:  # AdamW's count of steps, which it adds to in place: each parameter has its own
+            return [value.clone() for _ in self.groups[number]]
         flat = torch.empty_like(self.zero.bit16_groups_flat[number], dtype=value.dtype)
         torch.distributed.all_gather(list(flat.chunk(self.ranks.world_size)), value)
         return [self.within(flat, number, parameter) for parameter in self.groups[number]]
 
     def share(self, number: int, values: list[Any]) -> Any:
         """Return this rank's partition of the values of one group's parameters."""
-        if not isinstance(values[0], Tensor) or values[0].dim() == 0:
+        if not isinstance(values[0], Tensor):
             return values[0]
+        if values[0].dim() == 0:
+            return values[0].clone()
         flat = torch.zeros_like(self.zero.bit16_groups_flat[number], dtype=values[0].dtype)
         for parameter, value in zip(self.groups[number], values, strict=True):
             self.within(flat, number, parameter).copy_(value)

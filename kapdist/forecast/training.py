@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from kapdist.config import Config, TrainConfig
+from kapdist.config import Config, OptimConfig, TrainConfig
 from kapdist.errors import InputError
 from kapdist.plan.adversarial import AdversarialPlan
 from kapdist.plan.training import Plan, make_plan
@@ -138,7 +138,7 @@ def forecast(
     engine, stage = config.engine.name, config.engine.zero_stage
     images = plan.epochs * num_images
     seconds = None if rate is None else images / (rate.images_per_second * machine.ranks)
-    momentum, ema = config.optim.momentum > 0, config.optim.ema_decay > 0
+    states, ema = optimizer_states(config.optim), config.optim.ema_decay > 0
     return Forecast(
         machine=machine,
         plan=plan,
@@ -153,8 +153,8 @@ def forecast(
             plan.adversarial,
             footprint.buffer_bytes if machine.ranks > 1 else 0,
         ),
-        memory=memory(stage, machine.ranks, footprint, momentum, ema),
-        checkpoints=checkpoints(config.train, plan, footprint, momentum, ema, seconds),
+        memory=memory(stage, machine.ranks, footprint, states, ema),
+        checkpoints=checkpoints(config.train, plan, footprint, states, ema, seconds),
         rate=rate,
         hours=None if seconds is None else seconds / 3600,
     )
@@ -211,9 +211,14 @@ def in_a_step(update: Traffic, adversarial: AdversarialPlan | None, buffers: int
     )
 
 
-def memory(zero_stage: int, ranks: int, footprint: Footprint, momentum: bool, ema: bool) -> Memory:
-    """Return what a rank holds. ZeRO divides the momentum, and keeps a copy of its part of the fp32 weights."""
-    optimizer = footprint.parameter_bytes if momentum else 0
+def optimizer_states(optim: OptimConfig) -> int:
+    """Return how many numbers an optimizer keeps for each parameter: AdamW's two averages, SGD's momentum."""
+    return 2 if optim.name == "adamw" else int(optim.momentum > 0)
+
+
+def memory(zero_stage: int, ranks: int, footprint: Footprint, states: int, ema: bool) -> Memory:
+    """Return what a rank holds. ZeRO divides the optimizer's state, and keeps a copy of its part of the weights."""
+    optimizer = states * footprint.parameter_bytes
     gradients = footprint.gradient_bytes
     if zero_stage:
         optimizer = -(-(optimizer + footprint.parameter_bytes) // ranks)
@@ -224,11 +229,11 @@ def memory(zero_stage: int, ranks: int, footprint: Footprint, momentum: bool, em
 
 
 def checkpoints(
-    train: TrainConfig, plan: Plan, footprint: Footprint, momentum: bool, ema: bool, seconds: float | None
+    train: TrainConfig, plan: Plan, footprint: Footprint, states: int, ema: bool, seconds: float | None
 ) -> Checkpoints:
-    """Return size and number: weights and buffers, momentum and the moving average once, generators per rank."""
+    """Return size and number: weights, buffers, optimizer and the moving average once, generators per rank."""
     copies = footprint.state_bytes * (2 if ema else 1)
-    shared = copies + (footprint.parameter_bytes if momentum else 0)
+    shared = copies + states * footprint.parameter_bytes
     total = shared + plan.world_size * footprint.generator_bytes
     return Checkpoints(
         shared_bytes=shared,

@@ -83,6 +83,9 @@ class Plan:
     schedule: str
     ramp: Ramp
     storage: Storage
+    milestones: tuple[int, ...] = ()
+    """Finished steps after which a schedule of steps multiplies lr by decay_factor."""
+    decay_factor: float = 1.0
     adversarial: AdversarialPlan | None = None
 
     @property
@@ -115,9 +118,12 @@ class Plan:
         return self.num_images // self.steps_per_epoch // self.world_size // self.accumulation_steps
 
     def lr(self, step: int) -> float:
-        """Learning rate of the step after `step` finished ones: linear to the peak, then down to zero."""
+        """Learning rate of the step after `step` finished ones: linear to the peak, then by the schedule."""
         if step < self.warmup_steps:
             return self.peak_lr * (step + 1) / self.warmup_steps
+        if self.schedule == "steps":
+            passed = sum(milestone <= step for milestone in self.milestones)
+            return self.peak_lr * self.decay_factor**passed
         progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
         if self.schedule == "cosine":
             return self.peak_lr * 0.5 * (1 + math.cos(math.pi * progress))
@@ -183,7 +189,8 @@ def make_plan(config: Config, num_images: int, world_size: int, room: Room | Non
     if smallest < 1:
         refuse_parts(train, batch_size, world_size)
     ramp = make_ramp(config.data, train.epochs)
-    check_norms(config, smallest, min(ramp.first, ramp.last), batch_size)
+    normed = smallest * (world_size if config.engine.sync_batch_norm else 1)
+    check_norms(config, normed, min(ramp.first, ramp.last), batch_size)
     scale = lr_scale(optim, batch_size)
     return Plan(
         num_images=num_images,
@@ -196,6 +203,8 @@ def make_plan(config: Config, num_images: int, world_size: int, room: Room | Non
         peak_lr=optim.lr * scale,
         lr_scale=scale,
         schedule=optim.schedule,
+        milestones=milestone_steps(optim, train.epochs, steps_per_epoch),
+        decay_factor=optim.decay_factor,
         adversarial=plan_adversarial(config.adversarial, train.epochs, steps_per_epoch),
         ramp=ramp,
         storage=choose_storage(config.data, num_images, room),
@@ -227,7 +236,7 @@ def check_norms(config: Config, smallest_part: int, side: int, batch_size: int) 
     """Refuse parts of a step with which a norm would have one value per channel, of which there is no variance.
 
     Raises:
-        InputError: a rank has one image in some part of a step, and the last maps are 1 x 1.
+        InputError: norms see one image in some part of a step, and the last maps are 1 x 1.
     """
     if config.model.factory is not None:
         return  # whoever builds it shows it as many
@@ -256,6 +265,23 @@ def warmup_steps(optim: OptimConfig, epochs: int, steps_per_epoch: int) -> int:
     if optim.warmup_epochs > epochs:
         raise InputError("optim.warmup_epochs", f"at most train.epochs = {epochs}", str(optim.warmup_epochs))
     return round(optim.warmup_epochs * steps_per_epoch)
+
+
+def milestone_steps(optim: OptimConfig, epochs: int, steps_per_epoch: int) -> tuple[int, ...]:
+    """Return the first steps at or after the epochs of a schedule of steps; none for another schedule.
+
+    Where no epoch is named they are half and three quarters of the training, as He et al. 2016 have it (arXiv
+    1512.03385, section 4.2: 32k and 48k of 64k iterations).
+
+    Raises:
+        InputError: a milestone that the training does not reach.
+    """
+    if optim.schedule != "steps":
+        return ()
+    named = (epochs / 2, 3 * epochs / 4) if optim.milestones is None else optim.milestones
+    if named and named[-1] >= epochs:
+        raise InputError("optim.milestones", f"epochs below train.epochs = {epochs}", f"{named[-1]:g}")
+    return tuple(math.ceil(round(epoch * steps_per_epoch, 6)) for epoch in named)
 
 
 def make_ramp(data: DataConfig, epochs: int) -> Ramp:

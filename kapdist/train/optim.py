@@ -1,4 +1,4 @@
-"""SGD with momentum; weight decay by module type; moving average of weights."""
+"""SGD with momentum or AdamW; weight decay by module type; moving average of weights."""
 
 from __future__ import annotations
 
@@ -15,26 +15,38 @@ from kapdist.config import OptimConfig
 DECAYED = (nn.modules.conv._ConvNd, nn.Linear)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Split parameters into decayed (weights of convolutions and linear layers) and the rest.
+def parameter_groups(model: nn.Module, weight_decay: float, decay_norms: bool = False) -> list[dict[str, object]]:
+    """Split parameters into weights of convolutions and linear layers, which decay, and the rest, which may.
 
     Chosen by module type: a filter for "bn" in the name misses the norms of downsample branches.
     """
-    decayed: list[Tensor] = []
+    weights: list[Tensor] = []
     rest: list[Tensor] = []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad:
-                continue
-            (decayed if isinstance(module, DECAYED) and name == "weight" else rest).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+            if parameter.requires_grad:
+                (weights if isinstance(module, DECAYED) and name == "weight" else rest).append(parameter)
+    return [
+        {"params": weights, "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": weight_decay if decay_norms else 0.0},
+    ]
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Return SGD over the model; the learning rate is written by the engine at every step."""
-    groups = parameter_groups(model, config.weight_decay)
+    """Return the optimizer of a model; the learning rate is written by the engine at every step."""
+    return OPTIMIZERS[config.name](parameter_groups(model, config.weight_decay, config.decay_norms), config)
+
+
+def make_sgd(groups: list[dict[str, object]], config: OptimConfig) -> torch.optim.Optimizer:
     nesterov = config.nesterov and config.momentum > 0
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
+
+
+def make_adamw(groups: list[dict[str, object]], config: OptimConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+
+
+OPTIMIZERS = {"sgd": make_sgd, "adamw": make_adamw}
 
 
 class MovingAverage(AveragedModel):

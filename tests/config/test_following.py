@@ -31,6 +31,8 @@ OF_KEYS = {
     "data.max_resolution": [32, 2048],
     "model.mean": ["[0, 0, 0]"],
     "model.arguments": ["{}", "{a: 1}"],
+    "optim.betas": ["[0, 0.999999]"],
+    "optim.milestones": ["[]", "[1e-6]", "[1, 1000]"],
     "model.std": ["[1, 1, 1]"],
     "train.batch_size": [2, NUM_IMAGES],
     "train.accumulation_steps": [1, NUM_IMAGES // 2],
@@ -115,6 +117,15 @@ def test_no_key_is_refused_for_one_that_is_not_written(model: type[Section]) -> 
         ("data.end_ramp=40", "train.epochs", 16),  # without a ramp it means nothing
         ("adversarial.mode=pgd adversarial.eps_warmup_epochs=30", "train.epochs", 30),
         ("adversarial.mode=off adversarial.eps_warmup_epochs=30", "train.epochs", 16),
+        ("optim.milestones=[30,60.5]", "optim.schedule", "steps"),
+        ("optim.milestones=[30,60.5]", "train.epochs", 61),
+        ("optim.milestones=[30,60]", "train.epochs", 61),
+        ("optim.milestones=[]", "optim.schedule", "linear"),
+        ("optim.schedule=steps", "train.epochs", 16),
+        ("optim.name=adamw", "optim.lr", 1e-3),
+        ("optim.name=adamw", "optim.weight_decay", 1e-2),
+        ("optim.name=adamw optim.lr=0.5", "optim.lr", 0.5),
+        ("optim.name=sgd", "optim.lr", 0.5),
         ("data.min_resolution=64", "data.max_resolution", 64),
         ("data.min_resolution=64 data.resolution=200", "data.max_resolution", 192),
         ("data.max_resolution=256 data.resolution=224", "data.min_resolution", 224),
@@ -166,6 +177,13 @@ def test_draws_of_an_evaluation_are_of_fresh_noise() -> None:
     [
         ("train.epochs=1 optim.warmup_epochs=2", "optim.warmup_epochs: expected at most train.epochs = 1"),
         ("data.min_resolution=64 data.end_ramp=40 train.epochs=16", "data.end_ramp: expected at most train.epochs"),
+        (
+            "optim.milestones=[8,16] train.epochs=16",
+            "optim.milestones: expected epochs below train.epochs = 16, found 16",
+        ),
+        ("optim.milestones=[8] optim.schedule=cosine", "milestones with schedule steps only"),
+        ("optim.milestones=[8,4]", "milestones that ascend, each once"),
+        ("optim.milestones=[8,8]", "milestones that ascend, each once"),
         ("data.min_resolution=64 data.crop=none", "min_resolution with crop random-resized only"),
         ("data.cache=process data.order=random", "cache process with order quasi-random only"),
         ("engine.zero_stage=1 engine.name=ddp", "zero_stage above 0 with name deepspeed only"),
@@ -182,7 +200,7 @@ def test_two_that_are_written_are_not_taken_for_one_another(words: str, line: st
 
 
 def test_a_config_written_down_whole_has_nothing_that_follows(tmp_path: Path) -> None:
-    words = ["train.epochs=1", "data.max_resolution=64", "engine.zero_stage=1", "train.stall_minutes=30"]
+    words = ["data.max_resolution=64", "engine.zero_stage=1", "train.stall_minutes=30", "optim.milestones=[17]"]
     config = load_config(Config, None, [*DATA, "name=x", *words])
     (tmp_path / "x.yaml").write_text(dump_config(config))
     assert load_config(Config, tmp_path / "x.yaml") == config

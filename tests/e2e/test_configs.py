@@ -1,4 +1,4 @@
-"""Every config of configs/ loads, is planned at its real size, and takes two steps on small data in its format."""
+"""Every config of configs/ loads, is built and planned at its real size; of each kind one takes two steps."""
 
 from __future__ import annotations
 
@@ -44,8 +44,6 @@ class DataSet:
     sides: tuple[int, ...]
     """Of the small images, in turn, pixels."""
     jpeg_quality: int | None = None
-    small: tuple[str, ...] = ()
-    """Words that make a step small without changing what it is."""
 
 
 SMALL_RAMP = (
@@ -60,7 +58,7 @@ DATA_SETS = {
     "cifar10": DataSet(50_000, 10, (32,)),
     "cifar100": DataSet(50_000, 100, (32,)),
     "tiny_imagenet": DataSet(100_000, 200, (64,), 90),
-    "imagenet": DataSet(1_281_167, 1000, (48, 90, 61, 75), 90, SMALL_RAMP),
+    "imagenet": DataSet(1_281_167, 1000, (48, 90, 61, 75), 90),
 }
 
 
@@ -83,8 +81,40 @@ def config_of(path: Path) -> Config:
     return load_config(Config, path)
 
 
-def plain_of(path: Path) -> Path:
-    return path.with_name(re.sub(r"(noise|kap|kap_line|kap_sheet)\.yaml$", "plain.yaml", path.name))
+# What a kind is called and what it differs in from the plain training.
+KINDS = {
+    "noise": {"kap.noise_std"},
+    "kap": {"kap.pool_size", "kap.norm_first"},
+    "kap_alone": {"kap.pool_size"},
+    "kap_noise": {"kap.pool_size", "kap.norm_first", "kap.noise_std"},
+    "input_noise": {"train.input_noise_std"},
+    "kap_input_noise": {"train.input_noise_std", "kap.pool_size", "kap.norm_first"},
+    "dropout": {"model.dropout", "model.dropout_kind"},
+    "ensemble": {"model.members", "model.width", "model.expansion"},
+    "adversarial": {f"adversarial.{key}" for key in ("mode", "eps", "eps_warmup_epochs", "steps", "step_size")},
+}
+WITHOUT = {"kap": "plain", "kap_alone": "plain", "kap_noise": "noise", "kap_input_noise": "input_noise"}
+OWN_NAMES = {("fashion_mnist", "kap"): "kap_noise"}  # the quickstart's three are plain, noise and kap
+
+
+def kind_of(path: Path) -> str:
+    """Return what a training is a kind of; "" for a plain one."""
+    found = next((kind for kind in sorted(KINDS, key=len, reverse=True) if named(path, kind)), "")
+    return OWN_NAMES.get((path.parent.name, found), found)
+
+
+def named(path: Path, kind: str) -> bool:
+    return path.stem == kind or path.stem.endswith(f"_{kind}")
+
+
+def beside(path: Path, kind: str) -> Path:
+    """Return the training of another kind of the same network and data."""
+    own = next((one for one in sorted(KINDS, key=len, reverse=True) if named(path, one)), "plain")
+    return path.with_name(f"{path.stem.removesuffix(own)}{kind}.yaml")
+
+
+def of_kinds() -> list[Path]:
+    return [path for path in trainings() if kind_of(path)]
 
 
 @pytest.mark.parametrize("path", others(), ids=called)
@@ -109,15 +139,55 @@ def test_every_run_has_a_directory_of_its_own() -> None:
     assert sorted(set(names)) == sorted(names)
 
 
-@pytest.mark.parametrize("path", [path for path in trainings() if plain_of(path) != path], ids=called)
-def test_noise_and_kap_differ_from_plain_in_the_section_kap_alone(path: Path) -> None:
-    mine, plain = (flatten(config_of(file)) for file in (path, plain_of(path)))
+@pytest.mark.parametrize("path", of_kinds(), ids=called)
+def test_a_kind_differs_from_plain_in_its_own_keys_alone(path: Path) -> None:
+    mine, plain = (flatten(config_of(file)) for file in (path, beside(path, "plain")))
     differing = {key for key in mine if mine[key] != plain[key]} - IN_COMMON
     assert differing
-    assert all(key.startswith("kap.") for key in differing), differing
-    assert (plain["kap.pool_size"], plain["kap.noise_std"]) == (1, 0)
-    noise = flatten(config_of(path.with_name(plain_of(path).name.replace("plain", "noise"))))
-    assert mine["kap.noise_std"] == noise["kap.noise_std"]  # or nobody could tell what KAP adds to the noise
+    assert differing <= KINDS[kind_of(path)], differing
+    assert (plain["kap.pool_size"], plain["kap.noise_std"], plain["train.input_noise_std"]) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("path", [path for path in of_kinds() if kind_of(path) in WITHOUT], ids=called)
+def test_what_kap_adds_to_a_noise_can_be_told(path: Path) -> None:
+    """A kind with KAP differs from the kind without it in the average alone."""
+    mine, other = (flatten(config_of(file)) for file in (path, beside(path, WITHOUT[kind_of(path)])))
+    differing = {key for key in mine if mine[key] != other[key]} - IN_COMMON
+    assert differing <= {"kap.pool_size", "kap.norm_first"}
+    assert (mine["kap.pool_size"], mine["kap.layout"]) == (3, "sheet")
+
+
+# KAP's authors' files: network, stem, widths, side, global batch, epochs, milestones, a norm before the average.
+AUTHORS = {
+    "cifar10/": ("resnet18", "cifar", "doubling", 32, 128, 200, (150,), False),
+    "cifar10/cnn_": ("cnn", "cifar", "doubling", 32, 128, 200, (150,), False),
+    "cifar100/": ("resnet18", "cifar", "doubling", 32, 128, 200, (150,), False),
+    "tiny_imagenet/": ("resnet18", "imagenet", "squares", 128, 128, 90, (30, 60), True),
+    "imagenet/resnet18_": ("resnet18", "imagenet", "squares", 224, 256, 100, (30, 60, 90), True),
+    "imagenet/resnet50_": ("resnet50", "imagenet", "squares", 224, 256, 100, (30, 60, 90), True),
+}
+
+
+@pytest.mark.parametrize("place", AUTHORS)
+def test_every_kind_is_there_as_the_authors_train(place: str) -> None:
+    for kind in ("plain", *KINDS.keys() - {"kap_alone"}):
+        path = CONFIGS / f"{place}{kind}.yaml"
+        config = config_of(path)
+        data, model, optim, train = config.data, config.model, config.optim, config.train
+        network, stem, widths, side, batch, epochs, milestones, norm_first = AUTHORS[place]
+        assert (model.name, model.stem, model.widths, model.normalise) == (network, stem, widths, False)
+        assert (data.resolution, data.min_resolution, data.flip) == (side, None, True)
+        assert (data.crop, data.translate) == (("none", 4) if side == 32 else ("random-resized", 0))
+        assert (train.batch_size, train.epochs, train.mixup_alpha, data.cutout) == (batch, epochs, 0, 0)
+        assert (optim.name, optim.lr, optim.momentum) == ("sgd", 0.1, 0.9)
+        assert (optim.weight_decay, optim.decay_norms) == (1e-4, True)
+        assert (optim.schedule, optim.milestones, optim.decay_factor) == ("steps", milestones, 0.1)
+        assert (optim.warmup_epochs, optim.label_smoothing, optim.ema_decay) == (0, 0, 0)
+        assert config.engine.precision == "fp32"
+        assert config.kap.norm_first == (norm_first and "kap" in kind)
+        assert config.kap.noise_std in (0, 0.2)
+        header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+        assert "theirs" in " ".join(header).lower(), path
 
 
 # README and *_configs/*.yaml of github.com/libffcv/ffcv-imagenet: global batch, peak lr, weight decay.
@@ -143,6 +213,7 @@ def test_imagenet_is_the_published_recipe(name: str, epochs: int) -> None:
     assert (config.train.epochs, optim.warmup_epochs, optim.schedule) == (epochs, 2, "linear")
     assert (optim.momentum, optim.nesterov, optim.label_smoothing) == (0.9, False, 0.1)
     assert (model.name, model.stem, model.blurpool, model.width) == (name, "imagenet", True, 1)
+    assert not optim.decay_norms
     assert (config.data.crop, config.data.crop_ratio, config.data.flip) == ("random-resized", 224 / 256, True)
     assert (config.train.mixup_alpha, config.train.cutmix_alpha, config.optim.ema_decay) == (0, 0, 0)
 
@@ -197,13 +268,30 @@ def threads() -> Iterator[None]:
 
 SMALL = [f"train.batch_size={BATCH}", "train.epochs=1", "optim.warmup_epochs=0", "model.width=0.25"]
 ONE_CPU = ["engine.device=cpu", "engine.threads=1", "engine.precision=fp32", "data.workers=1"]
+STEPS = ["optim.milestones=[0.5]"]
+
+
+def made_small(config: Config) -> list[str]:
+    """Return the words that make two steps of a training small without changing what it is."""
+    schedule = STEPS if config.optim.schedule == "steps" else []
+    attack = ["adversarial.steps=1"] if config.adversarial.mode == "pgd" else []
+    if config.data.min_resolution:
+        return [*SMALL, *schedule, *attack, *SMALL_RAMP]
+    side = [] if config.data.crop == "none" else ["data.resolution=32"]
+    return [*SMALL, *schedule, *attack, *side]
+
+
+def taking_steps() -> list[Path]:
+    """Return one training of those that differ in classes, depth or epochs alone; the others are but built."""
+    again = re.compile(r"imagenet/resnet.*_(32|88)_|(imagenet/resnet50_|cifar100/|.*cnn_)(?!(16_)?plain|kap_noise)")
+    return [path for path in trainings() if not again.match(called(path))]
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("path", trainings(), ids=called)
+@pytest.mark.parametrize("path", taking_steps(), ids=called)
 def test_a_training_takes_two_steps_on_one_process(path: Path, betons: Callable, tmp_path: Path) -> None:
     name = path.parent.name
-    words = [*betons(name), *DATA_SETS[name].small, *SMALL, *ONE_CPU]
+    words = [*betons(name), *made_small(config_of(path)), *ONE_CPU]
     config = load_config(Config, path, [*words, f"runs_dir={tmp_path}", "train.log_every_steps=1"])
     train(config)
 
@@ -212,15 +300,17 @@ def test_a_training_takes_two_steps_on_one_process(path: Path, betons: Callable,
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     trained = [line for line in lines if line["kind"] == "train"]
     peak = config.optim.lr * BATCH / (config.optim.lr_batch_size or BATCH)
-    assert [line["lr"] for line in trained] == pytest.approx([peak, peak / 2])  # half-way on a line or a cosine
+    second = 0.1 * peak if config.optim.schedule == "steps" else peak / 2  # half-way on a line or a cosine
+    assert [line["lr"] for line in trained] == pytest.approx([peak, second])
     assert f"global batch {BATCH}, ranks 1, peak learning rate {peak:g}" in run.rank_log(1, 0).read_text()
     assert all(math.isfinite(line["loss"]) for line in trained)
     evaluated = [line for line in lines if line["kind"] == "evaluate"]
     assert [line["num_images"] for line in evaluated] == [BATCH + 1]
     weights, before = load_file(run.weights), initial_model(config, Ranks()).state_dict()
     assert weights.keys() == before.keys()
-    head = next(key for key in reversed(weights) if weights[key].dim() == 2)
-    assert not torch.equal(weights[head], before[head])
+    heads = [key for key in weights if weights[key].dim() == 2]  # one for each member of an ensemble
+    assert len(heads) == config.model.members
+    assert not any(torch.equal(weights[key], before[key]) for key in heads)
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 

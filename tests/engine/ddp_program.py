@@ -27,6 +27,7 @@ def reference(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
 def main() -> None:
     with join(EngineConfig(device="cpu", timeout_minutes=1)) as ranks:
         gradients_agree(ranks)
+        synchronised_norms_see_the_whole_batch(ranks)
         buffers_travel_once_a_step(ranks)
         values_travel(ranks)
 
@@ -55,6 +56,55 @@ def gradients_agree(ranks: Ranks) -> None:
     expected = reference(images, labels)
     for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-7)
+
+
+def synchronised_norms_see_the_whole_batch(ranks: Ranks) -> None:
+    """Two steps on uneven shares are those of one rank with all images; without it they are not; keys stay."""
+    images, labels = torch.randn(SIZE, 3, 8, 8), torch.randint(0, 5, (SIZE,))
+    torch.distributed.broadcast(images, 0)
+    torch.distributed.broadcast(labels, 0)
+    whole = normed_model()
+    train_on(DDPEngine(whole, descent(whole), EngineConfig(), Ranks()), images, labels, Ranks())
+    for synchronised in (True, False):
+        model = normed_model()
+        model.load_state_dict(normed_model().state_dict())
+        optimizer, before = descent(model), dict(model.named_parameters())
+        engine = DDPEngine(model, optimizer, EngineConfig(sync_batch_norm=synchronised), ranks)
+        assert all(before[name] is parameter for name, parameter in model.named_parameters())
+        train_on(engine, images, labels, ranks)
+        found, expected = model.state_dict(), whole.state_dict()
+        assert found.keys() == expected.keys()
+        apart = {name: float((found[name] - expected[name]).abs().max()) for name in expected}
+        if synchronised:
+            assert max(apart.values()) < 1e-10, apart
+            sums = ranks.gather([float(buffer.sum()) for buffer in model.buffers()])
+            assert all(one == sums[0] for one in sums), "every rank has the same statistics"
+            plain = normed_model()
+            plain.load_state_dict(found)
+            assert torch.equal(plain.eval()(images.double()), model.eval()(images.double()))
+        else:
+            assert max(apart.values()) > 1e-3, "the test tells nothing"
+
+
+def normed_model() -> nn.Module:
+    torch.manual_seed(0)
+    norms = nn.BatchNorm2d(6, momentum=None), nn.BatchNorm1d(7, affine=False)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), norms[0], nn.ReLU(), nn.Flatten(), nn.Linear(216, 7), norms[1], nn.Linear(7, 5)
+    ).double()
+
+
+def descent(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.5)
+
+
+def train_on(engine: DDPEngine, images: torch.Tensor, labels: torch.Tensor, ranks: Ranks) -> None:
+    for _ in range(2):
+        mine = part(range(SIZE), ranks.rank, ranks.world_size)
+        logits = engine.forward(images[mine.start : mine.stop].double())
+        loss = F.cross_entropy(logits, labels[mine.start : mine.stop], reduction="sum")
+        engine.backward(loss * ranks.world_size / SIZE)
+        engine.step(lr=0.5, measure=False)
 
 
 def buffers_travel_once_a_step(ranks: Ranks) -> None:

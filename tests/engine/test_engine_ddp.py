@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from kapdist.config import EngineConfig
 from kapdist.engine import DDPEngine, Ranks
+from kapdist.engine.norms import synchronise
+from kapdist.errors import InputError
 
 PROGRAM = Path(__file__).parent / "ddp_program.py"
 
@@ -123,6 +125,23 @@ def test_the_state_continues_the_momentum() -> None:
         both.step(lr=0.1, measure=False)
     for ours, theirs in zip(one.module.parameters(), other.module.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+class NormAndActivation(nn.BatchNorm2d):
+    """Like timm's: what is behind the norm would be lost."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input).relu()
+
+
+def test_norms_that_do_more_are_not_synchronised() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(6), NormAndActivation(6), NormAndActivation(6))
+    with pytest.raises(InputError, match=r"torch's own, found 1 \(NormAndActivation\) and 1 more"):
+        synchronise(model, Ranks(world_size=2))
+    with pytest.raises(InputError, match="one that is a norm itself"):
+        synchronise(nn.BatchNorm2d(6), Ranks(world_size=2))
+    assert type(model[0]) is nn.BatchNorm2d
+    synchronise(model, Ranks())  # one rank has the whole batch
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from kapdist.config import Config
 from kapdist.engine import Ranks
@@ -25,6 +26,7 @@ from kapdist.forecast.training import (
 )
 from kapdist.plan.training import make_plan
 from kapdist.train.clock import Clock
+from kapdist.train.optim import make_optimizer
 
 IMAGENET = 1_281_167
 PARAMETERS = 25_557_032  # of ResNet-50 with 1000 classes
@@ -111,11 +113,25 @@ def test_what_a_rank_of_eight_receives(engine: str, stage: int, accumulation: in
     ("stage", "expected"), [(0, (4000, 4000)), (1, (4000, 1000)), (2, (500, 1000))], ids=["0", "1", "2"]
 )
 def test_zero_divides_what_a_rank_of_eight_holds(stage: int, expected: tuple[int, int]) -> None:
-    held = memory(stage, 8, WEIGHTS, momentum=True, ema=False)
+    held = memory(stage, 8, WEIGHTS, states=1, ema=False)
     assert (held.gradients, held.optimizer) == expected
     assert (held.parameters, held.ema) == (4000, 0)
-    assert memory(0, 8, WEIGHTS, momentum=False, ema=True).optimizer == 0
-    assert memory(0, 8, WEIGHTS, momentum=False, ema=True).ema == 4080
+    assert memory(0, 8, WEIGHTS, states=0, ema=True).optimizer == 0
+    assert memory(0, 8, WEIGHTS, states=0, ema=True).ema == 4080
+
+
+def test_adamw_keeps_two_averages(resnet50: Footprint) -> None:
+    """What an AdamW over the parameters themselves holds after a step, but for its counts of steps."""
+    settings = config(optim={"name": "adamw", "warmup_epochs": 5})
+    weight = torch.nn.Parameter(torch.ones(1000))
+    optimizer = make_optimizer(torch.nn.ParameterList([weight]), settings.optim)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    state = [value for value in optimizer.state[weight].values() if value.numel() > 1]
+    found = forecast(settings, IMAGENET, Machine(1, 8), resnet50, None)
+    assert found.memory.optimizer == len(state) * resnet50.parameter_bytes == 2 * 102_228_128
+    assert found.checkpoints.shared_bytes == 3 * 102_228_128 + resnet50.saved_buffer_bytes
+    assert memory(1, 8, WEIGHTS, states=2, ema=False).optimizer == 1500
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])

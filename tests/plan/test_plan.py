@@ -2,6 +2,7 @@ from math import isclose
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -61,6 +62,39 @@ def test_warm_up_and_decay(schedule: str) -> None:
     assert isclose(plan.lr(60), 1.0)
     assert 0 < plan.lr(99) < 0.05
     assert all(plan.lr(step) >= plan.lr(step + 1) for step in range(20, 99))
+
+
+@given(
+    st.integers(20, 60),
+    st.lists(st.integers(1, 9), unique=True).map(sorted),
+    st.sampled_from([0.1, 0.5, 1.0]),
+    st.integers(0, 2),
+)
+def test_steps_are_torchs(num_images: int, milestones: list[int], factor: float, warmup_epochs: int) -> None:
+    """torch.optim.lr_scheduler.MultiStepLR, an epoch's rate for each of its steps; the warm-up comes before it."""
+    optim = {"lr": 0.3, "warmup_epochs": warmup_epochs, "decay_factor": factor}
+    plan = make_plan(config(10, 10, schedule="steps", milestones=tuple(milestones), **optim), num_images, 1)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.3)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, factor)
+    for epoch in range(10):
+        for step in range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch):
+            warm_up = 0.3 * (step + 1) / (plan.warmup_steps or 1)
+            expected = warm_up if epoch < warmup_epochs else optimizer.param_groups[0]["lr"]
+            assert isclose(plan.lr(step), expected, rel_tol=1e-12)
+        optimizer.step()
+        schedule.step()
+
+
+def test_milestones_that_nobody_named_are_half_and_three_quarters() -> None:
+    plan = plan_of("steps")
+    found = [plan.lr(step) for step in (20, 49, 50, 74, 75, 99)]
+    assert found == pytest.approx([2, 2, 0.2, 0.2, 0.02, 0.02])
+
+
+def test_a_milestone_within_an_epoch() -> None:
+    plan = make_plan(config(10, 4, schedule="steps", milestones=(0.7, 2.51), warmup_epochs=0, lr=1.0), 100, 1)
+    assert plan.milestones == (7, 26)  # the first steps that are not before it
+    assert [plan.lr(step) for step in (6, 7, 25, 26)] == pytest.approx([1, 0.1, 0.1, 0.01])
 
 
 def test_no_warm_up() -> None:

@@ -44,6 +44,47 @@ def test_the_momentum(nesterov: bool, momentum: float) -> None:
     assert layer.weight.item() == pytest.approx(w, rel=1e-6)
 
 
+def test_every_parameter_decays_where_it_is_asked_for() -> None:
+    """One step from a gradient of zero: w -= lr x decay x w, for norms and biases too."""
+    model = MODELS["resnet10"](num_classes=10, width=0.125)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = make_optimizer(model, OptimConfig(lr=0.5, momentum=0, weight_decay=0.1, decay_norms=True))
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), 0.95 * before[name])
+
+
+@pytest.mark.parametrize("decay_norms", [False, True])
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.75)])
+def test_adamw(betas: tuple[float, float], decay_norms: bool) -> None:
+    """Loshchilov and Hutter 2019, algorithm 2, in float64: the decay goes by lr, not through the averages."""
+    layer = nn.Linear(1, 1).double()
+    nn.init.ones_(layer.weight)
+    nn.init.ones_(layer.bias)
+    config = OptimConfig(
+        name="adamw", lr=0.5, betas=betas, eps=1e-3, weight_decay=0.1, decay_norms=decay_norms, momentum=0.5
+    )
+    optimizer = make_optimizer(layer, config)
+    assert type(optimizer) is torch.optim.AdamW
+    found = {name: getattr(OptimConfig(), name) for name in ("betas", "eps")}
+    assert found == {name: torch.optim.AdamW([torch.zeros(1)]).defaults[name] for name in found}
+    w = {"weight": 1.0, "bias": 1.0}
+    m = v = 0.0
+    for t, g in enumerate((1.0, -2.0, 3.0), start=1):
+        m, v = betas[0] * m + (1 - betas[0]) * g, betas[1] * v + (1 - betas[1]) * g**2
+        for name, parameter in layer.named_parameters():
+            parameter.grad = torch.full_like(parameter, g)
+            decay = 0.1 if name == "weight" or decay_norms else 0.0
+            step = m / (1 - betas[0] ** t) / ((v / (1 - betas[1] ** t)) ** 0.5 + 1e-3)
+            w[name] -= 0.5 * (step + decay * w[name])
+        optimizer.step()
+    assert layer.weight.item() == pytest.approx(w["weight"], rel=1e-12)
+    assert layer.bias.item() == pytest.approx(w["bias"], rel=1e-12)
+
+
 def test_the_moving_average_is_torchs_to_the_last_bit() -> None:
     """Over updates and over a resume, in values and in the state's keys; counts of batches are the model's own."""
 

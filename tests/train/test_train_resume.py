@@ -19,13 +19,20 @@ from kapdist.train import checkpoint
 WORDS = ["-m", "kapdist.cli", "train", "tiny.yaml", "train.checkpoint_every_steps=2"]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_killed_and_continued_is_bitwise_equal(tiny_config: Path, run_ranks, world_size: int) -> None:
-    folder = tiny_config.parent
-    assert all(end.code == 0 for end in run_ranks([*WORDS, "name=whole"], world_size))
+OTHERWISE = ["optim.name=adamw", "optim.milestones=[1]", "engine.sync_batch_norm=true"]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "more"), [(1, []), (1, OTHERWISE), (2, []), (2, OTHERWISE), (3, []), (4, [])]
+)
+def test_killed_and_continued_is_bitwise_equal(
+    tiny_config: Path, run_ranks, world_size: int, more: list[str]
+) -> None:
+    folder, words = tiny_config.parent, [*WORDS, *more]
+    assert all(end.code == 0 for end in run_ranks([*words, "name=whole"], world_size))
     whole, killed = RunDir(folder / "runs" / "whole"), RunDir(folder / "runs" / "killed")
 
-    kill_ranks_after(killed.latest, start_ranks([*WORDS, "name=killed"], world_size, folder))
+    kill_ranks_after(killed.latest, start_ranks([*words, "name=killed"], world_size, folder))
     assert killed.latest.exists()
     assert not killed.done.exists()
 
@@ -36,7 +43,7 @@ def test_killed_and_continued_is_bitwise_equal(tiny_config: Path, run_ranks, wor
     damaged = [b'{"kind": "train"}\n', b"[1]\n", b"\xff\n", b'{"kind": "train", "step": 1'[:20]]
     with killed.metrics.open("ab") as file:
         file.writelines(damaged)
-    ends = end_ranks(start_ranks([*WORDS, "name=killed"], world_size, folder), 90)
+    ends = end_ranks(start_ranks([*words, "name=killed"], world_size, folder), 90)
     assert all(end.code == 0 for end in ends), ends
     assert not torn.exists()
     assert killed.damaged_metrics.read_bytes().endswith(b"".join(damaged) + b"\n")
