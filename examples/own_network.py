@@ -2,8 +2,8 @@
 
     kapdist train examples/own_network.yaml
 
-`build` is called with `model.arguments`. Images come normalised (`model.mean`, `model.std`), logits (batch, classes) go
-out. Nothing of kapdist is imported, and the weights keep this network's own names.
+`build` is called with `model.arguments`. Images come normalised by `model.mean` and `model.std`, logits
+(batch, classes) go out. Nothing of kapdist is imported, and the weights keep this network's own names.
 """
 
 from torch import Tensor, nn
