@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,6 @@ class Job:
     ranks: Ranks
     run: RunDir
     plan: Plan
-    network: dict[str, str | None]
     engine: Engine
     ema: MovingAverage | None
     data: BetonInfo
@@ -80,6 +79,8 @@ class Job:
     saver: checkpoint.Saver
     stop: Stop
     watchdog: Watchdog
+    network: dict[str, str | None] = field(default_factory=dict)
+    """What tells the code of a network by other people from another."""
 
     @property
     def evaluated(self) -> nn.Module:
