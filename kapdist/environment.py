@@ -17,7 +17,19 @@ from typing import Any
 
 from kapdist.run.cpus import cpus_of_one
 
-PACKAGES = ("kapdist", "torch", "ffcv", "numpy", "deepspeed", "pyautoattack", "polars", "pydantic", "omegaconf")
+PACKAGES = (
+    "kapdist",
+    "torch",
+    "ffcv",
+    "numpy",
+    "deepspeed",
+    "pyautoattack",
+    "polars",
+    "pydantic",
+    "omegaconf",
+    "timm",
+    "torchvision",
+)
 SNAPSHOT = Path(__file__).resolve().parents[1] / "GIT.json"
 VARIABLES = ("SLURM_", "NCCL_", "GLOO_", "OMP_", "MKL_", "CUDA_VISIBLE_DEVICES")
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from kapdist.attack.averaged import AveragedModel
 from kapdist.attack.ball import Ball, drop_rounding
-from kapdist.attack.classifier import where_not_finite
 from kapdist.attack.counted import CountedModel
 from kapdist.attack.rescore import Votes, cast_votes
 from kapdist.attack.stock import perturb, stock_library
 from kapdist.attack.watch import WatchedModel, passes_of_a_run, turned
 from kapdist.errors import InputError
 from kapdist.kap import noise
+from kapdist.models.shown import where_not_finite
 from kapdist.records.attack_plan import OWN_ATTACKS, AttackPlan, Stage
 from kapdist.rng import derive_seed
 

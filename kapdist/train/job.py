@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from kapdist.environment import memory_bytes
 from kapdist.errors import InputError
 from kapdist.models.build import build_model
 from kapdist.models.description import describe_weights
-from kapdist.models.factory import factory_sha256
+from kapdist.models.factory import check_factory, factory_sha256
 from kapdist.models.strided import guard_strided
 from kapdist.models.weights import first_not_finite, load_weights, tensors_of
 from kapdist.plan.training import Plan, Room, make_plan
@@ -79,6 +79,8 @@ class Job:
     saver: checkpoint.Saver
     stop: Stop
     watchdog: Watchdog
+    network: dict[str, str | None] = field(default_factory=dict)
+    """What tells the code of a network by other people from another."""
 
     @property
     def evaluated(self) -> nn.Module:
@@ -90,13 +92,13 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
     """Open the data, make the plan, build model and engine; what is wrong with the input is found here."""
     data, validation = ranks.together(lambda: open_data(config))
     ranks.from_first(lambda: check_images(this.run, data, validation))
-    ranks.together(lambda: check_network(this.run, config.model.factory))
+    network = known_network(config.model.factory, ranks, this.run)
     room = ranks.from_first(lambda: room_for(config, data, ranks, this.run))
     plan = ranks.together(lambda: make_plan(config, data.num_images, ranks.world_size, room))
     model = ranks.together(lambda: initial_model(config, ranks))
     if config.model.factory:
         ranks.together(lambda: check_trainable(model, config, plan))
-        broadcast([*model.parameters(), *model.buffers()], ranks)  # it may have drawn from any generator
+        broadcast([*model.parameters(), *model.buffers()], ranks)  # it may draw from any generator
     ema = make_ema(model, config.optim)  # a copy of the model before an engine has its hooks in it
     optimizer = make_optimizer(model, config.optim)
     if config.engine.compile:
@@ -107,6 +109,7 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
         ranks=ranks,
         run=this.run,
         plan=plan,
+        network=network,
         engine=engine,
         ema=ema,
         data=data,
@@ -129,8 +132,7 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
 def settle(job: Job, this: Attempt) -> None:
     """Claim the run directory: not before nothing can be wrong any more. Rank 0 only."""
     this.claim(job.config, job.ranks)
-    images, network = described_images(job.data, job.validation), described_network(job.config)
-    this.note(job.run.plan, job.plan.describe() | images | network)
+    this.note(job.run.plan, job.plan.describe() | described_images(job.data, job.validation) | job.network)
     storage = job.plan.storage
     log.info("order %s, cache %s: %s", storage.order, storage.cache, storage.reason)
 
@@ -170,9 +172,18 @@ def check_images(run: RunDir, data: BetonInfo, validation: BetonInfo) -> None:
             raise InputError(f"{key} = {info.path}", expected, f"others ({info.fingerprint[:12]})")
 
 
-def described_network(config: Config) -> dict[str, Any]:
-    """Return what plan.json says of a network by other people: what tells its code from another."""
-    return {FACTORY: factory_sha256(config.model.factory)} if config.model.factory else {}
+def known_network(factory: str | None, ranks: Ranks, run: RunDir) -> dict[str, str | None]:
+    """Return what tells the code of a network by other people from another; nothing of our own.
+
+    Raises:
+        InputError: the factory's file is another one than this run began with, or than rank 0 has.
+    """
+    if factory is None:
+        return {}
+    ranks.from_first(lambda: check_network(run, factory))
+    of_the_first = ranks.from_first(lambda: factory_sha256(factory))
+    ranks.together(lambda: check_factory(factory, of_the_first))
+    return {FACTORY: of_the_first}
 
 
 def initial_model(config: Config, ranks: Ranks) -> nn.Module:
@@ -238,7 +249,7 @@ def save(job: Job, step: int) -> None:
     shared = job.engine.state() | {
         "ema": job.ema.state_dict() if job.ema else None,
         "data": job.data.fingerprint,
-        "network": described_network(job.config),
+        "network": job.network,
         "last_evaluation": vars(job.last) | {},
         "best_weights": best,
     }
@@ -265,8 +276,7 @@ def resume(job: Job) -> int:
     if shared["data"] != job.data.fingerprint:
         found = f"a checkpoint of other images ({shared['data'][:12]})"
         raise InputError(path, f"a checkpoint of {job.data.path} ({job.data.fingerprint[:12]})", found)
-    network = described_network(job.config)
-    if shared.get("network", network) != network:  # plan.json, which says so first, may be gone
+    if shared.get("network", job.network) != job.network:  # plan.json, which says so first, may be gone
         raise InputError(path, f"a checkpoint of {job.config.model.factory} as its file is", "one of another file")
     job.engine.load_state(shared)
     if job.ema:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from kapdist import kap
-from kapdist.attack.classifier import check_images_kept, check_logits, shown_images
 from kapdist.config import Config
 from kapdist.errors import InputError
 from kapdist.models.factory import place_of, said
+from kapdist.models.shown import check_images_kept, check_logits, shown_images
 from kapdist.plan.training import Plan, together
 
 log = logging.getLogger(__name__)

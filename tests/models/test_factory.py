@@ -22,7 +22,9 @@ from kapdist.models.build import build_model
 from kapdist.models.description import describe
 from kapdist.models.factory import as_they_are, call_factory, factory_sha256, normalised
 from kapdist.models.weights import load_weights, save_weights
+from kapdist.plan.training import make_plan
 from kapdist.run.files import file_sha256
+from kapdist.run.paths import RunDir
 
 OUTSIDE = Path(__file__).parents[1] / "outside.py"
 ARGUMENTS = {"num_classes": 5, "channels": 16}
@@ -188,3 +190,30 @@ def test_a_forecast_weighs_it_though_it_cannot_be_built_without_storage(here: Pa
     text = OUTSIDE.read_text().replace("return Net(", "float(torch.ones(1)); return Net(")
     (here / "net.py").write_text(text)
     assert footprint(config) == weighed
+
+
+def test_a_run_is_read_where_its_factory_cannot_be(here: Path) -> None:
+    """What a login node does with a config needs no package of the network's; weighing it does, and says so."""
+    config = load_config(Config, None, [*MINIMAL, "model.factory=timm_of_nobody:make", "model.arguments.name=tiny"])
+    assert config.model.in_words() == "timm_of_nobody:make(tiny)"
+    (here / "config.yaml").write_text(dump_config(config))
+    assert RunDir(here).load_config() == config
+    assert make_plan(config, 130, 2).steps_per_epoch == 1
+    with pytest.raises(InputError, match=r"No module named 'timm_of_nobody' \(if it is a package: pip install"):
+        footprint(config)
+
+
+@pytest.mark.parametrize(("module", "name"), [("timm", "create_model"), ("torchvision.models", "resnet18")])
+def test_networks_of_the_zoo_are_trained_like_ours(module: str, name: str) -> None:
+    """Their keys, their logits."""
+    package = pytest.importorskip(module.partition(".")[0])
+    arguments = {"num_classes": 5} | ({"model_name": "resnet18"} if module == "timm" else {})
+    model = build_model(section(factory=f"{module}.{name}", arguments=arguments), KapConfig(pool_size=3)).eval()
+    assert package
+    assert all(isinstance(m, KAPConv2d) for m in model.modules() if isinstance(m, nn.Conv2d))
+    stock = call_factory(f"{module}.{name}", arguments).eval()
+    stock.load_state_dict(model.state_dict())
+    own = build_model(section(factory=f"{module}:{name}", arguments=arguments), KapConfig()).eval()
+    own.load_state_dict(model.state_dict())
+    mean, std = (torch.tensor(value)[:, None, None] for value in (section().mean, section().std))
+    torch.testing.assert_close(own(images()), stock((images() - mean) / std))

@@ -8,14 +8,16 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from kapdist.errors import InputError
 from kapdist.models import MODELS
-from kapdist.models.weights import load_weights
+from kapdist.models.weights import PREFIXES, load_weights, within_prefix
 
 State = dict[str, Tensor]
 
@@ -186,3 +188,18 @@ def test_all_but_the_head_has_to_fit_and_there_has_to_be_one(tmp_path: Path) -> 
     torch.save(headless.state_dict(), tmp_path / "old.pth")
     with pytest.raises(InputError, match=r"model\.new_head: expected a network with a linear layer"):
         load_weights(headless, tmp_path / "old.pth", start=True, new_head=True)
+
+
+@given(
+    st.lists(st.sampled_from(PREFIXES), max_size=4),
+    st.sets(st.sampled_from(["metric", "model_of_theirs.x", "zz."])),
+)
+def test_any_row_of_prefixes_is_dropped_and_the_network_s_own_ones_are_kept(
+    prefixes: list[str], beside: set[str]
+) -> None:
+    own = {"conv.weight": 1, "model.head.weight": 2, "net.model.bias": 3, "module": 4}
+    prefix = "".join(prefixes)
+    saved: Any = {prefix + key: value for key, value in own.items()} | dict.fromkeys(beside if prefix else (), 0)
+    within, rest = within_prefix(saved, set(own))
+    assert within == own
+    assert set(rest) == (beside if prefix else set())

@@ -31,7 +31,8 @@ from kapdist.train.job import initial_model
 from kapdist.train.optim import parameter_groups
 from kapdist.train.trainable import check_trainable
 
-OUTSIDE = Path(__file__).parents[1] / "outside.py"
+ROOT = Path(__file__).parents[2]
+OUTSIDE = ROOT / "tests" / "outside.py"
 
 CONFIG = """
 base: tiny.yaml
@@ -305,3 +306,30 @@ def test_a_parameter_that_stays_as_it_came_is_not_trained_and_has_no_place_in_th
     model.head.requires_grad_(True)
     groups = parameter_groups(model, 0.1)
     assert [[tuple(p.shape) for p in group["params"]] for group in groups] == [[(10, 32)], [(10,)]]
+
+
+def test_the_example_can_be_trained_and_averages_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config(Config, ROOT / "examples" / "own_network.yaml")
+    model = initial_model(config, Ranks())
+    check_trainable(model, config, make_plan(config, 60_000, 2))
+    averaged = [name for name, module in model.named_modules() if isinstance(module, KAPConv2d)]
+    assert averaged == ["blocks.0.pointwise", "blocks.1.pointwise"]
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_fine_tuning_starts_from_all_weights_but_the_head_s(
+    many: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(many)
+    trained = call_factory("outside.py:build", {"num_classes": 100})
+    torch.save({"state_dict": {f"net.{k}": v for k, v in trained.state_dict().items()}}, many / "last.ckpt")
+    words = ["model.num_classes=10", "model.factory=outside.py:build", "model.arguments={num_classes: 10}"]
+    words += ["model.weights=last.ckpt", "kap.pool_size=3"]
+    with pytest.raises(InputError, match=r"head\.weight of shape \(10, 32\), found shape \(100, 32\)"):
+        begun(words)
+    model = begun([*words, "model.new_head=true"])
+    assert "model.new_head: head.weight of shape (10, 32) is new ((100, 32) in last.ckpt)" in caplog.text
+    fresh = begun([word for word in words if "weights" not in word])
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, (fresh if key.startswith("head.") else trained).state_dict()[key]), key
