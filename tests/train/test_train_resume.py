@@ -17,15 +17,19 @@ from kapdist.run.paths import RunDir
 from kapdist.train import checkpoint
 
 WORDS = ["-m", "kapdist.cli", "train", "tiny.yaml", "train.checkpoint_every_steps=2"]
+NOISY_MEMBERS = ["model.members=2", "model.random_member=true", "model.members_mean=probabilities"]
+NOISY_MEMBERS += ["model.dropout=0.2", "model.dropout_draws=always", "model.dropout_kind=2d"]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_killed_and_continued_is_bitwise_equal(tiny_config: Path, run_ranks, world_size: int) -> None:
-    folder = tiny_config.parent
-    assert all(end.code == 0 for end in run_ranks([*WORDS, "name=whole"], world_size))
+@pytest.mark.parametrize(("world_size", "model"), [(1, []), (2, []), (3, []), (4, []), (2, NOISY_MEMBERS)])
+def test_killed_and_continued_is_bitwise_equal(
+    tiny_config: Path, run_ranks, world_size: int, model: list[str]
+) -> None:
+    folder, words = tiny_config.parent, [*WORDS, *model]
+    assert all(end.code == 0 for end in run_ranks([*words, "name=whole"], world_size))
     whole, killed = RunDir(folder / "runs" / "whole"), RunDir(folder / "runs" / "killed")
 
-    kill_ranks_after(killed.latest, start_ranks([*WORDS, "name=killed"], world_size, folder))
+    kill_ranks_after(killed.latest, start_ranks([*words, "name=killed"], world_size, folder))
     assert killed.latest.exists()
     assert not killed.done.exists()
 
@@ -36,7 +40,7 @@ def test_killed_and_continued_is_bitwise_equal(tiny_config: Path, run_ranks, wor
     damaged = [b'{"kind": "train"}\n', b"[1]\n", b"\xff\n", b'{"kind": "train", "step": 1'[:20]]
     with killed.metrics.open("ab") as file:
         file.writelines(damaged)
-    ends = end_ranks(start_ranks([*WORDS, "name=killed"], world_size, folder), 90)
+    ends = end_ranks(start_ranks([*words, "name=killed"], world_size, folder), 90)
     assert all(end.code == 0 for end in ends), ends
     assert not torn.exists()
     assert killed.damaged_metrics.read_bytes().endswith(b"".join(damaged) + b"\n")
