@@ -275,7 +275,7 @@ def config_of(row: Row) -> Config:
 
 def noise_text(row: Row) -> str:
     parts = row.noises | ({"input noise": f"σ = {row.input_noise_std:g}"} if row.input_noise_std else {})
-    return enumeration([f"{name} {strength}" for name, strength in parts.items()]) or "no noise"
+    return enumeration([f"{name} {strength}" for name, strength in parts.items()]) if parts else "no noise"
 
 
 def lead(runs: Sequence[Run], blocks: Sequence[Block]) -> str:
