@@ -146,7 +146,7 @@ class ModelConfig(Section):
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """Per-channel standard deviation of images in [0, 1]."""
     weights: Path | None = None
-    """Initial weights, safetensors or a plain state_dict; torchvision's names."""
+    """Initial weights, safetensors or a plain state_dict; a ResNet's have torchvision's names."""
 
     @model_validator(mode="after")
     def has_what_its_network_has(self) -> ModelConfig:
