@@ -91,8 +91,8 @@ class ResNet(ImageNetwork):
     Arguments:
         block: BasicBlock or Bottleneck; depths: blocks in each of the four stages.
         stem: "imagenet" is the strided 7 x 7 convolution and a max pool, "cifar" one 3 x 3 convolution.
-        widths, width: the channels of the four stages, see `stage_channels`. A KAP sheet of 3 x 3 needs 9 or more
-            on a sheet of 3 x 3: a width of 0.25 where channels double.
+        widths, width: the channels of the four stages, see `stage_channels`. KAP's window of 3 x 3 needs a sheet of
+            3 x 3 or more: where channels double, a width of 0.25.
         blurpool: a Blur before each strided convolution of 16 or more input channels, shortcuts included.
         zero_init_residual: the last norm of each block starts at zero, so each block starts as its shortcut
             (Goyal et al. 2017, arXiv 1706.02677, section 5.1).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from pathlib import Path
 
@@ -41,6 +42,20 @@ def test_the_expectation_is_the_branch(rate: float) -> None:
     assert drawn[~kept].abs().sum() == 0
     deviation = math.sqrt(rate * (1 - rate) / count)
     assert float(kept.double().mean()) == pytest.approx(1 - rate, abs=5 * deviation)
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "words"), [("torchvision", "ops.StochasticDepth", ["row"]), ("timm", "layers.DropPath", [])]
+)
+def test_draws_are_those_of_the_libraries(package: str, name: str, words: list[str]) -> None:
+    pytest.importorskip(package, reason=f"{package} is optional and not installed")
+    module, kind = name.split(".")
+    theirs = getattr(importlib.import_module(f"{package}.{module}"), kind)(0.3, *words)
+    x = torch.randn(64, 3, 2, 2)
+    torch.manual_seed(3)
+    expected = theirs(x)
+    torch.manual_seed(3)
+    assert torch.equal(DropPath(0.3)(x), expected)
 
 
 def test_the_gradient_is_that_of_the_images_that_were_kept() -> None:
