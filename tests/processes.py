@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
 import random
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +20,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+
+WARM_START = Path(__file__).with_name("warm_start.py")
+WARM_PYTHON = Path(__file__).with_name("warm_python.py")
+LIFELINES: list[socket.socket] = []
 
 
 class Finished(NamedTuple):
@@ -33,20 +40,21 @@ class WarmProcess:
     def __init__(self, words: Sequence[str], cwd: Path, environment: dict[str, str]) -> None:
         request = {"words": words, "cwd": str(cwd), "environment": environment}
         self.output = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the object)
-        reading, writing = os.pipe()
-        self.answers = os.fdopen(reading)
-        socket.send_fds(warm_start(), [json.dumps(request).encode()], [self.output.fileno(), writing])
-        os.close(writing)
-        self.pid = int(self.answers.readline())
+        self.control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control.connect(str(warm_start()))
+        written = self.output.fileno()
+        with open(os.devnull) as nothing:
+            socket.send_fds(self.control, [json.dumps(request).encode()], [nothing.fileno(), written, written])
+        self.pid = int(self.control.recv(100))
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        if self.returncode is None and select.select([self.answers], [], [], 0)[0]:
-            self.returncode = int(self.answers.readline())
+        if self.returncode is None and select.select([self.control], [], [], 0)[0]:
+            self.returncode = int(self.control.recv(100))
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        if self.returncode is None and not select.select([self.answers], [], [], timeout)[0]:
+        if self.returncode is None and not select.select([self.control], [], [], timeout)[0]:
             raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
         code = self.poll()
         assert code is not None
@@ -58,11 +66,14 @@ class WarmProcess:
 
 
 @functools.cache
-def warm_start() -> socket.socket:
-    """Start the process that forks the others; it ends with this one, when its socket closes."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+def warm_start() -> Path:
+    """Start the process that forks the others, and return its socket; it ends with this one, by its lifeline."""
+    place = Path(tempfile.mkdtemp(prefix="kapdist-warm-")) / "socket"
+    atexit.register(shutil.rmtree, place.parent, ignore_errors=True)
+    python = write_warm_python(place)
+    ours, theirs = socket.socketpair()
     subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("warm_start.py")), str(theirs.fileno())],
+        [sys.executable, str(WARM_START), str(place), str(theirs.fileno()), str(python)],
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -70,7 +81,27 @@ def warm_start() -> socket.socket:
         start_new_session=True,
     )
     theirs.close()
-    return ours
+    LIFELINES.append(ours)
+    while not place.exists():
+        time.sleep(0.01)
+    return place
+
+
+def write_warm_python(place: Path) -> Path:
+    """Write the `python` of a warm start, and the commands of our environment as they stand, but for their python."""
+    python = place.with_name("python")
+    python.write_text(f"#!{sys.executable} -IS\n{WARM_PYTHON.read_text()}\n\nmain({str(place)!r})\n")
+    for name in ("kapdist", "torchrun"):
+        _, *lines = (Path(sys.executable).parent / name).read_text().splitlines(keepends=True)
+        place.with_name(name).write_text("".join([f"#!{python}\n", *lines]))
+    for name in ("python", "kapdist", "torchrun"):
+        place.with_name(name).chmod(0o755)
+    return python
+
+
+def warm_python() -> Path:
+    """Return a `python` whose processes start warm, for what starts them itself; `kapdist` and `torchrun` lie beside."""
+    return warm_start().with_name("python")
 
 
 class ColdProcess(subprocess.Popen[bytes]):
@@ -94,7 +125,7 @@ Process = WarmProcess | ColdProcess
 def start_ranks(words: Sequence[str], world_size: int, cwd: Path, cold: bool = False) -> list[Process]:
     """Start `python WORDS` as the ranks of one job, as torchrun would; each in a process group of its own.
 
-    They find torch imported (tests/warm_start.py) unless they are to start cold, as a user starts them.
+    They find torch and kapdist imported (tests/warm_start.py) unless they are to start cold, as a user starts them.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
