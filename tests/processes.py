@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import json
 import os
 import random
 import select
@@ -20,8 +19,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from warm_python import ask
 
+import kapdist
 
+ROOT = Path(kapdist.__file__).parents[1]
 WARM_START = Path(__file__).with_name("warm_start.py")
 WARM_PYTHON = Path(__file__).with_name("warm_python.py")
 LIFELINES: list[socket.socket] = []
@@ -38,13 +40,11 @@ class WarmProcess:
     """A process that tests/warm_start.py has forked: what these tests use of subprocess.Popen."""
 
     def __init__(self, words: Sequence[str], cwd: Path, environment: dict[str, str]) -> None:
-        request = {"words": words, "cwd": str(cwd), "environment": environment}
         self.output = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the object)
-        self.control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.control.connect(str(warm_start()))
-        written = self.output.fileno()
+        place, written = str(warm_start()), self.output.fileno()
         with open(os.devnull) as nothing:
-            socket.send_fds(self.control, [json.dumps(request).encode()], [nothing.fileno(), written, written])
+            files = nothing.fileno(), written, written
+            self.control = ask(place, str(ROOT), words, str(cwd), environment, files)
         self.pid = int(self.control.recv(100))
         self.returncode: int | None = None
 
@@ -88,9 +88,10 @@ def warm_start() -> Path:
 
 
 def write_warm_python(place: Path) -> Path:
-    """Write the `python` of a warm start, and the commands of our environment as they stand, but for their python."""
+    """Write the `python` of a warm start, and beside it our commands as they stand, but for their python."""
     python = place.with_name("python")
-    python.write_text(f"#!{sys.executable} -IS\n{WARM_PYTHON.read_text()}\n\nmain({str(place)!r})\n")
+    ending = f"\n\nmain({str(place)!r}, {str(ROOT)!r})\n"
+    python.write_text(f"#!{sys.executable} -IS\n{WARM_PYTHON.read_text()}{ending}")
     for name in ("kapdist", "torchrun"):
         _, *lines = (Path(sys.executable).parent / name).read_text().splitlines(keepends=True)
         place.with_name(name).write_text("".join([f"#!{python}\n", *lines]))
@@ -100,7 +101,7 @@ def write_warm_python(place: Path) -> Path:
 
 
 def warm_python() -> Path:
-    """Return a `python` whose processes start warm, for what starts them itself; `kapdist` and `torchrun` lie beside."""
+    """Return a `python` whose processes start warm; `kapdist` and `torchrun` lie beside it."""
     return warm_start().with_name("python")
 
 

@@ -1,17 +1,17 @@
-"""Starts processes that find imported what they need: six seconds of CPU less for each of the many that tests start.
+"""Starts processes that find imported what they need: six seconds of CPU less for each of the many of the tests.
 
-Run as `python warm_start.py SOCKET LIFELINE PYTHON [MODULE ...]`, it imports torch, this kapdist and whatever else is
-slow and starts no thread, then forks for every request. A forked process does what `python WORDS` does and ends as
-the interpreter ends; what it starts by sys.executable is PYTHON, which asks here too (tests/warm_python.py). One that
-would find another kapdist, in its folder or by PYTHONPATH, starts cold after all.
+Run as `python warm_start.py SOCKET LIFELINE PYTHON`, it imports torch, FFCV and whatever else is slow and starts no
+thread, then forks for every request: at SOCKET processes that have this kapdist imported too, at SOCKET.plain ones
+that bring their own. A forked process does what `python WORDS` does, where and as who asked would do it, and ends
+as the interpreter ends. What it starts by sys.executable is PYTHON, which asks here too (tests/warm_python.py).
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
-import importlib.machinery
 import json
 import os
 import random
@@ -21,24 +21,28 @@ import signal
 import socket
 import sys
 
-# Not polars, pyarrow and what imports them: these start threads, which a fork would lose.
-MODULES = (
+# Not polars, pyarrow, deepspeed and what imports them: these start threads, which a fork would lose, or change all.
+THEIRS = (
     "cv2",
     "matplotlib.pyplot",
-    "numba.typed",
     "omegaconf",
     "PIL.Image",
     "pyautoattack",
     "pydantic",
     "rich.progress",
     "safetensors.torch",
+    "tensorboard.summary.writer.record_writer",
     "torch",
     "torch._dynamo",
     "torch.distributed.run",
     "torch.nn.parallel",
     "torch.optim.swa_utils",
     "typer",
+)
+OURS = (
     "kapdist.data.beton.write",
+    "kapdist.data.load.decode",
+    "kapdist.data.load.pipeline",
     "kapdist.train.events",
     "kapdist.train.evaluate_run",
     "kapdist.train.loop",
@@ -47,43 +51,40 @@ MOST_BYTES = 1 << 20
 
 
 def main() -> None:
-    place, lifeline, python, *more = sys.argv[1:]
+    place, lifeline, python = sys.argv[1:]
+    plain, own = listen(f"{place}.plain"), listen(place)  # who comes before all is imported waits
+    threads = NumbaThreads()
+    import_all(THEIRS)
+    if os.fork() == 0:
+        plain.close()
+        import_all(OURS)
+        sys.modules["kapdist.data.load.decode"].compiled_decode()  # what every loader asks for first
+        request = serve(own, int(lifeline))
+    else:
+        own.close()
+        request = serve(plain, int(lifeline))
+    if request:
+        become(request, python, threads)
+
+
+def listen(place: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(f"{place}.new")
-    listener.listen(100)  # who comes before all is imported waits
+    listener.listen(100)
     os.rename(f"{place}.new", place)
-    threads = NumbaThreads()
-    for name in (*MODULES, *more):
-        importlib.import_module(name)
-    compile_decoders()
-    gc.freeze()  # a collection in a forked process would touch, and so copy, every object
-    assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose a thread"
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # guards are nobody's to wait for
-    while int(lifeline) not in (ready := select.select([listener, int(lifeline)], [], [])[0]):
-        assert ready
-        control, _ = listener.accept()
-        if os.fork() == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            listener.close()
-            os.close(int(lifeline))
-            request, files, _, _ = socket.recv_fds(control, MOST_BYTES, 3)
-            if guard(control, files):
-                break
-            os._exit(0)
-        control.close()
-    else:
-        return
-    become(json.loads(request), python, threads)
+    return listener
 
 
 class NumbaThreads:
     """FFCV's import sets numba's number of threads, which starts them: done in the forked process instead."""
 
     def __init__(self) -> None:
-        import numba
+        import numba.typed
 
-        self.set, self.number = numba.set_num_threads, 1
-        numba.set_num_threads = self.later
+        self.set, self.number, typed = numba.set_num_threads, 1, numba.typed.Dict
+        numba.set_num_threads, numba.typed.Dict = self.later, dict  # the dict as in kapdist/data/load/ffcv.py
+        importlib.import_module("ffcv.loader")
+        numba.typed.Dict = typed
 
     def later(self, number: int) -> None:
         self.number = number
@@ -94,11 +95,28 @@ class NumbaThreads:
         self.set(self.number)
 
 
-def compile_decoders() -> None:
-    """Have in machine code what every loader asks for first."""
-    from kapdist.data.load.decode import compiled_decode
+def import_all(names: tuple[str, ...]) -> None:
+    for name in names:
+        importlib.import_module(name)
+    assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose a thread"
 
-    compiled_decode()
+
+def serve(listener: socket.socket, lifeline: int) -> dict | None:
+    """Fork for every request, and return it in the new process; None once nobody is left to ask."""
+    gc.freeze()  # a collection in a forked process would touch, and so copy, every object
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # guards are nobody's to wait for
+    while lifeline not in select.select([listener, lifeline], [], [])[0]:
+        control, _ = listener.accept()
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            listener.close()
+            os.close(lifeline)
+            request, files, _, _ = socket.recv_fds(control, MOST_BYTES, 3)
+            if request and guard(control, files):
+                return json.loads(request)
+            os._exit(0)
+        control.close()
+    return None
 
 
 def guard(control: socket.socket, files: list[int]) -> bool:
@@ -115,42 +133,43 @@ def guard(control: socket.socket, files: list[int]) -> bool:
     if child == 0:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()
         for number in (control.detach(), woken, waking):
             os.close(number)
-        os.setsid()
         for number, file in enumerate(files):
             os.dup2(file, number)
             os.close(file)
         return True
     for file in files:
         os.close(file)
-    control.send(str(child).encode())
+    with contextlib.suppress(OSError):  # who asked is gone: the next line will see
+        control.send(str(child).encode())
     while woken not in select.select([control, woken], [], [])[0]:
-        number = control.recv(MOST_BYTES)
+        number = control.recv(100)
         os.kill(child, int(number or signal.SIGKILL))
         if not number:
             break
     _, status = os.waitpid(child, 0)
-    with contextlib.suppress(OSError):  # nobody wants to know
+    with contextlib.suppress(OSError):
         control.send(str(os.waitstatus_to_exitcode(status)).encode())
     return False
 
 
 def become(request: dict, python: str, threads: NumbaThreads) -> None:
-    """Do what `python WORDS` does."""
+    """Do what `python WORDS` does where it was asked for."""
+    enter(request["pid"])
+    os.sched_setaffinity(0, request["affinity"])
     os.chdir(request["cwd"])
-    before = os.environ.get("PYTHONPATH")
     os.environ.clear()
     os.environ.update(request["environment"])
-    words = request["words"]
-    folder = os.getcwd() if words[0] == "-m" else os.path.dirname(os.path.realpath(words[0]))
-    if another_kapdist(folder) or os.environ.get("PYTHONPATH") != before:
-        os.execv(sys.executable, [sys.executable, *words])
     threads.now()
-    sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+    sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(request["affinity"])))
     random.seed()
     sys.modules["numpy"].random.seed()
-    sys.path[0], sys.executable = folder, python
+    words = request["words"]
+    folder = os.getcwd() if words[0] == "-m" else os.path.dirname(os.path.realpath(words[0]))
+    sys.path[:1] = [folder, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.executable = python
     if words[0] == "-m":
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
@@ -159,10 +178,17 @@ def become(request: dict, python: str, threads: NumbaThreads) -> None:
         runpy.run_path(words[0], run_name="__main__")
 
 
-def another_kapdist(folder: str) -> bool:
-    """Return whether a process that looks into a folder first finds another kapdist there than this one."""
-    found = importlib.machinery.PathFinder.find_spec("kapdist", [folder])
-    return found is not None and found.origin != sys.modules["kapdist"].__file__
+def enter(pid: int) -> None:
+    """Enter the namespaces of who asked: a node of tests/slurm has a network, a name and /etc/hosts of its own."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for kind in ("uts", "net", "mnt"):
+        theirs = f"/proc/{pid}/ns/{kind}"
+        if os.readlink(theirs) == os.readlink(f"/proc/self/ns/{kind}"):
+            continue
+        file = os.open(theirs, os.O_RDONLY)
+        if libc.setns(file, 0):
+            raise OSError(ctypes.get_errno(), f"setns {kind}")
+        os.close(file)
 
 
 if __name__ == "__main__":
