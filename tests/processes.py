@@ -72,7 +72,7 @@ def warm_start() -> Path:
     atexit.register(shutil.rmtree, place.parent, ignore_errors=True)
     python = write_warm_python(place)
     ours, theirs = socket.socketpair()
-    subprocess.Popen(
+    server = subprocess.Popen(
         [sys.executable, str(WARM_START), str(place), str(theirs.fileno()), str(python)],
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
@@ -83,7 +83,8 @@ def warm_start() -> Path:
     theirs.close()
     LIFELINES.append(ours)
     while not place.exists():
-        time.sleep(0.01)
+        assert server.poll() is None
+        time.sleep(0.05)
     return place
 
 

@@ -52,22 +52,22 @@ MOST_BYTES = 1 << 20
 
 def main() -> None:
     place, lifeline, python = sys.argv[1:]
-    plain, own = listen(f"{place}.plain"), listen(place)  # who comes before all is imported waits
     threads = NumbaThreads()
     import_all(THEIRS)
+    plain = listen(f"{place}.plain")
     if os.fork() == 0:
+        request = serve(plain, int(lifeline))
+    else:
         plain.close()
         import_all(OURS)
         sys.modules["kapdist.data.load.decode"].compiled_decode()  # what every loader asks for first
-        request = serve(own, int(lifeline))
-    else:
-        own.close()
-        request = serve(plain, int(lifeline))
+        request = serve(listen(place), int(lifeline))
     if request:
         become(request, python, threads)
 
 
 def listen(place: str) -> socket.socket:
+    """Listen at a place that is there as soon as, and not before, a request has its answer at once."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(f"{place}.new")
     listener.listen(100)

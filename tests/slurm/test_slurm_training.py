@@ -112,7 +112,7 @@ def assert_equal_bits(run: RunDir, whole: RunDir) -> None:
 
 
 def test_timed_out_once_and_preempted_twice(slurm, queued, undisturbed) -> None:
-    training = queued("cluster.time_minutes=1", "cluster.signal_seconds=38")
+    training = queued("cluster.time_minutes=1", "cluster.signal_seconds=50")
     again = training.launch()
     assert f"job {training.job} waits or runs" in again.stdout
 
