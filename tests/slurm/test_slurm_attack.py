@@ -108,6 +108,7 @@ def test_a_cancelled_array_stays_cancelled_and_the_attack_waits_for_its_training
     assert not run.root.exists()
 
     train = [PYTHON, ROOT / "launch" / "train.py", tiny_config, "train.epochs=1", "cluster.sbatch={hold: true}"]
+    train.append(f"cluster.python={warm_python()}")
     slurm.run(train, cwd=tmp_path)
     training = json.loads((run.slurm / "jobs.jsonl").read_text())["job"]
     refused = launch(slurm, run, "cluster.aggregate.sbatch={begin: nonsense}", check=False)
