@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from attack.kinds import Short
+from processes import warm_python
 from torch import Tensor, nn
 
 import kapdist.attack.images as images_of
@@ -87,9 +88,7 @@ class World:
 
     def child_command(self, *words: object) -> list[str]:
         """What starts a shard in a process of its own that sees the same images."""
-        import sys
-
-        return [sys.executable, str(self.folder / "child.py"), str(self.folder / "images.pt"), *map(str, words)]
+        return [str(warm_python()), str(self.folder / "child.py"), str(self.folder / "images.pt"), *map(str, words)]
 
 
 @pytest.fixture

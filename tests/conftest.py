@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import long_first
 import pytest
 from processes import Finished, end_ranks, start_ranks
 
@@ -17,6 +18,15 @@ MAY_BE_ABSENT = ("torchvision", "timm", "imagecorruptions", "CUDA", "GPU", "AVX-
 
 hypothesis.settings.register_profile("kapdist", deadline=None)  # the machine is shared: no test is timed
 hypothesis.settings.load_profile("kapdist")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    long_first.sort(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> long_first.LongFirst:
+    return long_first.LongFirst(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
-import json
 import os
 import random
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from warm_python import ask
+
+import kapdist
+
+ROOT = Path(kapdist.__file__).parents[1]
+WARM_START = Path(__file__).with_name("warm_start.py")
+WARM_PYTHON = Path(__file__).with_name("warm_python.py")
+LIFELINES: list[socket.socket] = []
 
 
 class Finished(NamedTuple):
@@ -31,22 +40,21 @@ class WarmProcess:
     """A process that tests/warm_start.py has forked: what these tests use of subprocess.Popen."""
 
     def __init__(self, words: Sequence[str], cwd: Path, environment: dict[str, str]) -> None:
-        request = {"words": words, "cwd": str(cwd), "environment": environment}
         self.output = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the object)
-        reading, writing = os.pipe()
-        self.answers = os.fdopen(reading)
-        socket.send_fds(warm_start(), [json.dumps(request).encode()], [self.output.fileno(), writing])
-        os.close(writing)
-        self.pid = int(self.answers.readline())
+        place, written = str(warm_start()), self.output.fileno()
+        with open(os.devnull) as nothing:
+            files = nothing.fileno(), written, written
+            self.control = ask(place, str(ROOT), words, str(cwd), environment, files)
+        self.pid = int(self.control.recv(100))
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        if self.returncode is None and select.select([self.answers], [], [], 0)[0]:
-            self.returncode = int(self.answers.readline())
+        if self.returncode is None and select.select([self.control], [], [], 0)[0]:
+            self.returncode = int(self.control.recv(100))
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        if self.returncode is None and not select.select([self.answers], [], [], timeout)[0]:
+        if self.returncode is None and not select.select([self.control], [], [], timeout)[0]:
             raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
         code = self.poll()
         assert code is not None
@@ -58,11 +66,14 @@ class WarmProcess:
 
 
 @functools.cache
-def warm_start() -> socket.socket:
-    """Start the process that forks the others; it ends with this one, when its socket closes."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("warm_start.py")), str(theirs.fileno())],
+def warm_start() -> Path:
+    """Start the process that forks the others, and return its socket; it ends with this one, by its lifeline."""
+    place = Path(tempfile.mkdtemp(prefix="kapdist-warm-")) / "socket"
+    atexit.register(shutil.rmtree, place.parent, ignore_errors=True)
+    python = write_warm_python(place)
+    ours, theirs = socket.socketpair()
+    server = subprocess.Popen(
+        [sys.executable, str(WARM_START), str(place), str(theirs.fileno()), str(python)],
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -70,7 +81,29 @@ def warm_start() -> socket.socket:
         start_new_session=True,
     )
     theirs.close()
-    return ours
+    LIFELINES.append(ours)
+    while not place.exists():
+        assert server.poll() is None
+        time.sleep(0.05)
+    return place
+
+
+def write_warm_python(place: Path) -> Path:
+    """Write the `python` of a warm start, and beside it our commands as they stand, but for their python."""
+    python = place.with_name("python")
+    ending = f"\n\nmain({str(place)!r}, {str(ROOT)!r})\n"
+    python.write_text(f"#!{sys.executable} -IS\n{WARM_PYTHON.read_text()}{ending}")
+    for name in ("kapdist", "torchrun"):
+        _, *lines = (Path(sys.executable).parent / name).read_text().splitlines(keepends=True)
+        place.with_name(name).write_text("".join([f"#!{python}\n", *lines]))
+    for name in ("python", "kapdist", "torchrun"):
+        place.with_name(name).chmod(0o755)
+    return python
+
+
+def warm_python() -> Path:
+    """Return a `python` whose processes start warm; `kapdist` and `torchrun` lie beside it."""
+    return warm_start().with_name("python")
 
 
 class ColdProcess(subprocess.Popen[bytes]):
@@ -94,7 +127,7 @@ Process = WarmProcess | ColdProcess
 def start_ranks(words: Sequence[str], world_size: int, cwd: Path, cold: bool = False) -> list[Process]:
     """Start `python WORDS` as the ranks of one job, as torchrun would; each in a process group of its own.
 
-    They find torch imported (tests/warm_start.py) unless they are to start cold, as a user starts them.
+    They find torch and kapdist imported (tests/warm_start.py) unless they are to start cold, as a user starts them.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -18,7 +18,7 @@ DEEPEST, MOST_VALUES = 16, 10_000  # no config comes near; aliases of aliases wo
 TAG, PLAIN = "tag:yaml.org,2002:", "plain"
 # YAML 1.1 wants a point in 3e-4; everybody else reads it as a number.
 FLOAT = re.compile(
-    r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+    r"[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 )
 INTEGER = re.compile(r"[-+]?(?:0b[01_]+|0x[\da-fA-F_]+|0o?[0-7_]+|[1-9][\d_]*|0)")
 WORDS: dict[str, dict[str, Any]] = {

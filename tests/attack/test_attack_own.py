@@ -151,7 +151,7 @@ def finished_run(folder: Path, num_classes: int = 5) -> Path:
 OWN = {"attacks": ("apgd-ce", "random-noise", "hard-label", "transfer"), "random_draws": 20}
 
 
-def test_an_attack_with_all_three_is_planned_sharded_and_merged(world, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_an_attack_with_all_three_is_planned_sharded_and_merged(world, short, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     second = finished_run(tmp_path / "second")
     config = world.config(**OWN, hard_label_queries=40, transfer_from=second, eps=(0.01, 0.02), num_images=6)
     plan = plan_attack(world.run, config)

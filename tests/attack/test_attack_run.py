@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from processes import WarmProcess
 
 import kapdist.attack.units as units
 from kapdist import cli
@@ -187,7 +188,7 @@ def test_ending_the_attack_ends_its_shards(world: World, number: signal.Signals)
     plan_attack(world.run, world.config())
     attack = AttackDir(world.run / "attacks" / "aa")
     (world.folder / "parent.py").write_text(PARENT)
-    parent = subprocess.Popen([sys.executable, "parent.py", str(attack.root)], stderr=subprocess.DEVNULL)
+    parent = WarmProcess(["parent.py", str(attack.root)], world.folder, dict(os.environ))
     deadline = time.monotonic() + 60
     while len(list(world.folder.glob("up-*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)

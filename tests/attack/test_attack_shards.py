@@ -109,7 +109,7 @@ def test_kill_9_in_the_middle_changes_nothing(world: World, finished: AttackDir)
     assert records(attack).equals(whole)
 
 
-def test_kept_images_are_what_broke_the_model_bit_by_bit(world: World) -> None:
+def test_kept_images_are_what_broke_the_model_bit_by_bit(world: World, short: None) -> None:
     attack = planned(world, keep_adversarial=True, norm="L2", eps=0.3)
     run_shard(attack.root, 0, 1)
     attack.adversarial_images(2).unlink()
@@ -159,7 +159,7 @@ def test_another_plan_in_the_same_directory_names_the_first_difference(
     assert attack.plan.read_bytes() == before
 
 
-def test_a_moved_run_directory_goes_on(world: World) -> None:
+def test_a_moved_run_directory_goes_on(world: World, short: None) -> None:
     attack = planned(world)
     run_shard(attack.root, 0, 2)
     moved = world.run.rename(world.folder / "elsewhere")
@@ -228,7 +228,7 @@ def test_the_merge_refuses_what_is_not_each_chunk_once(finished: AttackDir, harm
     assert not attack.summary.exists()
 
 
-def test_the_merge_counts_and_says_what_the_records_say(world: World) -> None:
+def test_the_merge_counts_and_says_what_the_records_say(world: World, short: None) -> None:
     attack = planned(world, attacks=("apgd-ce", "apgd-dlr"), chunk_size=8)
     run_shard(attack.root, 0, 1)
     summary, table = merge(attack.root), records(attack)

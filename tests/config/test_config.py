@@ -3,6 +3,7 @@
 import ast
 import random
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from kapdist.config import MAY_CHANGE, AttackConfig, Config, Section, dotted_key
 from kapdist.config.evaluation import EvaluationConfig
 from kapdist.config.fields import kinds_in
 from kapdist.config.file import dump_config, load_config
+from kapdist.config.plain_yaml import parse
 from kapdist.errors import InputError
 from kapdist.plan.training import make_plan
 from launch.cluster import ClusterConfig
@@ -382,6 +384,14 @@ def test_whatever_is_written_ends_in_a_config_or_in_one_line(tmp_path: Path) -> 
             told.append(str(error))
     assert all(len(line.encode().splitlines()) == len(line.splitlines()) == 1 for line in told)
     assert min(accepted, len(told)) > 50
+
+
+def test_a_long_word_that_begins_as_a_number_takes_no_time() -> None:
+    """The one that looks for numbers goes through a word once, and not once for each place to part it at."""
+    before = time.process_time()
+    word = "9" * 100_000 + "x"
+    assert parse(word, "word") == word
+    assert time.process_time() - before < 5
 
 
 def test_a_warm_up_that_nobody_wrote_fits_into_the_training(write) -> None:

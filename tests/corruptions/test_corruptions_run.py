@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import polars as pl
 import pytest
 import torch
 from polars.testing import assert_frame_equal
+from processes import warm_python
 
 import kapdist.attack.images as images_of
 import kapdist.attack.units as units
@@ -122,7 +122,7 @@ def test_the_counts_are_those_of_a_plain_loop(world) -> None:
 
 def test_chunks_and_processes_do_not_change_a_prediction(world, monkeypatch: pytest.MonkeyPatch) -> None:
     (world.folder / "child.py").write_text(CHILD)
-    command = [sys.executable, str(world.folder / "child.py")]
+    command = [str(warm_python()), str(world.folder / "child.py")]
     monkeypatch.setattr(
         units,
         "shard_command",
@@ -143,7 +143,7 @@ def test_what_was_done_before_a_kill_is_not_done_again(world) -> None:
     other = directory(world, "other")
     other.root.mkdir(parents=True)
     other.plan.write_bytes(directory(world).plan.read_bytes())
-    words = [sys.executable, "child.py", "slowly", str(other.root)]
+    words = [str(warm_python()), "child.py", "slowly", str(other.root)]
     child = subprocess.Popen(words, cwd=world.folder, env=os.environ | {"OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 60
     while len(list(other.cells.glob("*.parquet"))) < 4 and time.monotonic() < deadline:

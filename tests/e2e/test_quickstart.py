@@ -6,10 +6,10 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import warm_python
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("plain", "noise", "kap")
@@ -22,7 +22,7 @@ def checkout(tmp_path: Path, small_betons: tuple[Path, Path]) -> Path:
     (tmp_path / "tools").mkdir()
     shutil.copy(ROOT / "tools" / "quickstart.sh", tmp_path / "tools")
     (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    (tmp_path / ".venv" / "bin").symlink_to(warm_python().parent)
     folder = tmp_path / "configs" / "fashion_mnist"
     for name in NAMES:
         text = (folder / f"{name}.yaml").read_text()

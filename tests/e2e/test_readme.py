@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from processes import Finished, WarmProcess, end_ranks
+from processes import Finished, warm_python
 
 ROOT = Path(__file__).parents[2]
 # Run by what runs this test, or by a test of its own; setting up is what made `kapdist` come first in PATH.
@@ -75,11 +74,8 @@ def smaller(command: str) -> str:
 
 
 def run(command: str, folder: Path, limit: int = 240) -> Finished:
-    """Run a command as a shell does; `kapdist` alone finds torch imported, which saves seconds each time."""
-    if command.startswith("kapdist "):
-        words = ["-m", "kapdist.cli", *shlex.split(command)[1:]]
-        return end_ranks([WarmProcess(words, folder, dict(os.environ))], limit)[0]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    """Run a command as a shell does, with warm processes, which saves seconds each time."""
+    path = f"{warm_python().parent}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command,
         shell=True,

@@ -54,7 +54,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def merged(world: World, kept: Path) -> AttackDir:
+def merged(world: World, short: None, kept: Path) -> AttackDir:
     """A merged attack with its images; worked out once for all tests of this file."""
     if not kept.exists():
         plan_attack(world.run, world.config(keep_adversarial=True))

@@ -38,7 +38,7 @@ def broken_at(attack: AttackDir, eps: float) -> set[int]:
     return set(table.filter(pl.col("broken_eps") <= eps)["image"])
 
 
-def test_an_image_is_robust_only_if_nothing_tried_broke_it(world: World, tmp_path: Path) -> None:
+def test_an_image_is_robust_only_if_nothing_tried_broke_it(world: World, short: None, tmp_path: Path) -> None:
     first = attacked(world, "a", eps=[0.01, 0.02], chunk_size=22)
     second = attacked(world, "b", eps=0.012, attacks=("apgd-dlr",), chunk_size=11)
     third = attacked(world, "c", eps=0.015, attacks=("hard-label",), hard_label_queries=500, chunk_size=22)
@@ -80,7 +80,9 @@ class Noisy(nn.Module):
 """
 
 
-def test_seven_shards_have_the_records_of_one_with_noise_averages_and_an_eps_list(world: World) -> None:
+def test_seven_shards_have_the_records_of_one_with_noise_averages_and_an_eps_list(
+    world: World, short: None
+) -> None:
     (world.folder / "noisy.py").write_text(NOISY)
     fields = {
         "model": {"factory": "noisy.py:Noisy"},

@@ -20,18 +20,12 @@ import pytest
 
 TOOL = Path(__file__).parents[2] / "tools" / "slurm_sandbox.py"
 HERE = Path(__file__).parent
-LONG = "test_readme.py", "test_quickstart.py", "test_photographs.py"
-LONGEST = "test_slurm_training.py"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slurm's tests come first, they mostly wait while other workers compute; then the other long ones."""
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.slurm)
-    items.sort(
-        key=lambda item: (not item.path.is_relative_to(HERE), item.path.name != LONGEST, item.path.name not in LONG)
-    )
 
 
 def run_tool(*words: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:

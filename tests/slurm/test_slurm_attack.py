@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from processes import ranks_of_job
+from processes import ranks_of_job, warm_python
 
 from kapdist.records.sharding import finished_chunks
 from kapdist.run.paths import AttackDir, RunDir
@@ -45,7 +45,8 @@ def trained(tiny_config: Path, kapdist) -> RunDir:
 
 
 def launch(slurm, run: RunDir, *words: str, check: bool = True):
-    command = [PYTHON, ROOT / "launch" / "attack.py", run.root, "quick.yaml", *CLUSTER, *words]
+    warm = f"cluster.python={warm_python()}"
+    command = [PYTHON, ROOT / "launch" / "attack.py", run.root, "quick.yaml", *CLUSTER, warm, *words]
     return slurm.run(command, cwd=run.root.parents[1], check=check)
 
 
@@ -107,6 +108,7 @@ def test_a_cancelled_array_stays_cancelled_and_the_attack_waits_for_its_training
     assert not run.root.exists()
 
     train = [PYTHON, ROOT / "launch" / "train.py", tiny_config, "train.epochs=1", "cluster.sbatch={hold: true}"]
+    train.append(f"cluster.python={warm_python()}")
     slurm.run(train, cwd=tmp_path)
     training = json.loads((run.slurm / "jobs.jsonl").read_text())["job"]
     refused = launch(slurm, run, "cluster.aggregate.sbatch={begin: nonsense}", check=False)

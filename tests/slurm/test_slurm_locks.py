@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import warm_python
 
 from kapdist.run.paths import RunDir
 
@@ -66,7 +67,7 @@ def checkout(tmp_path: Path, tiny_config: Path) -> Path:
 
 def test_of_two_submissions_at_once_one_goes_and_runs_what_was_submitted(clean, checkout: Path) -> None:
     words = ["tiny.yaml", "train.epochs=1", "cluster.sbatch={hold: true}", "cluster.partition=low"]
-    command = [*clean.prefix, sys.executable, "launch/train.py", *words]
+    command = [*clean.prefix, sys.executable, "launch/train.py", *words, f"cluster.python={warm_python()}"]
     both = [
         subprocess.Popen(command, cwd=checkout, env=clean.environment, text=True, stdout=-1, stderr=-2)
         for _ in range(2)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import warm_python
 
 from kapdist.run.paths import RunDir
 
@@ -44,7 +45,8 @@ def test_the_readme_s_way_from_a_config_to_a_report(slurm, checkout: Path) -> No
     first, *lines, last = block_with("slurm_sandbox.py up")
     assert "slurm_sandbox.py up" in first
     assert "slurm_sandbox.py down" in last
-    script = "\n".join(["set -e", PATH, *lines]).replace("num_images=64", "num_images=6")
+    warm = f"export PATH={warm_python().parent}:$PATH"  # test_the_batch_script_trains starts cold
+    script = "\n".join(["set -e", PATH, warm, *lines]).replace("num_images=64", "num_images=6")
     done = slurm.run(["bash", "-c", script], timeout=480, cwd=checkout)
     run = RunDir(checkout / "runs" / "queued")
     assert run.done.exists(), done.stdout + done.stderr
@@ -78,6 +80,7 @@ def test_slurm_s_own_words_about_a_partition_that_is_not_there(slurm, tiny_confi
 def test_a_job_that_is_cancelled_stays_cancelled(slurm, checkout: Path) -> None:
     slurm.restore()
     launch = [sys.executable, "launch/train.py", "configs/fashion_mnist/kap.yaml", "train.epochs=500"]
+    launch.append(f"cluster.python={warm_python()}")
     printed = slurm.run(launch, cwd=checkout).stdout
     job = re.findall(r"job (\d+)", printed)[0]
     run = RunDir(checkout / "runs" / "kap")

@@ -1,0 +1,90 @@
+"""A process that starts warm is the one that `python WORDS` would be: what it sees, how it is told, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from processes import warm_python
+
+import kapdist
+
+SEES = """
+import json, os, sys
+import kapdist
+sees = {"argv": sys.argv, "path": sys.path[0], "cwd": os.getcwd(), "word": os.environ.get("WORD")}
+sees |= {"kapdist": kapdist.__file__, "cpus": sorted(os.sched_getaffinity(0)), "read": sys.stdin.read()}
+print(json.dumps(sees))
+print("and said", file=sys.stderr)
+sys.exit(5)
+"""
+WAITS = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+open("up", "w").close()
+time.sleep(3)
+open("still there", "w").close()
+time.sleep(60)
+"""
+
+
+def look(python: Path | str, folder: Path, prefix: tuple[str, ...] = ()) -> tuple[dict, str, int]:
+    done = subprocess.run(
+        [*prefix, str(python), "-u", "program.py", "a", "b c"],
+        cwd=folder,
+        env=os.environ | {"WORD": "w"},
+        input="given",
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    return json.loads(done.stdout), done.stderr, done.returncode
+
+
+def test_a_warm_process_sees_and_says_what_a_cold_one_does(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(SEES)
+    warm, cold = look(warm_python(), tmp_path), look(sys.executable, tmp_path)
+    assert warm == cold
+    assert warm[0]["kapdist"] == kapdist.__file__
+    assert warm[1:] == ("and said\n", 5)
+
+
+def test_it_stays_on_the_cpus_of_who_asked(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(SEES)
+    one = max(os.sched_getaffinity(0))
+    assert look(warm_python(), tmp_path, ("taskset", "-c", str(one)))[0]["cpus"] == [one]
+
+
+def test_a_copy_of_the_code_is_run_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(SEES)
+    (tmp_path / "kapdist").mkdir()
+    (tmp_path / "kapdist" / "__init__.py").write_text("")
+    assert look(warm_python(), tmp_path)[0]["kapdist"] == str(tmp_path / "kapdist" / "__init__.py")
+
+
+def waiting(folder: Path) -> subprocess.Popen[bytes]:
+    (folder / "waits.py").write_text(WAITS)
+    process = subprocess.Popen([str(warm_python()), "waits.py"], cwd=folder)
+    deadline = time.monotonic() + 60
+    while not (folder / "up").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return process
+
+
+def test_signals_are_passed_on(tmp_path: Path) -> None:
+    process = waiting(tmp_path)
+    process.terminate()
+    assert process.wait(60) == 7
+
+
+def test_what_is_killed_takes_its_warm_process_along(tmp_path: Path) -> None:
+    process = waiting(tmp_path)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL
+    time.sleep(4)
+    assert not (tmp_path / "still there").exists()
