@@ -167,22 +167,19 @@ def with_holm(layers: Sequence[LayerTopography]) -> list[LayerTopography]:
 
 def pictures_of(shown: Responses, images: Images, settings: Settings) -> dict[str, object]:
     """Return the maps: kernels and orientations of the first layer, if it sees the image, classes of the last."""
-    asked = [
-        layer for layer in shown.layers if layer.pairs(settings.seed) is not None and layer.name in shown.moments
-    ]
+    called = [layer for layer in shown.layers if layer.name in shown.moments]
+    asked = [(layer, pairs) for layer in called if (pairs := layer.pairs(settings.seed))]
     if not asked:
         return {}
     found: dict[str, object] = {}
-    first, last = asked[0], asked[-1]
+    (first, near), (last, far) = asked[0], asked[-1]
     channels = images.batches[0][0].shape[1]
     if first.conv.in_channels == channels and first.conv.groups == 1:
-        pairs, orders = first.pairs(settings.seed), orders_for(first, settings)
         found["kernels"] = kernel_pictures(first)
         if min(first.conv.kernel_size) > 1:
-            found["orientations"] = orientations(first, first.conv.weight.detach().cpu(), pairs, orders)
-    found["classes"] = class_map(
-        last, shown.moments[last.name], last.pairs(settings.seed), orders_for(last, settings)
-    )
+            weight = first.conv.weight.detach().cpu()
+            found["orientations"] = orientations(first, weight, near, orders_for(first, settings))
+    found["classes"] = class_map(last, shown.moments[last.name], far, orders_for(last, settings))
     return found
 
 

@@ -154,9 +154,7 @@ def test_neighbours_and_others_are_those_of_kernel_similarity() -> None:
     for layout, channels in (("sheet", 30), ("line", 20)):
         weight = random_kernels(channels, 5, 3, 3)
         found = measured(weight, 199, layout=layout)
-        assert (found.neighbours, found.others) == pytest.approx(
-            kernel_similarity(weight, layout=layout), abs=1e-6
-        )
+        assert (found.neighbours, found.others) == pytest.approx(kernel_similarity(weight, layout=layout), abs=1e-6)
 
 
 @pytest.mark.parametrize(("pool_size", "layout", "groups"), [(1, "sheet", 1), (3, "sheet", 1), (3, "line", 2)])
@@ -198,7 +196,9 @@ def test_a_planted_sheet_is_found_with_the_size_that_it_has() -> None:
         assert 2 * width <= found.size <= 6 * width
         expected = [math.exp(-(distance**2) / (4 * width**2)) for distance in found.curve.distance[:3]]
         assert found.curve.similarity[:3] == pytest.approx(expected, abs=0.06)
-    assert measured(smooth_kernels(256, 1.0)[torch.randperm(256, generator=torch.Generator().manual_seed(1))]).p > 0.01
+    assert (
+        measured(smooth_kernels(256, 1.0)[torch.randperm(256, generator=torch.Generator().manual_seed(1))]).p > 0.01
+    )
 
 
 def test_p_values_of_unrelated_kernels_are_uniform() -> None:
