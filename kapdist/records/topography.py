@@ -181,6 +181,8 @@ class SubjectTopography(Record):
     weights: str
     """The file, and whether it is the moving average."""
     weights_sha256: str
+    is_final: bool
+    """Whether these are the weights that the run ended with."""
     accuracy: Share
     """On the images of this record, noise off."""
     layers: tuple[LayerTopography, ...]

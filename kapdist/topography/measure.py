@@ -73,6 +73,7 @@ def measure_subject(
         noise_std=subject.config.kap.noise_std,
         weights=subject.said,
         weights_sha256=subject.weights_sha256,
+        is_final=subject.is_final,
         accuracy=accuracy(shown.logits, images),
         layers=tuple(found),
         stages=(*stages, stage(last_step(subject), "measured weights", images.count, found)),

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from kapdist.kap import kernel_average, kernel_similarity
 from kapdist.kap.average import sheet_grid
-from kapdist.statistics.intervals import wilson
 from kapdist.topography.null import contrasts_of, measure, orders_of, sampled
 from kapdist.topography.places import BINS, ROWS, average_of, pairs_of
 from kapdist.topography.similarity import (
@@ -38,11 +37,11 @@ def smooth_kernels(channels: int, width: float, seed: int = 0) -> Tensor:
     return (weights @ random_kernels(channels, 400, seed=seed).double()).view(channels, 100, 2, 2)
 
 
-def measured(weight: Tensor, permutations: int = 399, pool_size: int = 1, layout: str = "sheet", groups: int = 1):
+def measured(weight: Tensor, permutations: int = 399, pool_size: int = 1, layout: str = "sheet", seed: int = 0):
     channels = len(weight)
-    orders = orders_of(channels, groups, permutations, seed=0, layer="layer")
+    orders = orders_of(channels, 1, permutations, seed, "layer")
     average = average_of(channels, pool_size, 1, layout)
-    gram = gram_of_kernels(weight, groups)
+    gram = gram_of_kernels(weight)
     return measure(gram, pairs_of(channels, 1, layout, 0), orders, average, is_average=pool_size > 1)
 
 
@@ -201,17 +200,27 @@ def test_a_planted_sheet_is_found_with_the_size_that_it_has() -> None:
     )
 
 
+def is_uniform(values: list[float], count: int) -> bool:
+    """Whether p-values of so many permutations lie in the 95% band of Dvoretzky, Kiefer and Wolfowitz."""
+    levels = np.arange(1, count + 2) / (count + 1)
+    shares = (np.array(values)[:, None] <= levels + 1e-9).mean(0)
+    return bool(np.abs(shares - levels).max() <= math.sqrt(math.log(2 / 0.05) / (2 * len(values))))
+
+
 def test_p_values_of_unrelated_kernels_are_uniform() -> None:
-    """Of 120 layers of random weights, before the average and behind it; Wilson's 95% intervals."""
-    values: dict[int, list[float]] = {1: [], 3: []}
-    for seed in range(120):
-        for pool_size, found in values.items():
-            weight = random_kernels(16, 6, 1, 1, seed=seed)
-            found.append(measured(weight, 39, pool_size).p)
-    for found in values.values():
-        for level in (0.05, 0.25, 0.5, 0.75):
-            share = wilson(int((np.array(found) <= level).sum()), len(found))
-            assert share.low <= level <= share.high, (level, share)
+    """Of layers of random weights: 400 without an average, 80 averaged after they were permuted."""
+    pairs, count = pairs_of(16, 1, "sheet", 0), 39
+    plain, pooled = [], []
+    for seed in range(400):
+        similarity = similarities(gram_of_kernels(random_kernels(16, 6, 1, 1, seed=seed)).float())
+        orders = torch.cat([torch.arange(16)[None], orders_of(16, 1, count, seed, "x")])
+        found, *null = contrasts_of(similarity, orders, pairs)
+        plain.append((1 + sum(one >= found for one in null)) / (1 + count))
+    for seed in range(80):
+        pooled.append(measured(random_kernels(16, 6, 1, 1, seed=seed), count, 3, seed=seed).p)
+    assert is_uniform(plain, count)
+    assert is_uniform(pooled, count)
+    assert not is_uniform([value**2 for value in plain], count)  # the band can be left
 
 
 def test_an_average_makes_unrelated_kernels_alike_and_that_is_no_finding() -> None:
