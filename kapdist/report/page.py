@@ -23,6 +23,7 @@ from kapdist.report.plots import Plot
 from kapdist.report.render import COLUMNS, NUMBERS, SHORT_COLUMNS, cells
 from kapdist.report.sanity import SanityView, sanity_views
 from kapdist.report.table import Block, Row
+from kapdist.report.topography import LAYER_COLUMNS, ROW_COLUMNS, TopographyView, topography_views
 from kapdist.report.words import accuracy_text, enumeration, percent
 from kapdist.report.worst import COLUMNS as WORST_COLUMNS
 from kapdist.report.worst import worst_views
@@ -57,12 +58,13 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     curves = [plot for plot in training if plot is not None]
     sanity = sanity_views(compared.runs)
     corruptions = corruption_views(compared.runs)
-    shown = [*(plot for view in views for plot in view.plots), *(plot for view in sanity for plot in view.plots)]
+    topography = topography_views(compared.runs)
+    shown = [plot for view in (*views, *sanity, *topography) for plot in view.plots]
     for plot in [*curves, *shown]:
         write_atomic(out / f"{plot.name}.png", plot.png)
     write_atomic(out / "table.md", compared.markdown())
     write_atomic(out / "table.csv", compared.csv())
-    write_atomic(out / PAGE, render(compared, views, curves, sanity, corruptions))
+    write_atomic(out / PAGE, render(compared, views, curves, sanity, corruptions, topography))
     return out / PAGE
 
 
@@ -86,6 +88,7 @@ def render(
     curves: Sequence[Plot],
     sanity: Sequence[SanityView],
     corruptions: Sequence[CorruptionsView],
+    topography: Sequence[TopographyView],
 ) -> str:
     loader = jinja2.PackageLoader("kapdist.report", package_path="")
     environment = jinja2.Environment(
@@ -99,6 +102,9 @@ def render(
         curves=curves,
         sanity=sanity,
         corruptions=corruptions,
+        topography=topography,
+        topography_columns=ROW_COLUMNS,
+        layer_columns=LAYER_COLUMNS,
         accuracy=accuracy_text,
         percent=percent,
         without_metrics=[run.label for run in compared.runs if not run.metrics.train and not run.metrics.evaluate],

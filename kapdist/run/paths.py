@@ -36,6 +36,7 @@ class RunDir:
         self.attacks = self.root / "attacks"
         self.worst_case = self.attacks / "worst_case.json"
         self.corruptions = self.root / "corruptions"
+        self.topographies = self.root / "topography"
         self.code = self.root / "code"
         self.slurm = self.root / "slurm"
         self.done = self.root / "DONE"
@@ -58,6 +59,9 @@ class RunDir:
 
     def corrupted(self, name: str) -> CorruptionsDir:
         return CorruptionsDir(self.corruptions / name)
+
+    def topography(self, name: str) -> TopographyDir:
+        return TopographyDir(self.topographies / name)
 
     def rank_log(self, attempt: int, rank: int) -> Path:
         return self.attempts / str(attempt) / f"rank-{rank}.log"
@@ -165,6 +169,18 @@ class AttackDir:
 
     def shard_log(self, shard: int) -> Path:
         return self.logs / f"shard-{shard}.log"
+
+
+class TopographyDir:
+    """The directory of one look at a run's kernels: the record, and its plots as PNG."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self.record = self.root / "topography.json"
+        self.lock = self.root / "LOCK"
+
+    def plot(self, name: str) -> Path:
+        return self.root / f"{name}.png"
 
 
 def labels(roots: Sequence[Path]) -> list[str]:

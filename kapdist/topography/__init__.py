@@ -1,0 +1,1 @@
+"""Do neighbouring kernels become ensembles? Their similarity by distance, and what it does to noise."""

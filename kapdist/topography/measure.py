@@ -1,0 +1,242 @@
+"""One run's topography: every layer, the maps, the way there, the noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kapdist import kap
+from kapdist.records.topography import (
+    ASKED,
+    LayerTopography,
+    Measure,
+    NoiseLevel,
+    Quantity,
+    Stage,
+    StageLayer,
+    SubjectTopography,
+)
+from kapdist.statistics.holm import holm
+from kapdist.topography.images import Images
+from kapdist.topography.layers import Layer, layers_of
+from kapdist.topography.null import measure, orders_of
+from kapdist.topography.preferences import class_map, kernel_pictures, orientations
+from kapdist.topography.responses import Moments, moments_of
+from kapdist.topography.similarity import gram_of_kernels, is_silent
+from kapdist.topography.subject import Moment, Subject, last_step
+from kapdist.topography.subject import moments_of as moments_of_training
+from kapdist.topography.variance import Noise, moved_by, signal_of
+
+STAGE_IMAGES = 128
+TOO_FEW = "fewer than three kernels, or all of them neighbours"
+Tick = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured of every run."""
+
+    layout: str
+    permutations: int
+    seed: int
+    noises: tuple[Noise, ...]
+    noisy_images: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Responses:
+    """A network, its layers in the order of their calls, and what they answered."""
+
+    model: nn.Module
+    layers: list[Layer]
+    moments: dict[str, Moments]
+    logits: Tensor
+
+
+def measure_subject(
+    subject: Subject, images: Images, settings: Settings, device: torch.device, tick: Tick
+) -> SubjectTopography:
+    """Return everything that a record has of one run."""
+    shown = answered(subject.model(device), images, images.count, settings, tick)
+    found = with_holm(each_layer(shown, settings, full=True))
+    pictures = pictures_of(shown, images, settings)
+    stages = [stage_of(moment, subject, images, settings, device, tick) for moment in moments_of_training(subject)]
+    return SubjectTopography(
+        run=subject.label,
+        kind=subject.kind,
+        pool_size=subject.config.kap.pool_size,
+        noise_std=subject.config.kap.noise_std,
+        weights=subject.said,
+        weights_sha256=subject.weights_sha256,
+        is_final=subject.is_final,
+        accuracy=accuracy(shown.logits, images),
+        layers=tuple(found),
+        stages=(*stages, stage(last_step(subject), "measured weights", images.count, found)),
+        noise=noise_levels(shown, images, settings, tick),
+        notes=tuple(notes_on(subject, found)),
+        **pictures,
+    )
+
+
+def answered(model: nn.Module, images: Images, count: int, settings: Settings, tick: Tick) -> Responses:
+    """Show a network some images, its noise off."""
+    layers = layers_of(model, settings.layout)
+    with kap.noise(model, "off"):
+        moments, logits = moments_of(
+            model, layers, images.first(count), len(images.class_names), settings.seed, tick
+        )
+    place = {name: number for number, name in enumerate(moments)}
+    ordered = sorted(layers, key=lambda layer: place.get(layer.name, len(place)))
+    return Responses(model, ordered, moments, logits)
+
+
+def each_layer(shown: Responses, settings: Settings, full: bool) -> list[LayerTopography]:
+    """Return the layers, measured side by side: one thread for each, as their matrices are small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(settings.threads) as pool:
+            return list(
+                pool.map(lambda layer: layer_topography(layer, shown.moments, settings, full), shown.layers)
+            )
+    finally:
+        torch.set_num_threads(threads)
+
+
+def layer_topography(layer: Layer, moments: dict[str, Moments], settings: Settings, full: bool) -> LayerTopography:
+    """Return one layer.
+
+    Args:
+        full: with the averaged quantities and the curves' whole bands.
+    """
+    answers = moments.get(layer.name)
+    silent = int(is_silent(answers.covariance.diagonal()).sum()) if answers else 0
+    facts = LayerTopography(
+        name=layer.name,
+        kernels=layer.kernels,
+        grid=layer.grid,
+        pool_size=layer.pool_size,
+        pool_stride=layer.pool_stride,
+        groups=layer.conv.groups,
+        inputs=layer.conv.weight[0].numel(),
+        observations=answers.count if answers else 0,
+        silent=silent,
+    )
+    if layer.pairs(settings.seed) is None:
+        return facts.model_copy(update={"not_asked": TOO_FEW})
+    return facts.model_copy(update=measures_of(layer, answers, settings, full))
+
+
+def measures_of(layer: Layer, answers: Moments | None, settings: Settings, full: bool) -> dict[str, Measure]:
+    """Return the quantities of a layer that there are."""
+    groups = layer.conv.groups
+    orders = orders_of(layer.kernels, groups, settings.permutations, settings.seed, layer.name)
+    grams: dict[tuple[Quantity, Quantity], Tensor] = {}
+    if groups < layer.kernels:  # of one kernel each: no two of them see the same channels
+        weight, scale = layer.conv.weight.detach().cpu(), layer.scale
+        grams["stored", "averaged"] = gram_of_kernels(weight, groups, None if scale is None else scale.cpu())
+    if answers is not None:
+        grams["responses", "averaged_responses"] = answers.covariance
+    found: dict[str, Measure] = {}
+    before, after = layer.pairs(settings.seed), layer.pairs(settings.seed, after=True)
+    assert before is not None
+    for (plain, pooled), gram in grams.items():
+        found[plain] = measure(gram, before, orders, layer.identity)
+        if full and layer.is_average and after is not None:
+            found[pooled] = measure(gram, after, orders, layer.average, is_average=True)
+    return found
+
+
+def with_holm(layers: Sequence[LayerTopography]) -> list[LayerTopography]:
+    """Return the layers with p-values of what is asked corrected over all of them."""
+    for quantity in ASKED:
+        measured = [layer.measure(quantity) for layer in layers]
+        corrected = iter(holm([found.p for found in measured if found]))
+        layers = [
+            layer.model_copy(update={quantity: found.model_copy(update={"p_holm": next(corrected)})})
+            if found
+            else layer
+            for layer, found in zip(layers, measured, strict=True)
+        ]
+    return list(layers)
+
+
+def pictures_of(shown: Responses, images: Images, settings: Settings) -> dict[str, object]:
+    """Return the maps: kernels and orientations of the first layer, if it sees the image, classes of the last."""
+    called = [layer for layer in shown.layers if layer.name in shown.moments]
+    asked = [(layer, pairs) for layer in called if (pairs := layer.pairs(settings.seed))]
+    if not asked:
+        return {}
+    found: dict[str, object] = {}
+    (first, near), (last, far) = asked[0], asked[-1]
+    channels = images.batches[0][0].shape[1]
+    if first.conv.in_channels == channels and first.conv.groups == 1:
+        found["kernels"] = kernel_pictures(first)
+        if min(first.conv.kernel_size) > 1:
+            weight = first.conv.weight.detach().cpu()
+            found["orientations"] = orientations(first, weight, near, orders_for(first, settings))
+    found["classes"] = class_map(last, shown.moments[last.name], far, orders_for(last, settings))
+    return found
+
+
+def orders_for(layer: Layer, settings: Settings) -> Tensor:
+    return orders_of(layer.kernels, layer.conv.groups, settings.permutations, settings.seed, layer.name)
+
+
+def stage_of(
+    moment: Moment, subject: Subject, images: Images, settings: Settings, device: torch.device, tick: Tick
+) -> Stage:
+    """Return what is left of a step of the training."""
+    count = min(STAGE_IMAGES, images.count)
+    shown = answered(moment.model(device), images, count, settings, tick)
+    return stage(moment.step, moment.what, count, each_layer(shown, settings, full=False))
+
+
+def stage(step: int | None, what: str, count: int, layers: Sequence[LayerTopography]) -> Stage:
+    def pair(found: Measure | None) -> tuple[float, float] | None:
+        return None if found is None else (found.contrast, found.p)
+
+    rows = (StageLayer(name=one.name, stored=pair(one.stored), responses=pair(one.responses)) for one in layers)
+    return Stage(step=step, what=what, num_images=count, layers=tuple(rows))
+
+
+def noise_levels(shown: Responses, images: Images, settings: Settings, tick: Tick) -> tuple[NoiseLevel, ...]:
+    """Return how far each noise moves the network, its own noise off."""
+    signal = signal_of(shown.layers, shown.moments, shown.logits)
+    called = [layer for layer in shown.layers if layer.name in shown.moments]
+    batches = images.first(settings.noisy_images)
+    with kap.noise(shown.model, "off"):
+        return tuple(
+            moved_by(shown.model, called, batches, shown.logits, signal, noise, settings.seed, tick)
+            for noise in settings.noises
+        )
+
+
+def accuracy(logits: Tensor, images: Images) -> float:
+    labels = torch.cat([labels for _, labels in images.batches])
+    return float((logits.argmax(1) == labels).double().mean())
+
+
+def notes_on(subject: Subject, layers: Sequence[LayerTopography]) -> list[str]:
+    """Return what a reader has to know of one run."""
+    notes = []
+    if not any(subject.run.checkpoints.glob("step-*")):
+        notes.append(
+            "no checkpoint is left: of its way there are the first step's weights and the last's, and the best's "
+            "where they are kept"
+        )
+    if not subject.is_final:
+        notes.append("the run has not finished: its newest checkpoint was looked at")
+    if absent := [layer.name for layer in layers if not layer.observations]:
+        notes.append(f"no call was seen of {', '.join(absent)}: there are no responses of it")
+    if left := [layer.name for layer in layers if layer.not_asked]:
+        notes.append(f"not asked of {', '.join(left)}: {TOO_FEW}")
+    silent = sum(layer.silent for layer in layers)
+    if silent:
+        notes.append(f"{silent} kernels have no response that varies")
+    return notes

@@ -1,0 +1,265 @@
+"""The command on small runs as training leaves them: weights, checkpoints, a beton of images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kapdist.config import Config
+from kapdist.config.file import dump_config
+from kapdist.engine import Ranks
+from kapdist.errors import InputError, LockedError
+from kapdist.models.description import describe_weights
+from kapdist.models.weights import save_weights
+from kapdist.records.topography import ASKED, QUANTITIES, read_topography
+from kapdist.report import write_report
+from kapdist.run.files import file_sha256
+from kapdist.run.lock import locked
+from kapdist.run.paths import RunDir
+from kapdist.topography import null
+from kapdist.topography.run import Asked, run_topography
+from kapdist.topography.subject import initial, subject_of
+from kapdist.train.checkpoint import seal, write_payload
+from kapdist.train.job import initial_model
+
+QUICK = {"images": 40, "permutations": 199, "draws": 2, "noisy_images": 8, "device": "cpu"}
+SHEET = {"pool_size": 3, "layout": "sheet"}
+
+
+class TrainedRun:
+    """A run directory as a training leaves it, whose last weights are somebody's choice."""
+
+    def __init__(self, root: Path, betons: tuple[Path, Path], kap: dict, ema_decay: float = 0.0) -> None:
+        self.dir = RunDir(root)
+        self.config = Config.model_validate(
+            {
+                "name": root.name,
+                "seed": 3,
+                "data": {"train": betons[0], "validation": betons[1]},
+                "model": {"name": "resnet10", "num_classes": 10, "width": 0.25, "stem": "cifar"},
+                "kap": kap,
+                "optim": {"ema_decay": ema_decay},
+            }
+        )
+        root.mkdir(parents=True)
+        self.dir.config.write_text(dump_config(self.config))
+        self.network = initial_model(self.config, Ranks())
+
+    def smoothed(self) -> TrainedRun:
+        """Make neighbouring kernels alike, all but the stem's."""
+        from kapdist.kap import kernel_average
+
+        with torch.no_grad():
+            for name, module in self.network.named_modules():
+                if isinstance(module, nn.Conv2d) and name != "conv1":
+                    module.weight.copy_(kernel_average(module.weight, 3, layout="sheet", dim=0))
+        return self
+
+    def checkpoint(self, step: int, average: dict[str, Tensor] | None = None) -> TrainedRun:
+        final = self.dir.checkpoint(step)
+        final.mkdir(parents=True)
+        ema = None if average is None else {"n_averaged": torch.tensor(3)}
+        if ema is not None and average is not None:
+            ema |= {f"module.{key}": value for key, value in average.items()}
+        write_payload(final / "shared.pt", {"model": self.network.state_dict(), "ema": ema, "step": step})
+        write_payload(final / "rank-0.pt", {})
+        aside = final.with_name("aside")
+        final.rename(aside)
+        seal(aside, final, {"step": step, "world_size": 1})
+        return self
+
+    def finished(self, step: int = 9) -> TrainedRun:
+        save_weights(self.network, self.dir.weights)
+        sha256 = {path.name: file_sha256(path) for path in (self.dir.weights, self.dir.config)}
+        self.dir.done.write_text(json.dumps({"step": step, "sha256": sha256}))
+        return self
+
+
+@pytest.fixture(autouse=True)
+def narrow_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few permutations where each is worked out whole; p-values of what is asked are of all."""
+    monkeypatch.setattr(null, "BAND", 19)
+
+
+@pytest.fixture
+def trained(tmp_path: Path, small_betons: tuple[Path, Path]) -> Callable[..., TrainedRun]:
+    def make(name: str, kap: dict | None = None, ema_decay: float = 0.0) -> TrainedRun:
+        return TrainedRun(tmp_path / name, small_betons, kap or {}, ema_decay)
+
+    return make
+
+
+def test_a_record_says_what_was_planted_beside_a_twin_that_has_nothing(trained, tmp_path: Path) -> None:
+    """Smoothed weights stand beside those of chance, on one sheet, with the same images and orders."""
+    kap = trained("kap", SHEET | {"noise_std": 0.3}).smoothed().finished()
+    plain = trained("plain").finished()
+    found = run_topography(kap.dir.root, [plain.dir.root], Asked(**QUICK | {"permutations": 999}))
+    place = kap.dir.topography("topography")
+    assert found == read_topography(place.record)
+    assert not place.lock.exists()
+    assert (found.num_images, found.layout) == (40, "sheet")
+    smooth, twin = found.subjects
+    assert (smooth.kind, twin.kind) == ("KAP 3, sheet, noise 0.3", "plain")
+    assert [layer.name for layer in smooth.layers] == [layer.name for layer in twin.layers]
+    assert smooth.layers[0].name == "conv1"
+    for layer in smooth.layers:
+        assert [layer.measure(quantity) is not None for quantity in QUANTITIES] == [True] * 4
+        for quantity in ASKED:
+            assert layer.measure(quantity).is_found == (layer.name != "conv1"), (layer.name, quantity)
+    for layer in twin.layers:
+        assert layer.averaged is None
+        assert layer.grid == next(one.grid for one in smooth.layers if one.name == layer.name)
+        assert not any(layer.measure(quantity).is_found for quantity in ASKED)
+    assert {path.name for path in place.root.iterdir()} >= {
+        "topography.json",
+        "topography-responses.png",
+        "topography-kernels.png",
+        "topography-noise-logits.png",
+    }
+
+    page = write_report([kap.dir.root, plain.dir.root], tmp_path / "out").read_text()
+    assert "Have neighbouring kernels become alike?" in page
+    assert "responses before the average" in page
+    assert "kap, topography: 40 images, 999 permutations" in page
+    assert (tmp_path / "out" / "topography-responses-kap-topography.png").exists()
+    assert "this is of other weights" not in page
+    save_weights(trained("other").smoothed().network, plain.dir.weights)
+    kap.dir.done.unlink()
+    save_file(plain.network.state_dict(), kap.dir.weights, metadata=describe_weights(kap.network))
+    assert "this is of other weights" in write_report([kap.dir.root], tmp_path / "again").read_text()
+
+
+def test_the_way_of_a_training_is_shown_from_its_checkpoints(trained) -> None:
+    run = trained("kap", SHEET)
+    run.checkpoint(4).smoothed().checkpoint(8).finished(step=9)
+    found = run_topography(run.dir.root, [], Asked(**QUICK | {"draws": 0}))
+    stages = found.subject.stages
+    assert [(stage.step, stage.what) for stage in stages] == [
+        (0, "before the first step"),
+        (4, "checkpoint"),
+        (8, "checkpoint"),
+        (9, "measured weights"),
+    ]
+    means = [np.mean([layer.stored[0] for layer in stage.layers]) for stage in stages]
+    assert means[0] == means[1]  # the seed's own weights
+    assert means[2] == means[3] > means[0] + 0.2
+    assert found.subject.noise == ()
+    assert not any("no checkpoint is left" in note for note in found.subject.notes)
+
+
+def test_without_checkpoints_it_says_what_it_can_still_show(trained, tmp_path: Path) -> None:
+    run = trained("kap", SHEET).finished()
+    found = run_topography(run.dir.root, [], Asked(**QUICK | {"draws": 0}))
+    assert [stage.step for stage in found.subject.stages] == [0, 9]
+    assert "no checkpoint is left: of its way there are the first step's weights" in found.subject.notes[0]
+    empty = trained("empty", SHEET)
+    with pytest.raises(InputError, match=r"or one whole checkpoint, found neither"):
+        run_topography(empty.dir.root, [], Asked(**QUICK))
+    assert not empty.dir.topographies.exists()
+
+
+def test_an_unfinished_run_is_measured_at_its_newest_whole_checkpoint_by_its_average(trained) -> None:
+    run = trained("kap", SHEET, ema_decay=0.9)
+    average = {key: value.clone() for key, value in run.smoothed().network.state_dict().items()}
+    run.network = initial_model(run.config, Ranks())
+    run.checkpoint(4, average).checkpoint(8, average).checkpoint(12, average)
+    (run.dir.checkpoint(12) / "shared.pt").write_bytes(b"torn")
+    subject = subject_of(run.dir.root, "kap")
+    assert subject.said == "checkpoints/step-000000008/shared.pt, the moving average"
+    weights = subject.model(torch.device("cpu")).state_dict()
+    assert all(torch.equal(weights[key], value) for key, value in average.items())
+    found = run_topography(run.dir.root, [], Asked(**QUICK | {"draws": 0}))
+    assert [stage.step for stage in found.subject.stages] == [0, 4, 8]
+    assert any("has not finished" in note for note in found.subject.notes)
+
+
+def test_the_first_weights_are_those_that_the_run_began_with_and_no_stream_moves(trained) -> None:
+    run = trained("kap", SHEET)
+    state = torch.get_rng_state()
+    first = initial(run.config).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[key], value) for key, value in run.network.state_dict().items())
+
+
+def test_a_record_repeats(trained) -> None:
+    run = trained("kap", SHEET).finished()
+    records = [run_topography(run.dir.root, [], Asked(**QUICK)).describe() for _ in range(2)]
+    assert {**records[0], "seconds": 0} == {**records[1], "seconds": 0}
+
+
+def test_input_that_is_wrong_ends_in_one_line(trained, small_betons, tmp_path: Path) -> None:
+    run = trained("kap", SHEET).finished()
+    with pytest.raises(InputError, match=r"--images: expected at most 70, .*found 71"):
+        run_topography(run.dir.root, [], Asked(**QUICK | {"images": 71}))
+    with pytest.raises(InputError, match="each run once"):
+        run_topography(run.dir.root, [run.dir.root / "."], Asked(**QUICK))
+    with pytest.raises(InputError, match="a run directory"):
+        run_topography(run.dir.root, [tmp_path / "absent"], Asked(**QUICK))
+    for wrong, place in (({"draws": 1}, "--draws"), ({"name": "../x"}, "--name"), ({"device": "tpu"}, "--device")):
+        with pytest.raises(InputError, match=place):
+            Asked(**QUICK | wrong)
+    other = trained("other", SHEET).finished()
+    config = other.config.model_dump(mode="json")
+    config["data"] |= {"resolution": 16, "crop": "random-resized"}
+    other.dir.config.write_text(dump_config(Config.model_validate(config)))
+    other.dir.done.unlink()
+    with pytest.raises(InputError, match="a run on images of 32 px"):
+        run_topography(run.dir.root, [other.dir.root], Asked(**QUICK))
+    with locked(run.dir.topography("topography").lock), pytest.raises(LockedError):
+        run_topography(run.dir.root, [], Asked(**QUICK))
+
+
+def test_weights_that_the_run_did_not_end_with_are_refused(trained) -> None:
+    run = trained("kap", SHEET).finished()
+    save_weights(run.smoothed().network, run.dir.weights)
+    with pytest.raises(InputError, match="the file that this run ended with"):
+        run_topography(run.dir.root, [], Asked(**QUICK))
+
+
+def test_a_damaged_record_is_named(trained, tmp_path: Path) -> None:
+    run = trained("kap", SHEET).finished()
+    run_topography(run.dir.root, [], Asked(**QUICK | {"draws": 0}))
+    record = run.dir.topography("topography").record
+    record.write_text(record.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(InputError, match=r"topography\.json: expected a whole file"):
+        write_report([run.dir.root], tmp_path / "out")
+
+
+def test_a_narrow_network_says_which_layers_are_not_asked(trained, small_betons, tmp_path: Path) -> None:
+    """Two kernels are neighbours and nothing else."""
+    from kapdist.topography.images import read_images
+    from kapdist.topography.measure import Settings, answered, each_layer, with_holm
+
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Conv2d(2, 2, 3), nn.Conv2d(2, 9, 3, groups=1), nn.Flatten())
+    model = nn.Sequential(*model, nn.Linear(9 * 26 * 26, 10)).eval()
+    images = read_images(subject_of(trained("kap", SHEET).finished().dir.root, "kap"), 12, 0)
+    settings = Settings("sheet", 199, 0, (), 4, 1)
+    layers = with_holm(each_layer(answered(model, images, 12, settings, lambda count: None), settings, full=True))
+    assert [bool(layer.not_asked) for layer in layers] == [True, True, False]
+    assert layers[2].stored is not None
+
+
+@pytest.mark.slow
+def test_the_command_line_from_training_to_the_table(kapdist, tiny_config: Path) -> None:
+    wide = ["model.width=0.25", "kap.layout=sheet", "train.epochs=1", "optim.warmup_epochs=0.2"]
+    kept = ["train.checkpoint_every_minutes=0", "train.checkpoint_every_steps=3", "train.keep_checkpoints=2"]
+    done = kapdist("train", tiny_config, *wide, *kept, timeout=400)
+    assert done.code == 0, done.output
+    run = tiny_config.parent / "runs" / "tiny"
+    words = ("--images", "20", "--permutations", "199", "--draws", "2", "--noisy-images", "4")
+    done = kapdist("topography", run, *words, timeout=400)
+    assert done.code == 0, done.output
+    assert "responses before the average" in done.output
+    assert (run / "topography" / "topography" / "topography-stages.png").exists()
+    refused = kapdist("topography", run, "--images", "71")
+    assert (refused.code, "at most 70" in refused.output) == (2, True), refused.output
+    shutil.rmtree(run / "checkpoints")
+    assert kapdist("topography", run, "--permutations", "5").code == 2
