@@ -135,6 +135,9 @@ class KapConfig(Section):
     """How kernels neighbour each other: row by row on a sheet, the paper's authors' own; in one line, ours."""
     noise_std: NonNegative = 0.0
     """Standard deviation of the activation noise, white, added after the average, in training."""
+    norm_first: bool = False
+    """Where kernels are averaged, a batch norm before the average too: conv, norm, mean, noise, norm, as in the
+    authors' networks for ImageNet and TinyImageNet."""
 
     @field_validator("pool_size")
     @classmethod

@@ -42,6 +42,7 @@ def test_a_file_says_what_its_weights_were_made_for(file: Path) -> None:
         "kap.pool_size": "3",
         "kap.layout": "line",
         "kap.pool_stride": "1",
+        "kap.norm_first": "False",
         "kap.noise_std": "0.25",
     }
     assert json.loads(said["model.mean"]) == pytest.approx([0.485, 0.456, 0.406])
