@@ -1,7 +1,7 @@
 """A run, its attacks and all that was asked of it, written before the code was moved into rooms.
 
 old_run.tar.xz was made of 70 test images of Fashion-MNIST by the commands of the README; nothing in it may become
-unreadable, and nothing that is added up again may come out otherwise. Its activation noise has no average beside it.
+unreadable, and nothing that is added up again may come out otherwise. Its noise has no average beside it.
 
 noise_before.tar.xz has the config and the plans of a run of the same time whose noise came before its average.
 """
@@ -168,8 +168,6 @@ def test_what_kept_its_meaning_is_read(tmp_path: Path, kap: dict[str, object]) -
     run = RunDir(tmp_path / "run")
     run.root.mkdir()
     written = {"pool_size": 3, "layout": "line", "noise_std": 0.2} | kap
-    text = "data: {train: train.beton, validation: test.beton}\nkap: {"
-    run.config.write_text(
-        text + ", ".join(f"{key}: {str(value).lower()}" for key, value in written.items()) + "}\n"
-    )
+    section = ", ".join(f"{key}: {str(value).lower()}" for key, value in written.items())
+    run.config.write_text(f"data: {{train: train.beton, validation: test.beton}}\nkap: {{{section}}}\n")
     assert run.load_config().kap == KapConfig(**written)
