@@ -123,6 +123,9 @@ class KapConfig(Section):
     where: Patterns | None = None
     """Shell patterns of convolutions' names, such as `layer1.*`; one after a "!" leaves out. Default: all but those
     that are linear layers by another name."""
+    norm_first: bool = False
+    """Where kernels are averaged, a batch norm before the average too: conv, norm, mean, noise, norm, as in the
+    authors' networks for ImageNet and TinyImageNet."""
 
     @field_validator("pool_size")
     @classmethod

@@ -30,8 +30,8 @@ def build_model(model: ModelConfig, kap: KapConfig) -> nn.Module:
     ensemble begins from a seed of its own, that of torch's generator and its number.
 
     Raises:
-        InputError: the sections ask for what the architecture cannot be (more kernels averaged than there are), or
-            for a factory that returns no network.
+        InputError: the sections ask for what the architecture cannot be (more kernels averaged than there are, a
+            norm before an average where none follows the convolution), or for a factory that returns no network.
     """
     from kapdist.models.ensemble import Ensemble
 
@@ -84,7 +84,7 @@ def outside_network(model: ModelConfig, factory: str) -> nn.Module:
 
 def averaged(network: nn.Module, model: ModelConfig, kap: KapConfig) -> nn.Module:
     """Put the averages and the noise into a network; what kapify has to say is logged."""
-    from kapdist.kap import kapify
+    from kapdist.kap import NoNormError, kapify
     from kapdist.kap.where import named_like, without_a_match
 
     if kap.where and (unmatched := without_a_match(network, kap.where)):
@@ -96,8 +96,18 @@ def averaged(network: nn.Module, model: ModelConfig, kap: KapConfig) -> nn.Modul
         warnings.simplefilter("always", UserWarning)
         try:
             network = kapify(
-                network, pool_size=kap.pool_size, layout=kap.layout, noise_std=kap.noise_std, where=where
+                network,
+                pool_size=kap.pool_size,
+                layout=kap.layout,
+                noise_std=kap.noise_std,
+                norm_first=kap.norm_first,
+                where=where,
             )
+        except NoNormError as error:
+            without = str(error).rpartition(": ")[2].split(", ")
+            found = f"none behind {without[0]}" + (f" and {len(without) - 1} more" if len(without) > 1 else "")
+            expected = f"false for {model.in_words()}, or a model with a batch norm behind each convolution"
+            raise InputError("kap.norm_first", expected, found) from None
         except ValueError as error:
             named = str(error).removeprefix("leave these convolutions out with `where`: ")
             first, *others = named.split(";")  # it names every convolution in turn

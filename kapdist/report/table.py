@@ -74,8 +74,9 @@ class Row:
             return "–"
         kap = self.run.config.kap
         size = f"{kap.pool_size}×{kap.pool_size}" if kap.layout == "sheet" else f"{kap.pool_size}"
+        order = ", norm first" if kap.norm_first else ""
         where = f" of {', '.join(kap.where)}" if kap.where else ""
-        return "1" if kap.pool_size == 1 else f"{size} {kap.layout}{where}"
+        return "1" if kap.pool_size == 1 else f"{size} {kap.layout}{order}{where}"
 
     @property
     def noise_std(self) -> float | None:

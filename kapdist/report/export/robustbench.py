@@ -208,7 +208,8 @@ def architecture_of(model: PlannedModel) -> str:
     if section.factory is None:
         words = [words[0].replace(section.name, SPELLED[section.name], 1)]
     if kap["pool_size"] > 1:
-        words.append(f"KAP {kap['pool_size']} ({kap['layout']})")
+        order = ", norm first" if kap.get("norm_first") else ""
+        words.append(f"KAP {kap['pool_size']} ({kap['layout']}{order})")
     return ", ".join(words)
 
 
