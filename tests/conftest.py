@@ -77,7 +77,7 @@ def small_betons(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 TINY = """
 data: {{train: {train}, validation: {test}, flip: true, translate: 2}}
 model: {{name: resnet10, num_classes: 10, width: 0.125}}
-kap: {{pool_size: 3, noise_std: 0.2}}
+kap: {{pool_size: 3, layout: line, noise_std: 0.2}}
 optim: {{lr: 0.1, warmup_epochs: 0.5, ema_decay: 0.9}}
 train: {{epochs: 2, batch_size: 20, accumulation_steps: 2, input_noise_std: 0.05, log_every_steps: 3}}
 engine: {{threads: 1}}

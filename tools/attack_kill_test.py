@@ -38,8 +38,8 @@ from kapdist.kap import KAPConv2d
 
 def build():
     torch.manual_seed(0)
-    first = KAPConv2d(3, 8, 5, stride=4, pool_size=3, noise_std=0.05)
-    return nn.Sequential(first, nn.Tanh(), nn.Flatten(), nn.Linear(8 * 7 * 7, 4))
+    first = KAPConv2d(3, 9, 5, stride=4, pool_size=3, noise_std=0.05)
+    return nn.Sequential(first, nn.Tanh(), nn.Flatten(), nn.Linear(9 * 7 * 7, 4))
 """
 PLANS = {
     "plain": {"noise": "off", "attacks": ["apgd-ce"], "screen": 5, "eps": [0.002, 0.01]},

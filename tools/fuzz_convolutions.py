@@ -91,7 +91,7 @@ def worst_difference(case: Case) -> float:
     torch.manual_seed(case["seed"])
     shape = {key: case[key] for key in ("kernel_size", "stride", "padding", "groups")}
     conv: nn.Module = nn.Conv2d(case["in_channels"], case["out_channels"], bias=False, **shape)
-    conv = kapify(conv, pool_size=case["pool_size"]) if case["pool_size"] > 1 else conv
+    conv = kapify(conv, pool_size=case["pool_size"], layout="line") if case["pool_size"] > 1 else conv
     images = torch.randn(case["batch"], case["in_channels"], case["side"], case["side"])
     layout = torch.channels_last if case["channels_last"] else torch.contiguous_format
     exact = gradients(conv.double(), images.double())

@@ -32,7 +32,7 @@ from kapdist.data.beton.write import write_beton
 CONFIG = """
 data: {train: train.beton, validation: test.beton, flip: true, translate: 2}
 model: {name: resnet10, num_classes: 4, width: 0.125}
-kap: {pool_size: 3, noise_std: 0.2}
+kap: {pool_size: 3, layout: line, noise_std: 0.2}
 optim: {lr: 0.1, warmup_epochs: 0.5, ema_decay: 0.9}
 train: {epochs: 4, batch_size: 16, accumulation_steps: 2, input_noise_std: 0.05, log_every_steps: 3,
         eval_batch_size: 4, checkpoint_every_steps: 1}

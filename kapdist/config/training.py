@@ -131,10 +131,13 @@ class KapConfig(Section):
 
     pool_size: Natural = 1
     """K, the kernels that are averaged (odd); on a sheet the window is K x K. 1 is no average."""
-    layout: Literal["line", "sheet"] = "line"
-    """How kernels neighbour each other."""
+    layout: Literal["sheet", "line"] = "sheet"
+    """How kernels neighbour each other: row by row on a sheet, the paper's authors' own; in one line, ours."""
     noise_std: NonNegative = 0.0
-    """Standard deviation of the activation noise, added before the average, in training."""
+    """Standard deviation of the activation noise, white, added after the average, in training."""
+    norm_first: bool = False
+    """Where kernels are averaged, a batch norm before the average too: conv, norm, mean, noise, norm, as in the
+    authors' networks for ImageNet and TinyImageNet."""
 
     @field_validator("pool_size")
     @classmethod

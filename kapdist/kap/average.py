@@ -13,16 +13,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-LAYOUTS = ("line", "sheet")
+from kapdist.kap.shifts import shifted_means, shifted_means_transposed
+
+LAYOUTS = ("sheet", "line")
 _MOST_POOLED = 2**31 - 1  # entries that avg_pool2d counts on a GPU
 
 
-def kernel_average(z: Tensor, pool_size: int, *, stride: int = 1, layout: str = "line", dim: int = 1) -> Tensor:
+def kernel_average(z: Tensor, pool_size: int, *, stride: int = 1, layout: str = "sheet", dim: int = 1) -> Tensor:
     """Mean of the `pool_size` neighbouring kernels of every `stride`-th kernel, along `dim`.
 
-    At the edges the mean is over the kernels that exist, so a constant stays a constant (to rounding). With
-    layout "sheet" the C kernels lie row by row on the most nearly square grid h x w (h * w = C, h <= w), the
-    window is pool_size x pool_size and the stride goes along both sides of the grid.
+    With layout "sheet", the paper's authors' own, the C kernels lie row by row on the most nearly square grid
+    h x w (h * w = C, h <= w), the window is pool_size x pool_size and the stride goes along both sides of the
+    grid. With "line", a variant of ours, they lie in one row. At the edges the mean is over the kernels that
+    exist, so a constant stays a constant (to rounding).
 
     Shapes: dim has C kernels before and ceil(C / stride) after, a sheet ceil(h / stride) * ceil(w / stride).
     For activations (batch, channels, height, width) dim is 1, for weights (out, in, height, width) it is 0.
@@ -95,6 +98,8 @@ def _written_out(z: Tensor, pool_size: int, stride: int, grid: tuple[int, ...], 
 class _KernelAverage(torch.autograd.Function):
     """One 2-d average pool: where tensors are as small as weights a GPU waits for launches, not for memory.
 
+    On a CPU activations in channels_last are summed by shifts instead (`kapdist.kap.shifts`).
+
     The transpose is the same pool, after the edges' shares are put right. A Function of its own because autograd
     would keep z, and because torch 2.11's avg_pool2d_backward is wrong on GPUs in channels_last. Its derivative
     in forward mode is the average itself.
@@ -105,6 +110,8 @@ class _KernelAverage(torch.autograd.Function):
     @staticmethod
     def forward(z: Tensor, pool_size: int, stride: int, grid: tuple[int, ...], dim: int) -> Tensor:
         sheets = _as_sheets(z, grid, dim)
+        if stride == 1 and _shifts_pay(sheets):
+            return _from_flat(shifted_means(_flat(sheets), pool_size, _sides(grid)), z, grid, dim)
         sizes, strides, paddings = _window(pool_size, stride, grid)
         means = functional.avg_pool2d(sheets, sizes, strides, paddings, count_include_pad=False)
         # Of the means nobody keeps anything, but torch forbids in-place operations on what it takes for a view of
@@ -118,6 +125,9 @@ class _KernelAverage(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         pooled = _as_sheets(grad, [math.ceil(side / ctx.stride) for side in ctx.grid], ctx.dim)
+        if ctx.stride == 1 and _shifts_pay(pooled):
+            means = shifted_means_transposed(_flat(pooled), ctx.pool_size, _sides(ctx.grid))
+            return _from_flat(means, grad, ctx.grid, ctx.dim), None, None, None, None
         sheets = pooled if ctx.stride == 1 else _spread(pooled, ctx.stride, _sides(ctx.grid))
         sizes, strides, paddings = _window(ctx.pool_size, 1, ctx.grid)
         if ctx.pool_size > 1:
@@ -183,6 +193,21 @@ def _from_sheets(sheets: Tensor, like: Tensor, dim: int) -> Tensor:
         return lines.reshape(shape)
     batch, channels, height, width = shape
     return lines.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _shifts_pay(sheets: Tensor) -> bool:
+    """Whether kernels are neighbours in memory, on a CPU, of more than one sheet."""
+    return sheets.device.type == "cpu" and sheets.shape[1] == 1 and sheets.shape[0] > 1
+
+
+def _flat(sheets: Tensor) -> Tensor:
+    """(before, kernels) of (before, 1, height, width)."""
+    return sheets.flatten(1)
+
+
+def _from_flat(flat: Tensor, like: Tensor, grid: Sequence[int], dim: int) -> Tensor:
+    """The inverse of `_as_sheets` and `_flat`; no view to autograd, so that it may be changed in place."""
+    return _from_sheets(flat.view(-1, 1, *_sides(grid)), like, dim).detach()
 
 
 def _is_channels_last(z: Tensor) -> bool:

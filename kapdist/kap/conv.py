@@ -1,4 +1,4 @@
-"""A convolution followed by Kernel Average Pooling, for the price of the convolution."""
+"""A convolution, Kernel Average Pooling and activation noise, for the price of the convolution and the draw."""
 
 import math
 import numbers
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kapdist.kap.average import check_window, kernel_average, pooled_channels
 from kapdist.kap.noise import NoiseSource, NoisyLayer, draw_noise
+from kapdist.kap.norms import PLAIN
 
 
 def check_noise_std(noise_std: float) -> None:
@@ -18,22 +19,38 @@ def check_noise_std(noise_std: float) -> None:
         raise ValueError(f"noise_std must be a standard deviation of at least 0, found {noise_std!r}")
 
 
+def check_inner_norm(norm: nn.Module | None, channels: int, pool_size: int) -> None:
+    """Raises: ValueError for what is no batch norm of so many channels, and for one where nothing is averaged."""
+    if norm is None:
+        return
+    if not isinstance(norm, PLAIN) or norm.num_features != channels:
+        raise ValueError(f"the inner norm must be a batch norm of {channels} channels, found {norm!r}")
+    if pool_size == 1:
+        raise ValueError("an inner norm stands before an average: pool_size must be above 1, found 1")
+
+
 class KAPConv2d(NoisyLayer, nn.Conv2d):
-    """nn.Conv2d, activation noise, then the mean over neighbouring output channels: A (W x + b + n).
+    """nn.Conv2d, the mean over neighbouring output channels, then activation noise: A (W x + b) + n.
 
     A W and A b are averaged before the convolution (A is linear and acts on output channels alone), so the
     cost of A grows with parameters, not with batch x pixels. Only where W is grouped must the activations be
-    averaged, because A mixes the groups. The noise n ~ N(0, noise_std^2) has the convolution's shape before
-    the pool and no gradient; `kapdist.kap.noise` says when and from which generator it is drawn.
+    averaged, because A mixes the groups. The noise n ~ N(0, noise_std^2) is white, of the output's shape, and
+    has no gradient; `kapdist.kap.noise` says when and from which generator it is drawn.
 
-    The state_dict's keys and shapes are nn.Conv2d's: what is stored is W, not A W. With pool_size 1 and
-    noise_std 0 it computes bitwise what nn.Conv2d computes.
+    With an `inner_norm` (the authors' networks for ImageNet) it stands between convolution and average:
+    A norm(W x + b) + n. While it takes the statistics of the batch, activations are made, normalised and
+    averaged; where its statistics are frozen (eval mode) norm and average go into W and b.
+
+    The state_dict's keys and shapes are nn.Conv2d's, and the inner norm's behind `inner_norm.`: what is stored
+    is W, not A W. With pool_size 1 and noise_std 0 it computes bitwise what nn.Conv2d computes.
 
     Shapes: (batch, in_channels, height, width) to (batch, C', height', width'), where C' is out_channels
     at pool_stride 1; see `kernel_average` for other strides. One image (in_channels, height, width) will do.
-    Raises: ValueError for a window or a stride that does not fit out_channels, an unknown layout and a
-    noise_std that is no standard deviation.
+    Raises: ValueError for a window or a stride that does not fit out_channels, an unknown layout, a noise_std
+    that is no standard deviation, and an inner norm of other channels or where nothing is averaged.
     """
+
+    inner_norm: nn.BatchNorm2d | nn.SyncBatchNorm | None
 
     def __init__(
         self,
@@ -51,11 +68,13 @@ class KAPConv2d(NoisyLayer, nn.Conv2d):
         *,
         pool_size: int = 3,
         pool_stride: int = 1,
-        layout: str = "line",
+        layout: str = "sheet",
         noise_std: float = 0.0,
+        inner_norm: nn.BatchNorm2d | nn.SyncBatchNorm | None = None,
     ) -> None:
         check_window(out_channels, pool_size, pool_stride, layout)
         check_noise_std(noise_std)
+        check_inner_norm(inner_norm, out_channels, pool_size)
         super().__init__(
             in_channels,
             out_channels,
@@ -73,6 +92,7 @@ class KAPConv2d(NoisyLayer, nn.Conv2d):
         self.pool_stride = pool_stride
         self.layout = layout
         self.noise_std = noise_std
+        self.register_module("inner_norm", inner_norm)
         self.noise_source = NoiseSource()
         self.noise_layer = 0
 
@@ -85,26 +105,46 @@ class KAPConv2d(NoisyLayer, nn.Conv2d):
         """A z along `dim`, which has out_channels entries."""
         return kernel_average(z, self.pool_size, stride=self.pool_stride, layout=self.layout, dim=dim)
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether what comes before the average depends on no batch: no inner norm, or one with statistics."""
+        norm = self.inner_norm
+        return norm is None or (not norm.training and norm.running_mean is not None)
+
+    def normed_parameters(self) -> tuple[Tensor, Tensor | None]:
+        """W and b with the inner norm's statistics taken in: D W and D (b - mean) + its own bias."""
+        norm = self.inner_norm
+        if norm is None:
+            return self.weight, self.bias
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = (norm.running_var + norm.eps).rsqrt()
+        scale = scale if norm.weight is None else scale * norm.weight
+        bias = (-norm.running_mean if self.bias is None else self.bias - norm.running_mean) * scale
+        bias = bias if norm.bias is None else bias + norm.bias
+        return (self.weight * scale.view(-1, 1, 1, 1)).to(self.weight.dtype), bias.to(self.weight.dtype)
+
     def averaged_parameters(self) -> tuple[Tensor, Tensor | None]:
-        """A W and A b."""
-        return self.average(self.weight, dim=0), None if self.bias is None else self.average(self.bias, dim=0)
+        """A W and A b, of W and b with the inner norm taken in."""
+        weight, bias = self.normed_parameters()
+        return self.average(weight, dim=0), None if bias is None else self.average(bias, dim=0)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 3:  # one image: nn.Conv2d takes it, and its channels are not dimension 1
             return self.forward(x[None]).squeeze(0)
+        return self._add_noise(self._averaged(x))
+
+    def _averaged(self, x: Tensor) -> Tensor:
+        if self.inner_norm is not None and not self.is_frozen:
+            return self.average(self.inner_norm(self._conv_forward(x, self.weight, self.bias)), dim=1)
         if self.groups > 1:
-            z = self._conv_forward(x, self.weight, self.bias)
-            return self.average(self._add_noise(z) if self._is_noisy() else z, dim=1)
-        z = self._conv_forward(x, *self.averaged_parameters())
-        return self._add_noise(z, pooled=True) if self._is_noisy() else z
+            return self.average(self._conv_forward(x, *self.normed_parameters()), dim=1)
+        return self._conv_forward(x, *self.averaged_parameters())
 
-    def _is_noisy(self) -> bool:
-        return self.noise_std > 0 and self.noise_source.mode != "off"
-
-    def _add_noise(self, z: Tensor, pooled: bool = False) -> Tensor:
-        """z + n, or z + A n where z is pooled already; n always has out_channels channels."""
-        noise = draw_noise(self.noise_source, z, self.out_channels, self.noise_layer)
-        return z.add(self.average(noise, dim=1) if pooled else noise, alpha=self.noise_std)
+    def _add_noise(self, z: Tensor) -> Tensor:
+        if self.noise_std == 0 or self.noise_source.mode == "off":
+            return z
+        return z.add(draw_noise(self.noise_source, z, self.noise_layer), alpha=self.noise_std)
 
     def extra_repr(self) -> str:
         pool = f"pool_size={self.pool_size}, pool_stride={self.pool_stride}, layout={self.layout}"

@@ -4,39 +4,67 @@ import copy
 import warnings
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kapdist.kap.conv import KAPConv2d
 from kapdist.kap.kapify import check_permanent, conv_arguments, is_made_anew, replace_modules
-from kapdist.kap.left_out import LayerTracer
-from kapdist.kap.norms import PLAIN, behind
+from kapdist.kap.norms import behind, followers
 
 
 def fold(model: nn.Module, *, norms: bool = False, dense: bool = False) -> nn.Module:
     """A copy in which each KAPConv2d is a plain nn.Conv2d with averaged weights: same logits, noise off.
 
     A grouped KAPConv2d with a pool stays one, without noise, because the average mixes the groups; with `dense` it
-    becomes a dense convolution: exact, but many times as large. With `norms` each nn.BatchNorm2d or
-    nn.SyncBatchNorm that alone follows a convolution is folded into it as well, with its running statistics, and an
-    nn.Identity stands in its place, or the activation that a norm by somebody else has behind it; the copy is then
-    in eval mode. Norms that do not follow a convolution directly, are shared, keep no statistics or do more stay: a
-    warning names them.
+    becomes a dense convolution: exact, but many times as large. An inner norm goes in first, with its running
+    statistics; one that keeps none stays, with its convolution and average: a warning names it.
+
+    With `norms` each nn.BatchNorm2d or nn.SyncBatchNorm that alone follows a convolution is folded into it as well,
+    with its running statistics, and an nn.Identity stands in its place, or the activation that a norm by somebody
+    else has behind it; the copy is then in eval mode. Norms that do not follow a convolution directly, are shared,
+    keep no statistics or do more stay: a warning names them.
 
     Raises: ValueError that names each KAPConv2d whose weight is made anew in every pass (pruned, weight or spectral
-    norm), and when `norms` is asked for and torch.fx cannot follow the model's forward.
+    norm) or whose inner norm is in training mode, where the batch decides (`norms` puts the copy in eval mode), and
+    when `norms` is asked for and torch.fx cannot follow the model's forward.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, KAPConv2d):
-            check_permanent(name, module, "before it is folded")
     copied = copy.deepcopy(model)
-    convs = [module for module in copied.modules() if isinstance(module, KAPConv2d)]
-    new = {conv: plain_conv(conv) for conv in convs if dense or not mixes_groups(conv)}
-    for conv in convs:
+    if norms:
+        copied.eval()
+    convs = {name: module for name, module in copied.named_modules() if isinstance(module, KAPConv2d)}
+    for name, conv in convs.items():
+        check_permanent(name, conv, "before it is folded")
+        check_frozen(name, conv)
         conv.noise_std = 0.0
-    folded = replace_modules(copied, new)
-    return _fold_norms(folded.eval()) if norms else folded
+    frozen = [conv for conv in convs.values() if conv.is_frozen]
+    folded = replace_modules(copied, {conv: plain_conv(conv) for conv in frozen if dense or not mixes_groups(conv)})
+    for conv in frozen:
+        take_norm_in(conv)
+    return _fold_norms(folded) if norms else folded
+
+
+def check_frozen(name: str, conv: KAPConv2d) -> None:
+    """Warns of an inner norm that has to stay.
+
+    Raises: ValueError that names a convolution whose inner norm is in training mode.
+    """
+    norm = conv.inner_norm
+    if norm is not None and norm.training:
+        raise ValueError(f"{name or 'the model itself'}: its inner norm is in training mode: call .eval() first")
+    if norm is not None and not conv.is_frozen:
+        warnings.warn(f"fold leaves {name} as it is: its inner norm keeps no statistics", stacklevel=3)
+
+
+@torch.no_grad()
+def take_norm_in(kap: KAPConv2d) -> None:
+    """Have a KAPConv2d that stays one compute the same with its inner norm in its parameters."""
+    if kap.inner_norm is None:
+        return
+    weight, bias = kap.normed_parameters()
+    kap.weight = _parameter(weight, kap.weight)
+    kap.bias = None if bias is None else _parameter(bias, kap.weight)
+    kap.inner_norm = None
 
 
 def mixes_groups(kap: KAPConv2d) -> bool:
@@ -45,14 +73,15 @@ def mixes_groups(kap: KAPConv2d) -> bool:
 
 @torch.no_grad()
 def plain_conv(kap: KAPConv2d) -> nn.Conv2d:
-    """The nn.Conv2d that computes what a KAPConv2d computes without noise."""
-    weight = _dense_weight(kap) if mixes_groups(kap) else kap.weight
+    """The nn.Conv2d that computes what a KAPConv2d computes without noise, its inner norm frozen."""
+    weight, bias = kap.normed_parameters()
+    weight = _dense_weight(kap, weight) if mixes_groups(kap) else weight
     arguments = conv_arguments(kap) | {"out_channels": kap.pooled_channels}
     arguments["groups"] = 1 if mixes_groups(kap) else kap.groups
-    conv = nn.Conv2d(**arguments, bias=kap.bias is not None, device="meta")
+    conv = nn.Conv2d(**arguments, bias=bias is not None, device="meta")
     conv.weight = _parameter(kap.average(weight, dim=0), kap.weight)
-    if kap.bias is not None:
-        conv.bias = _parameter(kap.average(kap.bias, dim=0), kap.bias)
+    if bias is not None:
+        conv.bias = _parameter(kap.average(bias, dim=0), kap.weight if kap.bias is None else kap.bias)
     return conv.train(kap.training)
 
 
@@ -60,18 +89,18 @@ def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
     return nn.Parameter(value.detach().clone(), requires_grad=like.requires_grad)
 
 
-def _dense_weight(conv: nn.Conv2d) -> Tensor:
+def _dense_weight(conv: nn.Conv2d, weight: Tensor) -> Tensor:
     """The weight of the same convolution without groups: (out, in / groups, h, w) to (out, in, h, w)."""
     groups, per_group = conv.groups, conv.in_channels // conv.groups
-    dense = conv.weight.new_zeros(conv.out_channels, groups, per_group, *conv.kernel_size)
+    dense = weight.new_zeros(conv.out_channels, groups, per_group, *conv.kernel_size)
     rows = torch.arange(conv.out_channels, device=dense.device)
-    dense[rows, rows // (conv.out_channels // groups)] = conv.weight
+    dense[rows, rows // (conv.out_channels // groups)] = weight
     return dense.flatten(1, 2)
 
 
 def _fold_norms(model: nn.Module) -> nn.Module:
     modules = dict(model.named_modules())
-    for conv_name, norm_name in _conv_norm_pairs(model):
+    for conv_name, norm_name in _foldable(model):
         fused = fuse_conv_bn_eval(modules[conv_name], modules[norm_name])
         rest = behind(modules[norm_name])
         left = nn.Sequential(*rest).eval() if rest else nn.Identity()
@@ -83,27 +112,16 @@ def _fold_norms(model: nn.Module) -> nn.Module:
     return model
 
 
-def _conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
-    """Names of convolutions and the norms that nothing but they feed, each called exactly once."""
-    tracer = LayerTracer()
-    tracer.proxy_buffer_attributes = True  # else a buffer's methods meet proxies and fail
+def _foldable(model: nn.Module) -> list[tuple[str, str]]:
+    """Names of convolutions and norms such that the norm's arithmetic may go into the convolution."""
     try:
-        graph = tracer.trace(model)
-    except Exception as error:  # fx raises whatever the model's code raises at a proxy
-        raise ValueError(
-            f"cannot fold the norms: torch.fx cannot follow {type(model).__name__}: {error}"
-        ) from error
-    calls = [node for node in graph.nodes if node.op == "call_module"]
-    modules = {node: model.get_submodule(str(node.target)) for node in calls}
-    count = {module: list(modules.values()).count(module) for module in modules.values()}
-    pairs = []
-    for norm in calls:
-        conv = norm.args[0] if norm.args else None
-        if not isinstance(modules[norm], PLAIN) or not isinstance(conv, fx.Node):
-            continue
-        if conv not in modules or type(modules[conv]) is not nn.Conv2d or is_made_anew(modules[conv]):
-            continue
-        alone = len(conv.users) == 1 and count[modules[conv]] == count[modules[norm]] == 1
-        if alone and modules[norm].running_mean is not None and behind(modules[norm]) is not None:
-            pairs.append((str(conv.target), str(norm.target)))
-    return pairs
+        pairs = followers(model)
+    except ValueError as error:
+        raise ValueError(f"cannot fold the norms: {error}") from error
+    modules = dict(model.named_modules())
+    found = []
+    for conv, norm in pairs.items():
+        plain = type(modules[conv]) is nn.Conv2d and not is_made_anew(modules[conv])
+        if plain and modules[norm].running_mean is not None and behind(modules[norm]) is not None:
+            found.append((conv, norm))
+    return found

@@ -10,6 +10,7 @@ from kapdist.kap.average import check_window
 from kapdist.kap.conv import KAPConv2d, check_noise_std
 from kapdist.kap.left_out import linear_convolutions
 from kapdist.kap.noise import share_noise_source
+from kapdist.kap.norms import NoNormError, followers, fresh_copy
 
 Where = Callable[[str, nn.Module], bool]
 
@@ -18,39 +19,63 @@ def kapify(
     model: nn.Module,
     *,
     pool_size: int = 3,
-    layout: str = "line",
+    layout: str = "sheet",
     noise_std: float = 0.0,
+    norm_first: bool = False,
     where: Where | None = None,
 ) -> nn.Module:
     """Replaces the model's convolutions by KAPConv2d, in place, and returns the model.
 
-    The parameters are the very same objects: an optimizer made before stays valid, the state_dict keeps its
-    keys. `where(name, convolution)` picks; by default every nn.Conv2d is replaced, first layer and shortcuts
-    included, save linear layers by another name (on maps of one pixel, as in squeeze-and-excitation, or making the
-    logits): a warning names them. Subclasses of nn.Conv2d compute something of their own and are left as they are,
-    with a warning that names them; so are KAPConv2d of an earlier call, unless `where` picks them (ValueError: fold
-    first).
+    With norm_first a batch norm stands before each average as well: a fresh one of the kind of that which alone
+    follows the convolution, under `<convolution>.inner_norm`. With pool_size 1 there is none.
+
+    The parameters are the very same objects: an optimizer made before stays valid (inner norms are new), the
+    state_dict keeps its keys. `where(name, convolution)` picks; by default every nn.Conv2d is replaced, first layer
+    and shortcuts included, save linear layers by another name (on maps of one pixel, as in squeeze-and-excitation,
+    or making the logits): a warning names them. Subclasses of nn.Conv2d compute something of their own and are left
+    as they are, with a warning that names them; so are KAPConv2d of an earlier call, unless `where` picks them
+    (ValueError: fold first).
     A model that is itself an nn.Conv2d cannot be changed in place: the KAPConv2d is returned. Hooks on a
     replaced convolution are not carried over. All noisy layers of the model share one noise source.
 
     Raises: ValueError that names each convolution whose channels the window does not fit, before anything
     is changed, and each whose weight is made anew in every pass (pruned, weight or spectral norm); for an
-    unknown layout, an even pool_size, a negative noise_std, and a model without anything to replace.
+    unknown layout, an even pool_size, a negative noise_std, and a model without anything to replace. NoNormError,
+    a ValueError, that names each convolution that no batch norm alone follows, where norm_first asks for one.
     """
     check_noise_std(noise_std)
     picked = _pick(model, where)
     _check(picked, pool_size, layout)
     if not picked:
         _say_nothing_replaced(model)
+    norms = _inner_norms(model, picked) if norm_first and pool_size > 1 else {}
     new = {
-        conv: kap_conv(conv, pool_size=pool_size, layout=layout, noise_std=noise_std) for conv in picked.values()
+        conv: kap_conv(conv, pool_size=pool_size, layout=layout, noise_std=noise_std, inner_norm=norms.get(conv))
+        for conv in picked.values()
     }
     model = replace_modules(model, new)
     share_noise_source(model)
     return model
 
 
-def kap_conv(conv: nn.Conv2d, *, pool_size: int, layout: str, noise_std: float) -> KAPConv2d:
+def _inner_norms(model: nn.Module, picked: Mapping[str, nn.Conv2d]) -> dict[nn.Conv2d, Any]:
+    found = followers(model)
+    if without := [name or "the model itself" for name in picked if name not in found]:
+        raise NoNormError(
+            "norm_first needs a batch norm that alone follows each convolution: leave these out with `where`: "
+            + ", ".join(without)
+        )
+    return {conv: fresh_copy(model.get_submodule(found[name]), conv) for name, conv in picked.items()}
+
+
+def kap_conv(
+    conv: nn.Conv2d,
+    *,
+    pool_size: int,
+    layout: str,
+    noise_std: float,
+    inner_norm: nn.BatchNorm2d | nn.SyncBatchNorm | None = None,
+) -> KAPConv2d:
     """A KAPConv2d with the parameters (not copies) of `conv`."""
     kap = KAPConv2d(
         **conv_arguments(conv),
@@ -59,6 +84,7 @@ def kap_conv(conv: nn.Conv2d, *, pool_size: int, layout: str, noise_std: float) 
         pool_size=pool_size,
         layout=layout,
         noise_std=noise_std,
+        inner_norm=inner_norm,
     )
     kap.weight, kap.bias = conv.weight, conv.bias
     return kap.train(conv.training)

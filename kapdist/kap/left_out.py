@@ -17,11 +17,8 @@ class LayerTracer(fx.Tracer):
         return layer or super().is_leaf_module(m, module_qualified_name)
 
 
-def linear_convolutions(model: nn.Module) -> dict[nn.Module, str]:
-    """The model's convolutions on maps of one pixel (gates, heads), and those whose outputs become the logits.
-
-    As torch.fx sees the model: nothing that depends on the input's size is found. A last convolution counts
-    where pooling, flattening and functions without parameters alone lead from it to the model's output.
+def traced(model: nn.Module) -> tuple[fx.Graph, dict[fx.Node, nn.Module]]:
+    """The model's graph in layers, and the module of each call.
 
     Raises: ValueError where torch.fx cannot follow the model's forward.
     """
@@ -31,7 +28,18 @@ def linear_convolutions(model: nn.Module) -> dict[nn.Module, str]:
         graph = tracer.trace(model)
     except Exception as error:  # fx raises whatever the model's code raises at a proxy
         raise ValueError(f"torch.fx cannot follow {type(model).__name__}: {error}") from error
-    modules = {node: model.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
+    return graph, {node: model.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
+
+
+def linear_convolutions(model: nn.Module) -> dict[nn.Module, str]:
+    """The model's convolutions on maps of one pixel (gates, heads), and those whose outputs become the logits.
+
+    As torch.fx sees the model: nothing that depends on the input's size is found. A last convolution counts
+    where pooling, flattening and functions without parameters alone lead from it to the model's output.
+
+    Raises: ValueError where torch.fx cannot follow the model's forward.
+    """
+    graph, modules = traced(model)
     found: dict[nn.Module, str] = {}
     pooled: set[fx.Node] = set()
     for node in graph.nodes:

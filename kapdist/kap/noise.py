@@ -60,10 +60,10 @@ class NoiseSource:
         self.load(state["seed"], state["states"])
 
 
-def draw_noise(source: NoiseSource, z: Tensor, channels: int, layer: int) -> Tensor:
+def draw_noise(source: NoiseSource, z: Tensor, layer: int) -> Tensor:
     """Standard normal noise for z, without a gradient, in z's memory format.
 
-    Shapes: z (batch, any, height, width) to (batch, channels, height, width), or batch 1 in mode "fixed".
+    Shapes: (batch, channels, height, width), as z; batch is 1 in mode "fixed".
     Raises: RuntimeError while the model is exported or traced.
     """
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
@@ -71,7 +71,7 @@ def draw_noise(source: NoiseSource, z: Tensor, channels: int, layer: int) -> Ten
             "activation noise cannot be exported, its source is an object of this process: export within "
             "kapdist.kap.noise(model, 'off'), or what kapdist.kap.fold returns"
         )
-    batch, _, height, width = z.shape
+    batch, channels, height, width = z.shape
     z = z.detach()
     if source.mode == "fixed":
         fixed: Tensor = torch.ops.kapdist.fixed_noise(z, (1, channels, height, width), source.handle, layer)

@@ -1,4 +1,4 @@
-"""What a norm does behind its arithmetic, so that a convolution can take the arithmetic in and leave the rest."""
+"""Norms behind convolutions: which alone follows which, and what one does behind its arithmetic."""
 
 import copy
 from typing import Any
@@ -6,9 +6,48 @@ from typing import Any
 from torch import fx, nn
 from torch.nn import functional
 
+from kapdist.kap.left_out import traced
+
 PLAIN = (nn.BatchNorm2d, nn.SyncBatchNorm)
 CHECKS = "_check_input_dim", "_check_non_zero_input_channels"  # of torch's norms: they branch on the input's shape
+SETTINGS = "eps", "momentum", "affine", "track_running_stats"
 TENSORS = "running_mean", "running_var", "weight", "bias"
+
+
+class NoNormError(ValueError):
+    """A convolution that is to be normalised before its average has no batch norm behind it."""
+
+
+def followers(model: nn.Module) -> dict[str, str]:
+    """Names of convolutions, to those of the batch norms that they alone feed and that alone they feed, each once.
+
+    Raises: ValueError where torch.fx cannot follow the model's forward.
+    """
+    _, modules = traced(model)
+    calls = list(modules.values())
+    found = {}
+    for node, norm in modules.items():
+        source = node.args[0] if node.args else None
+        if not isinstance(norm, PLAIN) or not isinstance(source, fx.Node):
+            continue
+        conv = modules.get(source)
+        if isinstance(conv, nn.Conv2d) and len(source.users) == calls.count(conv) == calls.count(norm) == 1:
+            found[str(source.target)] = str(node.target)
+    return found
+
+
+def fresh_copy(norm: nn.Module, conv: nn.Conv2d) -> nn.BatchNorm2d | nn.SyncBatchNorm:
+    """A norm of the kind and settings of `norm` for the channels of `conv`, at identity statistics.
+
+    Of a norm that does more than normalise (`behind`) it is the norm alone.
+    """
+    assert isinstance(norm, PLAIN)
+    settings: dict[str, Any] = {name: getattr(norm, name) for name in SETTINGS}
+    settings |= {"device": conv.weight.device, "dtype": conv.weight.dtype}
+    if isinstance(norm, nn.SyncBatchNorm):
+        synced = nn.SyncBatchNorm(conv.out_channels, process_group=norm.process_group, **settings)
+        return synced.train(norm.training)
+    return nn.BatchNorm2d(conv.out_channels, **settings).train(norm.training)
 
 
 def behind(norm: nn.Module) -> list[nn.Module] | None:

@@ -15,7 +15,7 @@ class KernelAveragePool(nn.Module):
     Raises: ValueError at the first call where the window does not fit C.
     """
 
-    def __init__(self, pool_size: int, *, stride: int = 1, layout: str = "line") -> None:
+    def __init__(self, pool_size: int, *, stride: int = 1, layout: str = "sheet") -> None:
         super().__init__()
         self.pool_size = pool_size
         self.stride = stride

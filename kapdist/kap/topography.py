@@ -6,7 +6,7 @@ from torch import Tensor
 from kapdist.kap.average import check_window
 
 
-def kernel_similarity(weight: Tensor, *, layout: str = "line") -> tuple[float, float]:
+def kernel_similarity(weight: Tensor, *, layout: str = "sheet") -> tuple[float, float]:
     """Mean cosine similarity of neighbouring kernels, and of all the other pairs.
 
     Neighbours are adjacent on the line or share a side on the sheet. Without topography both are about equal.

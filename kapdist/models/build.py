@@ -18,9 +18,10 @@ def build_model(model: ModelConfig, kap: KapConfig) -> nn.Module:
     `model.weights` is left to the caller: training starts from it, an attack never reads it.
 
     Raises:
-        InputError: the sections ask for what the architecture cannot be (more kernels averaged than there are).
+        InputError: the sections ask for what the architecture cannot be (more kernels averaged than there are, a
+            norm before an average where none follows the convolution).
     """
-    from kapdist.kap import kapify
+    from kapdist.kap import NoNormError, kapify
     from kapdist.models import MODELS
 
     fields = model.model_dump(exclude={"name", "weights"})
@@ -31,7 +32,18 @@ def build_model(model: ModelConfig, kap: KapConfig) -> nn.Module:
     if kap.pool_size == 1 and kap.noise_std == 0:
         return network
     try:
-        return kapify(network, pool_size=kap.pool_size, layout=kap.layout, noise_std=kap.noise_std)
+        return kapify(
+            network,
+            pool_size=kap.pool_size,
+            layout=kap.layout,
+            noise_std=kap.noise_std,
+            norm_first=kap.norm_first,
+        )
+    except NoNormError as error:
+        expected = f"false for {model.name}, or a model with a batch norm behind each convolution"
+        without = str(error).rpartition(": ")[2].split(", ")
+        found = f"none behind {without[0]}" + (f" and {len(without) - 1} more" if len(without) > 1 else "")
+        raise InputError("kap.norm_first", expected, found) from None
     except ValueError as error:
         first = str(error).partition(";")[0]  # it names every convolution in turn
         expected = f"an average that {model.name} of width {model.width:g} allows"

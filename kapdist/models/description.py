@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 METADATA = "kapdist"
 POOL = "kap.pool_size"
 NOISE = "kap.noise_std"
+NORM_FIRST = "kap.norm_first"
 NORMALISATION = ("model.mean", "model.std")
 
 
@@ -52,6 +53,7 @@ def describe(model: nn.Module) -> dict[str, str]:
         POOL: together(convs, lambda conv: conv.pool_size if isinstance(conv, KAPConv2d) else 1),
         "kap.layout": together(pooled, lambda conv: conv.layout),
         "kap.pool_stride": together(pooled, lambda conv: conv.pool_stride),
+        NORM_FIRST: together(pooled, lambda conv: conv.inner_norm is not None),
         NOISE: together(convs, lambda conv: float(conv.noise_std) if isinstance(conv, KAPConv2d) else 0.0),
     }
     for key in NORMALISATION:
@@ -73,10 +75,13 @@ def check_description(model: nn.Module, said: Mapping[str, str], path: Path, sta
     """Raise InputError for the first key by which a file's weights give other logits in this model.
 
     Other noise gives the same logits with the noise off: that is logged. With `start` so is another
-    normalisation, and an average that plain weights are to be trained with.
+    normalisation, and an average that plain weights are to be trained with. Noise that came before the average, as
+    older versions had it, is refused, or logged with `start`.
     """
     if POOL not in said:  # torchvision's, timm's, an older run's
         return
+    if NORM_FIRST not in said and said[POOL] != "1" and said.get(NOISE, "0.0") != "0.0":
+        check_older(said, path, start)
     own = describe(model)
     plain = said[POOL] == "1" and not said.get("kap.layout")
     for key, value in own.items():
@@ -88,3 +93,12 @@ def check_description(model: nn.Module, said: Mapping[str, str], path: Path, sta
             continue
         hint = "; fold them first (kapdist.kap.fold)" if own[POOL] == "1" else ""
         raise InputError(path, expected, found + hint)
+
+
+def check_older(said: Mapping[str, str], path: Path, start: bool) -> None:
+    """Raise InputError for weights that learned under noise before the average; with `start` that is logged."""
+    expected = f"{NOISE} of noise that comes after the average, the only form by now"
+    found = f"weights made with {said[NOISE]} before it (by an older version)"
+    if not start:
+        raise InputError(path, expected, found)
+    log.warning("%s: expected %s, found %s", path, expected, found)

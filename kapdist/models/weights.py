@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import pickle
 import warnings
@@ -15,7 +16,10 @@ from torch import Tensor, nn
 from kapdist.errors import InputError
 from kapdist.models.description import check_description, describe_weights, read_description
 
+log = logging.getLogger(__name__)
+
 WRAPPERS = ("state_dict", "model")
+INNER_NORM = "inner_norm"  # KAPConv2d's name for it
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")  # of DDP, torch.compile, Lightning, detectors
 FORMATS = "weights as safetensors or a plain state_dict (torch.save)"
 
@@ -23,7 +27,8 @@ FORMATS = "weights as safetensors or a plain state_dict (torch.save)"
 def load_weights(model: nn.Module, path: Path, start: bool = False) -> None:
     """Copy the weights of a file into the model; every key must be there, with its shape, and no other.
 
-    Norms' `num_batches_tracked` alone may lack, as torch lets it: older state_dicts have none.
+    Norms' `num_batches_tracked` may lack, as torch lets it: older state_dicts have none. So may the norms before
+    averages (kap.norm_first), all of them: they then start at identity statistics, which is logged.
 
     Args:
         path: safetensors, or a state_dict written by torch.save, bare or under the key "state_dict" or "model";
@@ -39,7 +44,7 @@ def load_weights(model: nn.Module, path: Path, start: bool = False) -> None:
     path = Path(path)
     state, said = read_file(path)
     state = without_prefixes(state, set(model.state_dict()))
-    state = with_counters(model, state)
+    state = with_inner_norms(model, with_counters(model, state), path)
     check_fit(model, state, path)
     if found := first_not_finite(state):
         raise InputError(path, "finite weights", f"a value that is not in {found}")
@@ -127,6 +132,17 @@ def with_counters(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tenso
     """Take the model's own `num_batches_tracked` where no norm of the file has one."""
     counters = {key: value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
     return state | counters if not any(key.endswith("num_batches_tracked") for key in state) else state
+
+
+def with_inner_norms(model: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Take identity statistics for the norms before averages where no norm of the file is one."""
+    inner = {key: value for key, value in model.state_dict().items() if f".{INNER_NORM}." in f".{key}"}
+    if not inner or any(f".{INNER_NORM}." in f".{key}" for key in state):
+        return state
+    log.warning("%s has no norms before averages (kap.norm_first): they start at identity statistics", path)
+    ones = {"weight", "running_var"}
+    identity = (torch.ones_like if key.rpartition(".")[2] in ones else torch.zeros_like for key in inner)
+    return state | {key: make(value) for make, (key, value) in zip(identity, inner.items(), strict=True)}
 
 
 def check_fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

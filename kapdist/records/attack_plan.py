@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from kapdist.config import AttackName
+from kapdist.config.noise_form import check_noise_form
 from kapdist.errors import InputError
 from kapdist.records.record import Exact, read_record
 from kapdist.records.sealed import write_json
@@ -206,14 +207,22 @@ def read_plan(attack: AttackDir) -> AttackPlan:
     """Read the plan of an attack directory.
 
     Raises:
-        InputError: there is none, or it is not one.
+        InputError: there is none, it is not one, or a model of it had its noise before its average.
     """
     if not attack.plan.is_file():
         raise InputError(attack.root, "an attack directory (kapdist attack plan RUN CONFIG)", "no plan.json")
     plan = read_record(AttackPlan, attack.plan, PLAN_AGAIN)
+    check_models(plan, attack.plan)
     if fingerprint(list(plan.images)) != plan.images_sha256:
         raise InputError(attack.plan, f"images with sha256 {plan.images_sha256[:12]}", "another list")
     return plan
+
+
+def check_models(plan: AttackPlan, path: Path) -> None:
+    """Raise InputError for a model that today's code would build another from."""
+    for model in (plan.model, plan.own_settings.surrogate):
+        if model is not None and model.architecture is not None:
+            check_noise_form(path, model.architecture.get("kap"))
 
 
 def write_plan(attack: AttackDir, plan: AttackPlan) -> None:

@@ -13,7 +13,7 @@ import polars as pl
 from pydantic import Field
 
 from kapdist.errors import InputError
-from kapdist.records.attack_plan import PLAN_AGAIN, AttackPlan
+from kapdist.records.attack_plan import PLAN_AGAIN, AttackPlan, check_models
 from kapdist.records.record import Count, Exact, Record, read_record
 from kapdist.records.sealed import read_unit
 from kapdist.run.files import fingerprint
@@ -83,11 +83,13 @@ def read_plan(directory: CorruptionsDir) -> CorruptionPlan:
     """Read the plan of a directory.
 
     Raises:
-        InputError: there is none, or it is not one.
+        InputError: there is none, it is not one, or its model had its noise before its average.
     """
     if not directory.plan.is_file():
         raise InputError(directory.root, "a directory of `kapdist attack corruptions`", "no plan.json")
-    return read_record(CorruptionPlan, directory.plan, PLAN_AGAIN)
+    plan = read_record(CorruptionPlan, directory.plan, PLAN_AGAIN)
+    check_models(plan.subject, directory.plan)
+    return plan
 
 
 def read_cell(directory: CorruptionsDir, plan: CorruptionPlan, cell: Cell) -> pl.DataFrame | None:

@@ -247,7 +247,7 @@ def least_different(row: Row, others: Sequence[Row]) -> Row | None:
 
 def differences(config: Config, other: Config) -> tuple[str, ...]:
     ours, theirs = flatten(config), flatten(other)
-    aside = ("name", "kap.pool_size", "kap.layout", *MAY_CHANGE)
+    aside = ("name", "kap.pool_size", "kap.layout", "kap.norm_first", *MAY_CHANGE)
     return tuple(key for key in ours if ours[key] != theirs[key] and key not in aside)
 
 

@@ -74,7 +74,8 @@ class Row:
             return "–"
         kap = self.run.config.kap
         size = f"{kap.pool_size}×{kap.pool_size}" if kap.layout == "sheet" else f"{kap.pool_size}"
-        return "1" if kap.pool_size == 1 else f"{size} {kap.layout}"
+        order = ", norm first" if kap.norm_first else ""
+        return "1" if kap.pool_size == 1 else f"{size} {kap.layout}{order}"
 
     @property
     def noise_std(self) -> float | None:

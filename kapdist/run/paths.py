@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kapdist.config import KEPT, MAY_CHANGE, MAY_MOVE, Config, flatten
-from kapdist.config.file import dump_config, load_config
+from kapdist.config.file import dump_config, load_config, read_yaml
+from kapdist.config.noise_form import check_noise_form
 from kapdist.errors import InputError
 from kapdist.run.files import file_sha256, write_atomic
 
@@ -84,10 +85,12 @@ class RunDir:
         """Raise InputError for the first key in which what a config learns differs from this directory's."""
         if not self.config.exists():
             return
-        mine, theirs = flatten(config), flatten(load_config(Config, self.config))
+        mine, theirs = flatten(config), flatten(self.read_config())
         # Whoever opens a beton that moved compares its images; without their fingerprint nobody could.
         may_change = {*MAY_CHANGE, *(key for key, images in MAY_MOVE.items() if images in self.recorded())}
         may_change |= {key for key, name in KEPT.items() if mine[key] is None and name in self.recorded()}
+        if mine["kap.pool_size"] == theirs["kap.pool_size"] == 1:
+            may_change |= {"kap.layout", "kap.norm_first"}  # of an average that there is not
         for key in mine:
             if mine[key] != theirs[key] and key not in may_change:
                 expected = f"{key} = {theirs[key]!r} as this run began (or another name=)"
@@ -126,7 +129,17 @@ class RunDir:
         """Return the config of the run in this directory."""
         if not self.config.exists():
             raise InputError(self.root, "a run directory", "no config.yaml" if self.root.exists() else "nothing")
-        return load_config(Config, as_ended(self.config))
+        as_ended(self.config)
+        return self.read_config()
+
+    def read_config(self) -> Config:
+        """Return what config.yaml says, if it means today what it meant when it was written.
+
+        Raises:
+            InputError: as `load_config` and `check_noise_form`.
+        """
+        check_noise_form(self.config, read_yaml(self.config).get("kap"))
+        return load_config(Config, self.config)
 
     @property
     def results(self) -> tuple[Path, ...]:

@@ -221,7 +221,7 @@ def kapdist_run(folder: Path) -> Path:
             "name": "run",
             "data": {"train": "a.beton", "validation": "b.beton", "resolution": 8},
             "model": model,
-            "kap": {"pool_size": 3, "noise_std": 0.1},
+            "kap": {"pool_size": 3, "layout": "line", "noise_std": 0.1},
         }
     )
     run = RunDir(folder / "run")
@@ -275,7 +275,10 @@ def test_an_average_that_the_network_cannot_have_is_refused_in_one_line() -> Non
 def test_a_folded_model_is_the_same_function(tmp_path: Path, pool_size: int) -> None:
     """What is attacked with the noise off has the run's own logits."""
     torch.manual_seed(0)
-    sections = ModelConfig(num_classes=10, stem="cifar", width=0.125), KapConfig(pool_size=pool_size, noise_std=0.5)
+    sections = (
+        ModelConfig(num_classes=10, stem="cifar", width=0.125),
+        KapConfig(pool_size=pool_size, layout="line", noise_std=0.5),
+    )
     model = build_model(*sections)
     model(torch.rand(64, 3, 32, 32))  # statistics of its own
     save_file(model.state_dict(), tmp_path / "model.safetensors")

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 def noisy_networks() -> Iterator[tuple[str, nn.Module]]:
     torch.manual_seed(0)
-    kap = KAPConv2d(3, 4, 3, stride=3, pool_size=3, noise_std=0.3)
+    kap = KAPConv2d(3, 4, 3, stride=3, pool_size=3, layout="line", noise_std=0.3)
     yield "kap", nn.Sequential(kap, nn.Tanh(), nn.Flatten(), nn.Linear(16, 5)).eval()
     yield "global", GlobalNoise(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).eval())
 

@@ -108,8 +108,8 @@ def test_what_batches_round_is_no_dependence_on_them(world: World, name: str) ->
 def test_averages_and_fixed_noise_do_not_depend_on_the_batch(mode: str, folded: bool) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        layer = KAPConv2d(3, 8, 3, pool_size=3, noise_std=0.1)
-        model = nn.Sequential(layer, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)).eval()
+        layer = KAPConv2d(3, 9, 3, pool_size=3, noise_std=0.1)
+        model = nn.Sequential(layer, nn.BatchNorm2d(9), nn.ReLU(), nn.Flatten(), nn.Linear(324, 5)).eval()
     model = fold(model, norms=True).eval() if folded and mode == "off" else model
     with noise(model, mode, seed=1):
         check_batches(model.to(memory_format=torch.channels_last), "here", 8)

@@ -104,7 +104,7 @@ def test_a_models_own_draws_never_start_over(tiny: nn.Module, make_plan: MakePla
 @pytest.mark.parametrize("mode", ["off", "fixed", "fresh"])
 def test_the_mode_of_the_noise_is_the_plans(make_plan: MakePlan, mode: str) -> None:
     torch.manual_seed(0)
-    layer = KAPConv2d(3, 4, 3, stride=3, pool_size=3, noise_std=0.02)
+    layer = KAPConv2d(3, 4, 3, stride=3, pool_size=3, layout="line", noise_std=0.02)
     model = nn.Sequential(layer, nn.Flatten(), nn.Linear(16, 10)).eval().requires_grad_(False)
     seen: list[Tensor] = []
     model.register_forward_hook(lambda module, inputs, logits: seen.append(logits[:1].clone()))

@@ -66,7 +66,7 @@ def smaller(command: str) -> str:
         "noise_on.yaml num_images=32": "noise_on.yaml num_images=2 eot=2 version=custom attacks=[apgd-ce]",
         "corruptions.yaml": "corruptions.yaml corruptions.kinds=[fog] corruptions.severities=[1,5] num_shards=1",
         "without_gradients.yaml": "without_gradients.yaml attacks=[random-noise,transfer,hard-label] num_shards=1",
-        "runs/kap-5 num_images=64": "runs/kap-5 num_images=4 hard_label_queries=50 random_draws=5",
+        "runs/kap-line num_images=64": "runs/kap-line num_images=4 hard_label_queries=50 random_draws=5",
         "num_images=64": "num_images=4",
     }
     for word, fewer in words.items():
@@ -112,7 +112,12 @@ def test_the_commands_of_the_readme_work(checkout: Path, small_betons: tuple[Pat
         assert done.code == 0, f"{command}\n{done.output}"
         if command.startswith("kapdist data write fashion-mnist"):
             small_fashion(command, checkout, small_betons)
-    for made in ("runs/kap/DONE", "runs/kap-5/DONE", "runs/kap/attacks/sharded/summary.json", "report/index.html"):
+    for made in (
+        "runs/kap/DONE",
+        "runs/kap-line/DONE",
+        "runs/kap/attacks/sharded/summary.json",
+        "report/index.html",
+    ):
         assert (checkout / made).exists(), made
 
 

@@ -18,7 +18,7 @@ def outputs_and_gradients(model: nn.Module, run: nn.Module, x: Tensor) -> list[T
 
 def assert_compiled_is_eager(mode: str, backend: str, memory_format: torch.memory_format) -> None:
     torch.compiler.reset()
-    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 1, groups=4, bias=False)]
+    layers = [nn.Conv2d(3, 9, 3), nn.ReLU(), nn.Conv2d(9, 12, 1, groups=3, bias=False)]
     model = kapify(nn.Sequential(*layers).double(), noise_std=0.3).to(memory_format=memory_format)
     x = torch.rand(2, 3, 6, 6, dtype=torch.double).to(memory_format=memory_format)
     compiled = torch.compile(model, fullgraph=True, backend=backend)
@@ -40,8 +40,8 @@ class Branches(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Conv2d(3, 8, 3, padding=1, dilation=1) for _ in range(3))
-        self.last = nn.Conv2d(8, 8, 1)
+        self.layers = nn.ModuleList(nn.Conv2d(3, 9, 3, padding=1, dilation=1) for _ in range(3))
+        self.last = nn.Conv2d(9, 9, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         a, b, c = (layer(x) for layer in self.layers)

@@ -79,11 +79,11 @@ class FusedBlock(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.expand, self.norm = nn.Conv2d(6, 12, 1), nn.BatchNorm2d(12)
+        self.expand, self.norm = nn.Conv2d(9, 12, 1), nn.BatchNorm2d(12)
         self.depthwise = nn.Conv2d(12, 12, 5, padding=2, groups=12, bias=False)
         self.grouped = nn.Conv2d(12, 12, 1, groups=3, bias=False)
         self.act = nn.Hardswish(inplace=True)
-        self.project = nn.Conv2d(12, 6, 1)
+        self.project = nn.Conv2d(12, 9, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.act(self.norm(self.expand(x)))
@@ -105,12 +105,12 @@ def out_of_place(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("frozen", [False, True])
 def test_in_place_operations_may_follow(noise_std: float, frozen: bool) -> None:
     """Trained, and (frozen) attacked: the images' gradient alone."""
-    layers = [nn.Conv2d(6, 6, 3, padding=1, groups=3), nn.ReLU(inplace=True), FusedBlock()]
+    layers = [nn.Conv2d(9, 9, 3, padding=1, groups=3), nn.ReLU(inplace=True), FusedBlock()]
     model = kapify(nn.Sequential(*layers).double(), noise_std=noise_std, where=lambda *_: True)
     model.requires_grad_(not frozen)
     results = []
     for network in (model, out_of_place(copy.deepcopy(model))):
-        x = torch.rand(2, 6, 6, 6, dtype=torch.double, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        x = torch.rand(2, 9, 6, 6, dtype=torch.double, generator=torch.Generator().manual_seed(1)).requires_grad_()
         loss = network(x).square().sum()
         results.append([loss, *torch.autograd.grad(loss, [x, *(p for p in network.parameters() if not frozen)])])
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-12)
@@ -138,10 +138,10 @@ def test_autocast_computes_in_bfloat16() -> None:
     ("arguments", "message"),
     [
         ({"pool_size": 4}, "odd number of kernels"),
-        ({"pool_size": 13}, "13 does not fit 12 channels"),
-        ({"pool_size": 5, "layout": "sheet"}, "5 does not fit 12 channels on a 3 x 4 sheet"),
-        ({"pool_stride": 13}, "stride 13 leaves no channel"),
-        ({"layout": "torus"}, "layout must be one of line, sheet"),
+        ({"pool_size": 13, "layout": "line"}, "13 does not fit 12 channels"),
+        ({"pool_size": 5}, "5 does not fit 12 channels on a 3 x 4 sheet"),
+        ({"pool_stride": 4}, "stride 4 leaves no channel"),
+        ({"layout": "torus"}, "layout must be one of sheet, line"),
         ({"noise_std": -0.1}, "noise_std must be a standard deviation of at least 0, found -0.1"),
         ({"noise_std": float("nan")}, "found nan"),
         ({"noise_std": float("inf")}, "found inf"),

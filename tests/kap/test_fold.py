@@ -54,7 +54,7 @@ def test_folded_resnet_has_the_same_logits(layout: str, norms: bool) -> None:
 
 
 def test_folded_bottlenecks_have_the_same_logits() -> None:
-    model = kapify(with_statistics(MODELS["resnet50"](10, width=0.125, stem="cifar")))
+    model = kapify(with_statistics(MODELS["resnet50"](10, width=0.25, stem="cifar")))
     x = torch.rand(2, 3, 16, 16, dtype=torch.double)
     torch.testing.assert_close(fold(model, norms=True)(x), model(x), rtol=1e-10, atol=1e-10)
 
@@ -207,7 +207,7 @@ MADE_ANEW: list[Callable[[nn.Module], object]] = [
 @pytest.mark.parametrize("change", MADE_ANEW)
 @pytest.mark.parametrize("norms", [False, True])
 def test_a_weight_that_is_made_anew_is_not_folded(change: Callable[[nn.Module], object], norms: bool) -> None:
-    model = kapify(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3))).eval()
+    model = kapify(nn.Sequential(nn.Conv2d(3, 9, 3), nn.BatchNorm2d(9), nn.Conv2d(9, 9, 3))).eval()
     change(model[2])
     with pytest.raises(
         ValueError, match=r"^2: its weight is made anew in every pass \(.*permanent before it is fold"
@@ -216,9 +216,9 @@ def test_a_weight_that_is_made_anew_is_not_folded(change: Callable[[nn.Module], 
 
 
 def test_a_norm_behind_a_convolution_that_is_made_anew_stays() -> None:
-    plain = nn.Conv2d(3, 6, 3)
+    plain = nn.Conv2d(3, 9, 3)
     torch.nn.utils.prune.l1_unstructured(plain, "weight", 0.5)
-    model = nn.Sequential(plain, nn.BatchNorm2d(6), kapify(nn.Conv2d(6, 6, 3))).double().eval()
+    model = nn.Sequential(plain, nn.BatchNorm2d(9), kapify(nn.Conv2d(9, 9, 3))).double().eval()
     x = torch.randn(2, 3, 8, 8, dtype=torch.double)
     with torch.no_grad():
         expected = model(x)

@@ -19,7 +19,7 @@ class Separable(nn.Module):
         self.grouped = nn.Conv2d(12, 24, 1, groups=4)
         self.shared = nn.Conv2d(24, 24, 1)
         self.again = self.shared
-        self.head = nn.Conv2d(24, 10, 1)
+        self.head = nn.Conv2d(24, 9, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.stem(x))
@@ -62,7 +62,7 @@ def test_all_layers_share_one_source_and_differ_in_number() -> None:
 
 
 def test_channels_too_few_are_refused_by_name_before_anything_changes() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1), nn.Conv2d(2, 1, 1))
+    model = nn.Sequential(nn.Conv2d(3, 9, 3), nn.Conv2d(9, 2, 1), nn.Conv2d(2, 1, 1))
     with pytest.raises(
         ValueError, match=r"leave these convolutions out with `where`: 1: .*2 channels.*; 2: .*1 chan"
     ):
@@ -90,7 +90,7 @@ def test_subclasses_are_left_with_a_warning() -> None:
     class Standardised(nn.Conv2d):
         pass
 
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), Standardised(8, 8, 3))
+    model = nn.Sequential(nn.Conv2d(3, 9, 3), Standardised(9, 9, 3))
     with pytest.warns(UserWarning, match=r"leaves subclasses of nn.Conv2d as they are: 1 \(Standardised\)"):
         kapify(model)
     assert type(model[0]) is KAPConv2d
@@ -98,7 +98,7 @@ def test_subclasses_are_left_with_a_warning() -> None:
 
 
 def test_a_layer_is_not_kapified_twice() -> None:
-    model = kapify(nn.Sequential(nn.Conv2d(3, 8, 3)))
+    model = kapify(nn.Sequential(nn.Conv2d(3, 9, 3)))
     layer = model[0]
     assert kapify(model)[0] is layer
     with pytest.raises(ValueError, match="0 is a KAPConv2d already"):
@@ -134,8 +134,8 @@ class Squeezed(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 12, 3, padding=1)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.reduce, self.expand = nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1)
-        self.head = nn.Sequential(nn.Dropout(), nn.Conv2d(12, 10, 1), nn.ReLU(), nn.AdaptiveAvgPool2d((1, 1)))
+        self.reduce, self.expand = nn.Conv2d(12, 9, 1), nn.Conv2d(9, 12, 1)
+        self.head = nn.Sequential(nn.Dropout(), nn.Conv2d(12, 9, 1), nn.ReLU(), nn.AdaptiveAvgPool2d((1, 1)))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -157,7 +157,7 @@ def test_a_model_without_convolutions_is_refused() -> None:
     with pytest.raises(ValueError, match="found no convolution to replace in Sequential"):
         kapify(nn.Sequential(nn.Linear(3, 4)))
     with pytest.warns(UserWarning, match="replaced nothing"):
-        kapify(kapify(nn.Sequential(nn.Conv2d(3, 8, 3))))
+        kapify(kapify(nn.Sequential(nn.Conv2d(3, 9, 3))))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_model_without_convolutions_is_refused() -> None:
     ],
 )
 def test_weights_made_anew_in_every_pass_are_refused_by_name(change: Callable[[nn.Module], object]) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    model = nn.Sequential(nn.Conv2d(3, 9, 3), nn.Conv2d(9, 9, 3))
     change(model[1])
     with pytest.raises(ValueError, match="1: its weight is made anew in every pass"):
         kapify(model)

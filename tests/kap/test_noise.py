@@ -11,11 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from kapdist.kap import KAPConv2d, fold, kapify, load_noise_state, noise, noise_state, seed_noise
 from kapdist.kap.noise import NoiseSource
 
-Dense = Callable[[int, int, int, str], Tensor]
-
 
 def small_cnn(noise_std: float = 0.5) -> nn.Module:
-    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU(), nn.Conv2d(12, 12, 3, groups=3)]
+    layers = [nn.Conv2d(3, 9, 3), nn.ReLU(), nn.Conv2d(9, 12, 3), nn.ReLU(), nn.Conv2d(12, 12, 3, groups=3)]
     return kapify(nn.Sequential(*layers), noise_std=noise_std)
 
 
@@ -24,42 +22,68 @@ def images() -> Tensor:
     return torch.rand(4, 3, 10, 10)
 
 
-def silent_conv(layout: str, stride: int, groups: int, noise_std: float) -> KAPConv2d:
+def silent_conv(layout: str, stride: int, groups: int, noise_std: float, pool_size: int = 3) -> KAPConv2d:
     """Puts out nothing but its noise."""
-    conv = KAPConv2d(4, 12, 1, groups=groups, layout=layout, pool_stride=stride, noise_std=noise_std)
+    options = {"pool_size": pool_size, "layout": layout, "pool_stride": stride, "noise_std": noise_std}
+    conv = KAPConv2d(4, 12, 1, groups=groups, **options)
     nn.init.zeros_(conv.weight)
     nn.init.zeros_(conv.bias)
     return conv
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("pool_size", [1, 3])
 @pytest.mark.parametrize(
     ("layout", "stride", "groups"),
-    [("line", 1, 1), ("sheet", 1, 1), ("line", 2, 1), ("sheet", 2, 1), ("line", 1, 4)],
+    [("sheet", 1, 1), ("line", 1, 1), ("sheet", 2, 1), ("line", 2, 1), ("line", 1, 4)],
 )
-def test_pooled_noise_has_covariance_of_the_average(
-    dense_average: Dense, layout: str, stride: int, groups: int, memory_format: torch.memory_format
+def test_noise_is_white_whatever_is_averaged(
+    layout: str, stride: int, groups: int, pool_size: int, memory_format: torch.memory_format
 ) -> None:
-    conv = silent_conv(layout, stride, groups, noise_std=0.7)
+    conv = silent_conv(layout, stride, groups, 0.7, pool_size)
     samples = conv(torch.zeros(48, 4, 64, 64).to(memory_format=memory_format)).detach().double()
+    assert samples.shape[1] == conv.pooled_channels
     samples = samples.movedim(1, -1).flatten(0, 2)
-    count = len(samples)
-    matrix = dense_average(12, 3, stride, layout)
-    expected = 0.7**2 * matrix @ matrix.T
+    expected = 0.7**2 * torch.eye(conv.pooled_channels, dtype=torch.double)
 
-    # A sample covariance has variance (s_ii s_jj + s_ij^2) / n, a sample mean s_ii / n: 5 standard errors.
-    variances = expected.diag()
-    covariance_error = ((variances[:, None] * variances[None] + expected**2) / count).sqrt()
+    # A sample covariance has variance (s_ii s_jj + s_ij^2) / n, a sample mean s_ii / n: 5 standard errors, a
+    # hundredth of the variance. Averaged, neighbours would share a third of theirs or more.
+    covariance_error = ((0.7**4 + expected**2) / len(samples)).sqrt()
     assert ((samples.T.cov() - expected).abs() < 5 * covariance_error).all()
-    assert (samples.mean(0).abs() < 5 * (variances / count).sqrt()).all()
+    assert (samples.mean(0).abs() < 5 * 0.7 / len(samples) ** 0.5).all()
 
 
 def test_noise_of_neighbouring_pixels_and_images_is_independent() -> None:
-    image = silent_conv("line", 1, 1, noise_std=1.0)(torch.zeros(2, 4, 128, 128)).detach().double()
+    image = silent_conv("sheet", 1, 1, noise_std=1.0)(torch.zeros(2, 4, 128, 128)).detach().double()
     for one, other in ((image[0], image[1]), (image[..., 1:], image[..., :-1])):
-        # The product of two independent numbers of variance s^2 (at most 1/2) averages to 0 +- s^2 / sqrt(n).
+        # The product of two independent numbers of variance 1 averages to 0 +- 1 / sqrt(n).
         products = (one * other).movedim(-3, 0).flatten(1)
-        assert (products.mean(1).abs() < 5 * 0.5 / products.shape[1] ** 0.5).all()
+        assert (products.mean(1).abs() < 5 / products.shape[1] ** 0.5).all()
+
+
+@pytest.mark.parametrize("mode", ["fresh", "fixed"])
+def test_an_average_changes_no_draw(mode: str) -> None:
+    """So that a row with KAP and one with the noise alone differ in the average and in nothing else."""
+    x = torch.zeros(2, 4, 5, 5)
+    convs = [silent_conv("sheet", 1, 1, 0.7, pool_size) for pool_size in (1, 3)]
+    for conv in convs:
+        seed_noise(conv, 5)
+        conv.noise_source.mode = mode
+    for _ in range(2):
+        assert torch.equal(convs[0](x), convs[1](x))
+
+
+@pytest.mark.parametrize("pool_size", [1, 3])
+def test_channels_last_takes_the_same_draws_in_memory_order(pool_size: int) -> None:
+    x = torch.zeros(2, 4, 5, 6)
+    conv = silent_conv("sheet", 1, 1, 0.7, pool_size)
+    seed_noise(conv, 5)
+    drawn, state = conv(x), noise_state(conv)
+    seed_noise(conv, 5)
+    last = conv(x.to(memory_format=torch.channels_last))
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(last.permute(0, 2, 3, 1).flatten(), drawn.flatten())
+    assert all(torch.equal(value, state[key]) for key, value in noise_state(conv).items())
 
 
 def test_fresh_noise_is_new_at_every_call_in_training_and_evaluation(x: Tensor) -> None:
@@ -94,7 +118,7 @@ def test_fixed_noise_depends_neither_on_batch_nor_position_nor_memory_format(x: 
 
 
 def test_fixed_noise_is_a_function_of_seed_and_layer() -> None:
-    first, second = silent_conv("line", 1, 1, 1.0), silent_conv("line", 1, 1, 1.0)
+    first, second = silent_conv("sheet", 1, 1, 1.0), silent_conv("sheet", 1, 1, 1.0)
     pair = nn.Sequential(first, kapify(nn.Conv2d(12, 12, 1, bias=False), noise_std=1.0))
     x = torch.zeros(1, 4, 3, 3)
     with noise(first, "fixed", seed=1):
@@ -129,15 +153,15 @@ def test_previous_mode_and_stream_come_back(x: Tensor) -> None:
 
 def test_global_generator_is_left_alone(x: Tensor) -> None:
     before = torch.get_rng_state()
-    model = kapify(nn.Sequential(nn.Conv2d(3, 8, 3, device="meta")).to_empty(device="cpu"), noise_std=1.0)
+    model = kapify(nn.Sequential(nn.Conv2d(3, 9, 3, device="meta")).to_empty(device="cpu"), noise_std=1.0)
     for mode in ("fresh", "fixed", "off"):
         with noise(model, mode, seed=3):
             model(x)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(5)
-    one = silent_conv("line", 1, 1, 1.0)(torch.zeros(1, 4, 3, 3))
+    one = silent_conv("sheet", 1, 1, 1.0)(torch.zeros(1, 4, 3, 3))
     torch.manual_seed(6)
-    assert torch.equal(silent_conv("line", 1, 1, 1.0)(torch.zeros(1, 4, 3, 3)), one)
+    assert torch.equal(silent_conv("sheet", 1, 1, 1.0)(torch.zeros(1, 4, 3, 3)), one)
 
 
 def test_saved_state_continues_the_stream(x: Tensor, tmp_path: Path) -> None:
@@ -172,13 +196,13 @@ def test_a_state_of_one_stream_for_all_layers_begins_new_ones(x: Tensor) -> None
 def test_layers_draw_in_any_order_the_same(x: Tensor) -> None:
     model = nn.ModuleList([small_cnn(), nn.Sequential()])
     first, second = model[0][0], model[0][2]
-    y = torch.rand(2, 8, 6, 6)
+    y = torch.rand(2, 9, 6, 6)
     seed_noise(model, 5)
     one = [first(x), second(y), first(x), second(y)]
     seed_noise(model, 5)
     other = [second(y), second(y), first(x), first(x)]
     assert all(torch.equal(one[i], other[j]) for i, j in ((0, 2), (1, 0), (2, 3), (3, 1)))
-    quiet = kapify(nn.Conv2d(3, 8, 3))
+    quiet = kapify(nn.Conv2d(3, 9, 3))
     quiet.load_state_dict(first.state_dict())
     assert not torch.equal(one[0] - quiet(x), one[2] - quiet(x))
 
@@ -240,7 +264,7 @@ def test_who_seeds_anew_within_a_backward_pass_may_draw(x: Tensor) -> None:
 @pytest.mark.parametrize("mode", ["fresh", "fixed"])
 @pytest.mark.parametrize("pool_size", [1, 3])
 def test_noise_is_not_exported(x: Tensor, mode: str, pool_size: int) -> None:
-    model = kapify(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), noise_std=0.5, pool_size=pool_size)
+    model = kapify(nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU()), noise_std=0.5, pool_size=pool_size)
     with noise(model, mode), pytest.raises(RuntimeError, match="activation noise cannot be exported"):
         torch.export.export(model, (x,))
     with noise(model, "off"):
@@ -250,7 +274,7 @@ def test_noise_is_not_exported(x: Tensor, mode: str, pool_size: int) -> None:
 
 
 def test_noise_is_not_traced(x: Tensor) -> None:
-    model = kapify(nn.Sequential(nn.Conv2d(3, 8, 3)), noise_std=0.5, pool_size=1)
+    model = kapify(nn.Sequential(nn.Conv2d(3, 9, 3)), noise_std=0.5, pool_size=1)
     with pytest.raises(RuntimeError, match="activation noise cannot be exported"):
         torch.jit.trace(model, x)
 

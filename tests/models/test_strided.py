@@ -70,7 +70,7 @@ def test_other_convolutions_stay_as_they_are() -> None:
     ("name", "stem", "pool_size"), list(itertools.product(MODELS, ("cifar", "imagenet"), (1, 3)))
 )
 def test_no_strided_weight_gradient_is_asked_of_our_models(name: str, stem: str, pool_size: int) -> None:
-    model = kapify(MODELS[name](10, stem=stem, width=0.125), pool_size=pool_size, noise_std=0.1)
+    model = kapify(MODELS[name](10, stem=stem, width=0.125), pool_size=pool_size, layout="line", noise_std=0.1)
     unguarded, guarded = copy.deepcopy(model), guard_strided(model)
     images = torch.rand(2, 3, 32, 32)
     counts = []

@@ -42,6 +42,7 @@ def test_a_file_says_what_its_weights_were_made_for(file: Path) -> None:
         "kap.pool_size": "3",
         "kap.layout": "line",
         "kap.pool_stride": "1",
+        "kap.norm_first": "False",
         "kap.noise_std": "0.25",
     }
     assert json.loads(said["model.mean"]) == pytest.approx([0.485, 0.456, 0.406])
@@ -50,8 +51,8 @@ def test_a_file_says_what_its_weights_were_made_for(file: Path) -> None:
 
 def test_layers_that_differ_are_said_one_by_one() -> None:
     layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1))
-    kapify(layers, where=lambda name, _: name == "0")
-    kapify(layers, pool_size=5, noise_std=0.5, where=lambda name, _: name == "1")
+    kapify(layers, layout="line", where=lambda name, _: name == "0")
+    kapify(layers, pool_size=5, layout="line", noise_std=0.5, where=lambda name, _: name == "1")
     said = describe(layers)
     assert json.loads(said["kap.pool_size"]) == {"0": 3, "1": 5, "2": 1}
     assert json.loads(said["kap.noise_std"]) == {"0": 0, "1": 0.5, "2": 0}

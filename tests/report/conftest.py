@@ -40,7 +40,7 @@ class FakeRun:
             "seed": options.get("seed", 0),
             "data": {"train": "data/train.beton", "validation": "data/test.beton"},
             "model": {"name": "resnet18", "num_classes": 10, "stem": "cifar", "width": 0.25},
-            "kap": {"pool_size": pool_size, "layout": layout, "noise_std": noise_std},
+            "kap": {"pool_size": pool_size, "layout": layout, "noise_std": noise_std, "norm_first": False},
             "train": {"epochs": 3, "input_noise_std": options.get("input_noise_std", 0.0)},
         }
         self.dir.config.write_text(dump_config(Config.model_validate(values)))

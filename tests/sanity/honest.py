@@ -42,7 +42,11 @@ def small_cnn() -> nn.Module:
 
 def resnet(pool_size: int = 1, noise_std: float = 0.0) -> nn.Module:
     network = MODELS["resnet10"](num_classes=10, stem="cifar", width=0.125, mean=(0.29,) * 3, std=(0.35,) * 3)
-    return kapify(network, pool_size=pool_size, noise_std=noise_std) if pool_size > 1 or noise_std else network
+    return (
+        kapify(network, pool_size=pool_size, layout="line", noise_std=noise_std)
+        if pool_size > 1 or noise_std
+        else network
+    )
 
 
 class Wrapped(nn.Module):

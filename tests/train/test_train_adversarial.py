@@ -140,10 +140,10 @@ class Noisy(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = KAPConv2d(3, 6, 3, pool_size=3, noise_std=0.3)
-        self.norm = nn.BatchNorm2d(6)
+        self.conv = KAPConv2d(3, 9, 3, pool_size=3, noise_std=0.3)
+        self.norm = nn.BatchNorm2d(9)
         self.dropout = nn.Dropout(0.5)
-        self.fc = nn.Linear(6 * (SIDE - 2) ** 2, CLASSES)
+        self.fc = nn.Linear(9 * (SIDE - 2) ** 2, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.dropout(self.norm(self.conv(x)).relu()).flatten(1))

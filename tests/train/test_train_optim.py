@@ -20,7 +20,7 @@ def test_no_norm_and_no_bias_decays(pool_size: int) -> None:
     """Norms of shortcuts (`downsample.1`) included, which a filter for "bn" in the name would let decay."""
     model = MODELS["resnet50"](num_classes=10, width=0.125)
     if pool_size > 1:
-        kapify(model, pool_size=pool_size)
+        kapify(model, pool_size=pool_size, layout="line")
     decayed, rest = parameter_groups(model, 1e-4)
     assert (decayed["weight_decay"], rest["weight_decay"]) == (1e-4, 0.0)
     assert len(decayed["params"]) == 53 + 1  # convolutions, and the last layer's weight

@@ -200,7 +200,8 @@ def architecture_of(model: PlannedModel) -> str:
     if network["width"] != 1:
         words.append(f"width {network['width']:g}")
     if kap["pool_size"] > 1:
-        words.append(f"KAP {kap['pool_size']} ({kap['layout']})")
+        order = ", norm first" if kap.get("norm_first") else ""
+        words.append(f"KAP {kap['pool_size']} ({kap['layout']}{order})")
     return ", ".join(words)
 
 

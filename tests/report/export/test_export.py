@@ -225,7 +225,7 @@ def test_model_info_of_fewer_images_says_so_and_names_what_only_its_authors_know
     tmp_path: Path, standard: MakePlan
 ) -> None:
     run = {"architecture": {"model": {"name": "resnet18", "width": 0.5}}, "factory": None, "folded": True}
-    run["architecture"]["kap"] = {"pool_size": 3, "layout": "sheet", "noise_std": 0.3}
+    run["architecture"]["kap"] = {"pool_size": 3, "layout": "sheet", "noise_std": 0.3, "norm_first": False}
     plan = standard(screen=10, smaller_eps=(4 / 255,))
     plan = plan.model_copy(update={"model": plan.model.model_copy(update=run)})
     # Ten fall to the screen at 4/255, six to APGD there, one to Square at 8/255: 18 of 40 are left.
