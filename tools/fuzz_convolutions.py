@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from kapdist.kap import kapify
-from kapdist.models import MODELS
+from kapdist.models import MODELS, RESNETS
 from kapdist.models.strided import guard_strided
 
 WIDTHS = (0.125, 0.25, 0.5, 1.0)
@@ -48,6 +48,8 @@ def layers() -> list[Case]:
     """Return every distinct convolution of our models, with the side of its input."""
     found: dict[str, Case] = {}
     for name, (stem, sides), width in itertools.product(MODELS, RESOLUTIONS.items(), WIDTHS):
+        if name not in RESNETS and stem != "cifar":
+            continue
         for layer in layers_of(name, stem, width, sides[0]):
             found.setdefault(json.dumps({key: layer[key] for key in layer if key != "side"}), layer)
     return list(found.values())
@@ -55,7 +57,8 @@ def layers() -> list[Case]:
 
 def layers_of(name: str, stem: str, width: float, side: int) -> list[Case]:
     with torch.device("meta"):
-        model = MODELS[name](10, stem=stem, width=width)
+        stems = {"stem": stem} if name in RESNETS else {}  # the others have one of their own
+        model = MODELS[name](10, width=width, **stems)
     seen: list[Case] = []
 
     def note(conv: nn.Module, inputs: tuple[torch.Tensor]) -> None:

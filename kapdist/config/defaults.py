@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 from kapdist.config.following import Rule, Written, number
+from kapdist.config.networks import SMALL_IMAGES
 
 RAMP_MULTIPLE = 32  # pixels: what the strides of a ResNet divide
 RESOLUTION = 32  # pixels
@@ -67,6 +68,11 @@ def draws(*keys: str) -> Callable[[Written], object]:
 
 
 # In this order: what a rule puts in is written for those after it.
+MODEL = (
+    Rule("name", lambda written: "cnn" if number(written, "expansion") > 1 else None),
+    Rule("stem", when("name", SMALL_IMAGES, "cifar")),
+    Rule("zero_init_residual", when("name", SMALL_IMAGES, False)),
+)
 TRAINING = (
     Rule("data.max_resolution", lambda written: side_beside(written, "data.min_resolution", max)),
     Rule("data.min_resolution", lambda written: side_beside(written, "data.max_resolution", min)),

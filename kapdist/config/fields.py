@@ -89,6 +89,16 @@ def one_or_several(value: Any) -> Any:
     return tuple(sizes) if len(sizes) > 1 else sizes[0]
 
 
+def channels_of_stages(value: Any) -> Any:
+    """Read the widths of a network: a preset's name, or one number for each of four stages."""
+    if value in ("doubling", "squares"):
+        return value
+    numbers = value if isinstance(value, list | tuple) else ()
+    if len(numbers) != 4 or not all(type(number) is int and number >= 1 for number in numbers):
+        raise ValueError("doubling, squares, or four whole numbers of 1 or more, such as [64, 144, 256, 529]")
+    return tuple(numbers)
+
+
 def size(value: Any) -> float:
     try:
         number = float(fraction(value))
@@ -109,6 +119,9 @@ Off = BeforeValidator(written_off)
 # Pydantic's own way to write such a union warns of every tuple.
 Written = PlainSerializer(lambda value: list(value) if isinstance(value, tuple) else value, when_used="json")
 Epsilon = Annotated[float | tuple[float, ...], PlainValidator(one_or_several), Written]
+StageWidths = Annotated[
+    Literal["doubling", "squares"] | tuple[int, int, int, int], PlainValidator(channels_of_stages), Written
+]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Natural = Annotated[int, Field(ge=1)]

@@ -13,13 +13,25 @@ from pydantic import Field, field_validator, model_validator
 from kapdist.config.adversarial import AdversarialConfig
 from kapdist.config.defaults import (
     EPOCHS,
+    MODEL,
     RAMP_MULTIPLE,
     RESOLUTION,
     STALL_MINUTES,
     TIMEOUT_MINUTES,
     TRAINING,
 )
-from kapdist.config.fields import ClassRule, Name, Natural, NonNegative, Positive, Probability, Section, Side
+from kapdist.config.fields import (
+    ClassRule,
+    Name,
+    Natural,
+    NonNegative,
+    Positive,
+    Probability,
+    Section,
+    Side,
+    StageWidths,
+)
+from kapdist.config.networks import OF_SOME, NetworkName, keys_of_others
 from kapdist.config.optim import OptimConfig
 from kapdist.errors import InputError
 
@@ -104,26 +116,63 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """Owner: models/."""
 
-    name: Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101"] = "resnet18"
+    follows = MODEL
+
+    name: NetworkName = "resnet18"
     """Architecture."""
     num_classes: Annotated[int, Field(ge=2)] = 1000
     """Number of logits."""
     stem: Literal["imagenet", "cifar"] = "imagenet"
-    """imagenet: 7x7 stride 2 and a max pool; cifar: 3x3 stride 1."""
+    """imagenet: 7x7 stride 2 and a max pool; cifar: 3x3 stride 1, the only one of networks for small images."""
     width: Positive = 1.0
-    """Multiplier of every layer's channels."""
+    """Multiplier of every layer's channels; squares stay squares, and a Wide ResNet's stem stays at 16."""
+    widths: StageWidths = "doubling"
+    """Channels of the four stages at width 1: doubling is 64, 128, 256, 512; squares is 64, 144, 256, 529, of which
+    every sheet is square; or four numbers, which are the channels and go with width 1 alone."""
+    expansion: Natural = 1
+    """Of cnn, e: its convolutions have 64 e^2, 144 e^2 and 225 e^2 kernels."""
     blurpool: bool = False
     """Low-pass filter before strided convolutions (Zhang 2019)."""
     zero_init_residual: bool = True
-    """Start the last norm of every block at zero (Goyal et al. 2017)."""
+    """Start the last norm of every block at zero (Goyal et al. 2017); ResNets alone end blocks with one."""
     dropout: Probability = 0.0
     """Dropout inside the blocks: the pseudo-ensemble baseline."""
+    drop_path: Probability = 0.0
+    """Chance that an image skips the last block, in training; of earlier blocks it is less (Huang et al. 2016)."""
+    normalise: bool = True
+    """Subtract mean and divide by std; false takes images in [0, 1] as they are and reads neither."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Per-channel mean of images in [0, 1]; the model normalises inside."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """Per-channel standard deviation of images in [0, 1]."""
     weights: Path | None = None
-    """Initial weights, safetensors or a plain state_dict; torchvision's names."""
+    """Initial weights, safetensors or a plain state_dict; a ResNet's have torchvision's names."""
+
+    @model_validator(mode="after")
+    def has_what_its_network_has(self) -> ModelConfig:
+        for key in sorted(self.of_others()):
+            names, absent = OF_SOME[key]
+            if getattr(self, key) != absent:
+                only = f"other values go with {', '.join(names)}"
+                raise ValueError(f"{key} {str(absent).lower()} with {self.name} ({only})")
+        if isinstance(self.widths, tuple) and self.width != 1:
+            raise ValueError("width 1 with widths in numbers: they are the channels themselves")
+        return self
+
+    def of_others(self) -> set[str]:
+        """Return the keys that are for other networks than this one."""
+        return keys_of_others(self.name)
+
+    def in_words(self) -> str:
+        """Return the network and how wide it is."""
+        words: list[str] = [self.name]
+        if self.expansion != 1:
+            words.append(f"expansion {self.expansion}")
+        if self.widths != "doubling":
+            words.append(f"widths {self.widths if isinstance(self.widths, str) else list(self.widths)}")
+        if self.width != 1:
+            words.append(f"width {self.width:g}")
+        return ", ".join(words)
 
 
 class KapConfig(Section):

@@ -24,7 +24,7 @@ def build_model(model: ModelConfig, kap: KapConfig) -> nn.Module:
     from kapdist.kap import NoNormError, kapify
     from kapdist.models import MODELS
 
-    fields = model.model_dump(exclude={"name", "weights"})
+    fields = model.model_dump(exclude={"name", "weights"} | model.of_others())
     try:
         network: nn.Module = MODELS[model.name](**fields)
     except ValueError as error:
@@ -45,6 +45,7 @@ def build_model(model: ModelConfig, kap: KapConfig) -> nn.Module:
         found = f"none behind {without[0]}" + (f" and {len(without) - 1} more" if len(without) > 1 else "")
         raise InputError("kap.norm_first", expected, found) from None
     except ValueError as error:
-        first = str(error).partition(";")[0]  # it names every convolution in turn
-        expected = f"an average that {model.name} of width {model.width:g} allows"
+        named = str(error).removeprefix("leave these convolutions out with `where`: ")
+        first = named.partition(";")[0]  # it names every convolution in turn
+        expected = f"an average that {model.in_words()}, allows"
         raise InputError("kap", expected, first) from None

@@ -44,7 +44,7 @@ def load_weights(model: nn.Module, path: Path, start: bool = False) -> None:
     path = Path(path)
     state, said = read_file(path)
     state = without_prefixes(state, set(model.state_dict()))
-    state = with_inner_norms(model, with_counters(model, state), path)
+    state = with_inner_norms(model, with_counters(model, without_unused(model, state)), path)
     check_fit(model, state, path)
     if found := first_not_finite(state):
         raise InputError(path, "finite weights", f"a value that is not in {found}")
@@ -126,6 +126,12 @@ def without_prefixes(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Te
         if prefix is None or not state or all(key.startswith(prefix) for key in wanted):
             return state
         state = {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def without_unused(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Drop what published files hold of layers that their own forward pass never calls (`UNUSED` of the model)."""
+    unused = getattr(model, "UNUSED", ())
+    return {key: value for key, value in state.items() if not key.startswith(unused)}
 
 
 def with_counters(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from kapdist.config import Config, DataConfig, OptimConfig, TrainConfig
 from kapdist.config.defaults import BATCH_SIZE, RAMP_MULTIPLE
+from kapdist.config.networks import stride_of
 from kapdist.errors import InputError
 from kapdist.plan.adversarial import AdversarialPlan, plan_adversarial
 
@@ -159,7 +160,6 @@ class Plan:
 
 
 FITS, MAY_FILL = 0.8, 0.5  # of the node's memory: what the page cache may need, and what caches in processes may
-STRIDES = {"imagenet": 32, "cifar": 8}  # of all of a ResNet's layers together, by its stem
 OPEN_PAGES = 8  # pages that quasi-random order shuffles together, and so what memory should hold
 
 
@@ -237,7 +237,7 @@ def check_norms(config: Config, smallest_part: int, side: int, batch_size: int) 
     # Clean and adversarial images go through together, but not while the attack takes their own statistics.
     both = adversarial.mode != "off" and adversarial.clean_share and adversarial.statistics != "train"
     images = smallest_part * (2 if both else 1)
-    if images == 1 and side <= STRIDES[config.model.stem]:
+    if images == 1 and side <= stride_of(config.model.name, config.model.stem):
         expected = f"at least 2 images in each part of a step (the last maps of {side} px images are 1 x 1)"
         raise InputError("train.batch_size", expected, f"{batch_size}, which leaves a part with one")
 

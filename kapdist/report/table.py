@@ -65,8 +65,7 @@ class Row:
             return self.attack.factory
         if self.run.config is None:
             return "from outside"
-        model = self.run.config.model
-        return model.name if model.width == 1 else f"{model.name}, width {model.width:g}"
+        return self.run.config.model.in_words()
 
     @property
     def pool(self) -> str:

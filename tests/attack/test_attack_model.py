@@ -267,7 +267,7 @@ def test_an_eps_that_is_not_positive_is_refused(tmp_path: Path, eps: str) -> Non
 def test_an_average_that_the_network_cannot_have_is_refused_in_one_line() -> None:
     with pytest.raises(InputError) as caught:
         build_model(ModelConfig(width=0.05), KapConfig(pool_size=33))
-    assert re.match(r"kap: expected an average that resnet18 of width 0.05 allows, found .*33", str(caught.value))
+    assert re.match(r"kap: expected an average that resnet18, width 0.05, allows, found .*33", str(caught.value))
     assert len(str(caught.value)) < 250
 
 
@@ -275,22 +275,8 @@ def test_an_average_that_the_network_cannot_have_is_refused_in_one_line() -> Non
 def test_a_folded_model_is_the_same_function(tmp_path: Path, pool_size: int) -> None:
     """What is attacked with the noise off has the run's own logits."""
     torch.manual_seed(0)
-    sections = (
-        ModelConfig(num_classes=10, stem="cifar", width=0.125),
-        KapConfig(pool_size=pool_size, layout="line", noise_std=0.5),
-    )
-    model = build_model(*sections)
-    model(torch.rand(64, 3, 32, 32))  # statistics of its own
-    save_file(model.state_dict(), tmp_path / "model.safetensors")
-    source = PlannedModel(
-        factory=None,
-        factory_sha256=None,
-        architecture={"model": sections[0].model_dump(mode="json"), "kap": sections[1].model_dump(mode="json")},
-        weights=None,
-        weights_sha256="",
-        num_classes=10,
-        folded=True,
-    )
+    section = ModelConfig(num_classes=10, stem="cifar", width=0.125)
+    model, source = trained(section, KapConfig(pool_size=pool_size, layout="line", noise_std=0.5), tmp_path)
     folded = load_model(source, tmp_path)
     assert not any(isinstance(module, nn.BatchNorm2d | KAPConv2d) for module in folded.modules())
     images = torch.rand(16, 3, 32, 32)
@@ -298,3 +284,32 @@ def test_a_folded_model_is_the_same_function(tmp_path: Path, pool_size: int) -> 
         torch.testing.assert_close(folded(images), model(images), rtol=1e-4, atol=1e-5)
     as_it_is = load_model(source.model_copy(update={"folded": False}), tmp_path)
     assert any(isinstance(module, nn.BatchNorm2d) for module in as_it_is.modules())
+
+
+@pytest.mark.filterwarnings("ignore:fold leaves norms")  # those behind a sum
+@pytest.mark.parametrize(("name", "width"), [("cnn", 0.25), ("preact_resnet18", 0.25), ("wide_resnet28_10", 0.1)])
+def test_a_network_for_small_images_is_attacked_folded(tmp_path: Path, name: str, width: float) -> None:
+    torch.manual_seed(0)
+    section = ModelConfig(name=name, num_classes=10, width=width, normalise=False)
+    model, source = trained(section, KapConfig(pool_size=3, layout="sheet", noise_std=0.1), tmp_path)
+    folded = load_model(source, tmp_path)
+    assert not any(isinstance(module, KAPConv2d) for module in folded.modules())
+    images = torch.rand(8, 3, 16, 16)
+    with noise(model.eval(), "off"):
+        torch.testing.assert_close(folded(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def trained(section: ModelConfig, kap: KapConfig, folder: Path) -> tuple[nn.Module, PlannedModel]:
+    """A model whose norms have statistics of its own, and what a plan says of it; its weights are in the folder."""
+    model = build_model(section, kap)
+    model(torch.rand(64, 3, 32, 32))
+    save_file(model.state_dict(), folder / "model.safetensors")
+    return model, PlannedModel(
+        factory=None,
+        factory_sha256=None,
+        architecture={"model": section.model_dump(mode="json"), "kap": kap.model_dump(mode="json")},
+        weights=None,
+        weights_sha256="",
+        num_classes=10,
+        folded=True,
+    )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kapdist.kap import KAPConv2d, kapify
-from kapdist.models import MODELS, ResNet
+from kapdist.models import MODELS, RESNETS, ResNet
 from kapdist.models.blur import Blur
 
 TORCHVISION = json.loads((Path(__file__).parent / "torchvision_keys.json").read_text())
@@ -110,9 +110,8 @@ def test_blur_is_the_binomial_filter_before_strided_convolutions() -> None:
     assert Blur()(impulse)[0, 1, 1:4, 1:4].tolist() == [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
     assert Blur()(impulse)[0, 0].abs().sum() == 0
 
-    blurs = {
-        name: sum(isinstance(m, Blur) for m in MODELS[name](width=0.25, blurpool=True).modules()) for name in MODELS
-    }
+    blurred_networks = {name: RESNETS[name](width=0.25, blurpool=True) for name in RESNETS}
+    blurs = {name: sum(isinstance(m, Blur) for m in net.modules()) for name, net in blurred_networks.items()}
     assert blurs == {"resnet10": 3, "resnet18": 3, "resnet34": 3, "resnet50": 6, "resnet101": 6}
     narrow = MODELS["resnet18"](width=0.125, blurpool=True)  # 8 channels before the first strided block
     assert sum(isinstance(module, Blur) for module in narrow.modules()) == 2

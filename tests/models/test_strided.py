@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kapdist.kap import KAPConv2d, kapify
-from kapdist.models import MODELS
+from kapdist.models import MODELS, RESNETS
 from kapdist.models.strided import guard_strided
 
 CONVOLUTIONS = {
@@ -66,11 +66,16 @@ def test_other_convolutions_stay_as_they_are() -> None:
     assert [type(module) for module in guard_strided(model)] == [nn.Conv2d] * 3
 
 
-@pytest.mark.parametrize(
-    ("name", "stem", "pool_size"), list(itertools.product(MODELS, ("cifar", "imagenet"), (1, 3)))
-)
-def test_no_strided_weight_gradient_is_asked_of_our_models(name: str, stem: str, pool_size: int) -> None:
-    model = kapify(MODELS[name](10, stem=stem, width=0.125), pool_size=pool_size, layout="line", noise_std=0.1)
+OURS = [(name, {"stem": stem}) for name, stem in itertools.product(RESNETS, ("cifar", "imagenet"))]
+OURS += [(name, {}) for name in ("preact_resnet18", "wide_resnet28_10")]  # cnn has no strides
+
+
+@pytest.mark.parametrize("pool_size", [1, 3])
+@pytest.mark.parametrize(("name", "options"), OURS)
+def test_no_strided_weight_gradient_is_asked_of_our_models(
+    name: str, options: dict[str, str], pool_size: int
+) -> None:
+    model = kapify(MODELS[name](10, width=0.125, **options), pool_size=pool_size, layout="line", noise_std=0.1)
     unguarded, guarded = copy.deepcopy(model), guard_strided(model)
     images = torch.rand(2, 3, 32, 32)
     counts = []

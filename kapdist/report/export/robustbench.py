@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kapdist.config import AttackName
+from kapdist.config import AttackName, ModelConfig
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import Norm, PlannedModel, Settings
 from kapdist.records.summary import notes_on_square
@@ -44,6 +44,17 @@ LEADERBOARDS = (
     Leaderboard("cifar100", "Linf", 8 / 255, "8/255", 100, 10_000),
     Leaderboard("imagenet", "Linf", 4 / 255, "4/255", 1000, 5_000, fixed_list=True),
 )
+SPELLED = {
+    "resnet10": "ResNet-10",
+    "resnet18": "ResNet-18",
+    "resnet34": "ResNet-34",
+    "resnet50": "ResNet-50",
+    "resnet101": "ResNet-101",
+    "cnn": "CNN of 3 convolutions",
+    "preact_resnet18": "PreActResNet-18",
+    "wide_resnet28_10": "WideResNet-28-10",
+    "wide_resnet34_10": "WideResNet-34-10",
+}
 DATASETS = tuple(dict.fromkeys(board.dataset for board in LEADERBOARDS))
 
 
@@ -196,9 +207,8 @@ def architecture_of(model: PlannedModel) -> str:
     if model.architecture is None:
         return FILL_IN
     network, kap = model.architecture["model"], model.architecture["kap"]
-    words = [network["name"].replace("resnet", "ResNet-")]
-    if network["width"] != 1:
-        words.append(f"width {network['width']:g}")
+    section = ModelConfig(**network)
+    words = [section.in_words().replace(section.name, SPELLED[section.name], 1)]
     if kap["pool_size"] > 1:
         order = ", norm first" if kap.get("norm_first") else ""
         words.append(f"KAP {kap['pool_size']} ({kap['layout']}{order})")

@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
@@ -28,15 +28,16 @@ from kapdist.attack.rescore import Votes
 from kapdist.attack.rows import chunk_table
 from kapdist.attack.shard import run_shard
 from kapdist.attack.stock import resolve, standard_list
+from kapdist.config.networks import NetworkName
 from kapdist.data.beton.manifest import Manifest, write_manifest
 from kapdist.errors import InputError
-from kapdist.records.attack_plan import AttackPlan, read_plan, write_plan
+from kapdist.records.attack_plan import AttackPlan, PlannedModel, read_plan, write_plan
 from kapdist.records.sealed import write_json, write_table
 from kapdist.report.export import run as exports
 from kapdist.report.export.images import COLUMNS
 from kapdist.report.export.latex import latex_table
 from kapdist.report.export.merged import read_all
-from kapdist.report.export.robustbench import Entry
+from kapdist.report.export.robustbench import SPELLED, Entry, architecture_of
 from kapdist.run.files import fingerprint
 from kapdist.run.paths import AttackDir
 from kapdist.statistics.intervals import wilson
@@ -261,6 +262,22 @@ def test_the_accuracy_at_the_leaderboard_s_eps_is_taken_from_a_sweep(tmp_path: P
     assert (info["path"].split("/")[2], info["eps"]) == ("L2", "0.5")
     assert info["autoattack_acc"] == f"{100 * 19 / 40:.2f}"
     assert "smaller" not in info["footnote"]
+
+
+@pytest.mark.parametrize(
+    ("model", "spelled"),
+    [
+        ({"name": "resnet50", "width": 1.0}, "ResNet-50"),
+        ({"name": "wide_resnet34_10"}, "WideResNet-34-10"),
+        ({"name": "preact_resnet18", "widths": "squares"}, "PreActResNet-18, widths squares"),
+        ({"name": "cnn", "expansion": 2, "width": 0.25}, "CNN of 3 convolutions, expansion 2, width 0.25"),
+    ],
+)
+def test_architectures_are_spelled_as_on_the_leaderboard(model: dict[str, Any], spelled: str) -> None:
+    kap = {"pool_size": 1, "layout": "sheet", "noise_std": 0.0}
+    planned = PlannedModel.model_construct(architecture={"model": model, "kap": kap})
+    assert architecture_of(planned) == spelled
+    assert set(SPELLED) == set(get_args(NetworkName))
 
 
 @pytest.mark.parametrize(
