@@ -24,6 +24,7 @@ RANKS, SHARDS, TRAINING_IMAGES = 1024, 10_000, 1_281_167
 def commands(quick: bool) -> Iterator[list[str]]:
     """Yield the benchmarks as commands that anyone can run by themselves."""
     yield [str(TOOLS / "bench_step.py"), "--steps", "2" if quick else "10"]
+    yield [str(TOOLS / "bench_ensemble.py"), "--steps", "2" if quick else "9"]
     yield [str(TOOLS / "bench_loop.py"), "--rounds", "2" if quick else "15"]
     yield [str(TOOLS / "bench_loader.py"), "--rounds", "2" if quick else "7"]
     yield [str(TOOLS / "bench_write.py"), "--rounds", "2" if quick else "7"]

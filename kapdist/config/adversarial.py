@@ -48,7 +48,7 @@ class AdversarialConfig(Section):
     """Norms and dropout while pgd and fast attack: eval, running statistics and no dropout; train, the batch's own
     statistics and dropout. Running statistics stay as they are in both. Default: eval. Free attacks in training."""
     noise: Annotated[Literal["fresh", "fixed", "off"] | None, Off] = None
-    """The model's activation noise while pgd and fast attack: fresh, drawn at every pass; fixed, one draw for each
+    """The model's noise while pgd and fast attack: fresh, drawn at every pass; fixed, one draw for each
     layer and step of the training; off. Default: fresh. Free attacks in training, where it is fresh."""
 
     @model_validator(mode="after")

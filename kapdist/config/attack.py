@@ -113,7 +113,8 @@ class AttackConfig(Section):
     transfer_from: Path | None = None
     """The run whose model transfer attacks, to try on this one what breaks that."""
     noise: Annotated[Literal["off", "fixed", "fresh"], Off] = "off"
-    """Mode of the model's activation noise under attack; where it is not written, fresh for an average over draws.
+    """Mode of the model's noise under attack (activation noise, dropout that draws always, a random member); where
+    it is not written, fresh for an average over draws.
     Any but fresh declares the model deterministic; say fresh for a factory's model that is not."""
     eot: Annotated[int, Field(ge=0)] = 0
     """Noise draws averaged inside the model; 0 takes 20 for eot-standard, and else 1, no average."""

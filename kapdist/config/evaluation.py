@@ -32,7 +32,8 @@ class EvaluationConfig(Section):
     flip: bool = False
     """Test-time flip: the mean of the logits of an image and of its mirror image."""
     noise: Annotated[Literal["off", "fresh"], Off] = "off"
-    """The model's activation noise; fresh, where it is not written, for more draws than one."""
+    """The model's noise (activation noise, dropout that draws always, a random member); fresh, where it is not
+    written, for more draws than one."""
     draws: Natural = 1
     """Draws of fresh noise whose probabilities are averaged."""
     seed: Annotated[int, Field(ge=0)] = 0

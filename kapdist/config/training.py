@@ -137,16 +137,34 @@ class ModelConfig(Section):
     """Start the last norm of every block at zero (Goyal et al. 2017); ResNets alone end blocks with one."""
     dropout: Probability = 0.0
     """Dropout inside the blocks: the pseudo-ensemble baseline."""
+    dropout_kind: Literal["1d", "2d"] = "1d"
+    """What dropout drops: single values (1d), or whole channels of an image (2d)."""
+    dropout_draws: Literal["training", "always"] = "training"
+    """When it does: in training; or always, in evaluation too (Gal & Ghahramani 2016), as a noise that is fresh,
+    fixed or off like the activation noise."""
     drop_path: Probability = 0.0
     """Chance that an image skips the last block, in training; of earlier blocks it is less (Huang et al. 2016)."""
     normalise: bool = True
     """Subtract mean and divide by std; false takes images in [0, 1] as they are and reads neither."""
+    members: Natural = 1
+    """Independent networks, each from a seed of its own, that are trained together as one model, on their mean."""
+    members_mean: Literal["logits", "probabilities"] = "logits"
+    """What an ensemble's logits are: the mean of its members' logits, or the log of their mean probability."""
+    random_member: bool = False
+    """In evaluation and attack with noise on, each image goes through one member, drawn for it; off: the mean."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Per-channel mean of images in [0, 1]; the model normalises inside."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """Per-channel standard deviation of images in [0, 1]."""
     weights: Path | None = None
-    """Initial weights, safetensors or a plain state_dict; a ResNet's have torchvision's names."""
+    """Initial weights, safetensors or a plain state_dict; a ResNet's have torchvision's names. Of an ensemble: its
+    own, one network's for every member, or a file of each where `{member}` in the path stands for its number."""
+
+    @model_validator(mode="after")
+    def an_ensemble_has_several(self) -> ModelConfig:
+        if self.members == 1 and (self.random_member or self.members_mean != "logits"):
+            raise ValueError("random_member and members_mean with members above 1 only")
+        return self
 
     @model_validator(mode="after")
     def has_what_its_network_has(self) -> ModelConfig:
@@ -172,6 +190,8 @@ class ModelConfig(Section):
             words.append(f"widths {self.widths if isinstance(self.widths, str) else list(self.widths)}")
         if self.width != 1:
             words.append(f"width {self.width:g}")
+        if self.members > 1:
+            words.append(f"{self.members} members")
         return ", ".join(words)
 
 

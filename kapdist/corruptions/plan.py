@@ -12,6 +12,7 @@ import PIL
 
 from kapdist.attack.plan import make_plan, protocol_of
 from kapdist.config import AttackConfig
+from kapdist.config.noises import described, noises_of
 from kapdist.corruptions.frost import DRAWN, FrostSource
 from kapdist.corruptions.levels import SIDES, nearest_side
 from kapdist.errors import InputError
@@ -93,8 +94,8 @@ def notes_on(subject: AttackPlan, config: AttackConfig) -> list[str]:
         notes.append(f"images of {side} pixels take the constants of the published set of {published} unscaled")
     if "frost" in config.corruptions.kinds and config.corruptions.frost is None:
         notes.append(f"frost is {DRAWN}, not photographed: its numbers are not comparable with published ones")
-    if config.noise == "off" and subject.model.architecture and subject.model.architecture["kap"]["noise_std"]:
-        notes.append("the model's activation noise is off: this says nothing about the model with its noise on")
+    if config.noise == "off" and (found := noises_of(subject.model.architecture)):
+        notes.append(f"off is {described(found)}: this says nothing about the model with its noise on")
     if config.noise == "fresh" and subject.eot == 1:
         notes.append("every prediction is that of one noisy draw (eot averages over several)")
     return notes

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kapdist import kap
 from kapdist.config import Config
 from kapdist.forecast.training import Footprint
+from kapdist.kap.noise import layers_with_noise
 from kapdist.models.build import build_model
 
 
@@ -38,6 +39,6 @@ def weigh(tensors: Iterable[Tensor]) -> int:
 
 def generators(model: nn.Module) -> int:
     """Return the bytes of what a rank on a CPU saves of its own: torch's stream, the noise's seeds and streams."""
-    noisy = [module for module in model.modules() if isinstance(module, kap.KAPConv2d) and module.noise_std > 0]
+    noisy = layers_with_noise(model)
     seeds = kap.noise_state(model).values()  # its streams, one for each layer, begin with the first draw
     return weigh(seeds) + (1 + len(noisy)) * weigh([torch.get_rng_state()])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,7 +91,7 @@ def answer_attack(question: Question) -> AttackForecast:
     at_least("--shards", 1, num_shards)
     run_config = config_of(question.run, config)
     num_images, num_classes = attacked(question, config, run_config)
-    return forecast_attack(
+    found = forecast_attack(
         config,
         num_images,
         num_classes,
@@ -100,6 +100,17 @@ def answer_attack(question: Question) -> AttackForecast:
         question.passes_per_second,
         measure(question.run, config.name) if question.run else None,
     )
+    return replace(found, notes=(*found.notes, *notes_on_members(config, run_config)))
+
+
+def notes_on_members(config: AttackConfig, run_config: Config | None) -> list[str]:
+    """Say what a pass of an ensemble is: passes and their rate are those of the whole model."""
+    if run_config is None or config.model.factory is not None or run_config.model.members == 1:
+        return []
+    members = run_config.model.members
+    if run_config.model.random_member and config.noise != "off":
+        return [f"a pass is one of a single member, drawn of {members} for each image"]
+    return [f"a pass is one of each of the model's {members} members"]
 
 
 def gpus(question: Question, num_shards: int) -> int:

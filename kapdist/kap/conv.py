@@ -141,8 +141,15 @@ class KAPConv2d(NoisyLayer, nn.Conv2d):
             return self.average(self._conv_forward(x, *self.normed_parameters()), dim=1)
         return self._conv_forward(x, *self.averaged_parameters())
 
+    @property
+    def has_noise(self) -> bool:
+        return self.noise_std > 0
+
+    def silence(self) -> None:
+        self.noise_std = 0.0
+
     def _add_noise(self, z: Tensor) -> Tensor:
-        if self.noise_std == 0 or self.noise_source.mode == "off":
+        if not self.is_noisy():
             return z
         return z.add(draw_noise(self.noise_source, z, self.noise_layer), alpha=self.noise_std)
 

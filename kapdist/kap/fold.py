@@ -10,12 +10,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kapdist.kap.conv import KAPConv2d
 from kapdist.kap.kapify import check_permanent, conv_arguments, is_made_anew, replace_modules
+from kapdist.kap.noise import layers_with_noise
 from kapdist.kap.norms import behind, followers
 
 
 def fold(model: nn.Module, *, norms: bool = False, dense: bool = False) -> nn.Module:
     """A copy in which each KAPConv2d is a plain nn.Conv2d with averaged weights: same logits, noise off.
 
+    All noise is off for good, that of other layers too (dropout that draws always, the member of an ensemble).
     A grouped KAPConv2d with a pool stays one, without noise, because the average mixes the groups; with `dense` it
     becomes a dense convolution: exact, but many times as large. An inner norm goes in first, with its running
     statistics; one that keeps none stays, with its convolution and average: a warning names it.
@@ -36,7 +38,8 @@ def fold(model: nn.Module, *, norms: bool = False, dense: bool = False) -> nn.Mo
     for name, conv in convs.items():
         check_permanent(name, conv, "before it is folded")
         check_frozen(name, conv)
-        conv.noise_std = 0.0
+    for layer in layers_with_noise(copied):
+        layer.silence()
     frozen = [conv for conv in convs.values() if conv.is_frozen]
     folded = replace_modules(copied, {conv: plain_conv(conv) for conv in frozen if dense or not mixes_groups(conv)})
     for conv in frozen:

@@ -4,16 +4,18 @@ from typing import Any
 
 from torch import fx, nn
 
+from kapdist.kap.noise import NoisyLayer
+
 GLOBAL_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 REDUCTIONS = ("mean", "amax", "sum")
 FLATTENINGS = ("flatten", "view", "reshape", "squeeze", "mean", "amax", "sum")
 
 
 class LayerTracer(fx.Tracer):
-    """Looks into no convolution and no norm, whoever wrote it."""
+    """Looks into no convolution, no norm and nothing that draws, whoever wrote it."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        layer = isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.SyncBatchNorm)
+        layer = isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.SyncBatchNorm | NoisyLayer)
         return layer or super().is_leaf_module(m, module_qualified_name)
 
 

@@ -1,4 +1,6 @@
-"""Activation noise: where it comes from, when it is drawn, and its state.
+"""The noise of a model: where it comes from, when it is drawn, and its state.
+
+Activation noise, and whatever else a layer draws at test time too (dropout, the member of an ensemble).
 
 The layers of one model share one NoiseSource, with a stream for each layer, apart from torch's global one. Modes:
 
@@ -123,10 +125,23 @@ class NoisyLayer(nn.Module):
     noise_source: NoiseSource
     noise_layer: int
 
+    @property
+    def has_noise(self) -> bool:
+        """Whether it draws at all, in another mode than off."""
+        raise NotImplementedError
+
+    def silence(self) -> None:
+        """From now on it draws nothing, whatever the mode."""
+        raise NotImplementedError
+
+    def is_noisy(self) -> bool:
+        """Whether it draws in this pass."""
+        return self.has_noise and self.noise_source.mode != "off"
+
 
 @contextmanager
 def noise(model: nn.Module, mode: str, seed: int | None = None) -> Iterator[None]:
-    """Sets the noise mode of every KAPConv2d in the model for the length of a `with` block.
+    """Sets the noise mode of every noisy layer in the model for the length of a `with` block.
 
     With a seed the block draws from that seed, and the streams continue afterwards where they stood before.
     Raises: ValueError for an unknown mode.
@@ -190,6 +205,11 @@ def share_noise_source(model: nn.Module) -> None:
     layers = _noisy_layers(model)
     for number, layer in enumerate(layers):
         layer.noise_source, layer.noise_layer = layers[0].noise_source, number
+
+
+def layers_with_noise(model: nn.Module) -> list[NoisyLayer]:
+    """The layers that draw; a model without any is deterministic in every mode."""
+    return [layer for layer in _noisy_layers(model) if layer.has_noise]
 
 
 def _noisy_layers(model: nn.Module) -> list[NoisyLayer]:

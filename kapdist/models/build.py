@@ -4,27 +4,63 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from kapdist.errors import InputError
+from kapdist.rng import derive_seed
 
 if TYPE_CHECKING:  # the models run where there is no pydantic
     from kapdist.config import KapConfig, ModelConfig
 
 
-def build_model(model: ModelConfig, kap: KapConfig) -> nn.Module:
-    """Build the network that the two sections describe, with its initial weights.
+# What is made of any network, whatever its own constructor takes.
+OF_EVERY_NETWORK = ("name", "members", "members_mean", "random_member", "dropout_kind", "dropout_draws")
 
-    `model.weights` is left to the caller: training starts from it, an attack never reads it.
+
+def build_model(model: ModelConfig, kap: KapConfig) -> nn.Module:
+    """Build the network or the ensemble that the two sections describe, with its initial weights.
+
+    `model.weights` is left to the caller: training starts from it, an attack never reads it. Each member of an
+    ensemble begins from a seed of its own, that of torch's generator and its number.
 
     Raises:
         InputError: the sections ask for what the architecture cannot be (more kernels averaged than there are, a
             norm before an average where none follows the convolution).
     """
+    from kapdist.models.ensemble import Ensemble
+
+    if model.members == 1:
+        return build_network(model, kap)
+    seed = torch.initial_seed()
+    members = []
+    with torch.random.fork_rng(devices=[]):
+        for number in range(model.members):
+            torch.default_generator.manual_seed(derive_seed(seed, "member", number))
+            members.append(build_network(model, kap))
+    return Ensemble(members, model.members_mean, model.random_member)
+
+
+def build_network(model: ModelConfig, kap: KapConfig) -> nn.Module:
+    """Build one network; of an ensemble, a member."""
+    from kapdist.kap.noise import share_noise_source
+    from kapdist.models.dropout import with_dropout
+
+    network = build_averaging(model, kap)
+    try:
+        network = with_dropout(network, model.dropout_kind, model.dropout_draws)
+    except ValueError as error:
+        raise InputError("model.dropout_draws", "a model that has dropout (model.dropout)", str(error)) from None
+    share_noise_source(network)
+    return network
+
+
+def build_averaging(model: ModelConfig, kap: KapConfig) -> nn.Module:
+    """Build the network with the average over its kernels and its activation noise."""
     from kapdist.kap import NoNormError, kapify
     from kapdist.models import MODELS
 
-    fields = model.model_dump(exclude={"name", "weights"} | model.of_others())
+    fields = model.model_dump(exclude={"weights", *OF_EVERY_NETWORK} | model.of_others())
     try:
         network: nn.Module = MODELS[model.name](**fields)
     except ValueError as error:

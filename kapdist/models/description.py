@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kapdist.errors import InputError
 from kapdist.kap import KAPConv2d
+from kapdist.models.ensemble import Ensemble, networks
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ POOL = "kap.pool_size"
 NOISE = "kap.noise_std"
 NORM_FIRST = "kap.norm_first"
 NORMALISATION = ("model.mean", "model.std")
+MEAN = "model.members_mean"
 
 
 def describe_weights(model: nn.Module) -> dict[str, str]:
@@ -42,7 +44,7 @@ def read_description(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def describe(model: nn.Module) -> dict[str, str]:
-    """Return averages, noise and normalisation of a model, under the config's keys where it has them.
+    """Return averages, noise, normalisation and an ensemble's mean, under the config's keys where it has them.
 
     One value where all convolutions agree, else a JSON object from their names to their values.
     """
@@ -57,10 +59,10 @@ def describe(model: nn.Module) -> dict[str, str]:
         NOISE: together(convs, lambda conv: float(conv.noise_std) if isinstance(conv, KAPConv2d) else 0.0),
     }
     for key in NORMALISATION:
-        value = getattr(model, key.removeprefix("model."), None)
+        value = getattr(networks(model)[0], key.removeprefix("model."), None)
         if isinstance(value, Tensor) and not value.is_meta:
             said[key] = json.dumps(value.detach().flatten().tolist())
-    return said
+    return said | ({MEAN: model.members_mean} if isinstance(model, Ensemble) else {})
 
 
 def together(convs: Mapping[str, nn.Module], value: Callable[[nn.Module], object]) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kapdist.errors import InputError
 from kapdist.models.description import check_description, describe_weights, read_description
+from kapdist.models.ensemble import for_members, starts_of
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,9 @@ def load_weights(model: nn.Module, path: Path, start: bool = False) -> None:
     Args:
         path: safetensors, or a state_dict written by torch.save, bare or under the key "state_dict" or "model";
             prefixes that wrappers put before every key (`PREFIXES`, in any order) are dropped.
-        start: training goes on from these weights, so plain ones may start a model that averages kernels.
+        start: training goes on from these weights, so plain ones may start a model that averages kernels, and those
+            of one network an ensemble, all members alike. With `{member}` in the path, which stands for their
+            numbers, each member starts from a file of its own.
 
     Raises:
         InputError: no such file, not weights, a pickle that holds more than tensors, weights that do not fit
@@ -42,8 +45,13 @@ def load_weights(model: nn.Module, path: Path, start: bool = False) -> None:
             nothing of it are taken.
     """
     path = Path(path)
+    if start and (files := starts_of(model, path)):
+        for member, file in files:
+            load_weights(member, file, start)
+        return
     state, said = read_file(path)
     state = without_prefixes(state, set(model.state_dict()))
+    state = for_members(model, state, path, start)
     state = with_inner_norms(model, with_counters(model, without_unused(model, state)), path)
     check_fit(model, state, path)
     if found := first_not_finite(state):

@@ -17,11 +17,7 @@ from kapdist.report.reading import Attack, Run
 from kapdist.report.table import Block, Row
 from kapdist.report.words import accuracy_text, enumeration, plural, points
 
-NOISE_OFF = (
-    "Activation noise was switched off during this attack, so these numbers say nothing about the noise itself "
-    "at test time."
-)
-NO_NOISE = "None of these models was trained with activation noise, so there was none to switch off in this attack."
+NO_NOISE = "None of these models has noise of its own, so there was none to switch off in this attack."
 ONE_TRAINING = (
     "The intervals are 95% intervals over images. They do not cover how much a result changes when a model is "
     "trained again with another seed."
@@ -85,12 +81,17 @@ def claims(block: Block, runs: Sequence[Run]) -> tuple[Claim, ...]:
 
 def noise_claims(block: Block) -> Iterator[Claim]:
     assert block.setting is not None
+    kinds = list(dict.fromkeys(name for row in block.rows for name in row.noises)) or ["activation noise"]
+    noise = kinds[0].capitalize() if len(kinds) == 1 else f"Noise ({enumeration(kinds)})"
     if block.setting.noise != "off":
-        yield Claim(f"Activation noise was on during this attack, mode {block.setting.noise}.")
-    elif all(row.noise_std == 0 for row in block.rows):
+        yield Claim(f"{noise} was on during this attack, mode {block.setting.noise}.")
+    elif all(row.own and not row.noises for row in block.rows):
         yield Claim(NO_NOISE)
     else:
-        yield Claim(NOISE_OFF)
+        yield Claim(
+            f"{noise} was switched off during this attack, so these numbers say nothing about the noise itself at "
+            "test time."
+        )
 
 
 def gap_claims(block: Block) -> Iterator[Claim]:
@@ -228,17 +229,18 @@ def has_kap(row: Row) -> bool:
 
 
 def has_noise(row: Row) -> bool:
-    return bool(row.noise_std or row.input_noise_std)
+    return bool(row.noises or row.input_noise_std)
 
 
 def is_plain(row: Row) -> bool:
-    return row.own and not has_kap(row) and not has_noise(row)
+    return row.own and not has_kap(row) and not has_noise(row) and config_of(row).model.members == 1
 
 
 def is_reference(row: Row, kap: Row) -> bool:
-    """Whether a row is the model that shows what the noise does without KAP."""
-    noises = (row.noise_std, row.input_noise_std)
-    return row.own and not has_kap(row) and noises == (kap.noise_std, kap.input_noise_std)
+    """Whether a row is the model that shows what the noise does without KAP, of as many members."""
+    if not row.own or has_kap(row) or config_of(row).model.members != config_of(kap).model.members:
+        return False
+    return (row.noises, row.input_noise_std) == (kap.noises, kap.input_noise_std)
 
 
 def least_different(row: Row, others: Sequence[Row]) -> Row | None:
@@ -262,8 +264,8 @@ def config_of(row: Row) -> Config:
 
 
 def noise_text(row: Row) -> str:
-    parts = (("activation noise", row.noise_std), ("input noise", row.input_noise_std))
-    return " and ".join(f"{name} σ = {std:g}" for name, std in parts if std) or "no noise"
+    parts = row.noises | ({"input noise": f"σ = {row.input_noise_std:g}"} if row.input_noise_std else {})
+    return enumeration([f"{name} {strength}" for name, strength in parts.items()]) if parts else "no noise"
 
 
 def lead(runs: Sequence[Run], blocks: Sequence[Block]) -> str:
@@ -278,5 +280,5 @@ def lead(runs: Sequence[Run], blocks: Sequence[Block]) -> str:
     images = plural(one.num_images, "image") + (" each" if len(runs) > 1 else "")
     return (
         f"{names}, attacked with {one.version_text} in {one.norm} with eps = {one.eps_text} on {images}, "
-        f"activation noise {one.noise}."
+        f"noise {one.noise}."
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from kapdist.config.noises import noises
 from kapdist.report.reading import Attack, Run
 from kapdist.report.words import as_255ths, plural, with_255ths
 from kapdist.statistics.intervals import Proportion, wilson
@@ -79,6 +80,11 @@ class Row:
     @property
     def noise_std(self) -> float | None:
         return self.run.config.kap.noise_std if self.own and self.run.config else None
+
+    @property
+    def noises(self) -> dict[str, str]:
+        """What the model draws in every pass unless its noise is off; of a factory's model it is not known."""
+        return noises(self.run.config.model, self.run.config.kap) if self.own and self.run.config else {}
 
     @property
     def input_noise_std(self) -> float | None:

@@ -44,7 +44,7 @@ def examine(
         model: in eval mode, frozen, on the images' device.
         images: (batch, 3, height, width), float32 in [0, 1].
         labels: (batch,), int64.
-        mode: of the model's activation noise; fresh declares it random.
+        mode: of the model's noise; fresh declares it random.
         surrogate: a model whose adversarial images are tried on this one.
         stored: share of stored adversarial images that break the rules, if there are any.
         tick: called after each of STEPS parts.

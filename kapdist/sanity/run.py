@@ -19,6 +19,7 @@ from kapdist.attack.model import load_model
 from kapdist.attack.plan import attack_dir_of, config_of, make_plan, plan_surrogate, protocol_of
 from kapdist.config import AttackConfig
 from kapdist.config.defaults import EXAMINED_IMAGES
+from kapdist.config.noises import described, noises_of
 from kapdist.errors import InputError
 from kapdist.progress import Progress
 from kapdist.records.attack_plan import AttackPlan
@@ -129,8 +130,8 @@ def describe(plan: AttackPlan, config: AttackConfig) -> dict[str, Any]:
     notes = []
     if plan.norm == "Linf" and plan.eps >= VACUOUS_LINF:
         notes.append("eps is so large that every image can become the same grey: no model can pass")
-    if config.noise == "off" and plan.model.architecture and plan.model.architecture["kap"]["noise_std"]:
-        notes.append("the model's activation noise is off: this says nothing about the model with its noise on")
+    if config.noise == "off" and (found := noises_of(plan.model.architecture)):
+        notes.append(f"off is {described(found)}: this says nothing about the model with its noise on")
     return {
         "format": 1,
         "name": plan.name,

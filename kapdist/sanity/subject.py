@@ -1,6 +1,6 @@
 """The model under examination: every forward pass belongs to a numbered draw of its randomness.
 
-Draw number k always means the same random numbers, whatever the model takes them from (its activation noise, torch,
+Draw number k always means the same random numbers, whatever the model takes them from (its noise, torch,
 NumPy or Python). So two passes can be compared with their randomness equal, or with it different, and what still
 differs has a cause.
 """
@@ -59,7 +59,7 @@ class Subject:
 
     Args:
         model: in eval mode, frozen; images (batch, 3, height, width) in [0, 1] to logits (batch, classes).
-        mode: of its activation noise: off, fixed or fresh. With fixed there is one draw, number 0.
+        mode: of its noise: off, fixed or fresh. With fixed there is one draw, number 0.
         seed: draws follow from it.
         batch_size: largest number of images in one pass.
     """

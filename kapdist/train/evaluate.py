@@ -71,7 +71,7 @@ def evaluate(
 
     Args:
         stopped: asked after every batch that all ranks have; where it says so, there is no evaluation.
-        predict: how logits come about; else they are the model's with its activation noise off.
+        predict: how logits come about; else they are the model's with its noise off.
     """
     numbers = part(range(-(-num_images // batch_size)), ranks.rank, ranks.world_size)
     batches = [np.arange(n * batch_size, min((n + 1) * batch_size, num_images)) for n in numbers]

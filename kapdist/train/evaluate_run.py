@@ -15,6 +15,7 @@ from kapdist import kap
 from kapdist.attack.averaged import log_mean
 from kapdist.config import Config, DataConfig, EngineConfig, flatten
 from kapdist.config.evaluation import MAY_DIFFER, EvaluationConfig
+from kapdist.config.noises import NOISE_KEYS, noises
 from kapdist.data.beton.classes import classes_of, with_classes
 from kapdist.data.beton.layout import BetonInfo, check_labels, open_beton
 from kapdist.data.load.loader import Loader
@@ -117,8 +118,8 @@ def weights_path(run: RunDir, config: EvaluationConfig) -> Path:
 
 def load_model(run: RunDir, known: Config, config: EvaluationConfig, device: torch.device) -> nn.Module:
     path = weights_path(run, config)
-    if config.noise == "fresh" and not known.kap.noise_std:
-        raise InputError("noise=fresh", "a run with activation noise (kap.noise_std above 0)", "one without")
+    if config.noise == "fresh" and not noises(known.model, known.kap):
+        raise InputError("noise=fresh", f"a run with noise ({NOISE_KEYS})", "one without")
     model = build_model(known.model, known.kap)
     load_weights(model, path)
     if known.engine.channels_last:
@@ -199,7 +200,7 @@ def table(result: EvaluationResult) -> Iterator[tuple[str, str]]:
     yield "images", f"{result.num_images:,} of {result.data.path}"
     yield "weights", f"{result.weights.file} ({result.weights.sha256[:12]})"
     yield "resolution", f"{result.resolution} px{crop}{', and mirrored' if settings['flip'] else ''}"
-    yield "activation noise", settings["noise"] + (f", {settings['draws']} draws" if settings["draws"] > 1 else "")
+    yield "noise", settings["noise"] + (f", {settings['draws']} draws" if settings["draws"] > 1 else "")
     yield "top-1", f"{100 * result.top1:.2f}% ({result.num_top1:,})"
     yield f"top-{min(TOP, result.num_classes)}", f"{100 * result.top5:.2f}% ({result.num_top5:,})"
     yield "loss", f"{result.loss:.4f}"

@@ -13,6 +13,8 @@ from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.classifier import noise_differs_by_row
 from kapdist.attack.counted import CountedModel
 from kapdist.kap import KAPConv2d, noise
+from kapdist.models.dropout import NoisyDropout
+from kapdist.models.ensemble import Ensemble
 from kapdist.records.attack_plan import AttackPlan
 from kapdist.rng import derive_seed
 from kapdist.statistics.intervals import resampled
@@ -26,6 +28,11 @@ def noisy_networks() -> Iterator[tuple[str, nn.Module]]:
     kap = KAPConv2d(3, 4, 3, stride=3, pool_size=3, layout="line", noise_std=0.3)
     yield "kap", nn.Sequential(kap, nn.Tanh(), nn.Flatten(), nn.Linear(16, 5)).eval()
     yield "global", GlobalNoise(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).eval())
+    yield "dropout", nn.Sequential(NoisyDropout(0.4), nn.Flatten(), nn.Linear(192, 5)).eval()
+    yield (
+        "member",
+        Ensemble([nn.Sequential(nn.Flatten(), nn.Linear(192, 5)) for _ in range(3)], random_member=True).eval(),
+    )
 
 
 class GlobalNoise(nn.Module):
@@ -43,7 +50,7 @@ def averaged(network: nn.Module, images_per_pass: int, num_draws: int = 6, toget
     return AveragedModel(CountedModel(network, CPU, 0), num_draws, images_per_pass, 11, together)
 
 
-@pytest.mark.parametrize("kind", ["kap", "global"])
+@pytest.mark.parametrize("kind", ["kap", "global", "dropout", "member"])
 @pytest.mark.parametrize("images_per_pass", [100, 10, 3])
 def test_the_average_and_its_gradient_are_those_of_the_draws_one_by_one(kind: str, images_per_pass: int) -> None:
     """A float64 reference over the very draws; the second call draws anew, a new model with the seed the same."""
@@ -65,6 +72,43 @@ def test_the_average_and_its_gradient_are_those_of_the_draws_one_by_one(kind: st
     assert not torch.equal(model(images), logits)
     torch.manual_seed(77)
     assert torch.equal(averaged(network, images_per_pass)(images), logits)
+
+
+def test_a_random_member_under_many_draws_is_the_mean_of_all_probabilities() -> None:
+    member = dict(noisy_networks())["member"]
+    mean = Ensemble(list(member.members), "probabilities").eval()
+    images = torch.rand(4, 3, 8, 8)
+    chances = torch.stack([one(images).softmax(1) for one in mean.members])
+    torch.testing.assert_close(mean(images).exp(), chances.mean(0))
+    found = averaged(member, 10**4, num_draws=2000)(images).exp()
+    # The mean of 2000 draws of a member: its error is chances' deviation over the root of 2000, of which 5 are far.
+    assert ((found - chances.mean(0)).abs() < 5 * chances.std(0, correction=0) / 2000**0.5 + 1e-6).all()
+
+
+def test_an_attack_breaks_a_random_member_where_it_breaks_the_mean(make_plan: MakePlan) -> None:
+    """Linear members that hardly disagree: how far the mean is from its edge decides which images fall."""
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(192, generator=generator)
+    members = [nn.Sequential(nn.Flatten(), nn.Linear(192, 3)) for _ in range(3)]
+    for member in members:
+        own = common + 0.1 * torch.randn(192, generator=generator)
+        with torch.no_grad():
+            member[1].weight.copy_(torch.stack([own, -own, torch.zeros(192)]))
+            member[1].bias.copy_(-0.5 * member[1].weight.sum(1))
+    model = Ensemble(members, "probabilities", random_member=True).eval().requires_grad_(False)
+    images = 0.5 + 0.02 * torch.randn(16, 3, 8, 8, generator=generator)
+    labels = (((images - 0.5).flatten(1) @ common) < 0).long()
+    # Linf eps takes eps times the sum of |weights| off the score; half an eps around that is left open.
+    score, reach = ((images - 0.5).flatten(1) @ common).abs(), common.abs().sum()
+    eps = float(score.median() / reach)
+    plan = make_plan("Linf", eps, ("apgd-ce",), eot=10, noise="fresh", images_per_pass=10**4, num_classes=3)
+    outcome = attack_chunk(model, images, labels, plan, 0)
+    fallen = outcome.attacks[0].broke | (outcome.clean_prediction != labels)
+    near, far = score < 0.5 * eps * reach, score > 1.5 * eps * reach
+    assert near.any()
+    assert far.any()
+    assert fallen[near].all()
+    assert not fallen[far].any()
 
 
 def test_no_pass_has_more_rows_than_allowed_and_the_second_forward_is_counted() -> None:

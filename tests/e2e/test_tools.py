@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import subprocess
@@ -9,7 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from processes import WarmProcess, end_ranks
+from torch import nn
+
+from kapdist.models.ensemble import Ensemble
 
 ROOT = Path(__file__).parents[2]
 STAMPS = Path("/usr/share/tuxpaint/stamps")
@@ -29,6 +34,24 @@ def test_bench_step_prints_ratios() -> None:
         assert re.search(rf"^{variant}\s+[\d.]+\s+[\d.]+\s+[\d.]+", printed, flags=re.MULTILINE), printed
     assert "command:" in printed
     assert "machine:" in printed
+
+
+def test_bench_ensemble_prints_ratios_of_forms_that_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = tool(
+        "tools/bench_ensemble.py", "--steps", "1", "--batch-size", "2", "--pixels", "8", "--members", "2"
+    )
+    for form in ("singles", "ensemble", "stacked"):
+        assert re.search(rf"^{form}\s+[\d.]+\s+[\d.]+\s+[\d.]+", printed, flags=re.MULTILINE), printed
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    from bench_ensemble import Stacked
+
+    members = [
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 4)) for _ in range(3)
+    ]
+    loop = Ensemble(members).double()
+    stacked, x = Stacked(copy.deepcopy(loop)), torch.rand(4, 3, 3, 3, dtype=torch.double)
+    torch.testing.assert_close(stacked(x), loop(x))
+    torch.testing.assert_close(stacked.ensemble.state_dict(), loop.state_dict())
 
 
 def test_bench_loop_prints_a_ratio() -> None:

@@ -39,7 +39,8 @@ class FakeRun:
             "name": options.get("name", "fake"),
             "seed": options.get("seed", 0),
             "data": {"train": "data/train.beton", "validation": "data/test.beton"},
-            "model": {"name": "resnet18", "num_classes": 10, "stem": "cifar", "width": 0.25},
+            "model": {"name": "resnet18", "num_classes": 10, "stem": "cifar", "width": 0.25}
+            | options.get("model", {}),
             "kap": {"pool_size": pool_size, "layout": layout, "noise_std": noise_std, "norm_first": False},
             "train": {"epochs": 3, "input_noise_std": options.get("input_noise_std", 0.0)},
         }

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kapdist.report import comparison
-from kapdist.report.claims import NO_NOISE, NOISE_OFF, gaps, lead
+from kapdist.report.claims import NO_NOISE, gaps, lead
 from kapdist.report.words import points
 
 MakeRun = Callable[..., Any]
@@ -27,11 +27,11 @@ def warned(roots: list[Path]) -> list[str]:
 def attacked(make_run: MakeRun, name: str, pool_size: int, noise_std: float, robust: int, **options: Any) -> Path:
     """A run that is right on 90 of 100 images, of which `robust` withstand."""
     run = make_run(name, pool_size, noise_std=noise_std, **options)
-    return run.attacked(90, {"apgd-ce": 90 - robust}, num_images=100).dir.root
+    mode = options.get("noise", "off")
+    return run.attacked(90, {"apgd-ce": 90 - robust}, num_images=100, noise=mode).dir.root
 
 
 def test_noise_off_is_said(three: list[Path]) -> None:
-    assert said(three)[0] == NOISE_OFF
     assert said(three)[0].startswith("Activation noise was switched off during this attack, so these numbers say")
 
 
@@ -39,6 +39,34 @@ def test_noise_off_without_any_noise_and_noise_on(make_run: MakeRun) -> None:
     run = make_run("plain").attacked(18, {"apgd-ce": 1}).attacked(18, {"apgd-ce": 1}, name="on", noise="fresh")
     assert said([run.dir.root])[0] == NO_NOISE
     assert "mode fresh" in said([run.dir.root], 1)[0]
+
+
+def test_dropout_that_draws_always_and_random_members_are_noise(make_run: MakeRun) -> None:
+    dropout = {"dropout": 0.5, "dropout_draws": "always", "dropout_kind": "2d"}
+    members = {"members": 4, "random_member": True}
+    roots = [
+        attacked(make_run, "dropout", 1, 0.0, robust=30, model=dropout, noise="fresh"),
+        attacked(make_run, "members", 1, 0.0, robust=40, model=members, noise="fresh"),
+    ]
+    assert said(roots[:1])[0] == "Dropout was on during this attack, mode fresh."
+    assert said(roots[1:])[0] == "Random member was on during this attack, mode fresh."
+    assert said(roots)[0] == "Noise (dropout and random member) was on during this attack, mode fresh."
+    off = attacked(make_run, "off", 1, 0.0, robust=30, model=dropout)
+    assert said([off])[0].startswith("Dropout was switched off during this attack")
+    both = attacked(make_run, "both", 3, 0.2, robust=30, model=dropout)
+    (warning,) = warned([off, both])
+    assert warning.startswith(
+        "both has both KAP and activation noise σ = 0.2 and dropout 2d, p = 0.5, but no model"
+    )
+
+
+def test_an_ensemble_is_neither_plain_nor_what_kap_is_compared_with(make_run: MakeRun) -> None:
+    ensemble = attacked(make_run, "ensemble", 1, 0.0, robust=30, model={"members": 4})
+    kap, noise = attacked(make_run, "kap", 3, 0.0, robust=30), attacked(make_run, "noise", 1, 0.3, robust=30)
+    compared = comparison([ensemble, kap, noise])
+    assert compared.blocks[0].rows[0].model == "resnet18, width 0.25, 4 members"
+    assert gaps(compared.blocks[0]) == ()
+    assert not any("minus" in text for text in said([ensemble, kap, noise]))
 
 
 def test_an_overlapping_gap_is_not_credited_to_kap(three: list[Path]) -> None:
@@ -150,7 +178,7 @@ def test_the_lead_says_what_was_compared(three: list[Path], make_run: MakeRun) -
     one = comparison(three)
     assert lead(one.runs, one.blocks) == (
         "plain, noise and kap, attacked with AutoAttack standard in Linf with eps = 0.03137 (8/255) on 20 images "
-        "each, activation noise off."
+        "each, noise off."
     )
     other = make_run("other").attacked(18, {"apgd-ce": 1}, norm="L2", eps=0.5).dir.root
     two = comparison([*three, other])

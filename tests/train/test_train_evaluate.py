@@ -276,4 +276,8 @@ def test_wrong_keys_name_themselves(words: list[str], expected: str) -> None:
 def test_noise_of_a_run_without_any_is_refused(run: RunDir) -> None:
     text = run.config.read_text().replace("noise_std: 0.2", "noise_std: 0.0")
     run.config.write_text(text)
-    refused(run, ["noise=fresh"], "noise=fresh: expected a run with activation noise")
+    refused(
+        run,
+        ["noise=fresh"],
+        "noise=fresh: expected a run with noise (kap.noise_std above 0, ",
+    )

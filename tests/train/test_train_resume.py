@@ -17,13 +17,15 @@ from kapdist.run.paths import RunDir
 from kapdist.train import checkpoint
 
 WORDS = ["-m", "kapdist.cli", "train", "tiny.yaml", "train.checkpoint_every_steps=2"]
+NOISY_MEMBERS = ["model.members=2", "model.random_member=true", "model.members_mean=probabilities"]
+NOISY_MEMBERS += ["model.dropout=0.2", "model.dropout_draws=always", "model.dropout_kind=2d"]
 
 
 OTHERWISE = ["optim.name=adamw", "optim.milestones=[1]", "engine.sync_batch_norm=true"]
 
 
 @pytest.mark.parametrize(
-    ("world_size", "more"), [(1, []), (1, OTHERWISE), (2, []), (2, OTHERWISE), (3, []), (4, [])]
+    ("world_size", "more"), [(1, []), (1, OTHERWISE), (2, []), (2, OTHERWISE), (2, NOISY_MEMBERS), (3, []), (4, [])]
 )
 def test_killed_and_continued_is_bitwise_equal(
     tiny_config: Path, run_ranks, world_size: int, more: list[str]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kapdist.config import AttackName, ModelConfig
+from kapdist.config.noises import described, noises_of
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import Norm, PlannedModel, Settings
 from kapdist.records.summary import notes_on_square
@@ -132,13 +133,8 @@ def check_deterministic(attack: Merged) -> None:
     if plan.noise == "fresh":
         raise InputError(attack.dir.root, expected, "noise=fresh")
     # The noise is fixed within a chunk, and another one in the next: no single model.
-    if plan.noise == "fixed" and noise_std(plan.model) != 0:
+    if plan.noise == "fixed" and noises_of(plan.model.architecture) != {}:
         raise InputError(attack.dir.root, expected, "noise=fixed, which is drawn for each chunk of images")
-
-
-def noise_std(model: PlannedModel) -> float | None:
-    """Return the strength of the activation noise; None of a factory's model, which does not tell."""
-    return None if model.architecture is None else model.architecture["kap"]["noise_std"]
 
 
 def leaderboard_of(attack: Merged, dataset: str) -> Leaderboard:
@@ -192,14 +188,14 @@ def footnotes(attack: Merged, board: Leaderboard, num_robust: int) -> list[str]:
         said.append(f"A {plan.screen}-step APGD before the standard list counts too.")
     if any(eps < board.eps and not is_eps(eps, board) for eps in plan.sweep):
         said.append("Images that fell at a smaller eps were not attacked again.")
-    if plan.noise == "off" and noise_std(plan.model):
-        said.append(f"Activation noise of training (std {noise_std(plan.model):g}) is switched off.")
+    if plan.noise == "off" and (found := noises_of(plan.model.architecture)):
+        said.append(f"Switched off is the noise of training: {described(found)}.")
     return [*said, *(f"{note[:1].upper()}{note[1:]}." for note in attack.summary.notes)]
 
 
 def forward_passes(model: PlannedModel) -> int | None:
-    """Return the passes of one prediction: one of a run's own model; a factory's may be an ensemble."""
-    return 1 if model.factory is None else None
+    """Return the passes of one prediction: one of each member of a run's own model; a factory's may have any."""
+    return None if model.architecture is None else model.architecture["model"].get("members", 1)
 
 
 def architecture_of(model: PlannedModel) -> str:

@@ -240,8 +240,8 @@ def test_model_info_of_fewer_images_says_so_and_names_what_only_its_authors_know
     assert info["footnote"] == (
         "Evaluated on 40 images chosen by seed 3, not on the 10,000 that RobustBench evaluates on: 95% interval of "
         f"the robust accuracy {low:.2f} to {high:.2f}. A 10-step APGD before the standard list counts too. Images "
-        "that fell at a smaller eps were not attacked again. Activation noise of training (std 0.3) is switched "
-        "off. Square, without gradients, broke 2.5% that gradients had left: they may be masked."
+        "that fell at a smaller eps were not attacked again. Switched off is the noise of training: activation "
+        "noise σ = 0.3. Square, without gradients, broke 2.5% that gradients had left: they may be masked."
     )
     assert info["unreliable"] is True
     assert info["architecture"] == "ResNet-18, width 0.5, KAP 3 (sheet)"
