@@ -169,10 +169,10 @@ def share(plan: Plan, *cuts: int) -> tuple[int, int]:
 
 
 def shown_steps(plan: Plan) -> list[int]:
-    """Return the first and the last step, the end of the warm-up, and steps spread over the decay."""
+    """Return the first and the last step, the end of the warm-up, milestones, and steps spread over the decay."""
     last = plan.total_steps - 1
     decay = (plan.warmup_steps + (last - plan.warmup_steps) * i // (LR_STEPS - 2) for i in range(LR_STEPS - 1))
-    return sorted({0, *(min(step, last) for step in decay)})
+    return sorted({0, *(min(step, last) for step in (*plan.milestones, *decay))})
 
 
 def traffic(engine: str, zero_stage: int, ranks: int, footprint: Footprint, accumulation_steps: int) -> Traffic:

@@ -274,7 +274,7 @@ STEPS = ["optim.milestones=[0.5]"]
 def made_small(config: Config) -> list[str]:
     """Return the words that make two steps of a training small without changing what it is."""
     schedule = STEPS if config.optim.schedule == "steps" else []
-    attack = ["adversarial.steps=1"] if config.adversarial.mode == "pgd" else []
+    attack = ["adversarial.steps=1"] if config.adversarial.mode not in ("off", "fast", "free") else []
     if config.data.min_resolution:
         return [*SMALL, *schedule, *attack, *SMALL_RAMP]
     side = [] if config.data.crop == "none" else ["data.resolution=32"]

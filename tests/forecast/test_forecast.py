@@ -161,6 +161,14 @@ def test_as_many_checkpoints_as_the_clock_makes(
     assert made > 0
 
 
+def test_a_forecast_shows_where_the_rate_goes_down() -> None:
+    settings = config(
+        train={"batch_size": 10, "epochs": 5}, optim={"lr": 1.0, "warmup_epochs": 0, "milestones": [1, 4]}
+    )
+    rates = dict(forecast(settings, 1000, Machine(1, 1), WEIGHTS, None).lr)
+    assert [rates[step] for step in (0, 100, 400, 499)] == pytest.approx([1, 0.1, 0.01, 0.01])
+
+
 @pytest.mark.parametrize(("nodes", "gpus", "option"), [(0, 8, "--nodes"), (4, -1, "--gpus-per-node")])
 def test_a_machine_has_ranks(nodes: int, gpus: int, option: str) -> None:
     with pytest.raises(InputError, match=f"{option}: expected 1 or more"):
