@@ -263,6 +263,14 @@ class Config(Section):
             raise ValueError("train.checkpoint_every_steps or train.checkpoint_every_minutes above 0")
         return self
 
+    @model_validator(mode="after")
+    def mart_has_one_label(self) -> Config:
+        if self.adversarial.mode == "mart" and (self.train.mixup_alpha or self.train.cutmix_alpha):
+            raise ValueError(
+                "adversarial.mode mart without train.mixup_alpha and train.cutmix_alpha: one label each"
+            )
+        return self
+
 
 def check_limits(config: Config) -> None:
     """Refuse limits under which a rank that stops would not be named.

@@ -74,6 +74,8 @@ class Memory:
     gradients: int
     optimizer: int
     ema: int
+    perturbed: int = 0
+    """Weights as they are without their perturbation, and its direction, while an update's gradient is taken."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,9 @@ def forecast(
             traffic(engine, stage, machine.ranks, footprint, plan.accumulation_steps),
             plan.adversarial,
             footprint.buffer_bytes if machine.ranks > 1 else 0,
+            all_reduced(footprint.gradient_bytes, machine.ranks),
         ),
-        memory=memory(stage, machine.ranks, footprint, momentum, ema),
+        memory=memory(stage, machine.ranks, footprint, momentum, ema, config.adversarial.awp_gamma > 0),
         checkpoints=checkpoints(config.train, plan, footprint, momentum, ema, seconds),
         rate=rate,
         hours=None if seconds is None else seconds / 3600,
@@ -189,29 +192,36 @@ def traffic(engine: str, zero_stage: int, ranks: int, footprint: Footprint, accu
     reductions = accumulation_steps if zero_stage == 2 else 1
     gathered = (ranks - 1) * footprint.parameter_bytes // ranks if zero_stage else 0
     return Traffic(
-        gradients=reductions * (2 * (ranks - 1) * footprint.gradient_bytes // ranks),
+        gradients=reductions * all_reduced(footprint.gradient_bytes, ranks),
         parameters=gathered,
         buffers=footprint.buffer_bytes if engine == "ddp" else 0,
     )
 
 
-def in_a_step(update: Traffic, adversarial: AdversarialPlan | None, buffers: int) -> Traffic:
+def all_reduced(num_bytes: int, ranks: int) -> int:
+    """Return what each of a ring's ranks receives of a sum over all (Thakur et al. 2005)."""
+    return 2 * (ranks - 1) * num_bytes // ranks
+
+
+def in_a_step(update: Traffic, adversarial: AdversarialPlan | None, buffers: int, once: int) -> Traffic:
     """Return the traffic of a step, given an update's: free makes several, and an attack may need the statistics.
 
-    Attacks exchange nothing else: their gradients are those of images.
+    Attacks on images exchange nothing else. One on the weights sums their gradients `once` more.
     """
     if adversarial is None:
         return update
     count = adversarial.replays
     return replace(
         update,
-        gradients=count * update.gradients,
+        gradients=count * update.gradients + (once if adversarial.awp_gamma else 0),
         parameters=count * update.parameters,
         buffers=count * update.buffers + (buffers if adversarial.reads_statistics else 0),
     )
 
 
-def memory(zero_stage: int, ranks: int, footprint: Footprint, momentum: bool, ema: bool) -> Memory:
+def memory(
+    zero_stage: int, ranks: int, footprint: Footprint, momentum: bool, ema: bool, awp: bool = False
+) -> Memory:
     """Return what a rank holds. ZeRO divides the momentum, and keeps a copy of its part of the fp32 weights."""
     optimizer = footprint.parameter_bytes if momentum else 0
     gradients = footprint.gradient_bytes
@@ -220,7 +230,8 @@ def memory(zero_stage: int, ranks: int, footprint: Footprint, momentum: bool, em
     if zero_stage == 2:
         gradients = -(-gradients // ranks)
     averaged = footprint.parameter_bytes + footprint.buffer_bytes if ema else 0
-    return Memory(footprint.parameter_bytes, gradients, optimizer, averaged)
+    perturbed = 2 * footprint.parameter_bytes if awp else 0
+    return Memory(footprint.parameter_bytes, gradients, optimizer, averaged, perturbed)
 
 
 def checkpoints(

@@ -60,6 +60,8 @@ def weights(found: Forecast) -> Rows:
     yield "held: gradients", size(memory.gradients)
     yield "held: optimizer", size(memory.optimizer)
     yield "held: moving average", size(memory.ema)
+    if memory.perturbed:
+        yield "held: weights' perturbation", size(memory.perturbed)
 
 
 def time_and_checkpoints(found: Forecast) -> Rows:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Iterable, Iterator
 
-import torch
 from torch import Tensor
 
 from kapdist.config import Config, check_limits
@@ -140,15 +140,12 @@ def update(job: Job, parts: Iterable[Part], step: int, measure: bool) -> StepRes
     """Take the parts of a batch through forward, backward and one update of the weights."""
     # DDP averages over ranks whose shares may differ by an image: weigh by images, not by ranks.
     share = job.ranks.world_size / len(job.plan.batch(step))
-    if job.adversary:
-        job.adversary.prepare(measure)
-    for index, part in enumerate(parts):
-        if job.adversary:
-            part = job.adversary.attack(part, step, measure)
-        with job.engine.accumulating(more=index + 1 < job.plan.accumulation_steps):
-            loss = share * training_loss(job, part)
-            job.engine.backward(loss)
-        job.meter.add(loss)
+    with attacked(job, parts, step, measure) as parts:
+        for index, part in enumerate(parts):
+            with job.engine.accumulating(more=index + 1 < job.plan.accumulation_steps):
+                loss = share * training_loss(job, part)
+                job.engine.backward(loss)
+            job.meter.add(loss)
     job.meter.count_step()
     result = job.engine.step(job.plan.lr(step), measure)
     if job.ema:
@@ -156,16 +153,23 @@ def update(job: Job, parts: Iterable[Part], step: int, measure: bool) -> StepRes
     return result
 
 
+@contextlib.contextmanager
+def attacked(job: Job, parts: Iterable[Part], step: int, measure: bool) -> Iterator[Iterable[Part]]:
+    """Give the parts as adversarial training takes them; in the block the weights are where it takes them."""
+    adversary = job.adversary
+    if adversary is None:
+        yield parts
+        return
+    adversary.prepare(measure)
+    with adversary.worst_weights((adversary.attack(part, step, measure) for part in parts), step) as parts:
+        yield parts
+
+
 def training_loss(job: Job, part: Part) -> Tensor:
-    """Return the summed loss of a part: of its images, of its adversarial ones instead, or of both, weighted."""
-    smoothing = job.config.optim.label_smoothing
-    if job.adversary is None or part.adversarial is None:
-        return part.loss(job.engine.forward(part.images), smoothing)
-    clean_share = job.adversary.settings.clean_share
-    if not clean_share:
-        return part.loss(job.engine.forward(part.adversarial), smoothing)
-    clean, adversarial = job.engine.forward(torch.cat([part.images, part.adversarial])).chunk(2)
-    return clean_share * part.loss(clean, smoothing) + (1 - clean_share) * part.loss(adversarial, smoothing)
+    """Return the summed loss of a part, of its images or as adversarial training has it."""
+    if job.adversary:
+        return job.adversary.loss(part, job.engine.forward_each)
+    return part.loss(job.engine.forward(part.images), job.config.optim.label_smoothing)
 
 
 def describe(job: Job, result: StepResult, step: int) -> dict[str, float]:
