@@ -9,6 +9,7 @@ from typing import Any
 from kapdist.config import Config, TrainConfig
 from kapdist.errors import InputError
 from kapdist.plan.adversarial import AdversarialPlan
+from kapdist.plan.robust import RobustPlan, plan_robust
 from kapdist.plan.training import Plan, make_plan
 
 LR_STEPS = 5  # learning rates shown, besides the peak
@@ -105,6 +106,7 @@ class Forecast:
 
     machine: Machine
     plan: Plan
+    robust: RobustPlan | None
     engine: str
     zero_stage: int
     images_per_rank: tuple[int, int]
@@ -125,6 +127,8 @@ class Forecast:
         derived = {"ranks": self.machine.ranks, "gradient_bytes": self.footprint.gradient_bytes}
         values = asdict(self) | {"plan": self.plan.describe()} | derived
         values["traffic"]["total"] = self.traffic.total
+        if values["robust"]:
+            values["robust"]["images"] = len(values["robust"]["images"])
         return values
 
 
@@ -144,6 +148,7 @@ def forecast(
     return Forecast(
         machine=machine,
         plan=plan,
+        robust=plan_robust(config, config.robust.num_images, plan.steps_per_epoch),
         engine=engine,
         zero_stage=stage,
         images_per_rank=share(plan, machine.ranks),

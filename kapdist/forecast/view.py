@@ -41,6 +41,10 @@ def steps(found: Forecast) -> Rows:
     yield "epochs", f"{plan.epochs:,}"
     yield "steps per epoch", f"{plan.steps_per_epoch:,}"
     yield "steps", f"{plan.total_steps:,}, the first {plan.warmup_steps:,} warm up"
+    if robust := found.robust:
+        times = -(-plan.total_steps // robust.every_steps)
+        passes = f"{len(robust.images):,} images x {robust.passes_per_image:,} passes"
+        yield "robust validation", f"{passes} (at most), {times:,} times"
     yield "peak learning rate", plan.peak_lr_in_words()
     for step, lr in found.lr:
         yield f"  after step {step:,}", f"{lr:.4g}"
