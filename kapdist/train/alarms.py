@@ -58,7 +58,8 @@ def collapse(history: Sequence[Watched], num_images: int) -> str | None:
     # The best that two in a row had: one alone may be chance.
     best = max((lower(*pair) for pair in pairwise(earlier)), key=lambda seen: seen.accuracy)
     chance = STANDARD_ERRORS * math.hypot(*(standard_error(seen.accuracy, num_images) for seen in (best, now)))
-    if now.accuracy > min(COLLAPSED * best.accuracy, best.accuracy - chance) or not improved(best.loss, now.loss):
+    fall = best.accuracy - now.accuracy
+    if now.accuracy > COLLAPSED * best.accuracy or fall <= chance or not improved(best.loss, now.loss):
         return None
     return (
         f"robust accuracy fell from {best.accuracy:.1%} (epoch {best.epoch:g}) to {now.accuracy:.1%} (epoch "

@@ -50,6 +50,7 @@ def test_a_collapse_while_the_loss_falls_is_catastrophic_overfitting() -> None:
 def test_a_collapse_that_chance_explains_is_none() -> None:
     accuracies = [0.25, 0.3, 0.1]
     assert alarms(accuracies, num_images=40) == []
+    assert alarms([0.0] * 30) == [], "there is nothing to lose"
     assert alarms(accuracies, num_images=NUM_IMAGES) == [(2, "catastrophic overfitting")]
 
 
