@@ -59,7 +59,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     sanity = sanity_views(compared.runs)
     corruptions = corruption_views(compared.runs)
     topography = topography_views(compared.runs)
-    shown = [plot for view in (*views, *sanity, *topography) for plot in view.plots]
+    shown = [*(plot for view in views for plot in view.plots), *(plot for view in sanity for plot in view.plots)]
+    shown += [plot for view in topography for plot in view.plots]
     for plot in [*curves, *shown]:
         write_atomic(out / f"{plot.name}.png", plot.png)
     write_atomic(out / "table.md", compared.markdown())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from kapdist.records.topography import (
 from kapdist.statistics.holm import holm
 from kapdist.topography.images import Images
 from kapdist.topography.layers import Layer, layers_of
-from kapdist.topography.null import measure, orders_of
+from kapdist.topography.null import contrast_and_p, measure, orders_of
 from kapdist.topography.preferences import class_map, kernel_pictures, orientations
 from kapdist.topography.responses import Moments, moments_of
 from kapdist.topography.similarity import gram_of_kernels, is_silent
@@ -32,8 +33,10 @@ from kapdist.topography.subject import moments_of as moments_of_training
 from kapdist.topography.variance import Noise, moved_by, signal_of
 
 STAGE_IMAGES = 128
+BEHIND: dict[Quantity, Quantity] = {"stored": "averaged", "responses": "averaged_responses"}
 TOO_FEW = "fewer than three kernels, or all of them neighbours"
 Tick = Callable[[int], None]
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,9 @@ def measure_subject(
 ) -> SubjectTopography:
     """Return everything that a record has of one run."""
     shown = answered(subject.model(device), images, images.count, settings, tick)
-    found = with_holm(each_layer(shown, settings, full=True))
+    found = with_holm(side_by_side(lambda layer: layer_topography(layer, shown.moments, settings), shown, settings))
     pictures = pictures_of(shown, images, settings)
-    stages = [stage_of(moment, subject, images, settings, device, tick) for moment in moments_of_training(subject)]
+    stages = [stage_of(moment, images, settings, device, tick) for moment in moments_of_training(subject)]
     return SubjectTopography(
         run=subject.label,
         kind=subject.kind,
@@ -76,7 +79,7 @@ def measure_subject(
         is_final=subject.is_final,
         accuracy=accuracy(shown.logits, images),
         layers=tuple(found),
-        stages=(*stages, stage(last_step(subject), "measured weights", images.count, found)),
+        stages=(*stages, last_stage(subject, images.count, found)),
         noise=noise_levels(shown, images, settings, tick),
         notes=tuple(notes_on(subject, found)),
         **pictures,
@@ -95,27 +98,20 @@ def answered(model: nn.Module, images: Images, count: int, settings: Settings, t
     return Responses(model, ordered, moments, logits)
 
 
-def each_layer(shown: Responses, settings: Settings, full: bool) -> list[LayerTopography]:
-    """Return the layers, measured side by side: one thread for each, as their matrices are small."""
+def side_by_side(work: Callable[[Layer], Done], shown: Responses, settings: Settings) -> list[Done]:
+    """Return what is found of each layer, a thread for each of some: their matrices are small."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(settings.threads) as pool:
-            return list(
-                pool.map(lambda layer: layer_topography(layer, shown.moments, settings, full), shown.layers)
-            )
+            return list(pool.map(work, shown.layers))
     finally:
         torch.set_num_threads(threads)
 
 
-def layer_topography(layer: Layer, moments: dict[str, Moments], settings: Settings, full: bool) -> LayerTopography:
-    """Return one layer.
-
-    Args:
-        full: with the averaged quantities and the curves' whole bands.
-    """
+def layer_topography(layer: Layer, moments: dict[str, Moments], settings: Settings) -> LayerTopography:
+    """Return one layer with all that is measured of it."""
     answers = moments.get(layer.name)
-    silent = int(is_silent(answers.covariance.diagonal()).sum()) if answers else 0
     facts = LayerTopography(
         name=layer.name,
         kernels=layer.kernels,
@@ -125,31 +121,29 @@ def layer_topography(layer: Layer, moments: dict[str, Moments], settings: Settin
         groups=layer.conv.groups,
         inputs=layer.conv.weight[0].numel(),
         observations=answers.count if answers else 0,
-        silent=silent,
+        silent=int(is_silent(answers.covariance.diagonal()).sum()) if answers else 0,
     )
-    if layer.pairs(settings.seed) is None:
-        return facts.model_copy(update={"not_asked": TOO_FEW})
-    return facts.model_copy(update=measures_of(layer, answers, settings, full))
-
-
-def measures_of(layer: Layer, answers: Moments | None, settings: Settings, full: bool) -> dict[str, Measure]:
-    """Return the quantities of a layer that there are."""
-    groups = layer.conv.groups
-    orders = orders_of(layer.kernels, groups, settings.permutations, settings.seed, layer.name)
-    grams: dict[tuple[Quantity, Quantity], Tensor] = {}
-    if groups < layer.kernels:  # of one kernel each: no two of them see the same channels
-        weight, scale = layer.conv.weight.detach().cpu(), layer.scale
-        grams["stored", "averaged"] = gram_of_kernels(weight, groups, None if scale is None else scale.cpu())
-    if answers is not None:
-        grams["responses", "averaged_responses"] = answers.covariance
-    found: dict[str, Measure] = {}
     before, after = layer.pairs(settings.seed), layer.pairs(settings.seed, after=True)
-    assert before is not None
-    for (plain, pooled), gram in grams.items():
-        found[plain] = measure(gram, before, orders, layer.identity)
-        if full and layer.is_average and after is not None:
-            found[pooled] = measure(gram, after, orders, layer.average, is_average=True)
-    return found
+    if before is None:
+        return facts.model_copy(update={"not_asked": TOO_FEW})
+    orders = orders_for(layer, settings)
+    found: dict[str, Measure] = {}
+    for quantity, gram in grams_of(layer, answers).items():
+        found[quantity] = measure(gram, before, orders, layer.identity)
+        if layer.is_average and after is not None:
+            found[BEHIND[quantity]] = measure(gram, after, orders, layer.average, is_average=True)
+    return facts.model_copy(update=found)
+
+
+def grams_of(layer: Layer, answers: Moments | None) -> dict[Quantity, Tensor]:
+    """Return the products of a layer's kernels, and of their responses, that there are."""
+    grams: dict[Quantity, Tensor] = {}
+    if layer.conv.groups < layer.kernels:  # of one kernel each: no two of them see the same channels
+        weight, scale = layer.conv.weight.detach().cpu(), layer.scale
+        grams["stored"] = gram_of_kernels(weight, layer.conv.groups, None if scale is None else scale.cpu())
+    if answers is not None:
+        grams["responses"] = answers.covariance
+    return grams
 
 
 def with_holm(layers: Sequence[LayerTopography]) -> list[LayerTopography]:
@@ -188,21 +182,31 @@ def orders_for(layer: Layer, settings: Settings) -> Tensor:
     return orders_of(layer.kernels, layer.conv.groups, settings.permutations, settings.seed, layer.name)
 
 
-def stage_of(
-    moment: Moment, subject: Subject, images: Images, settings: Settings, device: torch.device, tick: Tick
-) -> Stage:
+def stage_of(moment: Moment, images: Images, settings: Settings, device: torch.device, tick: Tick) -> Stage:
     """Return what is left of a step of the training."""
     count = min(STAGE_IMAGES, images.count)
     shown = answered(moment.model(device), images, count, settings, tick)
-    return stage(moment.step, moment.what, count, each_layer(shown, settings, full=False))
+
+    def work(layer: Layer) -> StageLayer:
+        pairs, found = layer.pairs(settings.seed), {}
+        if pairs is not None:
+            orders = orders_for(layer, settings)
+            grams = grams_of(layer, shown.moments.get(layer.name))
+            found = {quantity: contrast_and_p(gram, pairs, orders) for quantity, gram in grams.items()}
+        return StageLayer(name=layer.name, stored=found.get("stored"), responses=found.get("responses"))
+
+    layers = side_by_side(work, shown, settings)
+    return Stage(step=moment.step, what=moment.what, num_images=count, layers=tuple(layers))
 
 
-def stage(step: int | None, what: str, count: int, layers: Sequence[LayerTopography]) -> Stage:
+def last_stage(subject: Subject, count: int, layers: Sequence[LayerTopography]) -> Stage:
+    """Return the measured weights as the end of the way."""
+
     def pair(found: Measure | None) -> tuple[float, float] | None:
         return None if found is None else (found.contrast, found.p)
 
     rows = (StageLayer(name=one.name, stored=pair(one.stored), responses=pair(one.responses)) for one in layers)
-    return Stage(step=step, what=what, num_images=count, layers=tuple(rows))
+    return Stage(step=last_step(subject), what="measured weights", num_images=count, layers=tuple(rows))
 
 
 def noise_levels(shown: Responses, images: Images, settings: Settings, tick: Tick) -> tuple[NoiseLevel, ...]:

@@ -71,19 +71,16 @@ def measure(gram: Tensor, pairs: Pairs, orders: Tensor, average: Average, is_ave
     matrix = gram.float()
     found = sampled(matrix, torch.arange(len(gram)), pairs, average)
     band = [sampled(matrix, order, pairs, average) for order in orders[:BAND]]
-    if is_average:
-        contrasts = np.array([one.neighbours - one.others for one in band])
-    else:
-        contrasts = contrasts_of(similarities(matrix), orders, pairs)
-    extreme = int((contrasts >= found.neighbours - found.others - TIES).sum())
+    null = np.array([one.neighbours - one.others for one in band])
+    p = p_of(found.neighbours - found.others, null) if is_average else contrast_and_p(gram, pairs, orders)[1]
     low, high = np.quantile([one.curve for one in band], [0.025, 0.975], axis=0)
     size = size_of(found.curve, high, pairs)
     whole = similarities(averaged(gram, average)) if is_average else similarities(gram)
     return Measure(
         neighbours=found.neighbours,
         others=found.others,
-        p=(1 + extreme) / (1 + len(contrasts)),
-        permutations=len(contrasts),
+        p=p,
+        permutations=len(null if is_average else orders),
         effective=effective_number(whole),
         effective_null=effective_band(band) if is_average else None,
         size=size,
@@ -96,6 +93,17 @@ def measure(gram: Tensor, pairs: Pairs, orders: Tensor, average: Average, is_ave
             pairs=pairs.counts,
         ),
     )
+
+
+def contrast_and_p(gram: Tensor, pairs: Pairs, orders: Tensor) -> tuple[float, float]:
+    """Return the statistic and its p-value where nothing is averaged, neither curve nor band."""
+    kept = torch.arange(len(gram))[None]
+    found, *null = contrasts_of(similarities(gram.float()), torch.cat([kept, orders]), pairs).tolist()
+    return found, p_of(found, np.array(null))
+
+
+def p_of(found: float, null: np.ndarray) -> float:
+    return (1 + int((null >= found - TIES).sum())) / (1 + len(null))
 
 
 def effective_band(band: list[Sampled]) -> tuple[float, float]:

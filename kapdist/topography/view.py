@@ -32,6 +32,6 @@ def print_topography(found: Topography) -> None:
 
 EXPLAINED = (
     "Means over layers. Near: similarity of kernels that share a side. Found: layers where it is above that of the",
-    "others, Holm's p at most 0.05. Effective: independent kernels, of all. Size: kernels in an ensemble, the",
-    "median layer's. Behind an average neighbours are alike by construction; what is asked is what stands before it.",
+    "others, Holm's p at most 0.05. Effective: independent kernels, of all. Size: kernels in an ensemble (median).",
+    "Behind an average neighbours are alike by construction; what is asked is what stands before it.",
 )

@@ -60,6 +60,25 @@ def test_bench_loop_prints_a_ratio() -> None:
     assert re.search(r"^ratio [\d.]+ \(median of 1 paired rounds", printed, flags=re.MULTILINE), printed
 
 
+def test_bench_topography_prints_seconds_of_each_part() -> None:
+    tiny = (
+        "--images",
+        "4",
+        "--pixels",
+        "32",
+        "--network",
+        "resnet10",
+        "--permutations",
+        "9",
+        "--noisy-images",
+        "2",
+    )
+    printed = tool("tools/bench_topography.py", *tiny, "--draws", "2")
+    assert re.search(r"^total +[\d.]+ s +[\d.]+ s of CPU", printed, flags=re.MULTILINE), printed
+    assert "12 layers and their nulls" in printed
+    assert "machine:" in printed
+
+
 def test_bench_launch_prints_seconds() -> None:
     printed = tool("tools/bench_launch.py", "--rounds", "1")
     assert re.search(r"launch/status.py of 1,000 shards, 10,000 chunks: \d+\.\d\d s", printed)

@@ -22,7 +22,7 @@ from kapdist.topography.preferences import (
     preferred_orientations,
 )
 from kapdist.topography.responses import POSITIONS, Moments, moments_of, positions_of
-from kapdist.topography.similarity import similarities
+from kapdist.topography.similarity import averaged, similarities
 from kapdist.topography.variance import Noise, Spread, moved_by, signal_of
 
 CLASSES = 5
@@ -83,8 +83,6 @@ def test_correlations_are_numpy_s_of_all_activations(pool_size: int, layout: str
         assert moments[layer.name].count == rows.shape[1] == len(x) * len(places)
         np.testing.assert_allclose(found, np.corrcoef(rows), atol=1e-5)
         after = conv(seen).flatten(2)[:, :, places].transpose(0, 1).flatten(1).double().numpy()
-        from kapdist.topography.similarity import averaged
-
         pooled = similarities(averaged(moments[layer.name].covariance, layer.average))
         np.testing.assert_allclose(pooled, np.corrcoef(after), atol=1e-5)
 
@@ -110,6 +108,20 @@ def test_a_convolution_that_makes_its_own_weights_is_taken_at_its_word() -> None
     x = seeded(2, 3, 5, 5)
     found = layer.before_average(x, conv(x), torch.arange(9))
     torch.testing.assert_close(found, conv(x).flatten(2).transpose(1, 2).flatten(0, 1))
+
+
+def test_a_norm_between_convolution_and_average_is_part_of_what_is_averaged() -> None:
+    conv = KAPConv2d(3, 9, 3, pool_size=3, layout="sheet")
+    norm = nn.BatchNorm2d(9).eval()
+    norm.running_mean, norm.running_var = seeded(9, seed=1), 0.5 + seeded(9, seed=2)
+    norm.weight.data, norm.bias.data = seeded(9, seed=3) - 0.5, seeded(9, seed=4)
+    conv.register_module("inner_norm", norm)
+    layer, x = layers_of(nn.Sequential(conv), "sheet")[0], seeded(2, 3, 5, 5)
+    before = norm(functional.conv2d(x, conv.weight, conv.bias))
+    found = layer.before_average(x, kernel_average(before, 3, layout="sheet"), torch.arange(9))
+    torch.testing.assert_close(found, before.flatten(2).transpose(1, 2).flatten(0, 1))
+    still = norm(torch.zeros(1, 9, 1, 1)).flatten()
+    torch.testing.assert_close(layer.scale, norm(torch.ones(1, 9, 1, 1)).flatten() - still)
 
 
 def test_positions_are_a_function_of_seed_and_layer() -> None:

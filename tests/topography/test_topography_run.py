@@ -236,13 +236,15 @@ def test_a_damaged_record_is_named(trained, tmp_path: Path) -> None:
 def test_a_narrow_network_says_which_layers_are_not_asked(trained, small_betons, tmp_path: Path) -> None:
     """Two kernels are neighbours and nothing else."""
     from kapdist.topography.images import read_images
-    from kapdist.topography.measure import Settings, answered, each_layer, with_holm
+    from kapdist.topography.measure import Settings, answered, layer_topography, side_by_side, with_holm
 
     model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Conv2d(2, 2, 3), nn.Conv2d(2, 9, 3, groups=1), nn.Flatten())
     model = nn.Sequential(*model, nn.Linear(9 * 26 * 26, 10)).eval()
     images = read_images(subject_of(trained("kap", SHEET).finished().dir.root, "kap"), 12, 0)
     settings = Settings("sheet", 199, 0, (), 4, 1)
-    layers = with_holm(each_layer(answered(model, images, 12, settings, lambda count: None), settings, full=True))
+    shown = answered(model, images, 12, settings, lambda count: None)
+    found = side_by_side(lambda layer: layer_topography(layer, shown.moments, settings), shown, settings)
+    layers = with_holm(found)
     assert [bool(layer.not_asked) for layer in layers] == [True, True, False]
     assert layers[2].stored is not None
 
