@@ -25,6 +25,8 @@ def commands(quick: bool) -> Iterator[list[str]]:
     """Yield the benchmarks as commands that anyone can run by themselves."""
     yield [str(TOOLS / "bench_step.py"), "--steps", "2" if quick else "10"]
     yield [str(TOOLS / "bench_ensemble.py"), "--steps", "2" if quick else "9"]
+    narrow = ["--network", "narrow-resnet18", "--batch-size", "128", "--pixels", "32", "--threads", "1"]
+    yield [str(TOOLS / "bench_step.py"), *narrow, "--steps", "2" if quick else "20"]
     yield [str(TOOLS / "bench_loop.py"), "--rounds", "2" if quick else "15"]
     yield [str(TOOLS / "bench_loader.py"), "--rounds", "2" if quick else "7"]
     yield [str(TOOLS / "bench_write.py"), "--rounds", "2" if quick else "7"]

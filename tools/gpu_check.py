@@ -29,7 +29,7 @@ from kapdist.models import resnet18, resnet50
 
 # Largest error relative to the largest activation: a few roundings of sums of some hundred products.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
-STEP_VARIANTS = ("plain", "kap", "noise", "kap-noise")
+STEP_VARIANTS = ("plain", "kap", "noise", "kap-noise", "norm-first", "norm-first-noise")
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def print_checks(device: str) -> bool:
 def print_steps(setting: Setting) -> None:
     size = f"{setting.network_name}, batch {setting.batch_size}, {setting.pixels} px, channels_last"
     print(f"\ntraining step: {size}, {setting.steps} paired rounds; ratios to the plain step of the same round")
-    head = f"{'precision':<10}{'compile':<9}{'variant':<11}{'ms':>9}{'images/s':>10}{'ratio':>7}"
+    head = f"{'precision':<10}{'compile':<9}{'variant':<18}{'ms':>9}{'images/s':>10}{'ratio':>7}"
     print(f"{head}  {'min - max':<16}{'fastest':<9}peak GiB")
     for dtype, compiled in setting.step_kinds:
         rows = bench_steps(
@@ -226,7 +226,7 @@ def print_steps(setting: Setting) -> None:
             network=setting.network,
         )
         for row in rows:
-            kind = f"{str(dtype).removeprefix('torch.'):<10}{'on' if compiled else 'off':<9}{row.variant:<11}"
+            kind = f"{str(dtype).removeprefix('torch.'):<10}{'on' if compiled else 'off':<9}{row.variant:<18}"
             figures = f"{row.step_ms:>9.1f}{row.images_per_s:>10.1f}{row.ratio:>7.3f}"
             peak = peak_gib(setting, row.variant, dtype, compiled)
             spread = f"{row.ratio_min:.3f} - {row.ratio_max:<6.3f}  {row.ratio_fastest:<9.3f}"

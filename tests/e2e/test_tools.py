@@ -29,8 +29,9 @@ def tool(*words: str, limit: int = 400) -> str:
 
 
 def test_bench_step_prints_ratios() -> None:
-    printed = tool("tools/bench_step.py", "--steps", "1", "--batch-size", "2", "--pixels", "32")
-    for variant in ("plain", "kap", "activation"):
+    tiny = "--network", "narrow-resnet18", "--steps", "1", "--batch-size", "2", "--pixels", "32"
+    printed = tool("tools/bench_step.py", *tiny)
+    for variant in ("plain", "kap", "noise", "kap-noise", "norm-first", "norm-first-noise"):
         assert re.search(rf"^{variant}\s+[\d.]+\s+[\d.]+\s+[\d.]+", printed, flags=re.MULTILINE), printed
     assert "command:" in printed
     assert "machine:" in printed

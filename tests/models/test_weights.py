@@ -1,5 +1,6 @@
 """A file of weights says what they were made for, and other files load as torch lets them."""
 
+import copy
 import json
 import logging
 from pathlib import Path
@@ -11,9 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kapdist.config import KapConfig, ModelConfig
 from kapdist.errors import InputError
-from kapdist.kap import fold, kapify
+from kapdist.kap import KAPConv2d, fold, kapify
 from kapdist.models import MODELS
+from kapdist.models.build import build_model
 from kapdist.models.description import describe
 from kapdist.models.weights import load_weights, save_weights
 
@@ -135,3 +138,79 @@ def test_a_prefix_of_the_models_own_is_kept(tmp_path: Path) -> None:
         torch.save(state, tmp_path / "weights")
         load_weights(outer, tmp_path / "weights")
         assert torch.equal(inner["head"].weight, state[f"{prefix}model.head.weight"])
+
+
+def norm_first(**options: Any) -> nn.Module:
+    return kapify(MODELS["resnet10"](4, width=0.25, **options).eval(), norm_first=True)
+
+
+def test_plain_weights_start_a_network_with_norms_before_its_averages(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As torchvision's checkpoints do, which say nothing of averages."""
+    plain = MODELS["resnet10"](4, width=0.25).eval()
+    plain(torch.rand(8, 3, 32, 32))
+    torch.save(plain.state_dict(), tmp_path / "plain.pth")
+    model = norm_first()
+    for name, value in model.state_dict().items():
+        if ".inner_norm." in name:
+            value.fill_(7)
+    for start in (False, True):
+        caplog.clear()
+        load_weights(model, tmp_path / "plain.pth", start=start)
+        assert "has no norms before averages (kap.norm_first): they start at identity statistics" in caplog.text
+    state = model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in plain.state_dict().items())
+    expected = kapify(copy.deepcopy(plain))
+    for conv in model.modules():
+        if isinstance(conv, KAPConv2d):
+            assert conv.inner_norm.running_mean.abs().max() == 0
+            conv.inner_norm.eps = 0.0
+    torch.testing.assert_close(logits(model), logits(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_half_of_the_norms_before_averages_is_not_taken(tmp_path: Path) -> None:
+    state = norm_first().state_dict()
+    del state["layer1.0.conv1.inner_norm.weight"]
+    torch.save(state, tmp_path / "half.pth")
+    with pytest.raises(InputError, match=r"expected layer1\.0\.conv1\.inner_norm\.weight of .*, found no such key"):
+        load_weights(norm_first(), tmp_path / "half.pth")
+
+
+def test_weights_of_the_other_order_are_refused(tmp_path: Path, file: Path) -> None:
+    save_weights(norm_first(), tmp_path / "first")
+    load_weights(norm_first(), tmp_path / "first")
+    with pytest.raises(InputError, match=r"no key conv1\.inner_norm"):
+        load_weights(network(layout="sheet"), tmp_path / "first")
+    save_weights(network(layout="sheet"), tmp_path / "after")
+    with pytest.raises(InputError, match=r"expected kap\.norm_first True .*, found weights made for False"):
+        load_weights(norm_first(), tmp_path / "after")
+
+
+def test_weights_of_noise_before_the_average_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As older versions described them; noise alone, and averages alone, mean what they did."""
+
+    def older(model: nn.Module) -> Path:
+        said = {key: value for key, value in describe(model).items() if key != "kap.norm_first"}
+        save_file(model.state_dict(), tmp_path / "older", metadata={"kapdist": json.dumps(said)})
+        return tmp_path / "older"
+
+    model = network(noise_std=0.25)
+    with pytest.raises(InputError, match=r"kap\.noise_std of noise that comes after .*, found .* 0\.25 before it"):
+        load_weights(model, older(model))
+    load_weights(model, older(model), start=True)
+    assert "weights made with 0.25 before it" in caplog.text
+    caplog.clear()
+    for same in (network(noise_std=0.0), network(pool_size=1, noise_std=0.25)):
+        load_weights(same, older(same))
+    assert not caplog.text
+
+
+def test_norm_first_is_built_or_refused_by_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    sections = ModelConfig(name="resnet10", width=0.25), KapConfig(pool_size=3, norm_first=True)
+    assert build_model(*sections).conv1.inner_norm.num_features == 16
+    assert not hasattr(build_model(sections[0], KapConfig(norm_first=True)).conv1, "inner_norm")
+    without = nn.Sequential(nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 12, 3), nn.Flatten(), nn.Linear(12, 4))
+    monkeypatch.setitem(MODELS, "resnet10", lambda **_: without)
+    with pytest.raises(InputError, match=r"^kap\.norm_first: expected .*resnet10.*, found none behind 0 and 1"):
+        build_model(*sections)

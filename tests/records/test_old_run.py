@@ -1,7 +1,9 @@
 """A run, its attacks and all that was asked of it, written before the code was moved into rooms.
 
 old_run.tar.xz was made of 70 test images of Fashion-MNIST by the commands of the README; nothing in it may become
-unreadable, and nothing that is added up again may come out otherwise.
+unreadable, and nothing that is added up again may come out otherwise. Its noise has no average beside it.
+
+noise_before.tar.xz has the config and the plans of a run of the same time whose noise came before its average.
 """
 
 from __future__ import annotations
@@ -12,10 +14,14 @@ from pathlib import Path
 import pytest
 
 from kapdist.attack.merge import merge
+from kapdist.attack.plan import plan_attack
+from kapdist.attack.shard import run_shard
+from kapdist.config import AttackConfig, Config, KapConfig
 from kapdist.config.evaluation import EvaluationConfig
 from kapdist.config.file import load_config
 from kapdist.corruptions.summary import write_summary
 from kapdist.data.beton.layout import open_beton
+from kapdist.errors import InputError
 from kapdist.models.build import build_model
 from kapdist.models.weights import load_weights
 from kapdist.records.attack_plan import read_plan
@@ -26,6 +32,7 @@ from kapdist.records.sealed import read_json, read_table
 from kapdist.records.summary import read_summary
 from kapdist.records.worst import read_worst_cases, write_worst_case
 from kapdist.report import write_report
+from kapdist.report.export.merged import read_all
 from kapdist.report.reading import read_runs
 from kapdist.run.paths import RunDir, as_ended
 from kapdist.train.evaluate_run import evaluate_run
@@ -43,7 +50,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
 
 def test_the_training_is_read(old: RunDir) -> None:
     config = old.load_config()
-    assert (config.name, config.kap.pool_size, config.train.epochs) == ("old", 3, 2)
+    assert (config.name, config.kap.noise_std, config.train.epochs) == ("old", 0.2, 2)
     load_weights(build_model(config.model, config.kap), as_ended(old.weights))
     (run,) = read_runs([old.root])
     assert run.status == "finished"
@@ -96,6 +103,71 @@ def test_the_page_has_the_same_table(old: RunDir, tmp_path: Path) -> None:
     assert page.with_name("table.csv").read_text() == (tmp_path / "table.csv").read_text()
 
 
+def test_noise_alone_means_what_it_meant(old: RunDir) -> None:
+    """The draws of the noise, by the very streams that the older code drew from, give the predictions it wrote."""
+    before = read_json(old.evaluation("noisy"))
+    words = ["device=cpu", "threads=1", "workers=1", "noise=fresh", "draws=3", "name=noisy"]
+    found = evaluate_run(old.root, load_config(EvaluationConfig, None, words))
+    assert found is not None
+    again = found.describe()
+    assert again["classes"] == before["classes"]
+    assert again["loss"] == pytest.approx(before["loss"], rel=1e-5)
+    quiet = read_json(old.evaluation("evaluation"))
+    assert abs(before["loss"] - quiet["loss"]) > 1e-3, "or the noise decides nothing here"
+
+
+def test_a_run_of_noise_alone_goes_on_with_today_s_defaults(old: RunDir) -> None:
+    """Its config.yaml says a layout, the default of its time, of an average that there is not."""
+    config = old.load_config()
+    assert config.kap.layout == "line"
+    old.check(config.model_copy(update={"kap": KapConfig(noise_std=config.kap.noise_std)}))
+
+
 def test_the_images_are_those_that_were_attacked(old: RunDir) -> None:
     plan = read_plan(old.attack("a"))
     assert open_beton(plan.data.path).fingerprint == plan.data.fingerprint
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """The run whose noise came before its average, read-only."""
+    folder = tmp_path_factory.mktemp("before")
+    with tarfile.open(OLD.with_name("noise_before.tar.xz")) as archive:
+        archive.extractall(folder, filter="data")
+    return RunDir(folder / "runs" / "old")
+
+
+READERS = {
+    "its config": lambda run: run.load_config(),
+    "evaluated": lambda run: evaluate_run(run.root, load_config(EvaluationConfig, None, ["device=cpu"])),
+    "attacked": lambda run: plan_attack(run.root, AttackConfig(name="new", eps=0.03)),
+    "its attack gone on with": lambda run: run_shard(run.attack("a").root, 0, 1),
+    "merged": lambda run: merge(run.attack("a").root),
+    "corrupted": lambda run: read_corruption_plan(run.corrupted("a")),
+    "exported": lambda run: read_all([run.attack("a").root]),
+    "reported": lambda run: write_report([run.root], run.root / "page"),
+    "gone on with": lambda run: run.check(asked_again()),
+}
+
+
+def asked_again() -> Config:
+    data = {"train": "train.beton", "validation": "test.beton"}
+    return Config.model_validate({"name": "old", "data": data, "kap": {"pool_size": 3, "noise_std": 0.2}})
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_noise_before_an_average_is_refused_by_its_key(before: RunDir, reader: str) -> None:
+    expected = r"kap\.noise_std: expected noise that comes after the average.*, found .* 0\.2 before the average"
+    with pytest.raises(InputError, match=expected):
+        READERS[reader](before)
+    assert not (before.root / "page").exists()
+
+
+@pytest.mark.parametrize("kap", [{"pool_size": 1}, {"noise_std": 0.0}, {"norm_first": False}])
+def test_what_kept_its_meaning_is_read(tmp_path: Path, kap: dict[str, object]) -> None:
+    run = RunDir(tmp_path / "run")
+    run.root.mkdir()
+    written = {"pool_size": 3, "layout": "line", "noise_std": 0.2} | kap
+    section = ", ".join(f"{key}: {str(value).lower()}" for key, value in written.items())
+    run.config.write_text(f"data: {{train: train.beton, validation: test.beton}}\nkap: {{{section}}}\n")
+    assert run.load_config().kap == KapConfig(**written)
