@@ -21,7 +21,8 @@ class NoisyDropout(NoisyLayer):
     for all calls and images, "off" the identity, which is dropout in evaluation as it is used.
 
     A value falls where a standard normal draw is above the normal quantile of 1 - p: the one kind of draw that
-    noise has, of float32 at least, as the coarse normal numbers of half precision would fall too often.
+    noise has. In float32 whatever x is: the coarse normal numbers of half precision would fall too often or too
+    seldom, and all precisions drop the same.
 
     Shapes: (batch, channels, ...), kept.
     Raises: ValueError for a p outside of [0, 1) and an unknown kind.
@@ -55,12 +56,11 @@ class NoisyDropout(NoisyLayer):
 
     def _draws(self, x: Tensor) -> Tensor:
         """Standard normal numbers that broadcast over x: one for each value, or for each channel of an image."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
         shape = x.shape[1:] if self.kind == "1d" else (x.shape[1], *[1] * (x.dim() - 2))
         if self.kind == "1d" and x.dim() == 4:
-            like = torch.empty_like(x, dtype=dtype)
+            like = torch.empty_like(x, dtype=torch.float32)
         else:
-            like = x.new_empty((len(x), math.prod(shape), 1, 1), dtype=dtype)
+            like = x.new_empty((len(x), math.prod(shape), 1, 1), dtype=torch.float32)
         drawn = draw_noise(self.noise_source, like, self.noise_layer)
         return drawn if x.dim() == 4 else drawn.reshape(len(drawn), *shape)
 

@@ -12,11 +12,14 @@ from kapdist.attack.averaged import AveragedModel
 from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.classifier import noise_differs_by_row
 from kapdist.attack.counted import CountedModel
+from kapdist.config import AttackConfig
+from kapdist.corruptions.plan import notes_on
 from kapdist.kap import KAPConv2d, noise
 from kapdist.models.dropout import NoisyDropout
 from kapdist.models.ensemble import Ensemble
 from kapdist.records.attack_plan import AttackPlan
 from kapdist.rng import derive_seed
+from kapdist.sanity.run import describe
 from kapdist.statistics.intervals import resampled
 
 MakePlan = Callable[..., AttackPlan]
@@ -109,6 +112,21 @@ def test_an_attack_breaks_a_random_member_where_it_breaks_the_mean(make_plan: Ma
     assert far.any()
     assert fallen[near].all()
     assert not fallen[far].any()
+
+
+def test_noise_that_is_off_is_said_of_every_kind(make_plan: MakePlan) -> None:
+    config = AttackConfig(name="aa", noise="off")
+    plan = make_plan("Linf", 0.1, ("square",))
+    for network, expected in (
+        ({"members": 3, "random_member": True}, "off is random member one of 3: this says nothing about the model"),
+        ({"dropout": 0.5, "dropout_draws": "always"}, "off is dropout 1d, p = 0.5: this says nothing about"),
+        ({"dropout": 0.5}, None),
+    ):
+        parts = {"model": network, "kap": {"pool_size": 3}}
+        known = plan.model.model_copy(update={"factory": None, "architecture": parts})
+        subject = plan.model_copy(update={"model": known})
+        for notes in (describe(subject, config)["notes"], notes_on(subject, config)):
+            assert any(note.startswith(expected or "off is") for note in notes) == (expected is not None)
 
 
 def test_no_pass_has_more_rows_than_allowed_and_the_second_forward_is_counted() -> None:

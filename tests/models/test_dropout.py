@@ -76,6 +76,16 @@ def test_fixed_dropout_is_one_network_for_all_images_and_calls() -> None:
             assert not torch.equal(dropped(layer, x), fell)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_all_precisions_drop_the_same(dtype: torch.dtype) -> None:
+    layer, x = NoisyDropout(0.3), torch.ones(4, 8, 5, 5)
+    fell = []
+    for images in (x, x.to(dtype)):
+        seed_noise(layer, 3)
+        fell.append(dropped(layer, images))
+    assert torch.equal(*fell)
+
+
 def test_off_is_the_identity() -> None:
     layer, x = NoisyDropout(0.5), torch.rand(4, 8, 5, 5)
     with noise(layer, "off"):

@@ -14,10 +14,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from kapdist.config import Config, KapConfig, ModelConfig
+from kapdist.config import AttackConfig, Config, KapConfig, ModelConfig
 from kapdist.config.noises import noises
 from kapdist.errors import InputError
 from kapdist.forecast.footprint import footprint
+from kapdist.forecast.gather import notes_on_members
 from kapdist.kap import KAPConv2d, fold, load_noise_state, noise, noise_state, seed_noise
 from kapdist.models.build import build_model
 from kapdist.models.description import describe
@@ -247,6 +248,17 @@ def test_a_forecast_weighs_every_member() -> None:
     stream = torch.get_rng_state().numel()
     drawn = weighed(members=4, random_member=True, dropout=0.5, dropout_draws="always").generator_bytes
     assert drawn == four.generator_bytes + (1 + 4 * 4) * stream  # a member, and dropout in each of four blocks
+
+
+def test_a_forecast_of_an_attack_says_what_a_pass_is() -> None:
+    def said(noise: str, **model: Any) -> list[str]:
+        run = Config(name="f", data={"train": "a", "validation": "b"}, model=NETWORK | model)
+        return notes_on_members(AttackConfig(name="aa", noise=noise), run)
+
+    assert said("off") == []
+    assert said("off", members=4, random_member=True) == ["a pass is one of each of the model's 4 members"]
+    drawn = ["a pass is one of a single member, drawn of 4 for each image"]
+    assert said("fresh", members=4, random_member=True) == drawn
 
 
 @pytest.mark.parametrize(
