@@ -9,18 +9,31 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from kapdist.errors import RESUME, InputError, StoppedError, TransientError, one_line
 from kapdist.run.standard_output import kept_for_the_result, open_standard_streams, result, work
 
+
+class Group(TyperGroup):
+    """Commands in the help with the whole of their first sentence."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(1000)) for name, command in commands if command])
+
+
+# No markup: rich takes longer to load than all else that --help needs.
+PLAIN: dict[str, Any] = {"cls": Group, "rich_markup_mode": None, "no_args_is_help": True}
 app = typer.Typer(
+    **PLAIN,
     help="Train Kernel Average Pooling ResNets over many nodes, attack them in shards, believe the number.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data = typer.Typer(help="Write and check betons, the files that training and attacks read.", no_args_is_help=True)
-attack = typer.Typer(help="Attack a model with AutoAttack in shards.", no_args_is_help=True)
+data = typer.Typer(**PLAIN, help="Write and check betons, the files that training and attacks read.")
+attack = typer.Typer(**PLAIN, help="Attack a model with AutoAttack in shards.")
 app.add_typer(data, name="data")
 app.add_typer(attack, name="attack")
 
@@ -406,8 +419,10 @@ def run_command() -> None:
         except SystemExit as end:
             code = end.code
         except UsageError as error:
-            code = 2
-            if message := error.format_message():  # without any words at all the help has been printed
+            code, message = 2, error.format_message()
+            if message == error.ctx.get_help():  # there was no word at all
+                print(message)
+            else:
                 root, command = error.ctx.find_root().command_path, error.ctx.command_path
                 place = command.removeprefix(root).strip() or "command"
                 tell(f"{place}: {one_line(message)} (--help tells more)")

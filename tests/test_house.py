@@ -140,6 +140,12 @@ def modules_after(statement: str) -> set[str]:
     return {name.split(".")[0] for name in done.stdout.split()}
 
 
+def test_the_help_loads_nothing_that_takes_long() -> None:
+    shown = modules_after("from kapdist.cli import app; app(['--help'], standalone_mode=False)")
+    assert "typer" in shown
+    assert not {"rich", "torch", "numpy", "pydantic", "omegaconf", "asyncio"} & shown
+
+
 def everything_in(name: str) -> str:
     return "import " + ", ".join(house.module(path) for path in files() if room(path) == name)
 
