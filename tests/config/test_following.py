@@ -108,6 +108,13 @@ def test_no_key_is_refused_for_one_that_is_not_written(model: type[Section]) -> 
         ("data.end_ramp=40", "train.epochs", 16),  # without a ramp it means nothing
         ("adversarial.mode=pgd adversarial.eps_warmup_epochs=30", "train.epochs", 30),
         ("adversarial.mode=off adversarial.eps_warmup_epochs=30", "train.epochs", 16),
+        ("adversarial.mode=pgd adversarial.awp_warmup_epochs=30", "train.epochs", 30),
+        ("adversarial.mode=fast adversarial.start_magnitude=3", "adversarial.start", "n-fgsm"),
+        ("adversarial.mode=fast", "adversarial.start", None),
+        ("train.best=robust train.evaluate_every_epochs=3", "robust.every_epochs", 3),
+        ("train.best=robust", "robust.every_epochs", 1),
+        ("train.best=clean", "robust.every_epochs", 0),
+        ("robust.draws=4", "robust.noise", "fresh"),
         ("data.min_resolution=64", "data.max_resolution", 64),
         ("data.min_resolution=64 data.resolution=200", "data.max_resolution", 192),
         ("data.max_resolution=256 data.resolution=224", "data.min_resolution", 224),
