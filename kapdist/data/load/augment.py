@@ -19,6 +19,8 @@ FLIP = 1
 SHIFT = 2
 CUTOUT = 4
 CROP = 16
+ERASE = 64
+OPERATION = 128
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 FIRST = np.uint64(0xBF58476D1CE4E5B9)
@@ -27,6 +29,9 @@ SECOND = np.uint64(0x94D049BB133111EB)
 SCALE = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
+ERASED_AREA = (0.02, 0.33)
+ERASED_RATIO = (0.3, 3.3)
+NUM_OPERATIONS = 14  # of RandAugment; rand_augment.py names them
 
 
 def epoch_key(seed: int, epoch: int) -> int:
@@ -43,12 +48,17 @@ def mix(value: np.uint64) -> np.uint64:
 
 
 @njit(nogil=True)
-def uniform(key: int, image: int, counter: int) -> float:
-    """Return the draw in [0, 1) that belongs to (key, image, counter)."""
+def bits(key: int, image: int, counter: int) -> np.uint64:
+    """Return the 64 random bits that belong to (key, image, counter)."""
     value = mix(np.uint64(key) + GOLDEN)
     value = mix((value ^ np.uint64(image)) + GOLDEN)
-    value = mix((value ^ np.uint64(counter)) + GOLDEN)
-    return float(value >> np.uint64(11)) * 2.0**-53
+    return mix((value ^ np.uint64(counter)) + GOLDEN)
+
+
+@njit(nogil=True)
+def uniform(key: int, image: int, counter: int) -> float:
+    """Return the draw in [0, 1) that belongs to (key, image, counter)."""
+    return float(bits(key, image, counter) >> np.uint64(11)) * 2.0**-53
 
 
 @njit(nogil=True)
@@ -97,6 +107,46 @@ def random_window(key: int, image: int, height: int, width: int) -> tuple[int, i
     w = min(width, max(1, round(height * RATIO[1])))
     h = min(height, max(1, round(width / RATIO[0])))
     return (height - h) // 2, (width - w) // 2, h, w
+
+
+@njit(nogil=True)
+def erased(key: int, image: int, side: int, probability: float) -> tuple[int, int, int, int]:
+    """Return (top, bottom, left, right) of what random erasing takes from a side x side image; empty if nothing.
+
+    Area uniform in ERASED_AREA, logarithm of the aspect ratio uniform in ERASED_RATIO, ten tries for a rectangle
+    that is smaller than the image each way, then none, as torchvision draws it (Zhong et al. 2020,
+    https://arxiv.org/abs/1708.04896, section 3.2).
+    """
+    if uniform(key, image, ERASE) >= probability:
+        return 0, 0, 0, 0
+    low, high = math.log(ERASED_RATIO[0]), math.log(ERASED_RATIO[1])
+    for attempt in range(TRIES):
+        counter = ERASE + 2 + 4 * attempt
+        share = ERASED_AREA[0] + (ERASED_AREA[1] - ERASED_AREA[0]) * uniform(key, image, counter)
+        ratio = math.exp(low + (high - low) * uniform(key, image, counter + 1))
+        h, w = round(side * math.sqrt(share * ratio)), round(side * math.sqrt(share / ratio))
+        if h < side and w < side:
+            top = int(uniform(key, image, counter + 2) * (side - h + 1))
+            left = int(uniform(key, image, counter + 3) * (side - w + 1))
+            return top, top + h, left, left + w
+    return 0, 0, 0, 0
+
+
+@njit(nogil=True)
+def noise_stream(key: int, image: int) -> np.uint64:
+    """Return where the noise of an image's erased rectangle begins: adding GOLDEN and mixing gives its next bits."""
+    return bits(key, image, ERASE + 1)
+
+
+@njit(nogil=True)
+def operation(key: int, image: int, turn: int) -> tuple[int, bool]:
+    """Return (number, negative) of an image's operation of RandAugment in a turn: all equally likely, with replacement.
+
+    negative, of probability 1/2, is for those whose level has a sign (Cubuk et al. 2020,
+    https://arxiv.org/abs/1909.13719, section 3).
+    """
+    counter = OPERATION + 2 * turn
+    return int(uniform(key, image, counter) * NUM_OPERATIONS), uniform(key, image, counter + 1) < 0.5
 
 
 @njit(nogil=True)

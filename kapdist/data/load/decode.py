@@ -28,6 +28,7 @@ from kapdist.data.load.pixels import (
     scaled,
     types,
 )
+from kapdist.data.load.retouch import make_retouch
 from kapdist.data.load.workers import Workers
 
 # By name instead of by address, as FFCV calls it, so that compiled code may be cached on disk.
@@ -129,6 +130,7 @@ class Decoder(SimpleRGBImageDecoder):
         super().__init__()
         self.recipe, self.largest, self.layout, self.workers = recipe, largest, layout, workers
         self.checksums, self.verified = checksums, np.zeros(len(checksums), np.bool_)
+        self.retouch = make_retouch(recipe)
         self.scratch = [np.empty((1, layout.largest_bytes), np.uint8) for _ in range(workers.num_workers)]
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
@@ -173,6 +175,7 @@ class Decoder(SimpleRGBImageDecoder):
             )
             if bad >= 0:
                 raise DamagedImageError(int(images[where][bad]))
+            self.retouch(images[where], out[where], key)
 
         self.workers.run(part, count)
         self.verified[images] = True

@@ -19,7 +19,10 @@ from kapdist.environment import cache_root, package_version
 config: Any = numba_config  # its settings are made at run time
 
 HERE = Path(__file__).parent
-JITTED = ("augment", "decode", "jit", "pixels", "resize", "simplejpeg", "../beton/checksum")
+JITTED = (
+    *("augment", "decode", "erase", "jit", "operations", "pixels", "rand_augment", "resize", "simplejpeg"),
+    "../beton/checksum",
+)
 
 
 class ByCode(caching.UserProvidedCacheLocator):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ class Loader:
     """Decodes the images that it is asked for, in the order asked, by threads of its own.
 
     Args:
-        training: apply the config's crop, flip, translation and cut-out; else the whole image, or the centre crop.
+        training: apply the config's crop and augmentation; else the whole image, or the centre crop.
         seed: of the augmentation, with the epoch and the image's id.
         max_batch_size: images of the largest batch that will be asked for.
         num_workers: decoding threads; 0 takes the CPUs that this process may use.
@@ -140,10 +141,22 @@ def make_recipe(info: BetonInfo, config: DataConfig, *, training: bool) -> Recip
             size = "of different sizes" if None in (info.height, info.width) else f"of {info.height} x {info.width}"
             expected = f"{side} x {side} images (data.resolution) with data.crop=none"
             raise InputError(info.path, expected, f"images {size}")
-        if not training:
-            return Recipe()
-        return Recipe(NO_CROP, pad=config.translate, flip=config.flip, cutout=config.cutout)
+        return augmented(Recipe(NO_CROP), config) if training else Recipe()
     if not training:
         return Recipe(CENTRE_CROP, centre_ratio=config.crop_ratio)
-    reduced = config.decode == "reduced"
-    return Recipe(RANDOM_CROP, pad=config.translate, flip=config.flip, cutout=config.cutout, reduced=reduced)
+    return augmented(Recipe(RANDOM_CROP, reduced=config.decode == "reduced"), config)
+
+
+def augmented(recipe: Recipe, config: DataConfig) -> Recipe:
+    """Return a recipe with all that the config asks for after the crop."""
+    late = config.rand_augment > 0
+    return replace(
+        recipe,
+        flip=config.flip,
+        pad=config.translate,
+        cutout=0 if late else config.cutout,
+        num_operations=config.rand_augment,
+        magnitude=config.rand_augment_magnitude,
+        late_cutout=config.cutout if late else 0,
+        erasing=config.erasing,
+    )

@@ -22,14 +22,22 @@ FULL = 8  # eighths of the full resolution, libjpeg's unit of scaled decoding
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done to every image of a loader."""
+    """What is done to every image of a loader, in this order: while it is decoded (render), then by make_retouch.
+
+    num_operations and magnitude are RandAugment's; late_cutout stands for cutout where there is an operation, which
+    would move the square.
+    """
 
     crop: int = NO_CROP
     centre_ratio: float = 1.0
-    pad: int = 0
-    flip: bool = False
-    cutout: int = 0
     reduced: bool = False
+    flip: bool = False
+    pad: int = 0
+    cutout: int = 0
+    num_operations: int = 0
+    magnitude: int = 0
+    late_cutout: int = 0
+    erasing: float = 0.0
 
 
 def array_type(dtype: Any, ndim: int, *, readonly: bool = False) -> Any:

@@ -19,6 +19,7 @@ from kapdist.data.beton.layout import DamagedImageError
 from kapdist.data.load.jit import compiled
 from kapdist.data.load.passes import Pass
 from kapdist.data.load.pixels import FULL, JPEG, array_type, crop_window, eighths, render, scaled, types
+from kapdist.data.load.retouch import Retouch, make_retouch
 from kapdist.data.load.ring import Ring, Rings
 from kapdist.data.load.storage import MappedFile
 from kapdist.data.load.task import Task
@@ -55,8 +56,8 @@ def compiled_functions() -> tuple[Callable[..., int], Callable[..., None]]:
 class Images:
     """The images of a pass, decoded one by one into memory that is given."""
 
-    def __init__(self, task: Task, key: int, side: int) -> None:
-        self.task, self.key, self.side = task, key, side
+    def __init__(self, task: Task, key: int, side: int, retouch: Retouch) -> None:
+        self.task, self.key, self.side, self.retouch = task, key, side, retouch
         self.stored = MappedFile(task.info.layout)
 
     def fill(self, images: np.ndarray, out: np.ndarray) -> None:
@@ -64,6 +65,7 @@ class Images:
         plain = np.empty(out.shape[1:], np.uint8)
         for image, target in zip(images.tolist(), out, strict=True):
             self.render(image, plain, target)
+        self.retouch(images, out, self.key)
 
     def render(self, image: int, plain: np.ndarray, out: np.ndarray) -> None:
         recipe, layout = self.task.recipe, self.task.info.layout
@@ -115,9 +117,17 @@ class TorchPass(Pass):
     """One pass: its thread hands the images of a batch to the backend's workers."""
 
     def __init__(
-        self, task: Task, batches: Sequence[np.ndarray], key: int, side: int, workers: Workers, rings: Rings
+        self,
+        task: Task,
+        batches: Sequence[np.ndarray],
+        key: int,
+        side: int,
+        *,
+        retouch: Retouch,
+        workers: Workers,
+        rings: Rings,
     ) -> None:
-        self.images, self.side, self.workers = Images(task, key, side), side, workers
+        self.images, self.side, self.workers = Images(task, key, side, retouch), side, workers
         info = task.info
         sizes = {"num_images": info.num_images, "max_batch_size": task.max_batch_size}
         self.begin(batches, rings, **sizes, name=info.path.name)
@@ -153,8 +163,11 @@ class TorchBackend:
         self.task, self.workers = task, Workers(task.num_workers)
         weakref.finalize(self, self.workers.close)
         self.rings = Rings(functools.partial(make_ring, task))
+        self.retouch = make_retouch(task.recipe)
         compiled_functions()
         compiled_checksum()
 
     def start(self, index_batches: Sequence[np.ndarray], key: int, side: int) -> TorchPass:
-        return TorchPass(self.task, index_batches, key, side, self.workers, self.rings)
+        return TorchPass(
+            self.task, index_batches, key, side, retouch=self.retouch, workers=self.workers, rings=self.rings
+        )
