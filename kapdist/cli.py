@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from kapdist.errors import RESUME, InputError, StoppedError, TransientError, one_line
+from kapdist.forecast.command import forecast
 from kapdist.run.standard_output import kept_for_the_result, open_standard_streams, result, work
 from kapdist.topography.command import topography
 
@@ -152,48 +153,7 @@ def evaluate(
             show(f"{run}: evaluation {resolved.name}", table(found))
 
 
-@app.command()
-def forecast(
-    config: Annotated[Path, typer.Argument(help="YAML file of a training run or of an attack.")],
-    overrides: Overrides = None,
-    nodes: Annotated[int | None, typer.Option(help="Nodes of the job (1).")] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(help="GPUs per node, one rank or shard each (1).")] = None,
-    num_images: Annotated[int | None, typer.Option(help="Images there are; default: those of the beton.")] = None,
-    run: Annotated[
-        Path | None, typer.Option(help="Run with measured costs; of an attack: the attacked one.")
-    ] = None,
-    images_per_second_per_rank: Annotated[float | None, typer.Option(help="Training: rate to count with.")] = None,
-    shards: Annotated[int | None, typer.Option(help="Attack: shards that share the chunks.")] = None,
-    passes_per_second: Annotated[float | None, typer.Option(help="Attack: rate of a shard to count with.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Say what a training run or an attack will ask of a machine that need not be there."""
-    from kapdist.forecast.gather import Question, answer
-    from kapdist.forecast.training import Forecast
-    from kapdist.forecast.view import show_attack, show_forecast
-
-    question = Question(
-        config=config,
-        overrides=overrides or (),
-        nodes=nodes,
-        gpus_per_node=gpus_per_node,
-        num_images=num_images,
-        run=run,
-        images_per_second_per_rank=images_per_second_per_rank,
-        shards=shards,
-        passes_per_second=passes_per_second,
-    )
-    with work(config):
-        found = answer(question)
-    with result():
-        if as_json:
-            say(found.describe())
-        elif isinstance(found, Forecast):
-            show_forecast(found)
-        else:
-            show_attack(found)
-
-
+app.command()(forecast)
 app.command()(topography)
 
 
