@@ -104,7 +104,8 @@ def test_its_gradient_is_its_mask() -> None:
 
 def test_a_saved_state_continues_the_draws() -> None:
     model = build_model(
-        ModelConfig(**NETWORK, dropout=0.5, dropout_draws="always"), KapConfig(pool_size=3, noise_std=0.1)
+        ModelConfig(**NETWORK, dropout=0.5, dropout_draws="always"),
+        KapConfig(pool_size=3, layout="line", noise_std=0.1),
     )
     other, x = copy.deepcopy(model), torch.rand(2, 3, 8, 8)
     seed_noise(model, 5)

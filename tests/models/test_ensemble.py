@@ -30,7 +30,7 @@ from kapdist.train.job import initial_model
 
 NETWORK: dict[str, Any] = {"name": "resnet10", "num_classes": 5, "width": 0.25, "stem": "cifar"}
 NETWORK |= {"zero_init_residual": False}
-NOISY = {"pool_size": 3, "noise_std": 0.2}
+NOISY = {"pool_size": 3, "layout": "line", "noise_std": 0.2}
 
 
 def build(members: int, kap: dict[str, Any] | None = None, seed: int = 0, **model: Any) -> nn.Module:
