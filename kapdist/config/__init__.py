@@ -3,6 +3,7 @@
 from kapdist.config.adversarial import AdversarialConfig
 from kapdist.config.attack import AttackConfig, AttackedModelConfig, AttackName, CorruptionsConfig, SanityConfig
 from kapdist.config.fields import Section
+from kapdist.config.robust import RobustConfig
 from kapdist.config.training import (
     KEPT,
     MAY_CHANGE,
@@ -36,6 +37,7 @@ __all__ = [
     "KapConfig",
     "ModelConfig",
     "OptimConfig",
+    "RobustConfig",
     "SanityConfig",
     "Section",
     "TrainConfig",

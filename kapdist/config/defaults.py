@@ -79,6 +79,7 @@ TRAINING = (
     Rule("data.crop", lambda written: "random-resized" if number(written, "data.min_resolution") else None),
     Rule("data.end_ramp", lambda written: number(written, "data.start_ramp") or None),
     Rule("data.order", when("data.cache", ("process",), "quasi-random")),
+    Rule("robust.noise", draws("robust.draws")),
     Rule("engine.name", lambda written: "deepspeed" if number(written, "engine.zero_stage") else None),
     Rule("optim.schedule", lambda written: "steps" if written.get("optim.milestones") else None),
     Rule("optim.lr", when("optim.name", ("adamw",), ADAMW_LR)),

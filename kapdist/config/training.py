@@ -33,6 +33,7 @@ from kapdist.config.fields import (
 )
 from kapdist.config.networks import OF_SOME, NetworkName, keys_of_others
 from kapdist.config.optim import OptimConfig
+from kapdist.config.robust import RobustConfig
 from kapdist.errors import InputError
 
 
@@ -234,6 +235,8 @@ class TrainConfig(Section):
     """Parameter of CutMix's beta distribution; 0 does not cut. With both, each step takes one by chance."""
     evaluate_every_epochs: Natural = 1
     """Evaluate after every so many epochs, and at the end."""
+    best: Literal["clean", "robust"] = "clean"
+    """What the best weights are best by: accuracy on all validation images, or that of robust validation."""
     eval_batch_size: Natural = 500
     """Images per rank and evaluation batch."""
     checkpoint_every_steps: Annotated[int, Field(ge=0)] = 0
@@ -304,12 +307,30 @@ class Config(Section):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     adversarial: AdversarialConfig = AdversarialConfig()
+    robust: RobustConfig = RobustConfig()
     engine: EngineConfig = EngineConfig()
 
     @model_validator(mode="after")
     def has_a_clock_for_checkpoints(self) -> Config:
         if not self.train.checkpoint_every_steps and not self.train.checkpoint_every_minutes:
             raise ValueError("train.checkpoint_every_steps or train.checkpoint_every_minutes above 0")
+        return self
+
+    @model_validator(mode="after")
+    def robust_validation_goes_with_evaluation(self) -> Config:
+        every, clean = self.robust.every_epochs, self.train.evaluate_every_epochs
+        if every % clean:
+            raise ValueError(f"robust.every_epochs a multiple of train.evaluate_every_epochs = {clean}")
+        if self.train.best == "robust" and not every:
+            raise ValueError("train.best robust with robust.every_epochs above 0 only")
+        return self
+
+    @model_validator(mode="after")
+    def mart_has_one_label(self) -> Config:
+        if self.adversarial.mode == "mart" and (self.train.mixup_alpha or self.train.cutmix_alpha):
+            raise ValueError(
+                "adversarial.mode mart without train.mixup_alpha and train.cutmix_alpha: one label each"
+            )
         return self
 
 
@@ -337,6 +358,7 @@ MAY_CHANGE = (
     "engine.zero_stage",
     "engine.threads",
     "engine.timeout_minutes",
+    "robust.every_epochs",
     "train.evaluate_every_epochs",
     "train.eval_batch_size",
     "train.checkpoint_every_steps",

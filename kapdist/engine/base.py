@@ -54,9 +54,13 @@ class Engine(ABC):
     def start(self, config: EngineConfig) -> None:
         """Make what runs the model."""
 
-    @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (batch, classes) of images (batch, 3, height, width), in autocast."""
+        return self.forward_each(images)[0]
+
+    @abstractmethod
+    def forward_each(self, *batches: Tensor) -> tuple[Tensor, ...]:
+        """Return the logits of several batches that one backward follows; norms see each by itself, in order."""
 
     @abstractmethod
     def forward_alone(self, images: Tensor) -> Tensor:
@@ -67,6 +71,11 @@ class Engine(ABC):
 
         What is differentiated is the caller's (torch.autograd.grad): gradients of parameters stay as they are.
         """
+
+    @property
+    def loss_scale(self) -> float:
+        """What a loss is multiplied by before its backward; 1 but for fp16."""
+        return self.scaler.get_scale()
 
     def autocast(self) -> AbstractContextManager[Any]:
         if self.precision == torch.float32:

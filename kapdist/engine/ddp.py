@@ -26,9 +26,11 @@ class DDPEngine(Engine):
         self.alone = network
         self.network = network if self.ranks.world_size == 1 else wrap(network, self.ranks)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward_each(self, *batches: Tensor) -> tuple[Tensor, ...]:
         with self.autocast():
-            return self.network(images)
+            if self.ranks.world_size == 1:
+                return tuple(self.network(images) for images in batches)
+            return self.network(*batches)
 
     def forward_alone(self, images: Tensor) -> Tensor:
         with self.autocast():
@@ -49,15 +51,18 @@ class DDPEngine(Engine):
 
 
 class Reached(nn.Module):
-    """A network that, called without images, returns a number whose backward reaches every parameter once."""
+    """A network that takes several batches in one forward, which is all that DDP lets one backward follow.
+
+    Without any it returns a number whose backward reaches every parameter once.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, images: Tensor | None = None) -> Tensor:
-        if images is not None:
-            return self.network(images)
+    def forward(self, *batches: Tensor) -> tuple[Tensor, ...] | Tensor:
+        if batches:
+            return tuple(self.network(images) for images in batches)
         return torch.stack([parameter.sum() for parameter in self.parameters() if parameter.requires_grad]).sum()
 
 

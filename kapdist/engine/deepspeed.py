@@ -40,11 +40,17 @@ class DeepSpeedEngine(Engine):
             theirs = self.engine.torch_autocast_z0_gradscaler
             self.scaler = torch.amp.GradScaler(self.ranks.device.type, enabled=False) if theirs is None else theirs
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward_each(self, *batches: Tensor) -> tuple[Tensor, ...]:
         if self.begins_step:
             self.sync_buffers()  # as DDP does and DeepSpeed does not
             self.begins_step = False
-        return self.engine(images)
+        return tuple(self.engine(images) for images in batches)
+
+    @property
+    def loss_scale(self) -> float:
+        if self.partitioned is None:
+            return super().loss_scale
+        return 1.0 if self.partitioned.loss_scale is None else self.partitioned.loss_scale.scale
 
     def forward_alone(self, images: Tensor) -> Tensor:
         with self.autocast():  # as their forward does around the module

@@ -20,7 +20,8 @@ from kapdist.run.paths import RunDir, as_ended
 if TYPE_CHECKING:
     from kapdist.forecast.attack import AttackForecast
 
-TRAINING_SECTIONS = {"train", "optim", "kap", "engine", "adversarial"}  # what an attack's config has none of
+# What an attack's config has none of.
+TRAINING_SECTIONS = {"train", "optim", "kap", "engine", "adversarial", "robust"}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 from kapdist.config import Config, OptimConfig, TrainConfig
 from kapdist.errors import InputError
 from kapdist.plan.adversarial import AdversarialPlan
+from kapdist.plan.robust import RobustPlan, plan_robust
 from kapdist.plan.training import Plan, make_plan
 
 LR_STEPS = 5  # learning rates shown, besides the peak
@@ -74,6 +75,8 @@ class Memory:
     gradients: int
     optimizer: int
     ema: int
+    perturbed: int = 0
+    """Weights as they are without their perturbation, and its direction, while an update's gradient is taken."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ class Forecast:
 
     machine: Machine
     plan: Plan
+    robust: RobustPlan | None
     engine: str
     zero_stage: int
     images_per_rank: tuple[int, int]
@@ -123,6 +127,8 @@ class Forecast:
         derived = {"ranks": self.machine.ranks, "gradient_bytes": self.footprint.gradient_bytes}
         values = asdict(self) | {"plan": self.plan.describe()} | derived
         values["traffic"]["total"] = self.traffic.total
+        if values["robust"]:
+            values["robust"]["images"] = len(values["robust"]["images"])
         return values
 
 
@@ -142,6 +148,7 @@ def forecast(
     return Forecast(
         machine=machine,
         plan=plan,
+        robust=plan_robust(config, config.robust.num_images, plan.steps_per_epoch),
         engine=engine,
         zero_stage=stage,
         images_per_rank=share(plan, machine.ranks),
@@ -152,8 +159,9 @@ def forecast(
             traffic(engine, stage, machine.ranks, footprint, plan.accumulation_steps),
             plan.adversarial,
             footprint.buffer_bytes if machine.ranks > 1 else 0,
+            all_reduced(footprint.gradient_bytes, machine.ranks),
         ),
-        memory=memory(stage, machine.ranks, footprint, states, ema),
+        memory=memory(stage, machine.ranks, footprint, states, ema, config.adversarial.awp_gamma > 0),
         checkpoints=checkpoints(config.train, plan, footprint, states, ema, seconds),
         rate=rate,
         hours=None if seconds is None else seconds / 3600,
@@ -189,23 +197,28 @@ def traffic(engine: str, zero_stage: int, ranks: int, footprint: Footprint, accu
     reductions = accumulation_steps if zero_stage == 2 else 1
     gathered = (ranks - 1) * footprint.parameter_bytes // ranks if zero_stage else 0
     return Traffic(
-        gradients=reductions * (2 * (ranks - 1) * footprint.gradient_bytes // ranks),
+        gradients=reductions * all_reduced(footprint.gradient_bytes, ranks),
         parameters=gathered,
         buffers=footprint.buffer_bytes if engine == "ddp" else 0,
     )
 
 
-def in_a_step(update: Traffic, adversarial: AdversarialPlan | None, buffers: int) -> Traffic:
+def all_reduced(num_bytes: int, ranks: int) -> int:
+    """Return what each of a ring's ranks receives of a sum over all (Thakur et al. 2005)."""
+    return 2 * (ranks - 1) * num_bytes // ranks
+
+
+def in_a_step(update: Traffic, adversarial: AdversarialPlan | None, buffers: int, once: int) -> Traffic:
     """Return the traffic of a step, given an update's: free makes several, and an attack may need the statistics.
 
-    Attacks exchange nothing else: their gradients are those of images.
+    Attacks on images exchange nothing else. One on the weights sums their gradients `once` more.
     """
     if adversarial is None:
         return update
     count = adversarial.replays
     return replace(
         update,
-        gradients=count * update.gradients,
+        gradients=count * update.gradients + (once if adversarial.awp_gamma else 0),
         parameters=count * update.parameters,
         buffers=count * update.buffers + (buffers if adversarial.reads_statistics else 0),
     )
@@ -216,7 +229,7 @@ def optimizer_states(optim: OptimConfig) -> int:
     return 2 if optim.name == "adamw" else int(optim.momentum > 0)
 
 
-def memory(zero_stage: int, ranks: int, footprint: Footprint, states: int, ema: bool) -> Memory:
+def memory(zero_stage: int, ranks: int, footprint: Footprint, states: int, ema: bool, awp: bool = False) -> Memory:
     """Return what a rank holds. ZeRO divides the optimizer's state, and keeps a copy of its part of the weights."""
     optimizer = states * footprint.parameter_bytes
     gradients = footprint.gradient_bytes
@@ -225,7 +238,8 @@ def memory(zero_stage: int, ranks: int, footprint: Footprint, states: int, ema: 
     if zero_stage == 2:
         gradients = -(-gradients // ranks)
     averaged = footprint.parameter_bytes + footprint.buffer_bytes if ema else 0
-    return Memory(footprint.parameter_bytes, gradients, optimizer, averaged)
+    perturbed = 2 * footprint.parameter_bytes if awp else 0
+    return Memory(footprint.parameter_bytes, gradients, optimizer, averaged, perturbed)
 
 
 def checkpoints(

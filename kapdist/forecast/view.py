@@ -41,6 +41,10 @@ def steps(found: Forecast) -> Rows:
     yield "epochs", f"{plan.epochs:,}"
     yield "steps per epoch", f"{plan.steps_per_epoch:,}"
     yield "steps", f"{plan.total_steps:,}, the first {plan.warmup_steps:,} warm up"
+    if robust := found.robust:
+        times = -(-plan.total_steps // robust.every_steps)
+        passes = f"{len(robust.images):,} images x {robust.passes_per_image:,} passes"
+        yield "robust validation", f"{passes} (at most), {times:,} times"
     yield "peak learning rate", plan.peak_lr_in_words()
     for step, lr in found.lr:
         yield f"  after step {step:,}", f"{lr:.4g}"
@@ -60,6 +64,8 @@ def weights(found: Forecast) -> Rows:
     yield "held: gradients", size(memory.gradients)
     yield "held: optimizer", size(memory.optimizer)
     yield "held: moving average", size(memory.ema)
+    if memory.perturbed:
+        yield "held: weights' perturbation", size(memory.perturbed)
 
 
 def time_and_checkpoints(found: Forecast) -> Rows:

@@ -132,13 +132,13 @@ class Plan:
     def num_graphs(self) -> int:
         """What a model that is compiled for one shape each time is compiled for: sides, sizes of parts, passes.
 
-        All parts of steps, on all ranks, differ by at most one image. The passes are the training's and, with
-        adversarial training, the attack's and the one that measures it.
+        All parts of steps, on all ranks, differ by at most one image. The passes are the training's and those that
+        adversarial training adds.
         """
         sides = {self.ramp.resolution(epoch) for epoch in range(self.epochs)}
         num_parts = self.steps_per_epoch * self.world_size * self.accumulation_steps
         sizes = 1 if self.num_images % num_parts == 0 else 2
-        return len(sides) * sizes * (3 if self.adversarial else 1)
+        return len(sides) * sizes * (self.adversarial.num_graphs if self.adversarial else 1)
 
     def peak_lr_in_words(self) -> str:
         """Return e.g. "0.425 = 1.7 for 4,096 images, scaled to 1,024"."""

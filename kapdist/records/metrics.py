@@ -15,18 +15,37 @@ class Metrics:
 
     train: tuple[dict[str, Any], ...] = ()
     evaluate: tuple[dict[str, Any], ...] = ()
+    robust: tuple[dict[str, Any], ...] = ()
+    alarm: tuple[dict[str, Any], ...] = ()
     end: dict[str, Any] | None = None
     num_unreadable: int = 0
 
     @property
     def shown(self) -> tuple[dict[str, Any], ...]:
-        """The evaluations of the weights that are exported: the moving average's where there is one."""
-        kinds = {line.get("weights", "model") for line in self.evaluate}
-        wanted = "ema" if "ema" in kinds else "model"
-        return tuple(line for line in self.evaluate if line.get("weights", "model") == wanted)
+        """The evaluations of the weights that are exported."""
+        return exported(self.evaluate)
+
+    @property
+    def withstood(self) -> tuple[dict[str, Any], ...]:
+        """The robust validations of the weights that are exported, as `shown`."""
+        return exported(self.robust)
 
 
-NEEDED = {"train": ("epoch", "loss"), "evaluate": ("epoch", "top1", "num_images"), "end": ()}
+# The numbers that a line of each kind has.
+NEEDED = {
+    "train": ("epoch", "loss"),
+    "evaluate": ("epoch", "top1", "num_images"),
+    "robust": ("epoch", "accuracy", "clean_accuracy", "eps", "attack_steps", "num_images"),
+    "alarm": ("epoch",),
+    "end": (),
+}
+
+
+def exported(lines: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+    """Return the lines of the weights that are exported: the moving average's where there is one."""
+    kinds = {line.get("weights", "model") for line in lines}
+    wanted = "ema" if "ema" in kinds else "model"
+    return tuple(line for line in lines if line.get("weights", "model") == wanted)
 
 
 def read_metrics(path: Path) -> Metrics:
@@ -41,10 +60,12 @@ def read_metrics(path: Path) -> Metrics:
         ):
             num_unreadable += 1
         elif entry["kind"] in NEEDED:
-            append(streams.setdefault((entry["kind"], str(entry.get("weights", ""))), []), entry)
+            append(streams.setdefault((entry["kind"], str(entry.get("weights", entry.get("name", "")))), []), entry)
     return Metrics(
         train=tuple(of_kind(streams, "train")),
         evaluate=tuple(of_kind(streams, "evaluate")),
+        robust=tuple(of_kind(streams, "robust")),
+        alarm=tuple(of_kind(streams, "alarm")),
         end=next(reversed(of_kind(streams, "end")), None),
         num_unreadable=num_unreadable,
     )

@@ -26,6 +26,8 @@ def run_facts(run: Run) -> Facts:
         ("Peak memory per rank", memory_text(end.get("peak_memory_bytes"))),
         ("Weights sha256", said(run.weights_sha256)),
     ]
+    if run.metrics.withstood:
+        facts.append(("Robust validation", robust_text(run)))
     if run.unmerged:
         facts.append(("Attacks without a summary", ", ".join(run.unmerged)))
     if run.metrics.num_unreadable:
@@ -51,6 +53,15 @@ def attack_facts(attack: Attack) -> Facts:
 def passes_text(summary: Summary) -> str:
     own = f"{summary.forwards:,} forward, {summary.backwards:,} backward"
     return f"{own}; the library's own: {summary.library_forwards:,}, {summary.library_backwards:,}"
+
+
+def robust_text(run: Run) -> str:
+    """Return the attack of robust validation, and how the best and the last of them ended."""
+    *_, last = lines = run.metrics.withstood
+    best = max(lines, key=lambda line: line["accuracy"])
+    attack = f"PGD of {last['attack_steps']} steps, {last.get('norm', MISSING)} eps {last['eps']:.4g}"
+    numbers = f"best {best['accuracy']:.1%} at epoch {best['epoch']:g}, last {last['accuracy']:.1%}"
+    return f"{attack}, {last['num_images']:,} images, noise {last.get('noise', MISSING)}: {numbers}"
 
 
 def said(value: object) -> str:

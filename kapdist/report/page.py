@@ -53,7 +53,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     compared = comparison(runs)
     looks = {run.label: plots.look(index) for index, run in enumerate(compared.runs)}
     views = view_blocks(compared, looks)
-    training = [plots.loss_plot(compared.runs, looks), plots.evaluation_plot(compared.runs, looks)]
+    training = [draw(compared.runs, looks) for draw in (plots.loss_plot, plots.evaluation_plot, plots.robust_plot)]
     curves = [plot for plot in training if plot is not None]
     sanity = sanity_views(compared.runs)
     corruptions = corruption_views(compared.runs)
@@ -101,6 +101,7 @@ def render(
         corruptions=corruptions,
         accuracy=accuracy_text,
         percent=percent,
+        alarms=[(run.label, line) for run in compared.runs for line in run.metrics.alarm],
         without_metrics=[run.label for run in compared.runs if not run.metrics.train and not run.metrics.evaluate],
         runs=[(run, run_facts(run), [(it.name, attack_facts(it)) for it in run.attacks]) for run in compared.runs],
         worst=[view for run in compared.runs for view in worst_views(run)],

@@ -118,6 +118,12 @@ def evaluation_plot(runs: Sequence[Run], looks: dict[str, dict[str, Any]]) -> Pl
     return curves(lines, looks, "evaluation-accuracy", "Clean accuracy during training", "Clean accuracy, %")
 
 
+def robust_plot(runs: Sequence[Run], looks: dict[str, dict[str, Any]]) -> Plot | None:
+    """Draw the accuracy that robust validation leaves, by epoch; None where no run has one."""
+    lines = {run.label: [(line["epoch"], 100 * line["accuracy"]) for line in run.metrics.withstood] for run in runs}
+    return curves(lines, looks, "robust-validation", "Robust validation during training", "Robust accuracy, %")
+
+
 def curves(
     lines: dict[str, list[tuple[float, float]]], looks: dict[str, dict[str, Any]], name: str, title: str, y: str
 ) -> Plot | None:

@@ -6,7 +6,9 @@ What decides it is a function of (seed, epoch, image) or of (seed, step), or sav
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,11 +18,17 @@ from kapdist import kap
 from kapdist.attack.ball import Ball
 from kapdist.config import Config
 from kapdist.engine import Engine, Ranks
-from kapdist.plan.adversarial import AdversarialPlan
+from kapdist.plan.adversarial import GAUSSIAN_START_STD, AdversarialPlan
 from kapdist.plan.training import Plan
 from kapdist.rng import derive_seed
+from kapdist.train import awp
+from kapdist.train.mart import mart
 from kapdist.train.mixing import mixed_cross_entropy
 from kapdist.train.pgd import pgd, random_start
+from kapdist.train.trades import divergence, trades
+
+Logits = Callable[..., tuple[Tensor, ...]]
+"""From batches of images to the logits of each."""
 
 
 class Part(NamedTuple):
@@ -53,7 +61,7 @@ class Adversary:
     def __init__(self, config: Config, plan: Plan, settings: AdversarialPlan, engine: Engine, ranks: Ranks) -> None:
         self.config, self.plan, self.settings = config, plan, settings
         self.engine, self.ranks = engine, ranks
-        self.counts = torch.zeros(4, dtype=torch.float64, device=ranks.device)
+        self.counts = torch.zeros(5, dtype=torch.float64, device=ranks.device)
 
     def prepare(self, measure: bool) -> None:
         """Make the running statistics that the attack or a measurement reads those of rank 0, as all others do.
@@ -65,9 +73,12 @@ class Adversary:
 
     def start(self, part: Part, step: int) -> Part:
         """Return the part with the points that the attack starts from."""
-        if not self.settings.random_start:
+        settings, epoch = self.settings, self.plan.epoch(step)
+        if settings.start == "image":
             return part._replace(adversarial=part.images)
-        start = random_start(self.ball(step), part.images, self.config.seed, self.plan.epoch(step), part.ids)
+        ball = Ball(settings.norm, settings.start_magnitude * settings.eps(step))
+        std = GAUSSIAN_START_STD if settings.start == "gaussian" else None
+        start = random_start(ball, part.images, self.config.seed, epoch, part.ids, std)
         return part._replace(adversarial=start)
 
     def attack(self, part: Part, step: int, measure: bool) -> Part:
@@ -81,14 +92,60 @@ class Adversary:
     def climb(self, part: Part, step: int) -> Part:
         """Return the part after the steps of projected gradient ascent from where it starts."""
         assert part.adversarial is not None
-
-        def loss_of(images: Tensor) -> Tensor:
-            return part.loss(self.engine.forward_alone(images), self.config.optim.label_smoothing)
-
         ball, settings = self.ball(step), self.settings
         with self.mode(step), frozen(self.engine.module):
-            points = pgd(loss_of, ball, part.images, part.adversarial, settings.step_size(step), settings.steps)
+            points = pgd(
+                self.climbed(part), ball, part.images, part.adversarial, settings.step_size(step), settings.steps
+            )
         return part._replace(adversarial=points)
+
+    def climbed(self, part: Part) -> Callable[[Tensor], Tensor]:
+        """Return what the attack maximises, of images and summed over them: the loss, or trades' divergence."""
+        if self.settings.mode != "trades":
+            smoothing = self.config.optim.label_smoothing
+            return lambda images: part.loss(self.engine.forward_alone(images), smoothing)
+        with torch.no_grad():
+            clean = self.engine.forward_alone(part.images).float()
+        return lambda images: divergence(clean, self.engine.forward_alone(images).float()).sum()
+
+    def loss(self, part: Part, logits_of: Logits) -> Tensor:
+        """Return the summed loss of a part: of its adversarial images, alone or beside the clean ones."""
+        assert part.adversarial is not None
+        settings, smoothing = self.settings, self.config.optim.label_smoothing
+        if settings.compares:  # each by itself through the norms, as published
+            clean, adversarial = (logits.float() for logits in logits_of(part.images, part.adversarial))
+            if settings.mode == "trades":
+                return trades(part.loss(clean, smoothing), clean, adversarial, settings.beta)
+            return mart(part.loss(adversarial, smoothing), clean, adversarial, part.labels, settings.beta)
+        if not settings.clean_share:
+            return part.loss(logits_of(part.adversarial)[0], smoothing)
+        clean, adversarial = logits_of(torch.cat([part.images, part.adversarial]))[0].chunk(2)
+        share = settings.clean_share
+        return share * part.loss(clean, smoothing) + (1 - share) * part.loss(adversarial, smoothing)
+
+    @contextlib.contextmanager
+    def worst_weights(self, parts: Iterable[Part], step: int) -> Iterator[Iterable[Part]]:
+        """Give the parts of a step back, and move the weights up their loss inside of the block if they are to be.
+
+        One direction of the whole batch, over its parts and all ranks; so the parts are held together.
+        """
+        if not self.settings.perturbs_weights(step):
+            yield parts
+            return
+        parts, engine = list(parts), self.engine
+        weights = awp.perturbed_weights(engine.module)
+        alone: Logits = lambda *batches: tuple(map(engine.forward_alone, batches))  # noqa: E731
+        losses = (partial(self.scaled_loss, part, alone) for part in parts)
+        with own_statistics(engine.module):
+            found = awp.gradients(losses, weights, self.ranks)
+        gamma = self.settings.awp_gamma
+        steps = [awp.worst_step(*pair, gamma) for pair in zip(weights, found, strict=True)]
+        with awp.moved(weights, steps):
+            yield parts
+
+    def scaled_loss(self, part: Part, logits_of: Logits) -> Tensor:
+        """Return a loss whose gradients fp16 can hold: only their direction will be looked at."""
+        return self.engine.loss_scale / len(self.plan.batch(0)) * self.loss(part, logits_of)
 
     def reuse(self, part: Part, step: int) -> Part:
         """Return the part one step up the gradient that the last update left (Shafahi 2019, algorithm 1)."""
@@ -99,7 +156,8 @@ class Adversary:
         return part._replace(adversarial=points)
 
     def ball(self, step: int) -> Ball:
-        return Ball(self.settings.norm, self.settings.eps(step))
+        """Return what the steps of the attack end in."""
+        return Ball(self.settings.norm, self.settings.eps(step) if self.settings.projects else math.inf)
 
     @contextlib.contextmanager
     def mode(self, step: int) -> Iterator[None]:
@@ -124,17 +182,19 @@ class Adversary:
         loss = part.loss(adversarial, self.config.optim.label_smoothing)
         hits = [(logits.argmax(1) == part.heavier_labels).sum() for logits in (clean, adversarial)]
         num_images = torch.tensor(len(part.labels), device=loss.device)
-        self.counts += torch.stack([value.double() for value in (num_images, *hits, loss)])
+        moved = divergence(clean, adversarial).sum()
+        self.counts += torch.stack([value.double() for value in (num_images, *hits, loss, moved)])
 
     def describe(self, step: int) -> dict[str, float]:
         """Return what was measured in the last step, over all ranks, and begin anew; all call it together."""
-        num_images, clean, adversarial, loss = self.ranks.sum(self.counts.clone()).tolist()
+        num_images, clean, adversarial, loss, moved = self.ranks.sum(self.counts.clone()).tolist()
         self.counts.zero_()
         return {
             "eps": self.settings.eps(step - 1),
             "adversarial_loss": loss / num_images,
             "clean_accuracy": clean / num_images,
             "adversarial_accuracy": adversarial / num_images,
+            "divergence": moved / num_images,
         }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -73,22 +74,38 @@ def evaluate(
         stopped: asked after every batch that all ranks have; where it says so, there is no evaluation.
         predict: how logits come about; else they are the model's with its noise off.
     """
-    numbers = part(range(-(-num_images // batch_size)), ranks.rank, ranks.world_size)
-    batches = [np.arange(n * batch_size, min((n + 1) * batch_size, num_images)) for n in numbers]
-    num_common = -(-num_images // batch_size) // ranks.world_size
+    dealt = deal(range(num_images), batch_size, ranks)
     finished = False
     tally = Tally(num_classes, ranks.device)
     was_training = model.training
     model.eval()
     with torch.inference_mode(), tensor_float_32(False), kap.noise(model, "off"):
-        for done, (number, batch) in enumerate(zip(numbers, loader.batches(batches), strict=True)):
+        for done, (number, batch) in enumerate(zip(dealt.numbers, loader.batches(dealt.batches), strict=True)):
             tally.add(predict(batch.images, number) if predict else model(batch.images), batch.labels)
-            if done < num_common and stopped():
+            if done < dealt.num_common and stopped():
                 break
         else:
             finished = True
     model.train(was_training)
     return tally.over(ranks) if finished else None
+
+
+class Dealt(NamedTuple):
+    """A rank's share of batches that were cut before they were dealt, so that nothing depends on the ranks."""
+
+    numbers: range
+    batches: list[np.ndarray]
+    """Image ids of each."""
+    num_common: int
+    """Batches that every rank has."""
+
+
+def deal(images: Sequence[int], batch_size: int, ranks: Ranks) -> Dealt:
+    """Cut images into batches of this size, the last one smaller, and return this rank's."""
+    num_batches = -(-len(images) // batch_size)
+    numbers = part(range(num_batches), ranks.rank, ranks.world_size)
+    batches = [np.asarray(images[n * batch_size : (n + 1) * batch_size]) for n in numbers]
+    return Dealt(numbers, batches, num_batches // ranks.world_size)
 
 
 class Tally:

@@ -29,6 +29,7 @@ from kapdist.models.build import build_model
 from kapdist.models.description import describe_weights
 from kapdist.models.strided import guard_strided
 from kapdist.models.weights import first_not_finite, load_weights
+from kapdist.plan.robust import plan_robust
 from kapdist.plan.training import Plan, Room, make_plan
 from kapdist.rng import derive_seed
 from kapdist.run.paths import RunDir, weights_sha256
@@ -40,6 +41,7 @@ from kapdist.train.best import BestWeights
 from kapdist.train.evaluate import Evaluation, evaluate
 from kapdist.train.metrics import LossMeter
 from kapdist.train.optim import MovingAverage, make_ema, make_optimizer
+from kapdist.train.robust import RobustAccuracy, RobustValidation
 from kapdist.train.stop import Stop
 from kapdist.train.watchdog import Watchdog
 
@@ -48,7 +50,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class LastEvaluation:
-    """The step of the last evaluation and the best top-1 accuracy so far; part of the state."""
+    """The step of the last evaluation and the best accuracy so far, clean or robust; part of the state."""
 
     step: int = 0
     best: float = -1.0
@@ -76,6 +78,12 @@ class Job:
     saver: checkpoint.Saver
     stop: Stop
     watchdog: Watchdog
+    robust: RobustValidation | None = None
+
+    @property
+    def meters(self) -> tuple[LossMeter, ...]:
+        """What the training loss goes to."""
+        return (self.meter, self.robust.meter) if self.robust else (self.meter,)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -114,6 +122,7 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
         saver=make_saver(config, ranks, this, plan),
         stop=stop,
         watchdog=watchdog,
+        robust=ranks.together(lambda: make_robust(config, validation, plan, ranks)),
     )
     ranks.from_first(lambda: settle(job, this))
     return job
@@ -125,6 +134,16 @@ def settle(job: Job, this: Attempt) -> None:
     this.note(job.run.plan, job.plan.describe() | described_images(job.data, job.validation))
     storage = job.plan.storage
     log.info("order %s, cache %s: %s", storage.order, storage.cache, storage.reason)
+
+
+def make_robust(config: Config, validation: BetonInfo, plan: Plan, ranks: Ranks) -> RobustValidation | None:
+    """Return what attacks the model between steps, if the config wants it."""
+    planned = plan_robust(config, validation.num_images, plan.steps_per_epoch)
+    if planned is None:
+        return None
+    # A loader of its own: that of evaluation has memory that belongs to inference mode.
+    loader = make_loader(config, validation, ranks, batch_size=planned.batch_size)
+    return RobustValidation(planned, loader, config.seed, ranks)
 
 
 def make_saver(config: Config, ranks: Ranks, this: Attempt, plan: Plan) -> checkpoint.Saver:
@@ -203,15 +222,17 @@ def planned_order(run: RunDir) -> str | None:
         return None
 
 
-def make_loader(config: Config, info: BetonInfo, ranks: Ranks, plan: Plan | None = None) -> Loader:
-    """Return the loader of training, if there is a plan of it, or of evaluation."""
+def make_loader(
+    config: Config, info: BetonInfo, ranks: Ranks, plan: Plan | None = None, batch_size: int = 0
+) -> Loader:
+    """Return the loader of training, if there is a plan of it, or of evaluation in batches of another size."""
     train, training = config.train, plan is not None
     return Loader(
         info,
         config.data,
         training=training,
         seed=config.seed,
-        max_batch_size=plan.largest_part if plan else train.eval_batch_size,
+        max_batch_size=plan.largest_part if plan else batch_size or train.eval_batch_size,
         device=ranks.device,
         num_workers=config.data.workers or ranks.cpus,
         channels_last=config.engine.channels_last,
@@ -227,12 +248,14 @@ def save(job: Job, step: int) -> None:
         "data": job.data.fingerprint,
         "last_evaluation": vars(job.last) | {},
         "best_weights": best,
+        "robust": job.robust.state() if job.robust else None,
     }
     own = {
         "activation_noise": kap.noise_state(job.engine.module),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(job.ranks.device) if job.ranks.device.type == "cuda" else None,
         "meter": job.meter.state(),
+        "robust_meter": job.robust.meter.state() if job.robust else None,
     }
     job.saver.save(step, shared, own)
 
@@ -256,6 +279,8 @@ def resume(job: Job) -> int:
         job.ema.load_state_dict(shared["ema"])
     step = int(shared["step"])
     job.last.step, job.last.best = shared["last_evaluation"]["step"], shared["last_evaluation"]["best"]
+    if job.robust:
+        job.robust.load_state(shared.get("robust"))
     if job.ranks.first:
         job.best.load_state(shared.get("best_weights"))
     if own is None:
@@ -281,6 +306,8 @@ def restore_own(job: Job, own: checkpoint.State) -> None:
     if own["cuda"] is not None and job.ranks.device.type == "cuda":
         torch.cuda.set_rng_state(own["cuda"], job.ranks.device)
     job.meter.load_state(own["meter"])
+    if job.robust and own.get("robust_meter"):
+        job.robust.meter.load_state(own["robust_meter"])
 
 
 def seed_anew(job: Job, step: int) -> None:
@@ -309,6 +336,19 @@ def validate(job: Job, step: int) -> Evaluation | None:
     )
     if found is not None and not math.isfinite(found.loss_sum):
         raise checkpoint.diverged(job.run, f"the evaluation of step {step} has a loss of {found.loss_sum}")
+    return found
+
+
+def withstood(job: Job, step: int) -> RobustAccuracy | None:
+    """Attack the model that `validate` has just evaluated, over all ranks; None where a signal cut it short.
+
+    Raises:
+        FloatingPointError: its loss is not finite.
+    """
+    assert job.robust is not None
+    found = job.robust.withstood(job.evaluated, partial(poll, job, step))
+    if found is not None and not math.isfinite(found.loss_sum):
+        raise checkpoint.diverged(job.run, f"robust validation after step {step} has a loss of {found.loss_sum}")
     return found
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from kapdist.config import Config, check_limits
@@ -18,9 +19,10 @@ from kapdist.train.attempt import apart_is_failure, attempt
 from kapdist.train.batches import training_batches
 from kapdist.train.checkpoint import diverged
 from kapdist.train.clock import Clock
-from kapdist.train.job import Job, exported, poll, prepare, resume, save, validate
+from kapdist.train.job import Job, exported, poll, prepare, resume, save, validate, withstood
 from kapdist.train.metrics import MetricsLog, peak_memory_bytes
 from kapdist.train.mixing import mix
+from kapdist.train.robust import RobustAccuracy
 from kapdist.train.stop import Stop
 from kapdist.train.watchdog import Watchdog
 
@@ -91,18 +93,41 @@ def take_steps(job: Job, batches: Iterator[Batch], step: int, clock: Clock, metr
 def evaluate_now(job: Job, step: int, metrics: MetricsLog) -> None:
     """Evaluate, keep the best weights; a signal in the middle leaves the evaluation to the next attempt."""
     found = validate(job, step)
-    if found is None:
+    attacks = job.robust is not None and job.robust.plan.is_due(step)
+    robust = withstood(job, step) if attacks and found is not None else None
+    if found is None or (attacks and robust is None):
         save_and_leave(job, step)
         return
     values = found.describe()
-    weights = "model" if job.ema is None else "ema"
-    metrics.write("evaluate", step, epoch=step / job.plan.steps_per_epoch, noise="off", weights=weights, **values)
+    common = {"epoch": step / job.plan.steps_per_epoch, "weights": "model" if job.ema is None else "ema"}
+    metrics.write("evaluate", step, noise="off", **common, **values)
+    if robust is not None:
+        tell_robust(job, step, robust, common, metrics)
     job.last.step = step
-    if values["top1"] > job.last.best:
-        job.last.best = float(values["top1"])
-        content = exported(job)
-        if content is not None:
-            job.best.write(content)
+    if job.config.train.best == "clean":
+        keep_best(job, float(values["top1"]))
+    elif robust is not None:
+        keep_best(job, robust.accuracy)
+
+
+def tell_robust(job: Job, step: int, robust: RobustAccuracy, common: dict[str, Any], metrics: MetricsLog) -> None:
+    """Write what robust validation found, and the alarms that it gives."""
+    assert job.robust is not None
+    alarms = job.robust.watch(common["epoch"], robust)
+    loss = job.robust.history[-1].loss
+    metrics.write("robust", step, **common, **job.robust.plan.describe(), **robust.describe(), training_loss=loss)
+    for alarm in alarms:
+        metrics.write("alarm", step, epoch=common["epoch"], name=alarm.name, text=alarm.text)
+
+
+def keep_best(job: Job, accuracy: float) -> None:
+    """Write the weights if they are the best so far."""
+    if accuracy <= job.last.best:
+        return
+    job.last.best = accuracy
+    content = exported(job)
+    if content is not None:
+        job.best.write(content)
 
 
 def save_and_leave(job: Job, step: int) -> None:
@@ -140,32 +165,38 @@ def update(job: Job, parts: Iterable[Part], step: int, measure: bool) -> StepRes
     """Take the parts of a batch through forward, backward and one update of the weights."""
     # DDP averages over ranks whose shares may differ by an image: weigh by images, not by ranks.
     share = job.ranks.world_size / len(job.plan.batch(step))
-    if job.adversary:
-        job.adversary.prepare(measure)
-    for index, part in enumerate(parts):
-        if job.adversary:
-            part = job.adversary.attack(part, step, measure)
-        with job.engine.accumulating(more=index + 1 < job.plan.accumulation_steps):
-            loss = share * training_loss(job, part)
-            job.engine.backward(loss)
-        job.meter.add(loss)
-    job.meter.count_step()
+    with attacked(job, parts, step, measure) as parts:
+        for index, part in enumerate(parts):
+            with job.engine.accumulating(more=index + 1 < job.plan.accumulation_steps):
+                loss = share * training_loss(job, part)
+                job.engine.backward(loss)
+            for meter in job.meters:
+                meter.add(loss)
+    for meter in job.meters:
+        meter.count_step()
     result = job.engine.step(job.plan.lr(step), measure)
     if job.ema:
         job.ema.update_parameters(job.engine.module)
     return result
 
 
+@contextlib.contextmanager
+def attacked(job: Job, parts: Iterable[Part], step: int, measure: bool) -> Iterator[Iterable[Part]]:
+    """Give the parts as adversarial training takes them; in the block the weights are where it takes them."""
+    adversary = job.adversary
+    if adversary is None:
+        yield parts
+        return
+    adversary.prepare(measure)
+    with adversary.worst_weights((adversary.attack(part, step, measure) for part in parts), step) as parts:
+        yield parts
+
+
 def training_loss(job: Job, part: Part) -> Tensor:
-    """Return the summed loss of a part: of its images, of its adversarial ones instead, or of both, weighted."""
-    smoothing = job.config.optim.label_smoothing
-    if job.adversary is None or part.adversarial is None:
-        return part.loss(job.engine.forward(part.images), smoothing)
-    clean_share = job.adversary.settings.clean_share
-    if not clean_share:
-        return part.loss(job.engine.forward(part.adversarial), smoothing)
-    clean, adversarial = job.engine.forward(torch.cat([part.images, part.adversarial])).chunk(2)
-    return clean_share * part.loss(clean, smoothing) + (1 - clean_share) * part.loss(adversarial, smoothing)
+    """Return the summed loss of a part, of its images or as adversarial training has it."""
+    if job.adversary:
+        return job.adversary.loss(part, job.engine.forward_each)
+    return part.loss(job.engine.forward(part.images), job.config.optim.label_smoothing)
 
 
 def describe(job: Job, result: StepResult, step: int) -> dict[str, float]:

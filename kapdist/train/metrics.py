@@ -44,6 +44,10 @@ class LossMeter:
         self.steps = 0
         return mean
 
+    def mean_if_any(self) -> float | None:
+        """Return the mean as above, or None where no step has been counted yet."""
+        return self.mean() if self.steps else None
+
     def state(self) -> dict[str, Any]:
         return {"sum": self.sum.cpu(), "steps": self.steps}
 
@@ -93,6 +97,9 @@ class MetricsLog:
         self.wandb.log(numbers.values, step=numbers.step)
 
     def say(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        if kind == "alarm":
+            log.warning("step %d/%d: %s", step, self.total_steps, values["text"])
+            return
         words = "  ".join(f"{key} {short(value)}" for key, value in values.items() if key != "peak_memory_bytes")
         if self.progress and kind == "train":
             with contextlib.suppress(OSError):  # nobody watches any more

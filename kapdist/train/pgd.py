@@ -19,17 +19,25 @@ from kapdist.rng import derive_seed
 GRADIENT_SCALE = 2.0**8  # a power of two rounds nothing; without it fp16 gradients of images underflow
 
 
-def random_start(ball: Ball, images: Tensor, seed: int, epoch: int, ids: Sequence[int]) -> Tensor:
-    """Return points drawn uniformly from the ball, then cut to [0, 1]: functions of (seed, epoch, image id) alone.
+def random_start(
+    ball: Ball, images: Tensor, seed: int, epoch: int, ids: Sequence[int], std: float | None = None
+) -> Tensor:
+    """Return random points of the ball, cut to [0, 1]: functions of (seed, epoch, image id) alone.
 
-    They depend neither on the batch nor on the rank, the memory format or the number of processes.
+    They depend neither on the batch nor on the rank, the memory format or the number of processes. They are uniform
+    in the ball, or normal about the image where there is a standard deviation.
     """
     delta = torch.empty_like(images)
     generator = torch.Generator(delta.device)
     for perturbation, image in zip(delta, ids, strict=True):
         generator.manual_seed(derive_seed(seed, "adversarial start", epoch, image))
-        perturbation.copy_(ball.random_point(perturbation.shape, generator))
-    return ball.project(images + ball.eps * delta, images)
+        shape = perturbation.shape
+        if std is None:
+            drawn = ball.eps * ball.random_point(shape, generator)
+        else:
+            drawn = torch.empty(shape, device=delta.device).normal_(0, std, generator=generator)
+        perturbation.copy_(drawn)
+    return ball.project(images + delta, images)
 
 
 def pgd(

@@ -66,6 +66,10 @@ def training_rows(found: Training, now: float) -> Iterator[Row]:
     if found.evaluation:
         last = found.evaluation
         yield "evaluation", f"top-1 {last['top1']:.2%}, top-5 {last['top5']:.2%} at step {last['step']}"
+    if found.robust:
+        yield "robust", robust(found.robust)
+    for alarm in found.alarms[-SHOWN:]:
+        yield "alarm", Text(alarm, style="bold red")
     if found.checkpoint_age_seconds is not None:
         yield "checkpoint", f"step {found.checkpoint_step}, {duration(found.checkpoint_age_seconds)} old"
     if found.ranks and found.verdict.state != "DONE":
@@ -81,6 +85,13 @@ def training_rows(found: Training, now: float) -> Iterator[Row]:
     # The end of a run that is done was no stop.
     for end in (found.ends[:-1] if found.verdict.state == "DONE" else found.ends)[-SHOWN:]:
         yield "ended", ending(end)
+
+
+def robust(last: dict[str, Any]) -> str:
+    attack = (
+        f"{last['attack_steps']} steps of PGD, {last['norm']} eps {last['eps']:.4g}, {last['num_images']} images"
+    )
+    return f"{last['accuracy']:.2%} of {last['clean_accuracy']:.2%} under {attack}, at step {last['step']}"
 
 
 def steps(found: Training) -> str:

@@ -25,6 +25,7 @@ IDLE_SECONDS = 120.0
 METRICS_BYTES = 2**20
 RECENT_LINES = 10
 SHOWN_ATTEMPTS = 20
+SHOWN_KINDS = ("evaluate", "robust", "alarm")
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,10 @@ class Training:
     train: dict[str, Any] = field(default_factory=dict)
     """The last line of metrics of the training."""
     evaluation: dict[str, Any] = field(default_factory=dict)
+    robust: dict[str, Any] = field(default_factory=dict)
+    """The last line of metrics of robust validation."""
+    alarms: list[str] = field(default_factory=list)
+    """What robust validation warned of."""
     checkpoint_step: int | None = None
     checkpoint_age_seconds: float | None = None
     ranks: list[Rank] = field(default_factory=list)
@@ -207,12 +212,14 @@ def progress(run: RunDir, ranks: list[Rank], runs: bool) -> dict[str, Any]:
     plan = run.recorded()
     lines = newest_lines(run.metrics)
     trained = [line for line in lines if line["kind"] == "train"]
-    evaluated = [line for line in lines if line["kind"] == "evaluate"]
+    evaluated, attacked, alarms = ([line for line in lines if line["kind"] == kind] for kind in SHOWN_KINDS)
     step = max([line["step"] for line in lines[-1:]] + [rank.step for rank in ranks], default=0)
     found: dict[str, Any] = {
         "step": step,
         "train": trained[-1] if trained else {},
         "evaluation": evaluated[-1] if evaluated else {},
+        "robust": attacked[-1] if attacked else {},
+        "alarms": [line["text"] for line in alarms],
     }
     if plan:
         total, per_epoch = plan["total_steps"], plan["steps_per_epoch"]

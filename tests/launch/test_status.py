@@ -171,6 +171,25 @@ def begun(root: Path, *, queued: bool = True) -> RunDir:
     return run
 
 
+@pytest.mark.usefixtures("no_slurm")
+def test_robust_validation_and_its_alarms_are_shown(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run", queued=False)
+    attack = {"norm": "Linf", "eps": 8 / 255, "attack_steps": 10, "num_images": 512}
+    lines = [
+        {"kind": "robust", "step": 7, "epoch": 1.0, "accuracy": 0.4, "clean_accuracy": 0.8} | attack,
+        {"kind": "robust", "step": 14, "epoch": 2.0, "accuracy": 0.01, "clean_accuracy": 0.9} | attack,
+        {"kind": "alarm", "step": 14, "epoch": 2.0, "name": "catastrophic overfitting", "text": "it fell"},
+    ]
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read_status(run.root)
+    assert found.training is not None
+    assert found.training.robust == lines[1]
+    assert found.training.alarms == ["it fell"]
+    text = drawn(found)
+    assert "1.00% of 90.00% under 10 steps of PGD, Linf eps 0.03137, 512 images, at step 14" in text
+    assert "it fell" in text
+
+
 def training_status(run: RunDir, answers: Answers) -> Training:
     return read_training(run, remembered(run.slurm), answers)
 

@@ -19,7 +19,13 @@ from kapdist.engine import Ranks, join
 from kapdist.train.loop import take_part, train_step
 
 NUM_IMAGES = 12
-MODES: list[dict[str, Any]] = [{"mode": "pgd", "steps": 2, "clean_share": 0.5}, {"mode": "fast"}, {"mode": "free"}]
+MODES: list[dict[str, Any]] = [
+    {"mode": "pgd", "steps": 2, "clean_share": 0.5},
+    {"mode": "fast", "start": "n-fgsm"},
+    {"mode": "free"},
+    {"mode": "trades", "steps": 2, "norm": "L2", "awp_gamma": 0.05},
+    {"mode": "mart", "steps": 2, "awp_gamma": 0.05},
+]
 
 
 def main() -> None:

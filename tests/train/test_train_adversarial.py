@@ -335,12 +335,12 @@ def test_free_once_from_zero_is_plain_training_to_the_bit() -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("mode", ["fast", "free"])
-def test_half_precision_trains_close_to_fp32(precision: str, mode: str) -> None:
+@pytest.mark.parametrize("told", [{"mode": "fast"}, {"mode": "free"}, {"mode": "mart", "awp_gamma": 0.1}])
+def test_half_precision_trains_close_to_fp32(precision: str, told: dict) -> None:
     images, labels = pictures(12)
     weights = []
     for chosen in ("fp32", precision):
-        job = make_job(make_config({"mode": mode, "eps": 0.05}), linear(), 12, precision=chosen)
+        job = make_job(make_config(told | {"eps": 0.05}), linear(), 12, precision=chosen)
         if chosen == "fp16":
             job.engine.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         source = batches(job, images, labels, 2)
@@ -356,19 +356,19 @@ def test_two_ranks_start_alike_exchange_once_and_agree_between_engines(run_ranks
     assert [end.code for end in ends] == [0, 0], "\n".join(end.output for end in ends)
 
 
-ALL_ON = [
-    "adversarial.eps=8/255",
-    "train.mixup_alpha=0.2",
-    "train.log_every_steps=2",
-    "adversarial.clean_share=0.3",
-]
-RUNS = [
-    (2, ["adversarial.mode=pgd", "adversarial.steps=2", "adversarial.eps_warmup_epochs=1", "model.dropout=0.1"]),
-    (1, ["adversarial.mode=free", "adversarial.replays=2"]),
-]
+ALL_ON = ["adversarial.eps=8/255", "train.log_every_steps=2"]
+MIXED = ["train.mixup_alpha=0.2", "adversarial.clean_share=0.3"]
+TRADES_AWP = ["adversarial.mode=trades", "adversarial.awp_gamma=0.01", "adversarial.awp_warmup_epochs=0.5"]
+RUNS = {
+    "pgd": (2, [*MIXED, "adversarial.mode=pgd", "adversarial.steps=2", "adversarial.eps_warmup_epochs=1"]),
+    "free": (1, [*MIXED, "adversarial.mode=free", "adversarial.replays=2"]),
+    "trades-awp": (2, [*TRADES_AWP, "adversarial.steps=2", "train.cutmix_alpha=1", "model.dropout=0.1"]),
+    "mart": (1, ["adversarial.mode=mart", "adversarial.steps=2", "adversarial.statistics=train"]),
+    "n-fgsm": (1, ["adversarial.mode=fast", "adversarial.start=n-fgsm", "model.dropout=0.1"]),
+}
 
 
-@pytest.mark.parametrize(("world_size", "words"), RUNS, ids=["pgd", "free"])
+@pytest.mark.parametrize(("world_size", "words"), RUNS.values(), ids=RUNS)
 def test_a_run_continued_is_bitwise_the_whole(
     tiny_config: Path, run_ranks: Callable, world_size: int, words: list[str]
 ) -> None:
@@ -400,13 +400,23 @@ def test_a_run_continued_is_bitwise_the_whole(
         (["mode=pgd", "eps=-1/255"], "greater than 0"),
         (["mode=pgd", "eps=8"], "eps of at most 1 with Linf"),
         (["mode=pgd", "steps=0"], "greater than or equal to 1"),
-        (["mode=fast", "steps=3"], "steps with mode pgd only"),
+        (["mode=fast", "steps=3"], "steps with mode pgd, trades or mart only"),
         (["mode=pgd", "replays=2"], "replays with mode free only"),
         (["mode=free", "replays=0"], "greater than or equal to 1"),
-        (["mode=free", "statistics=train"], "statistics with mode pgd or fast only"),
-        (["mode=free", "noise=off"], "noise with mode pgd or fast only"),
+        (["mode=free", "statistics=train"], "statistics with mode pgd, fast, trades or mart only"),
+        (["mode=free", "noise=off"], "noise with mode pgd, fast, trades or mart only"),
+        (["mode=free", "awp_gamma=0.01"], "awp_gamma with mode pgd, fast, trades or mart only"),
+        (["mode=pgd", "awp_gamma=-1"], "greater than or equal to 0"),
+        (["mode=pgd", "beta=6"], "beta with mode trades or mart only"),
+        (["mode=trades", "beta=0"], "greater than 0"),
+        (["mode=mart", "clean_share=0.5"], "clean_share with mode pgd, fast or free only"),
+        (["mode=trades", "random_start=false"], "random_start with mode trades"),
+        (["mode=pgd", "random_start=false", "start=uniform"], "start with random_start only"),
+        (["mode=pgd", "start=n-fgsm"], "start n-fgsm with mode fast only"),
+        (["mode=free", "start=gaussian"], "start gaussian with mode pgd, trades or mart only"),
+        (["mode=fast", "start_magnitude=3"], "start_magnitude with start n-fgsm only"),
         (["mode=pgd", "clean_share=1"], "less than 1"),
-        (["mode=trades"], "'free'"),
+        (["mode=awp"], "'mart'"),
         (["mode=pgd", "norm=L1"], "'L2'"),
         (["mode=pgd", "step_size=0"], "greater than 0"),
         (["mode=pgd", "epsilon=4/255"], "nearest: adversarial.eps"),
@@ -420,12 +430,17 @@ def test_wrong_input_names_the_key(tiny_config: Path, words: list[str], expected
     assert "\n" not in str(caught.value)
 
 
-def test_a_warm_up_longer_than_the_training_is_refused(tiny_config: Path) -> None:
-    words = ["adversarial.mode=fast", "adversarial.eps_warmup_epochs=3"]
-    with pytest.raises(
-        InputError, match=r"adversarial.eps_warmup_epochs: expected at most train.epochs = 2, found 3"
-    ):
-        make_plan(load_config(Config, tiny_config, words), 130, 1)
+@pytest.mark.parametrize("key", ["eps_warmup_epochs", "awp_warmup_epochs"])
+def test_a_warm_up_longer_than_the_training_is_refused(tiny_config: Path, key: str) -> None:
+    words = ["adversarial.mode=fast", f"adversarial.{key}=3"]
+    with pytest.raises(InputError, match=rf"adversarial.{key}: expected at most train.epochs = 2, found 3"):
+        make_plan(load_config(Config, tiny_config, [*words, "train.epochs=2"]), 130, 1)
+
+
+@pytest.mark.parametrize("key", ["mixup_alpha", "cutmix_alpha"])
+def test_mart_takes_no_mixed_labels(tiny_config: Path, key: str) -> None:
+    with pytest.raises(InputError, match=r"mode mart without train.mixup_alpha and train.cutmix_alpha"):
+        load_config(Config, tiny_config, ["adversarial.mode=mart", f"train.{key}=0.2"])
 
 
 def test_off_may_be_written_as_yaml_reads_it(tiny_config: Path) -> None:
@@ -439,6 +454,11 @@ PASSES = [
     ({"mode": "fast"}, 2, 1),
     ({"mode": "free", "replays": 4}, 4, 4),
     ({"mode": "free", "replays": 4, "clean_share": 0.5}, 8, 4),
+    ({"mode": "fast", "start": "n-fgsm"}, 2, 1),
+    ({"mode": "trades"}, 13, 1),
+    ({"mode": "mart", "steps": 3}, 5, 1),
+    ({"mode": "pgd", "steps": 3, "awp_gamma": 0.01}, 5, 1),
+    ({"mode": "trades", "steps": 3, "awp_gamma": 0.01}, 8, 1),
 ]
 
 
@@ -456,8 +476,9 @@ def test_a_forecast_counts_passes_and_updates(told: dict, passes: int, updates: 
     assert (sum(seen), len(made)) == (12 * passes, updates)
     settings = job.plan.adversarial
     assert (settings.passes_per_image, settings.replays) == (passes, updates)
-    sent = in_a_step(Traffic(100, 10, 7), settings, 7)
-    assert sent == Traffic(100 * updates, 10 * updates, 7 * updates + (0 if told["mode"] == "free" else 7))
+    sent = in_a_step(Traffic(100, 10, 7), settings, 7, 90)
+    gradients = 100 * updates + (90 if "awp_gamma" in told else 0)
+    assert sent == Traffic(gradients, 10 * updates, 7 * updates + (0 if told["mode"] == "free" else 7))
 
 
 def test_a_rate_of_plain_training_is_divided_by_the_passes(tiny_config: Path, tmp_path: Path) -> None:
