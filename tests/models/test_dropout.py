@@ -104,7 +104,8 @@ def test_its_gradient_is_its_mask() -> None:
 
 def test_a_saved_state_continues_the_draws() -> None:
     model = build_model(
-        ModelConfig(**NETWORK, dropout=0.5, dropout_draws="always"), KapConfig(pool_size=3, noise_std=0.1)
+        ModelConfig(**NETWORK, dropout=0.5, dropout_draws="always"),
+        KapConfig(pool_size=3, layout="line", noise_std=0.1),
     )
     other, x = copy.deepcopy(model), torch.rand(2, 3, 8, 8)
     seed_noise(model, 5)
@@ -121,7 +122,7 @@ def test_a_saved_state_continues_the_draws() -> None:
 
 def test_layers_of_one_model_draw_apart() -> None:
     model = with_dropout(nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5)), "1d", "always")
-    kapify(nn.Sequential(model, nn.Conv2d(8, 8, 1)), noise_std=0.1)
+    kapify(nn.Sequential(model, nn.Conv2d(8, 8, 1)), layout="line", noise_std=0.1)
     first, second = (dropped(layer, torch.ones(4, 8, 8, 8)) for layer in model)
     assert not torch.equal(first, second)
 

@@ -30,7 +30,7 @@ from kapdist.train.job import initial_model
 
 NETWORK: dict[str, Any] = {"name": "resnet10", "num_classes": 5, "width": 0.25, "stem": "cifar"}
 NETWORK |= {"zero_init_residual": False}
-NOISY = {"pool_size": 3, "noise_std": 0.2}
+NOISY = {"pool_size": 3, "layout": "line", "noise_std": 0.2}
 
 
 def build(members: int, kap: dict[str, Any] | None = None, seed: int = 0, **model: Any) -> nn.Module:
@@ -214,7 +214,7 @@ def test_it_folds_to_the_mean_of_plain_networks(x: Tensor, random_member: bool) 
 
 def test_it_compiles_to_the_same_function(x: Tensor) -> None:
     def member() -> nn.Module:
-        conv = KAPConv2d(3, 8, 3, noise_std=0.2)
+        conv = KAPConv2d(3, 8, 3, layout="line", noise_std=0.2)
         return nn.Sequential(conv, NoisyDropout(0.5), NoisyDropout(0.5, "2d"), nn.Flatten(), nn.Linear(288, 4))
 
     ensemble = Ensemble([member(), member()], "probabilities", random_member=True).train()
