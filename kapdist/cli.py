@@ -9,25 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from kapdist.errors import RESUME, InputError, StoppedError, TransientError, one_line
 from kapdist.forecast.command import forecast
+from kapdist.run.plain_help import PLAIN
 from kapdist.run.standard_output import kept_for_the_result, open_standard_streams, result, work
 from kapdist.topography.command import topography
 
-
-class Group(TyperGroup):
-    """Commands in the help with the whole of their first sentence."""
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, command.get_short_help_str(1000)) for name, command in commands if command])
-
-
-# No markup: rich takes longer to load than all else that --help needs.
-PLAIN: dict[str, Any] = {"cls": Group, "rich_markup_mode": None, "no_args_is_help": True}
 app = typer.Typer(
     **PLAIN,
     help="Train Kernel Average Pooling ResNets over many nodes, attack them in shards, believe the number.",

@@ -55,7 +55,9 @@ def rand_augment_part(images, out, key, num_operations, magnitude):  # type: ign
             operate(number, level_of(number, magnitude, negative, side), out[position], before, table)
 
 
-SIGNATURE = types.void(array_type(types.int64, 1), array_type(types.uint8, 4), types.int64, types.int64, types.int64)
+SIGNATURE = types.void(
+    array_type(types.int64, 1), array_type(types.uint8, 4), types.int64, types.int64, types.int64
+)
 
 
 @functools.cache
