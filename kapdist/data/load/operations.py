@@ -94,15 +94,16 @@ def transform(
 
 
 @njit(nogil=True)
-def blend(base: int, value: int, factor: np.float32) -> np.uint8:
+def blend(base: np.int32, value: np.int32, factor: np.float32) -> np.uint8:
     """Return base + factor (value - base), cut off to a byte."""
     mixed = np.float32(base) + factor * np.float32(value - base)
     return np.uint8(np.int32(min(max(mixed, np.float32(0)), np.float32(255))))
 
 
 @njit(nogil=True)
-def grey(red: int, green: int, blue: int) -> int:
-    return (RED * red + GREEN * green + BLUE * blue + ROUND) >> 16
+def grey(red: np.int32, green: np.int32, blue: np.int32) -> np.int32:
+    """Return the grey of a colour."""
+    return np.int32((RED * red + GREEN * green + BLUE * blue + ROUND) >> 16)
 
 
 @njit(nogil=True)
@@ -145,7 +146,7 @@ def look_up(table: np.ndarray, image: np.ndarray) -> None:
 @njit(nogil=True)
 def fill_table(number: int, level: float, image: np.ndarray, table: np.ndarray) -> None:
     """Fill table (3, 256) with what an operation makes of each byte of each channel of an image."""
-    if number == AUTOCONTRAST or number == EQUALIZE:
+    if number in (AUTOCONTRAST, EQUALIZE):
         counts = histogram(image)
         for channel in range(3):
             if number == AUTOCONTRAST:
@@ -161,14 +162,14 @@ def fill_table(number: int, level: float, image: np.ndarray, table: np.ndarray) 
         elif number == SOLARIZE:
             new = np.uint8(value if value < level else 255 - value)
         else:
-            new = blend(base, value, np.float32(level))
+            new = blend(np.int32(base), np.int32(value), np.float32(level))
         table[:, value] = new
 
 
 @njit(nogil=True)
 def mean_grey(image: np.ndarray) -> int:
     """Return the mean of an image's grey, rounded half up."""
-    pixels, total = image.reshape(-1, 3), 0
+    pixels, total = image.reshape(-1, 3), np.int64(0)
     for index in range(len(pixels)):
         total += grey(np.int32(pixels[index, 0]), np.int32(pixels[index, 1]), np.int32(pixels[index, 2]))
     return int(total / len(pixels) + 0.5)
@@ -200,7 +201,7 @@ def stretch(counts: np.ndarray, table: np.ndarray) -> None:
 
 @njit(nogil=True)
 def equalize(counts: np.ndarray, table: np.ndarray) -> None:
-    """Map each byte to 255 times the share of the pixels that are darker, as whole steps; one alone stays as it is."""
+    """Map each byte to 255 times the share of darker pixels, in whole steps; one alone stays as it is."""
     last = 255
     while last > 0 and counts[last] == 0:
         last -= 1
