@@ -11,6 +11,8 @@ import math
 import numpy as np
 from numba import njit
 
+from kapdist.data.load.resize import U0, U1, U2, U3
+
 OPERATIONS = (
     *("identity", "shear-x", "shear-y", "translate-x", "translate-y", "rotate"),
     *("brightness", "color", "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize"),
@@ -78,17 +80,19 @@ def transform(
     side = out.shape[0]
     right, down = fixed(a), fixed(d)
     begin_x, begin_y = fixed(c + (a + b) / 2), fixed(f + (d + e) / 2)
-    limit = side << FIXED
+    limit, source = np.uintp(side << FIXED), before.reshape(-1)
+    line_bytes = np.uintp(3 * side)
     for row in range(side):
         x, y = begin_x + row * fixed(b), begin_y + row * fixed(e)
+        target = out[row]
         for column in range(side):
-            if 0 <= x < limit and 0 <= y < limit:
-                at_y, at_x = np.uintp(y >> FIXED), np.uintp(x >> FIXED)
-                for channel in range(3):
-                    out[row, column, channel] = before[at_y, at_x, channel]
+            if np.uintp(x) < limit and np.uintp(y) < limit:  # negative ones are large as unsigned
+                at = np.uintp(y >> FIXED) * line_bytes + U3 * np.uintp(x >> FIXED)
+                target[column, U0] = source[at]
+                target[column, U1] = source[at + U1]
+                target[column, U2] = source[at + U2]
             else:
-                for channel in range(3):
-                    out[row, column, channel] = 0
+                target[column, U0] = target[column, U1] = target[column, U2] = 0
             x += right
             y += down
 
@@ -123,15 +127,17 @@ def sharpen(before: np.ndarray, factor: np.float32, out: np.ndarray) -> None:
     """Blend every pixel but those of the border with a mean of its neighbourhood, in which it counts five times."""
     side = out.shape[0]
     lines, line_bytes = before.reshape(side, -1), 3 * side
-    target = out.reshape(side, -1)
+    column_sums = np.empty(line_bytes, np.uint32)
     for row in range(1, side - 1):
         above, here, below = lines[row - 1], lines[row], lines[row + 1]
-        for at in range(3, line_bytes - 3):
-            total = np.int32(6) + 5 * np.int32(here[at])
-            for offset in (-3, 0, 3):
-                total += np.int32(above[at + offset]) + np.int32(below[at + offset])
-            total += np.int32(here[at - 3]) + np.int32(here[at + 3])
-            target[row, at] = blend(total // 13, np.int32(here[at]), factor)
+        for at in range(line_bytes):
+            column_sums[at] = np.uint32(above[at]) + np.uint32(here[at]) + np.uint32(below[at])
+        left, middle, right = column_sums[:-6], column_sums[3:-3], column_sums[6:]
+        values, target = here[3:-3], out.reshape(side, -1)[row, 3:-3]
+        for at in range(len(values)):
+            total = left[at] + middle[at] + right[at] + np.uint32(4) * np.uint32(values[at])
+            mean = (total + np.uint32(6)) // np.uint32(13)  # no ties: 13 is odd
+            target[at] = blend(np.int32(mean), np.int32(values[at]), factor)
 
 
 @njit(nogil=True)
