@@ -10,6 +10,7 @@ Fashion-MNIST: raw 32 x 32 images, flip and translation.
 Photographs: Debian's tuxpaint stamps enlarged to a longer side of 500 pixels, JPEG of quality 90, random resized
 crop and flip; the same JPEG bytes as a beton and as files. They are few, so an epoch takes each of them several
 times, or what an epoch costs to begin would be part of the measure.
+Augmentation: our loader on both, with RandAugment (two operations) or random erasing, beside itself without.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -42,6 +44,7 @@ from loaders import (
     write_photographs,
 )
 
+from kapdist.data.beton.layout import BetonInfo
 from kapdist.environment import usable_cpus
 
 # Only after kapdist.data: its guard keeps FFCV's import from changing torch's threads.
@@ -50,6 +53,7 @@ from ffcv.transforms import RandomHorizontalFlip, RandomTranslate  # isort: skip
 
 TRANSLATE = 2
 COPIES = 4  # of every photograph in an epoch
+AUGMENTED = {"with RandAugment": {"rand_augment": 2}, "with random erasing": {"erasing": 0.25}}
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,17 @@ def bench_fashion(path: Path, images: int, rounds: int, batch_size: int, workers
     }
     yield f"Fashion-MNIST, {info.num_images} raw images, 32 px, flip and translation"
     yield from report(measure(loaders, rounds, info.num_images, 32), workers, ["stock FFCV"])
+    yield from bench_augmentation(info, rounds, batch_size, workers, flip=True, translate=TRANSLATE)
+
+
+def bench_augmentation(
+    info: BetonInfo, rounds: int, batch_size: int, workers: int, copies: int = 1, **data: Any
+) -> Iterator[str]:
+    """Yield what augmentation costs our loader, beside itself with the same keys of `data`."""
+    wanted = {"without": {}, **AUGMENTED}
+    loaders = {name: ours(info, batch_size, workers, copies, **data, **more) for name, more in wanted.items()}
+    rates = measure(loaders, rounds, copies * info.num_images, data.get("resolution", info.width))
+    yield from report(rates, workers, ["without"])
 
 
 def bench_stamps(
@@ -151,6 +166,8 @@ def bench_stamps(
     yield f"ImageFolder is {image_folder(files, side)[0]}"
     rates = measure(loaders, rounds, COPIES * info.num_images, side)
     yield from report(rates, workers, ["stock FFCV", "ImageFolder"])
+    crops = {"crop": "random-resized", "flip": True, "resolution": side}
+    yield from bench_augmentation(info, rounds, batch_size, workers, COPIES, **crops)
 
 
 def main() -> None:

@@ -69,13 +69,11 @@ class DataConfig(Section):
     cutout: Annotated[int, Field(ge=0, le=2048)] = 0
     """Blacken a square of this side, pixels, at a random place of training images; 0 does not (DeVries 2017)."""
     rand_augment: Annotated[int, Field(ge=0, le=16)] = 0
-    """Random operations on each training image in turn, RandAugment's (Cubuk 2020), after flip and translate; 0 does
-    none."""
+    """Operations of RandAugment (Cubuk 2020) on each training image, after flip and translation; 0 does none."""
     rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
-    """How strong these operations are, in torchvision's steps; 30 is the strongest."""
+    """How strong these operations are, on torchvision's scale; 30 is the strongest."""
     erasing: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Probability that a random rectangle of a training image becomes noise, last of all (random erasing, Zhong
-    2020)."""
+    """Probability that a random rectangle of a training image becomes noise, last of all (Zhong 2020)."""
     backend: Literal["auto", "ffcv", "torch"] = "auto"
     """What decodes: ffcv, or simplejpeg in threads, called torch (the same crops, somewhat slower); auto takes ffcv
     where it can be imported."""

@@ -134,16 +134,16 @@ def erased(key: int, image: int, side: int, probability: float) -> tuple[int, in
 
 @njit(nogil=True)
 def noise_stream(key: int, image: int) -> np.uint64:
-    """Return where the noise of an image's erased rectangle begins: adding GOLDEN and mixing gives its next bits."""
+    """Return where the noise of an erased rectangle begins: adding GOLDEN and mixing gives the next bits."""
     return bits(key, image, ERASE + 1)
 
 
 @njit(nogil=True)
 def operation(key: int, image: int, turn: int) -> tuple[int, bool]:
-    """Return (number, negative) of an image's operation of RandAugment in a turn: all equally likely, with replacement.
+    """Return (number, negative) of the operation of RandAugment that an image meets in a turn.
 
-    negative, of probability 1/2, is for those whose level has a sign (Cubuk et al. 2020,
-    https://arxiv.org/abs/1909.13719, section 3).
+    All are equally likely in every turn; negative, of probability 1/2, is for those whose level has a sign
+    (Cubuk et al. 2020, https://arxiv.org/abs/1909.13719, section 3).
     """
     counter = OPERATION + 2 * turn
     return int(uniform(key, image, counter) * NUM_OPERATIONS), uniform(key, image, counter + 1) < 0.5

@@ -11,6 +11,8 @@ import math
 import numpy as np
 from numba import njit
 
+from kapdist.data.load.resize import U0, U1, U2, U3
+
 OPERATIONS = (
     *("identity", "shear-x", "shear-y", "translate-x", "translate-y", "rotate"),
     *("brightness", "color", "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize"),
@@ -78,31 +80,34 @@ def transform(
     side = out.shape[0]
     right, down = fixed(a), fixed(d)
     begin_x, begin_y = fixed(c + (a + b) / 2), fixed(f + (d + e) / 2)
-    limit = side << FIXED
+    limit, source = np.uintp(side << FIXED), before.reshape(-1)
+    line_bytes = np.uintp(3 * side)
     for row in range(side):
         x, y = begin_x + row * fixed(b), begin_y + row * fixed(e)
+        target = out[row]
         for column in range(side):
-            if 0 <= x < limit and 0 <= y < limit:
-                at_y, at_x = np.uintp(y >> FIXED), np.uintp(x >> FIXED)
-                for channel in range(3):
-                    out[row, column, channel] = before[at_y, at_x, channel]
+            if np.uintp(x) < limit and np.uintp(y) < limit:  # negative ones are large as unsigned
+                at = np.uintp(y >> FIXED) * line_bytes + U3 * np.uintp(x >> FIXED)
+                target[column, U0] = source[at]
+                target[column, U1] = source[at + U1]
+                target[column, U2] = source[at + U2]
             else:
-                for channel in range(3):
-                    out[row, column, channel] = 0
+                target[column, U0] = target[column, U1] = target[column, U2] = 0
             x += right
             y += down
 
 
 @njit(nogil=True)
-def blend(base: int, value: int, factor: np.float32) -> np.uint8:
+def blend(base: np.int32, value: np.int32, factor: np.float32) -> np.uint8:
     """Return base + factor (value - base), cut off to a byte."""
     mixed = np.float32(base) + factor * np.float32(value - base)
     return np.uint8(np.int32(min(max(mixed, np.float32(0)), np.float32(255))))
 
 
 @njit(nogil=True)
-def grey(red: int, green: int, blue: int) -> int:
-    return (RED * red + GREEN * green + BLUE * blue + ROUND) >> 16
+def grey(red: np.int32, green: np.int32, blue: np.int32) -> np.int32:
+    """Return the grey of a colour."""
+    return np.int32((RED * red + GREEN * green + BLUE * blue + ROUND) >> 16)
 
 
 @njit(nogil=True)
@@ -122,15 +127,17 @@ def sharpen(before: np.ndarray, factor: np.float32, out: np.ndarray) -> None:
     """Blend every pixel but those of the border with a mean of its neighbourhood, in which it counts five times."""
     side = out.shape[0]
     lines, line_bytes = before.reshape(side, -1), 3 * side
-    target = out.reshape(side, -1)
+    column_sums = np.empty(line_bytes, np.uint32)
     for row in range(1, side - 1):
         above, here, below = lines[row - 1], lines[row], lines[row + 1]
-        for at in range(3, line_bytes - 3):
-            total = np.int32(6) + 5 * np.int32(here[at])
-            for offset in (-3, 0, 3):
-                total += np.int32(above[at + offset]) + np.int32(below[at + offset])
-            total += np.int32(here[at - 3]) + np.int32(here[at + 3])
-            target[row, at] = blend(total // 13, np.int32(here[at]), factor)
+        for at in range(line_bytes):
+            column_sums[at] = np.uint32(above[at]) + np.uint32(here[at]) + np.uint32(below[at])
+        left, middle, right = column_sums[:-6], column_sums[3:-3], column_sums[6:]
+        values, target = here[3:-3], out.reshape(side, -1)[row, 3:-3]
+        for at in range(len(values)):
+            total = left[at] + middle[at] + right[at] + np.uint32(4) * np.uint32(values[at])
+            mean = (total + np.uint32(6)) // np.uint32(13)  # no ties: 13 is odd
+            target[at] = blend(np.int32(mean), np.int32(values[at]), factor)
 
 
 @njit(nogil=True)
@@ -145,7 +152,7 @@ def look_up(table: np.ndarray, image: np.ndarray) -> None:
 @njit(nogil=True)
 def fill_table(number: int, level: float, image: np.ndarray, table: np.ndarray) -> None:
     """Fill table (3, 256) with what an operation makes of each byte of each channel of an image."""
-    if number == AUTOCONTRAST or number == EQUALIZE:
+    if number in (AUTOCONTRAST, EQUALIZE):
         counts = histogram(image)
         for channel in range(3):
             if number == AUTOCONTRAST:
@@ -161,14 +168,14 @@ def fill_table(number: int, level: float, image: np.ndarray, table: np.ndarray) 
         elif number == SOLARIZE:
             new = np.uint8(value if value < level else 255 - value)
         else:
-            new = blend(base, value, np.float32(level))
+            new = blend(np.int32(base), np.int32(value), np.float32(level))
         table[:, value] = new
 
 
 @njit(nogil=True)
 def mean_grey(image: np.ndarray) -> int:
     """Return the mean of an image's grey, rounded half up."""
-    pixels, total = image.reshape(-1, 3), 0
+    pixels, total = image.reshape(-1, 3), np.int64(0)
     for index in range(len(pixels)):
         total += grey(np.int32(pixels[index, 0]), np.int32(pixels[index, 1]), np.int32(pixels[index, 2]))
     return int(total / len(pixels) + 0.5)
@@ -200,7 +207,7 @@ def stretch(counts: np.ndarray, table: np.ndarray) -> None:
 
 @njit(nogil=True)
 def equalize(counts: np.ndarray, table: np.ndarray) -> None:
-    """Map each byte to 255 times the share of the pixels that are darker, as whole steps; one alone stays as it is."""
+    """Map each byte to 255 times the share of darker pixels, in whole steps; one alone stays as it is."""
     last = 255
     while last > 0 and counts[last] == 0:
         last -= 1

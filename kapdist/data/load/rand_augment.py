@@ -32,9 +32,9 @@ MOST = 30  # the largest magnitude
 def level_of(number: int, magnitude: int, negative: bool, side: int) -> float:
     """Return what an operation is given at a magnitude from 0 to 30, on images of side x side pixels."""
     sign = -1 if negative else 1
-    if number == SHEAR_X or number == SHEAR_Y:
+    if number in (SHEAR_X, SHEAR_Y):
         return sign * 0.3 * magnitude / MOST
-    if number == TRANSLATE_X or number == TRANSLATE_Y:
+    if number in (TRANSLATE_X, TRANSLATE_Y):
         return float(sign * ((150 * side * magnitude) // (331 * MOST)))  # whole pixels
     if number == ROTATE:
         return float(sign * magnitude)  # 30 degrees are the most

@@ -1,4 +1,4 @@
-"""RandAugment and random erasing: Pillow's own operations, torchvision's levels and boxes, the draws of an image."""
+"""RandAugment and random erasing: Pillow's operations, torchvision's levels and boxes, draws of an image."""
 
 import itertools
 import math
@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
+from kapdist.config import Config
+from kapdist.config.file import load_config
 from kapdist.data.load import augment
 from kapdist.data.load.erase import compiled_erase
 from kapdist.data.load.operations import OPERATIONS
@@ -47,7 +49,7 @@ def with_pillow(pixels: np.ndarray, name: str, magnitude: int, negative: bool) -
         "contrast": lambda: ImageEnhance.Contrast(image).enhance(factor),
         "sharpness": lambda: ImageEnhance.Sharpness(image).enhance(factor),
         "posterize": lambda: ImageOps.posterize(image, 8 - round(4 * share)),
-        "solarize": lambda: ImageOps.solarize(image, 255 * (1 - share)),
+        "solarize": lambda: ImageOps.solarize(image, 255 - 8.5 * magnitude),
         "autocontrast": lambda: ImageOps.autocontrast(image),
         "equalize": lambda: ImageOps.equalize(image),
     }
@@ -55,7 +57,7 @@ def with_pillow(pixels: np.ndarray, name: str, magnitude: int, negative: bool) -
 
 
 def pictures(count: int, side: int) -> np.ndarray:
-    """Make (count, side, side, 3) uint8: noise, ramps of colour, few levels, a narrow range and one colour alone."""
+    """Make (count, side, side, 3) uint8: noise, ramps of colour, few levels, a narrow range, one colour alone."""
     random = np.random.default_rng(side)
     ramp = np.stack([random.uniform(0, 255, 3) * at for at in np.linspace(0, 1, side * side)])
     kinds = (
@@ -77,16 +79,16 @@ def referenced(image: np.ndarray, index: int, turns: int, magnitude: int, key: i
 
 @pytest.mark.parametrize("side", [8, 32, 45, 331])
 def test_every_operation_gives_pillow_s_bytes(side: int) -> None:
-    count, levels = (300, range(31)) if side < 100 else (60, (30,))
+    count, magnitudes = (80, range(31)) if side < 100 else (100, (7, 30))
     images, met = pictures(count, side), set()
-    for magnitude in levels:
-        found = images.copy()
-        compiled_rand_augment()(np.arange(count), found, KEY, 1, magnitude)
-        for index, image in enumerate(images):
+    for magnitude in magnitudes:
+        found, ids = images.copy(), np.arange(count) + count * magnitude
+        compiled_rand_augment()(ids, found, KEY, 1, magnitude)
+        for position, (index, image) in enumerate(zip(ids, images, strict=True)):
             number, negative = augment.operation(KEY, index, 0)
             expected = with_pillow(image, OPERATIONS[number], magnitude, negative)
-            assert np.array_equal(found[index], expected), (OPERATIONS[number], magnitude, negative, index)
-            met.add((OPERATIONS[number], negative, index % 5))
+            assert np.array_equal(found[position], expected), (OPERATIONS[number], magnitude, negative, index)
+            met.add((OPERATIONS[number], negative, position % 5))
     # Every operation, either sign, on every kind of picture; the larger side has too few images for all.
     assert len(met) == len(OPERATIONS) * 2 * 5 or side > 100
     assert {name for name, *_ in met} == set(OPERATIONS)
@@ -107,7 +109,7 @@ def test_levels_are_torchvision_s() -> None:
     nearest = transforms.InterpolationMode.NEAREST
     image = Image.fromarray(pictures(1, 32)[0])
     for name, (magnitudes, signed) in space.items():
-        ours = "".join(f"-{part}" if part in "XY" else part.lower() for part in name.replace("X", "X")).lstrip("-")
+        ours = name.replace("X", "-x").replace("Y", "-y").lower()
         for magnitude in (0, 9, 30):
             value = float(magnitudes[magnitude]) if magnitudes.ndim else 0.0
             for negative in (False, True) if signed else (False,):
@@ -282,8 +284,5 @@ def test_operations_come_after_the_crop_at_each_resolution_of_a_ramp(photographs
     "key", ["rand_augment=-1", "rand_augment=17", "rand_augment_magnitude=31", "erasing=1.1", "erasing=nan"]
 )
 def test_what_cannot_be_is_refused_in_a_line(key: str) -> None:
-    from kapdist.config import Config
-    from kapdist.config.file import load_config
-
-    with pytest.raises(InputError, match=rf"^data\.{key.split('=')[0]}: [^\n]*$"):
+    with pytest.raises(InputError, match=rf"^override 'data\.{key}': expected [^\n]*, found [^\n]*$"):
         load_config(Config, None, ["name=x", "data.train=a", "data.validation=b", f"data.{key}"])
