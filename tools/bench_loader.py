@@ -53,7 +53,10 @@ from ffcv.transforms import RandomHorizontalFlip, RandomTranslate  # isort: skip
 
 TRANSLATE = 2
 COPIES = 4  # of every photograph in an epoch
-AUGMENTED = {"with RandAugment": {"rand_augment": 2}, "with random erasing": {"erasing": 0.25}}
+AUGMENTED: dict[str, dict[str, Any]] = {
+    "with RandAugment": {"rand_augment": 2},
+    "with random erasing": {"erasing": 0.25},
+}
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def bench_augmentation(
     """Yield what augmentation costs our loader, beside itself with the same keys of `data`."""
     wanted = {"without": {}, **AUGMENTED}
     loaders = {name: ours(info, batch_size, workers, copies, **data, **more) for name, more in wanted.items()}
-    rates = measure(loaders, rounds, copies * info.num_images, data.get("resolution", info.width))
+    rates = measure(loaders, rounds, copies * info.num_images, data.get("resolution") or info.layout.widths[0])
     yield from report(rates, workers, ["without"])
 
 

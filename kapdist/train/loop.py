@@ -19,10 +19,11 @@ from kapdist.train.attempt import apart_is_failure, attempt
 from kapdist.train.batches import training_batches
 from kapdist.train.checkpoint import diverged
 from kapdist.train.clock import Clock
-from kapdist.train.job import Job, exported, poll, prepare, resume, save, validate, withstood
+from kapdist.train.job import Job, exported, poll, prepare, validate, withstood
 from kapdist.train.metrics import MetricsLog, peak_memory_bytes
 from kapdist.train.mixing import mix
 from kapdist.train.robust import RobustAccuracy
+from kapdist.train.state import resume, save
 from kapdist.train.stop import Stop
 from kapdist.train.watchdog import Watchdog
 
