@@ -92,7 +92,9 @@ def _written_out(z: Tensor, pool_size: int, stride: int, grid: tuple[int, ...], 
         count = 1 + place.clamp(max=half) + place.flip(0).clamp(max=half)
         sheet = sum(shifts[1:], shifts[0]) / count.to(z.dtype).view(-1, *[1] * (sheet.dim() - 1 - axis))
         sheet = sheet[(slice(None),) * axis + (slice(None, None, stride),)]
-    return sheet.flatten(dim, dim + len(grid) - 1)
+    average = sheet.flatten(dim, dim + len(grid) - 1)
+    # Sheets know no channels_last, and noise is drawn in the memory order of what it is added to.
+    return average.contiguous(memory_format=torch.channels_last) if _is_channels_last(z) else average
 
 
 class _KernelAverage(torch.autograd.Function):

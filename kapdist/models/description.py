@@ -94,7 +94,7 @@ def check_description(model: nn.Module, said: Mapping[str, str], path: Path, sta
     """
     if not said:  # torchvision's, timm's, an older run's
         return
-    if NORM_FIRST not in said and said[POOL] != "1" and said.get(NOISE, "0.0") != "0.0":
+    if NORM_FIRST not in said and said.get(POOL, "1") != "1" and said.get(NOISE, "0.0") != "0.0":
         check_older(said, path, start)
     own = describe(model)
     plain = said.get(POOL) == "1" and not said.get("kap.layout")

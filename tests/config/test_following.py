@@ -51,6 +51,9 @@ TO_NAME = {
     ("transfer_from", "x"),
     ("model.arguments", "{a: 1}"),
     ("model.new_head", "true"),
+    ("model.members_mean", "probabilities"),
+    ("model.random_member", "true"),
+    ("model.dropout_draws", "always"),
 }
 
 
