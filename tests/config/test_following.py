@@ -43,8 +43,9 @@ OF_KEYS = {
     "corruptions.severities": ["[5]"],
     "corruptions.noise_stds": ["[0.5]", "[]"],
 }
-# What cannot follow, since only the user can name it: which attacks, which run.
+# What cannot follow, since only the user can name it: which attacks, which run, how many members.
 TO_NAME = {("version", "custom"), ("attacks", "[transfer]"), ("transfer_from", "x")}
+TO_NAME |= {("model.random_member", "true"), ("model.members_mean", "probabilities")}
 
 
 def values_of(key: str, field: FieldInfo) -> list[Any]:
