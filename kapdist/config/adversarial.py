@@ -59,7 +59,7 @@ class AdversarialConfig(Section):
     and mart); n-fgsm, a form of fast: uniform in a larger ball, from where the step is not projected back (de Jorge
     2022)."""
     start_magnitude: Positive | None = None
-    """Size of n-fgsm's start, in units of eps; default: 2."""
+    """Size of n-fgsm's start, in units of eps; default: 2. Where start is not written, it is n-fgsm with this."""
     clean_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Weight of the clean images: loss = clean_share x clean + (1 - clean_share) x adversarial (Goodfellow 2015).
     Above 0 both go through the model in one batch, so that the norms see both (Kurakin 2017)."""

@@ -38,7 +38,7 @@ def least_epochs(written: Written) -> int | None:
     if written.get("optim.schedule") == "steps":
         needed = max(needed, *(math.floor(epoch) + 1 for epoch in written.get("optim.milestones") or (0,)))
     if written.get("adversarial.mode", "off") not in ("off", False):
-        needed = max(needed, number(written, "adversarial.eps_warmup_epochs"))
+        needed = max(needed, number(written, "adversarial.eps_warmup_epochs", "adversarial.awp_warmup_epochs"))
     return math.ceil(needed) if needed > EPOCHS else None
 
 
@@ -62,6 +62,13 @@ def when(key: str, values: tuple[object, ...], value: object) -> Callable[[Writt
     return lambda written: value if written.get(key) in values else None
 
 
+def robust_epochs(written: Written) -> int | None:
+    """Return the epochs between attacks where the best weights are to be the robust ones: those of evaluations."""
+    if written.get("train.best") != "robust":
+        return None
+    return int(number(written, "train.evaluate_every_epochs")) or 1
+
+
 def draws(*keys: str) -> Callable[[Written], object]:
     """Return the noise of whoever asks for more than one draw of it."""
     return lambda written: "fresh" if number(written, *keys) > 1 else None
@@ -79,6 +86,8 @@ TRAINING = (
     Rule("data.crop", lambda written: "random-resized" if number(written, "data.min_resolution") else None),
     Rule("data.end_ramp", lambda written: number(written, "data.start_ramp") or None),
     Rule("data.order", when("data.cache", ("process",), "quasi-random")),
+    Rule("adversarial.start", lambda written: "n-fgsm" if number(written, "adversarial.start_magnitude") else None),
+    Rule("robust.every_epochs", robust_epochs),
     Rule("robust.noise", draws("robust.draws")),
     Rule("engine.name", lambda written: "deepspeed" if number(written, "engine.zero_stage") else None),
     Rule("optim.schedule", lambda written: "steps" if written.get("optim.milestones") else None),

@@ -14,7 +14,8 @@ class RobustConfig(Section):
     """Owner: train/robust.py. A short PGD on some validation images while the model is trained."""
 
     every_epochs: Annotated[int, Field(ge=0)] = 0
-    """Attack after every so many epochs, and at the end; 0 never. A multiple of train.evaluate_every_epochs."""
+    """Attack after every so many epochs, and at the end; 0 never. A multiple of train.evaluate_every_epochs; where
+    it is not written and train.best is robust, the same."""
     num_images: Natural = 512
     """Images of data.validation that are attacked each time, chosen by seed; all where there are fewer."""
     batch_size: Natural = 64
@@ -36,6 +37,4 @@ class RobustConfig(Section):
     def draws_are_of_noise(self) -> RobustConfig:
         if self.draws > 1 and self.noise == "off":
             raise ValueError("draws with noise fresh only")
-        if self.norm != "L2" and self.eps is not None and self.eps > 1:
-            raise ValueError("eps of at most 1 with Linf (images are in [0, 1]; 8/255 may be written)")
         return self

@@ -49,7 +49,7 @@ def plan_robust(config: Config, num_images: int, steps_per_epoch: int) -> Robust
         num_images: of the validation beton.
 
     Raises:
-        InputError: the noise is to be on in a model that has none.
+        InputError: the noise is to be on in a model that has none, or images may be any others.
     """
     robust = config.robust
     if not robust.every_epochs:
@@ -61,6 +61,10 @@ def plan_robust(config: Config, num_images: int, steps_per_epoch: int) -> Robust
     norm = robust.norm or config.adversarial.norm
     default = eps_of(config.adversarial) if norm == config.adversarial.norm else EPS[norm]
     eps = default if robust.eps is None else robust.eps
+    if norm == "Linf" and eps > 1:
+        raise InputError(
+            "robust.eps", "at most 1 with Linf (images are in [0, 1]; 8/255 may be written)", f"{eps:g}"
+        )
     chosen = permutation(num_images, config.seed, "robust validation images")[: robust.num_images]
     step_size = default_step_size("pgd", "uniform", robust.steps) * eps
     return RobustPlan(

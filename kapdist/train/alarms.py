@@ -69,8 +69,11 @@ def collapse(history: Sequence[Watched], num_images: int) -> str | None:
 
 
 def long_fall(history: Sequence[Watched], num_images: int) -> str | None:
-    """Say how far the mean of the last validations lies below the best mean of as many before them."""
-    if len(history) < 2 * WINDOW:
+    """Say how far the mean of the last validations lies below the best mean of as many before them.
+
+    A collapse that lasts is none.
+    """
+    if len(history) < 2 * WINDOW or collapse(history, num_images) is not None:
         return None
     now = history[-WINDOW:]
     earlier = [history[end - WINDOW : end] for end in range(WINDOW, len(history) - WINDOW + 1)]

@@ -39,7 +39,7 @@ def plateau(seed: int, length: int, level: float, spread: float) -> list[float]:
 
 
 def test_a_collapse_while_the_loss_falls_is_catastrophic_overfitting() -> None:
-    accuracies = [0.2, 0.3, 0.36, 0.4, 0.42, 0.05, 0.0, 0.0, 0.01]
+    accuracies = [0.2, 0.3, 0.36, 0.4, 0.42, 0.05, 0.0, 0.0, 0.01, *[0.0] * 12]
     assert alarms(accuracies) == [(5, "catastrophic overfitting")], "once"
     assert alarms(accuracies, [2.3] * len(accuracies)) == [], "the loss does not fall"
     assert alarms(accuracies, [2 + 0.1 * n for n in range(len(accuracies))]) == [], "a training that diverges"

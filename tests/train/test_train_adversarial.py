@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -414,7 +415,7 @@ def test_a_run_continued_is_bitwise_the_whole(
         (["mode=pgd", "random_start=false", "start=uniform"], "start with random_start only"),
         (["mode=pgd", "start=n-fgsm"], "start n-fgsm with mode fast only"),
         (["mode=free", "start=gaussian"], "start gaussian with mode pgd, trades or mart only"),
-        (["mode=fast", "start_magnitude=3"], "start_magnitude with start n-fgsm only"),
+        (["mode=fast", "start=uniform", "start_magnitude=3"], "start_magnitude with start n-fgsm only"),
         (["mode=pgd", "clean_share=1"], "less than 1"),
         (["mode=awp"], "'mart'"),
         (["mode=pgd", "norm=L1"], "'L2'"),
@@ -501,23 +502,43 @@ def robust_accuracy(model: nn.Module, images: Tensor, labels: Tensor, eps: float
     return (model(points).argmax(1) == labels).double().mean().item()
 
 
-def test_training_on_attacks_withstands_attacks(small_betons: tuple[Path, Path]) -> None:
-    """130 images of clothes, tested on 70 others: measured 0.00 plain, 0.36 fast, 0.41 free in as many updates."""
+WITHSTAND: dict[str, dict[str, Any]] = {
+    "off": {"mode": "off"},
+    "fast": {"mode": "fast"},
+    "free": {"mode": "free", "replays": 2},
+    "n-fgsm": {"mode": "fast", "start": "n-fgsm"},
+    "trades": {"mode": "trades", "steps": 3},
+    "mart-awp": {"mode": "mart", "steps": 3, "awp_gamma": 0.005},
+}
+
+
+def accuracy_after(name: str, small_betons: tuple[Path, Path]) -> float:
+    """Robust accuracy on 70 images of clothes after training on 130 others, in each mode with as many updates."""
     train, test = small_betons
     images, labels = pixels(train), torch.from_numpy(open_beton(train).labels)
-    robust = {}
-    for mode, epochs in (("off", 10), ("fast", 10), ("free", 5)):
-        told = {"mode": mode, "eps": "8/255"} | ({"replays": 2} if mode == "free" else {})
-        config = make_config(told, {"lr": 0.2, "momentum": 0.9}, epochs=epochs, batch_size=50)
-        torch.manual_seed(0)
-        model = MODELS["resnet10"](num_classes=10, stem="cifar", width=0.125, mean=(0.286,) * 3, std=(0.353,) * 3)
-        job = make_job(config, model.train(), len(images))
-        source = batches(job, images, labels, job.plan.total_steps)
-        for step in range(job.plan.total_steps):
-            train_step(job, source, step, measure=False)
-        robust[mode] = robust_accuracy(model, pixels(test), torch.from_numpy(open_beton(test).labels), 8 / 255)
-    assert robust["fast"] > robust["off"] + 0.15
-    assert robust["free"] > robust["off"] + 0.15
+    told = WITHSTAND[name] | {"eps": "8/255"}
+    epochs = 10 // told.get("replays", 1)
+    config = make_config(told, {"lr": 0.2, "momentum": 0.9}, epochs=epochs, batch_size=50)
+    torch.manual_seed(0)
+    model = MODELS["resnet10"](num_classes=10, stem="cifar", width=0.125, mean=(0.286,) * 3, std=(0.353,) * 3)
+    job = make_job(config, model.train(), len(images))
+    source = batches(job, images, labels, job.plan.total_steps)
+    for step in range(job.plan.total_steps):
+        train_step(job, source, step, measure=False)
+    return robust_accuracy(model, pixels(test), torch.from_numpy(open_beton(test).labels), 8 / 255)
+
+
+def test_training_on_attacks_withstands_attacks(small_betons: tuple[Path, Path]) -> None:
+    """Measured on two machines: 0.00 and 0.01 plain, 0.36 and 0.43 fast, 0.41 and 0.43 free."""
+    off, fast, free = (accuracy_after(name, small_betons) for name in ("off", "fast", "free"))
+    assert min(fast, free) > off + 0.15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["n-fgsm", "trades", "mart-awp"])
+def test_the_other_modes_withstand_attacks_too(name: str, small_betons: tuple[Path, Path]) -> None:
+    """Measured: none below 0.33."""
+    assert accuracy_after(name, small_betons) > 0.2
 
 
 def test_the_example_is_the_plain_run_but_for_the_attack() -> None:
