@@ -31,16 +31,19 @@ def fold(model: nn.Module, *, norms: bool = False, dense: bool = False) -> nn.Mo
     norm) or whose inner norm is in training mode, where the batch decides (`norms` puts the copy in eval mode), and
     when `norms` is asked for and torch.fx cannot follow the model's forward.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, KAPConv2d):
+            check_permanent(name, module, "before it is folded")
     copied = copy.deepcopy(model)
     if norms:
         copied.eval()
-    convs = {name: module for name, module in copied.named_modules() if isinstance(module, KAPConv2d)}
-    for name, conv in convs.items():
-        check_permanent(name, conv, "before it is folded")
-        check_frozen(name, conv)
     for layer in layers_with_noise(copied):
         layer.silence()
-    frozen = [conv for conv in convs.values() if conv.is_frozen]
+    frozen = []
+    for name, module in copied.named_modules():
+        if isinstance(module, KAPConv2d):
+            check_frozen(name, module)
+            frozen += [module] if module.is_frozen else []
     folded = replace_modules(copied, {conv: plain_conv(conv) for conv in frozen if dense or not mixes_groups(conv)})
     for conv in frozen:
         take_norm_in(conv)
