@@ -44,7 +44,7 @@ OF_KEYS = {
     "corruptions.severities": ["[5]"],
     "corruptions.noise_stds": ["[0.5]", "[]"],
 }
-# What cannot follow, since only the user can name it: which attacks, which run, which network, which weights.
+# What cannot follow, since only the user can name it: which attacks, which run, which network, which weights, how many members.
 TO_NAME = {
     ("version", "custom"),
     ("attacks", "[transfer]"),
@@ -53,7 +53,6 @@ TO_NAME = {
     ("model.new_head", "true"),
     ("model.members_mean", "probabilities"),
     ("model.random_member", "true"),
-    ("model.dropout_draws", "always"),
 }
 
 
