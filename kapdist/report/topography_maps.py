@@ -142,4 +142,5 @@ def class_colours(count: int) -> np.ndarray:
 
 
 def headed(subject: SubjectTopography, alike: Neighbourhood) -> str:
-    return f"{shortened(subject.run)}: {round(alike.neighbours, 2) + 0.0:.2f}\nby chance to {alike.high:.2f}, p {alike.p:.2g}"
+    found = f"{shortened(subject.run)}: {round(alike.neighbours, 2) + 0.0:.2f}"  # never -0.00
+    return f"{found}\nby chance to {round(alike.high, 2) + 0.0:.2f}, p {alike.p:.2g}"

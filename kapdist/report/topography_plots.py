@@ -19,7 +19,7 @@ from kapdist.report.topography_maps import maps
 
 PANELS = 6
 SMALL = 8.5
-LONGEST_LAYER = 17
+LONGEST_LAYER = 14
 TITLES: dict[Quantity, str] = {
     "stored": "Stored weights by distance",
     "averaged": "Averaged weights by distance",

@@ -104,6 +104,7 @@ def trained(tmp_path: Path, small_betons: tuple[Path, Path]) -> Callable[..., Tr
     return make
 
 
+@pytest.mark.slow
 def test_a_record_says_what_was_planted_beside_a_twin_that_has_nothing(trained, plots, tmp_path: Path) -> None:
     """Smoothed weights stand beside those of chance, on one sheet, with the same images and orders."""
     kap = trained("kap", SHEET | {"noise_std": 0.3}).smoothed().finished()
