@@ -117,7 +117,7 @@ class Orientations(Record):
     selectivity: tuple[Share, ...]
     """0: all orientations alike, 1: one alone."""
     alike: Neighbourhood
-    """Mean cosine of twice the angle between neighbours, weighted by selectivity."""
+    """Mean cosine of twice the angle between neighbours, weighted by selectivity; of kernels with themselves 1."""
 
 
 class ClassMap(Record):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -19,23 +16,27 @@ NAMED_CLASSES = 12  # more than that have no legend
 SMALL = 8.5
 NEVER = (0.93, 0.93, 0.92)
 
-Panels = list[tuple[str, Callable[[Axes], None]]]
+WIDE = 1.5
+
+Panels = list[tuple[str, np.ndarray]]
 
 
 def maps(record: Topography, suffix: str) -> list[Plot | None]:
     return [kernels_map(record, suffix), orientations_map(record, suffix), classes_map(record, suffix)]
 
 
-def panels_of(panels: Panels, room_below: bool = False) -> Figure:
-    """Return a figure with a picture beside the other, without axes."""
+def panels_of(panels: Panels) -> Figure:
+    """Return a figure with one picture beside the other, wide ones one below the other, without axes."""
     figure = Figure(figsize=(5.1, 3.9), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     rows = 1 if len(panels) <= 3 else 2
+    if len(panels) <= 3 and all(picture.shape[1] >= WIDE * picture.shape[0] for _, picture in panels):
+        rows = len(panels)
     grid = figure.subplots(rows, -(-len(panels) // rows), squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for axes, (title, draw) in zip(grid.flat, panels, strict=False):
-        draw(axes)
+    for axes, (title, picture) in zip(grid.flat, panels, strict=False):
+        axes.imshow(picture, interpolation="nearest", aspect="equal")
         axes.set_title(title, fontsize=SMALL + 0.5, color=INK)
     return figure
 
@@ -46,18 +47,13 @@ def kernels_map(record: Topography, suffix: str) -> Plot | None:
     for subject in record.subjects:
         if found := subject.kernels:
             name = shortened(subject.run)
-            panels.append((f"{name}: stored" if found.averaged else name, mosaic_of(found, found.stored)))
+            panels.append((f"{name}: stored" if found.averaged else name, mosaic(found, found.stored)))
             if found.averaged:
-                panels.append((f"{name}: averaged", mosaic_of(found, found.averaged)))
+                panels.append((f"{name}: averaged", mosaic(found, found.averaged)))
     if not panels:
         return None
     alt = "The kernels that see the image, as they lie on their sheet, each scaled by its largest weight."
     return drawn(panels_of(panels), f"topography-kernels{suffix}", "The kernels that see the image", alt)
-
-
-def mosaic_of(found: KernelPictures, kernels: tuple[tuple[int, ...], ...]) -> Callable[[Axes], None]:
-    picture = mosaic(found, kernels)
-    return lambda axes: show(axes, picture)
 
 
 def mosaic(found: KernelPictures, kernels: tuple[tuple[int, ...], ...]) -> np.ndarray:
@@ -89,21 +85,18 @@ def field(grid: tuple[int, ...], colours: np.ndarray) -> np.ndarray:
     return picture.reshape(rows, columns, 3)
 
 
-def show(axes: Axes, picture: np.ndarray) -> None:
-    axes.imshow(picture, interpolation="nearest", aspect="equal")
-
-
 def orientations_map(record: Topography, suffix: str) -> Plot | None:
     """Draw the orientation that each kernel prefers, paler the less it prefers any."""
     panels: Panels = []
     told = []
     wheel = matplotlib.colormaps["hsv"]
+    most = max((max(one.orientations.selectivity) for one in record.subjects if one.orientations), default=1.0)
     for subject in record.subjects:
         if found := subject.orientations:
             colours = wheel(np.asarray(found.degrees) / 180)[:, :3]
-            strength = np.clip(2 * np.asarray(found.selectivity), 0, 1)[:, None]
+            strength = np.asarray(found.selectivity)[:, None] / max(most, 1e-12)
             picture = field(found.grid, strength * colours + (1 - strength))
-            panels.append((headed(subject, found.alike), shower(picture)))
+            panels.append((headed(subject, found.alike), picture))
             told.append(f"{subject.run} {found.alike.neighbours:.3g}")
     if not panels:
         return None
@@ -128,7 +121,7 @@ def classes_map(record: Topography, suffix: str) -> Plot | None:
     for subject in record.subjects:
         if found := subject.classes:
             picture = field(found.grid, np.stack([colours[index] for index in found.preferred]))
-            panels.append((headed(subject, found.alike), shower(picture)))
+            panels.append((headed(subject, found.alike), picture))
             told.append(f"{subject.run} {100 * found.alike.neighbours:.0f}%")
     if not panels:
         return None
@@ -149,8 +142,5 @@ def class_colours(count: int) -> np.ndarray:
 
 
 def headed(subject: SubjectTopography, alike: Neighbourhood) -> str:
-    return f"{shortened(subject.run)}\nneighbours alike {alike.neighbours:.2f}, p {alike.p:.2g}"
-
-
-def shower(picture: np.ndarray) -> Callable[[Axes], None]:
-    return lambda axes: show(axes, picture)
+    found = f"{shortened(subject.run)}: {round(alike.neighbours, 2) + 0.0:.2f}"  # never -0.00
+    return f"{found}\nby chance to {round(alike.high, 2) + 0.0:.2f}, p {alike.p:.2g}"

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from kapdist.records.topography import Measure, NoiseLevel, Quantity, Stage, SubjectTopography, Topography
 from kapdist.report.plots import INK, STYLE, Plot, canvas, drawn, legend, look, shortened
@@ -19,6 +19,7 @@ from kapdist.report.topography_maps import maps
 
 PANELS = 6
 SMALL = 8.5
+LONGEST_LAYER = 14
 TITLES: dict[Quantity, str] = {
     "stored": "Stored weights by distance",
     "averaged": "Averaged weights by distance",
@@ -88,13 +89,27 @@ def panel(axes: Axes, record: Topography, quantity: Quantity, name: str) -> None
         axes.fill_between(curve.distance, curve.low, curve.high, color=style["color"], alpha=0.16, linewidth=0)
         axes.plot(curve.distance, curve.similarity, **style | {"markersize": 3.2, "linewidth": 1.2})
         farthest = max(farthest, curve.distance[-1])
-    axes.set_title(shortened(name), fontsize=SMALL, color=INK, pad=3)
+    axes.set_title(last_words(name), fontsize=SMALL, color=INK, pad=3)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator([tick for tick in (1, 2, 4, 8, 16, 32, 64) if tick <= farthest]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.tick_params(labelsize=SMALL)
+
+
+def last_words(name: str) -> str:
+    """Keep the end of a layer's name, which tells it from its neighbours."""
+    return name if len(name) <= LONGEST_LAYER else f"…{name[-LONGEST_LAYER:]}"
+
+
+def plain_logarithms(axes: Axes) -> None:
+    """Label a logarithmic axis with numbers as they are."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high > 30 * low else (1, 2, 3, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def keys(figure: Figure, record: Topography, quantity: Quantity) -> None:
@@ -105,7 +120,7 @@ def keys(figure: Figure, record: Topography, quantity: Quantity) -> None:
         for one, style in pairs
         if one.measures(quantity)
     ]
-    figure.legend(handles=lines, loc="outside lower center", ncols=min(3, len(lines)), fontsize=SMALL + 0.5)
+    figure.legend(handles=lines, loc="outside upper center", ncols=min(3, len(lines)), fontsize=SMALL + 0.5)
 
 
 def told_curves(record: Topography, quantity: Quantity, names: Sequence[str]) -> str:
@@ -187,7 +202,7 @@ def logits_plot(record: Topography, suffix: str) -> Plot | None:
             axes.plot(*zip(*points, strict=True), **style | {"markersize": 5}, label=shortened(subject.run))
             told.append(f"{subject.run}, {kind} noise: " + ", ".join(map(told_level, levels)))
         axes.set_xscale("log")
-        axes.set_yscale("log")
+        plain_logarithms(axes)
         stds = sorted({level.std for one in record.subjects for level in one.noise if level.kind == kind})
         axes.xaxis.set_major_locator(FixedLocator(stds))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -226,7 +241,7 @@ def moved_plot(record: Topography, suffix: str) -> Plot | None:
         else:
             axes.plot(x, before, **plain, label=shortened(subject.run))
             told.append(f"{subject.run} {np.mean(before):.3g}")
-    axes.set_yscale("log")
+    plain_logarithms(axes)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9.5)
     std = next(iter(levels.values())).std

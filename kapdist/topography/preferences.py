@@ -87,6 +87,7 @@ def orientations(layer: Layer, weight: Tensor, pairs: Pairs, orders: Tensor) -> 
     """Return the orientation map of a layer that sees the image."""
     degrees, selectivity = preferred_orientations(grating_responses(weight))
     vector = torch.polar(selectivity, (2 * degrees).deg2rad())
+    vector = vector / vector.abs().square().mean().sqrt().clamp(min=torch.finfo(torch.double).tiny)
 
     def alike(first: Tensor, second: Tensor) -> Tensor:
         return (vector[first] * vector[second].conj()).real

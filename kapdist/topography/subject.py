@@ -88,11 +88,12 @@ def subject_of(path: Path, label: str) -> Subject:
     """Return a run with the weights that it ended with, else with those of its newest whole checkpoint.
 
     Raises:
-        InputError: no run, or one that has left neither.
+        InputError: no run, one that has left neither, or weights that it did not end with.
     """
     run = RunDir(path)
     config = run.load_config()
     if run.weights.is_file():
+        weights_sha256(run.weights)  # other weights than the run's are refused before the work, not after it
         return Subject(run, label, config, run.weights)
     whole = [folder for folder in sealed(run) if is_whole(folder)]
     if not whole:

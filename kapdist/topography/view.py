@@ -26,12 +26,12 @@ def print_topography(found: Topography) -> None:
                 table.add_row(*map(Text, cells))
     console.print(table)
     notes = [f"{one.run}: {note}" for one in found.subjects for note in one.notes]
-    for line in (*EXPLAINED, *(line for one in found.subjects for line in noise_lines(one)), *notes):
+    for line in (EXPLAINED, *(line for one in found.subjects for line in noise_lines(one)), *notes):
         console.print(line, markup=False, highlight=False)
 
 
 EXPLAINED = (
-    "Means over layers. Near: similarity of kernels that share a side. Found: layers where it is above that of the",
-    "others, Holm's p at most 0.05. Effective: independent kernels, of all. Size: kernels in an ensemble (median).",
-    "Behind an average neighbours are alike by construction; what is asked is what stands before it.",
+    "Means over layers. Near: similarity of kernels that share a side. Found: layers where it is above that of the"
+    " others, Holm's p at most 0.05. Effective: independent kernels, of all. Size: kernels in an ensemble (median)."
+    " Behind an average neighbours are alike by construction; what is asked is what stands before it."
 )

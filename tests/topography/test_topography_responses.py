@@ -179,6 +179,8 @@ def test_a_pinwheel_of_orientations_is_found_and_a_shuffled_one_is_not() -> None
     pairs, orders = pairs_of(36, 1, "line", 0), orders_of(36, 1, 399, 0, "x")
     found = orientations(layer, weight, pairs, orders)
     assert found.alike.p == 1 / 400
+    expected = math.cos(math.radians(2 * 170 / 35))  # of one step along the line
+    assert found.alike.neighbours == pytest.approx(expected, abs=0.05)
     mixed = orientations(
         layer, weight[torch.randperm(36, generator=torch.Generator().manual_seed(0))], pairs, orders
     )
