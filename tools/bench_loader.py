@@ -148,9 +148,9 @@ def bench_augmentation(
     info: BetonInfo, rounds: int, batch_size: int, workers: int, copies: int = 1, **data: Any
 ) -> Iterator[str]:
     """Yield what augmentation costs our loader, beside itself with the same keys of `data`."""
-    wanted = {"without": {}, **AUGMENTED}
+    wanted: dict[str, dict[str, Any]] = {"without": {}, **AUGMENTED}
     loaders = {name: ours(info, batch_size, workers, copies, **data, **more) for name, more in wanted.items()}
-    rates = measure(loaders, rounds, copies * info.num_images, data.get("resolution") or info.layout.widths[0])
+    rates = measure(loaders, rounds, copies * info.num_images, data.get("resolution", 32))
     yield from report(rates, workers, ["without"])
 
 

@@ -44,7 +44,7 @@ OF_KEYS = {
     "corruptions.severities": ["[5]"],
     "corruptions.noise_stds": ["[0.5]", "[]"],
 }
-# What cannot follow, since only the user can name it: which attacks, which run, which network, which weights, how many members.
+# What cannot follow, since only the user can name it: attacks, a run, a network, weights, how many members.
 TO_NAME = {
     ("version", "custom"),
     ("attacks", "[transfer]"),

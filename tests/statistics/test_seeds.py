@@ -88,8 +88,8 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(("num_seeds", "deviation"), [(3, 0.1), (10, 0.1)])
 def test_intervals_cover_and_tests_keep_their_level(num_seeds: int, deviation: float) -> None:
-    """tools/coverage.py with more studies; here, some deviations of the simulation around 95%."""
-    from tools.coverage import study, truth
+    """tools/interval_coverage.py with more studies; here, some deviations of the simulation around 95%."""
+    from tools.interval_coverage import study, truth
 
     random = np.random.default_rng(5)
     num_studies, covered, rejected = 400, 0, 0

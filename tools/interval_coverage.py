@@ -1,6 +1,6 @@
 """Do the intervals of kapdist/statistics cover, and do its tests reject no more often than they say?
 
-    python tools/coverage.py [--studies 2000]
+    python tools/interval_coverage.py [--studies 2000]
 
 Simulates studies of which the truth is known: images differ in how hard they are, seeds in how good they are, and
 both in each other's company. Prints how often the 95% intervals hold the true difference, and how often "no
