@@ -52,10 +52,15 @@ class Watch:
         now = time.perf_counter(), time.process_time()
         self.parts.append(Part(name, now[0] - self.begin[0], now[1] - self.begin[1]))
         self.begin = now
+        print(row(self.parts[-1]), flush=True)
 
     @property
     def total(self) -> Part:
         return Part("total", sum(part.seconds for part in self.parts), sum(part.cpu_seconds for part in self.parts))
+
+
+def row(part: Part) -> str:
+    return f"{part.name:<32}{part.seconds:>8.1f} s {part.cpu_seconds:>9.1f} s of CPU"
 
 
 def network(name: str) -> nn.Module:
@@ -113,9 +118,7 @@ def main() -> None:
     print(f"machine:  {machine()}")
     print(f"command:  python {' '.join(sys.argv)}")
     print(f"runs:     1; {options.pixels} px, KAP 3 on the sheet", flush=True)
-    watch = bench(options)
-    for part in (*watch.parts, watch.total):
-        print(f"{part.name:<32}{part.seconds:>8.1f} s {part.cpu_seconds:>9.1f} s of CPU")
+    print(row(bench(options).total))
 
 
 if __name__ == "__main__":
