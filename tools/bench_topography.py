@@ -1,7 +1,7 @@
 """What `kapdist topography` takes of a ResNet-50 with KAP and 512 images: seconds, and seconds of CPU.
 
     python tools/bench_topography.py [--images 512] [--pixels 224] [--threads 2] [--network resnet50]
-                                     [--permutations 4999] [--draws 4] [--noisy-images 32]
+                                     [--permutations 4999] [--draws 3] [--noisy-images 16]
 
 The whole measurement as the command makes it (the last weights, those of the first step, every layer's null, maps,
 noise) on images and weights of chance, whose values no part of the work depends on. On a machine that others use
@@ -52,10 +52,15 @@ class Watch:
         now = time.perf_counter(), time.process_time()
         self.parts.append(Part(name, now[0] - self.begin[0], now[1] - self.begin[1]))
         self.begin = now
+        print(row(self.parts[-1]), flush=True)
 
     @property
     def total(self) -> Part:
         return Part("total", sum(part.seconds for part in self.parts), sum(part.cpu_seconds for part in self.parts))
+
+
+def row(part: Part) -> str:
+    return f"{part.name:<32}{part.seconds:>8.1f} s {part.cpu_seconds:>9.1f} s of CPU"
 
 
 def network(name: str) -> nn.Module:
@@ -105,17 +110,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--network", choices=MODELS, default="resnet50")
     parser.add_argument("--permutations", type=int, default=4999)
-    parser.add_argument("--draws", type=int, default=4)
-    parser.add_argument("--noisy-images", type=int, default=32)
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--noisy-images", type=int, default=16)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"Topography of a {options.network} with {options.images} images; goal: {GOAL_SECONDS} s on two cores")
     print(f"machine:  {machine()}")
     print(f"command:  python {' '.join(sys.argv)}")
     print(f"runs:     1; {options.pixels} px, KAP 3 on the sheet", flush=True)
-    watch = bench(options)
-    for part in (*watch.parts, watch.total):
-        print(f"{part.name:<32}{part.seconds:>8.1f} s {part.cpu_seconds:>9.1f} s of CPU")
+    print(row(bench(options).total))
 
 
 if __name__ == "__main__":

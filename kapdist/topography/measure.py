@@ -32,7 +32,7 @@ from kapdist.topography.subject import Moment, Subject, last_step
 from kapdist.topography.subject import moments_of as moments_of_training
 from kapdist.topography.variance import Noise, moved_by, signal_of
 
-STAGE_IMAGES = 128
+STAGE_IMAGES = 64
 BEHIND: dict[Quantity, Quantity] = {"stored": "averaged", "responses": "averaged_responses"}
 TOO_FEW = "fewer than three kernels, or all of them neighbours"
 Tick = Callable[[int], None]

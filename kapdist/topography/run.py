@@ -52,8 +52,8 @@ class Asked:
     images: int | None = None
     permutations: int = 4999
     seed: int = 0
-    draws: int = 4
-    noisy_images: int = 32
+    draws: int = 3
+    noisy_images: int = 16
     device: str = "auto"
 
     def __post_init__(self) -> None:

@@ -272,7 +272,7 @@ def test_the_command_line_from_training_to_the_table(kapdist, tiny_config: Path)
     words = ("--images", "20", "--permutations", "199", "--draws", "2", "--noisy-images", "4")
     done = kapdist("topography", run, *words, timeout=400)
     assert done.code == 0, done.output
-    assert "responses before the average" in done.output
+    assert "stored weights" in done.output
     assert (run / "topography" / "topography" / "topography-stages.png").exists()
     refused = kapdist("topography", run, "--images", "71")
     assert (refused.code, "at most 70" in refused.output) == (2, True), refused.output
