@@ -53,7 +53,10 @@ from ffcv.transforms import RandomHorizontalFlip, RandomTranslate  # isort: skip
 
 TRANSLATE = 2
 COPIES = 4  # of every photograph in an epoch
-AUGMENTED = {"with RandAugment": {"rand_augment": 2}, "with random erasing": {"erasing": 0.25}}
+AUGMENTED: dict[str, dict[str, Any]] = {
+    "with RandAugment": {"rand_augment": 2},
+    "with random erasing": {"erasing": 0.25},
+}
 
 
 @dataclass(frozen=True)
