@@ -36,16 +36,23 @@ def operate(number: int, level: float, image: np.ndarray, before: np.ndarray, ta
     if number == IDENTITY:
         return
     if number <= ROTATE:
-        before[:] = image
+        copy(image.reshape(-1), before.reshape(-1))
         transform(before, matrix(number, level, image.shape[0]), image)
     elif number == COLOR:
         colour(image, np.float32(level))
     elif number == SHARPNESS:
-        before[:] = image
+        copy(image.reshape(-1), before.reshape(-1))
         sharpen(before, np.float32(level), image)
     else:
         fill_table(number, level, image, table)
         look_up(table, image)
+
+
+@njit(nogil=True)
+def copy(source: np.ndarray, target: np.ndarray) -> None:
+    """Copy bytes one by one: numba does not make one move of a slice that is assigned."""
+    for index in range(len(source)):
+        target[index] = source[index]
 
 
 @njit(nogil=True)
@@ -85,6 +92,9 @@ def transform(
     for row in range(side):
         x, y = begin_x + row * fixed(b), begin_y + row * fixed(e)
         target = out[row]
+        if right == 1 << FIXED and down == 0:
+            move_row(before, x >> FIXED, y >> FIXED, target)
+            continue
         for column in range(side):
             if np.uintp(x) < limit and np.uintp(y) < limit:  # negative ones are large as unsigned
                 at = np.uintp(y >> FIXED) * line_bytes + U3 * np.uintp(x >> FIXED)
@@ -98,10 +108,21 @@ def transform(
 
 
 @njit(nogil=True)
+def move_row(before: np.ndarray, left: int, row: int, target: np.ndarray) -> None:
+    """Fill target (side, 3) with a row of before from the pixel `left` on; black outside."""
+    side, line = len(target), target.reshape(-1)
+    for index in range(len(line)):
+        line[index] = 0
+    if 0 <= row < side and abs(left) < side:
+        source = before[row].reshape(-1)[3 * max(0, left) : 3 * (side + min(0, left))]
+        copy(source, line[3 * max(0, -left) :])
+
+
+@njit(nogil=True)
 def blend(base: np.int32, value: np.int32, factor: np.float32) -> np.uint8:
     """Return base + factor (value - base), cut off to a byte."""
-    mixed = np.float32(base) + factor * np.float32(value - base)
-    return np.uint8(np.int32(min(max(mixed, np.float32(0)), np.float32(255))))
+    mixed = np.int32(np.float32(base) + factor * np.float32(value - base))
+    return np.uint8(min(max(mixed, np.int32(0)), np.int32(255)))
 
 
 @njit(nogil=True)
