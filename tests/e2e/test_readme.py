@@ -67,6 +67,7 @@ def smaller(command: str) -> str:
         "without_gradients.yaml": "without_gradients.yaml attacks=[random-noise,transfer,hard-label] num_shards=1",
         "runs/kap-line num_images=64": "runs/kap-line num_images=4 hard_label_queries=50 random_draws=5",
         "num_images=64": "num_images=4",
+        "--images 64": "--images 8",
     }
     for word, fewer in words.items():
         command = command.replace(word, fewer)
