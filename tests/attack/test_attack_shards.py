@@ -300,7 +300,7 @@ def test_a_shard_elsewhere_must_have_the_packages_and_the_model_of_the_plan(
     attack = planned(world)
     factory = world.folder / "factory.py"
     factory.write_text(factory.read_text().replace("manual_seed(1)", "manual_seed(2)"))
-    with pytest.raises(InputError, match=r"model.factory=.* expected the factory's file as planned"):
+    with pytest.raises(InputError, match=r"model.factory=.* expected the factory's file as it was"):
         run_shard(attack.root, 0, 1)
     monkeypatch.setattr(devices, "package_versions", lambda names: {"kapdist": "9"})
     with pytest.raises(InputError, match=r"environment: expected kapdist .* as planned, found 9"):

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kapdist.config import Config
+from kapdist.config.file import dump_config, load_config
 from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir
 
@@ -126,7 +128,7 @@ def test_wrong_words_are_one_line_and_exit_code_2(tiny_config: Path, word: str, 
 def test_the_run_directory_of_another_config_is_refused(tiny_config: Path) -> None:
     run = RunDir(tiny_config.parent / "runs" / "tiny")
     run.root.mkdir(parents=True)
-    run.config.write_text(tiny_config.read_text() + "seed: 5\n")
+    run.config.write_text(dump_config(load_config(Config, tiny_config, ["seed=5"])))
     run.checkpoint(1).mkdir(parents=True)
     done = launch(tiny_config, cwd=tiny_config.parent)
     assert done.returncode == 2

@@ -239,7 +239,7 @@ REFUSED = [
     (
         "good",
         ["kap.pool_size=17"],
-        "kap: expected an average that many.py:good, allows, found leave these convoluti",
+        "kap: expected an average that many.py:good, allows, found stem.0: pool_size 17 does not fit 16 channels",
     ),
     (
         "tight",

@@ -216,7 +216,7 @@ def test_a_collapse_is_said_once_and_the_best_weights_are_those_before_it(
         return RobustAccuracy(1000, 900, round(1000 * planted[step]), found.loss_sum)
 
     monkeypatch.setattr(loop, "withstood", plant)
-    whole = trained(tiny_config, "name=whole")
+    whole = trained(tiny_config, "name=whole", "kap.noise_std=0")  # under which the loss of so few steps goes down
     lines = read_metrics(whole.metrics)
     assert [line["accuracy"] for line in lines.withstood] == list(planted.values())
     assert [(line["step"], line["name"]) for line in lines.alarm] == [(21, "catastrophic overfitting")]
