@@ -1,7 +1,7 @@
 """What `kapdist topography` takes of a ResNet-50 with KAP and 512 images: seconds, and seconds of CPU.
 
     python tools/bench_topography.py [--images 512] [--pixels 224] [--threads 2] [--network resnet50]
-                                     [--permutations 4999] [--draws 3] [--noisy-images 16]
+                                     [--permutations 1999] [--draws 3] [--noisy-images 16]
 
 The whole measurement as the command makes it (the last weights, those of the first step, every layer's null, maps,
 noise) on images and weights of chance, whose values no part of the work depends on. On a machine that others use
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=224)
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--network", choices=MODELS, default="resnet50")
-    parser.add_argument("--permutations", type=int, default=4999)
+    parser.add_argument("--permutations", type=int, default=1999)
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--noisy-images", type=int, default=16)
     options = parser.parse_args()

@@ -16,7 +16,7 @@ def topography(
         list[Path] | None, typer.Option(help="Another run, on the same images and sheet; as often as wanted.")
     ] = None,
     images: Annotated[int | None, typer.Option(min=2, help="Images of the run's validation beton (512).")] = None,
-    permutations: Annotated[int, typer.Option(min=199, help="Of the kernels, for the p-values.")] = 4999,
+    permutations: Annotated[int, typer.Option(min=199, help="Of the kernels, for the p-values.")] = 1999,
     seed: Annotated[int, typer.Option(min=0, help="Images, permutations and noise follow from it.")] = 0,
     draws: Annotated[int, typer.Option(min=0, help="Of each noise, at least 2; 0 leaves the noise out.")] = 3,
     noisy_images: Annotated[int, typer.Option(min=2, help="Images under noise.")] = 16,

@@ -50,7 +50,7 @@ class Asked:
 
     name: str = "topography"
     images: int | None = None
-    permutations: int = 4999
+    permutations: int = 1999
     seed: int = 0
     draws: int = 3
     noisy_images: int = 16
