@@ -13,7 +13,7 @@ import typer
 from kapdist.errors import RESUME, InputError, StoppedError, TransientError, one_line
 from kapdist.forecast.command import forecast
 from kapdist.run.plain_help import PLAIN
-from kapdist.run.standard_output import kept_for_the_result, open_standard_streams, result, work
+from kapdist.run.standard_output import kept_for_the_result, open_standard_streams, result, say, work
 from kapdist.topography.command import topography
 
 app = typer.Typer(
@@ -313,14 +313,6 @@ def attack_config(path: Path | None, overrides: list[str] | None) -> Any:
     from kapdist.config.file import load_config
 
     return load_config(AttackConfig, path, overrides or [])
-
-
-def say(value: Any) -> None:
-    """Print a JSON value on standard output."""
-    from kapdist.run.files import to_json
-
-    with result():
-        print(to_json(value, indent=2))
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kapdist.run.standard_output import result, work
+from kapdist.run.standard_output import result, say, work
 
 
 def forecast(
@@ -28,7 +28,6 @@ def forecast(
     from kapdist.forecast.gather import Question, answer
     from kapdist.forecast.training import Forecast
     from kapdist.forecast.view import show_attack, show_forecast
-    from kapdist.run.files import to_json
 
     question = Question(
         config=config,
@@ -45,7 +44,7 @@ def forecast(
         found = answer(question)
     with result():
         if as_json:
-            print(to_json(found.describe(), indent=2))
+            say(found.describe())
         elif isinstance(found, Forecast):
             show_forecast(found)
         else:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 RESULT, NOTES = 1, 2  # file descriptors
 
@@ -86,6 +87,14 @@ def result() -> Iterator[None]:
 
         with output(Path("standard output"), NO_ROOM):
             raise
+
+
+def say(value: Any) -> None:
+    """Print a JSON value as the result."""
+    from kapdist.run.files import to_json
+
+    with result():
+        print(to_json(value, indent=2))
 
 
 def give_up() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kapdist.run.standard_output import result, work
+from kapdist.run.standard_output import result, say, work
 
 
 def topography(
@@ -25,7 +25,6 @@ def topography(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Look whether neighbouring kernels have become alike, and what the average does to noise."""
-    from kapdist.run.files import to_json
     from kapdist.topography.run import Asked, run_topography
     from kapdist.topography.view import print_topography
 
@@ -34,6 +33,6 @@ def topography(
         found = run_topography(run, beside or [], asked)
     with result():
         if as_json:
-            print(to_json(found.describe(), indent=2))
+            say(found.describe())
         else:
             print_topography(found)
