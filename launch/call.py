@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from kapdist.errors import InputError, LockedError, StoppedError, TransientError
-from kapdist.run.ends import ASK, heard
+from kapdist.run.asked import ASK, heard
 from launch.restarts import HELD, STOPPED, WRONG_INPUT
 
 # The first that fits; after a stop there is no DONE, and the last word of the batch script will see to it.
@@ -46,8 +46,8 @@ def run_as_command(work: Callable[[], None]) -> None:
     """Call `work` with the signals and exit codes of the command line, but for one: whoever was told to stop leaves
     with 0, since srun ends the other ranks of a step at the first that does not, in the middle of their saving.
 
-    One can be told to stop from the first moment on, before a training listens for itself. submitit's own handler,
-    which would requeue the job behind our back, goes.
+    One can be told to stop from the first moment on: what has no other ranks leaves at once, a training as soon as
+    they can hear of it. submitit's own handler, which would requeue the job behind our back, goes.
     """
     for number in heard(*ASK):
         signal.signal(number, leave)

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import FrameType
 
 from kapdist.errors import RESUME
-from kapdist.run.ends import heard, killed_by
+from kapdist.run.asked import heard
+from kapdist.run.ends import killed_by
 from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir
 from launch.after import Start, conclude

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
+from kapdist.run.asked import ASK, heard, keep_for_all
 from launch.call import Call
 
 
 def train(root: Path) -> None:
     """Train the run whose directory this is, as its config.yaml says."""
+    for number in heard(*ASK):
+        signal.signal(number, keep_for_all)
     from kapdist.run.paths import RunDir
     from kapdist.train import loop
 

@@ -28,7 +28,8 @@ from kapdist.errors import InputError
 from kapdist.progress import Progress
 from kapdist.records.attack_plan import AttackPlan
 from kapdist.records.sharding import chunks_of
-from kapdist.run.ends import cause_in, fatal_file, heard, killed_by, stacks_at_death
+from kapdist.run.asked import heard
+from kapdist.run.ends import cause_in, fatal_file, killed_by, stacks_at_death
 from kapdist.run.files import output
 from kapdist.run.paths import AttackDir
 

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 State = dict[str, Any]
 POLL_SECONDS = 0.02
+LOOKS = 10  # for a checkpoint that is not pruned meanwhile
 MANIFEST = "manifest.json"
 REFUSED = "rank-{}.refused"
 
@@ -182,15 +183,21 @@ def sealed(run: RunDir) -> list[Path]:
 def newest(run: RunDir) -> Path | None:
     """Return the newest checkpoint that is whole, None when there is none at all.
 
+    A training that is at work may prune the one that is looked at; then there is a newer one.
+
     Raises:
         InputError: there are checkpoints and every one is damaged; nothing is deleted.
     """
-    paths = sealed(run)
-    for path in paths:
-        damage = next(damages(path), None)
-        if damage is None:
-            return path
-        log.warning("passing over checkpoint %s: %s", path, damage)
+    for _ in range(LOOKS):
+        paths = sealed(run)
+        for path in paths:
+            damage = next(damages(path), None)
+            if damage is None:
+                return path
+            if path.exists():
+                log.warning("passing over checkpoint %s: %s", path, damage)
+        if all(path.exists() for path in paths):
+            break
     if paths:
         raise InputError(run.checkpoints, "one whole checkpoint", f"{len(paths)} damaged (see the log)")
     return None
@@ -229,11 +236,14 @@ def damages(path: Path) -> Iterator[str]:
         yield f"{MANIFEST}: {error}"
         return
     for name, expected in files.items():
-        size = (path / name).stat().st_size if (path / name).exists() else None
-        if size != expected["bytes"]:
-            yield f"{name}: expected {expected['bytes']} bytes, found {'no file' if size is None else size}"
-        elif file_sha256(path / name) != expected["sha256"]:
-            yield f"{name}: its sha256 is not the manifest's"
+        try:
+            size = (path / name).stat().st_size
+            if size != expected["bytes"]:
+                yield f"{name}: expected {expected['bytes']} bytes, found {size}"
+            elif file_sha256(path / name) != expected["sha256"]:
+                yield f"{name}: its sha256 is not the manifest's"
+        except OSError as error:
+            yield f"{name}: {error.strerror}"
 
 
 def load(path: Path, ranks: Ranks) -> tuple[State, State | None]:

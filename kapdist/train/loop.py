@@ -43,6 +43,7 @@ def train(config: Config) -> None:
         else:
             limit_seconds = 60 * config.train.stall_minutes
             with Watchdog(this.folder, ranks, limit_seconds, this.run.failed) as watchdog, Stop(ranks) as stop:
+                stop.leave_if_early()
                 train_run(prepare(config, ranks, this, stop, watchdog))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from kapdist.engine import Answer, Ranks
 from kapdist.errors import StoppedError
-from kapdist.run.ends import ASK, heard
+from kapdist.run.asked import ASK, EARLY, heard
 
 # One Ctrl-C in a terminal comes twice under torchrun: from the terminal and from torchrun.
 SAME_SECONDS = 1.0
@@ -30,6 +30,8 @@ class Stop:
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
             self.before = {number: signal.signal(number, self.ask) for number in heard(*ASK, signal.SIGINT)}
+            for number in EARLY:
+                self.ask(number, None)
         return self
 
     def __exit__(
@@ -58,6 +60,11 @@ class Stop:
             return bool(self.asked_by)
         before, self.answer = self.answer, self.ranks.start_any(bool(self.asked_by))
         return before is not None and before.wait()
+
+    def leave_if_early(self) -> None:
+        """Leave, all ranks together, if one was asked before they had met: there is nothing to save."""
+        if self.ranks.any(bool(self.asked_by)):
+            raise StoppedError(f"stopped by {self.asked_by or 'another rank'} before it began; may be continued")
 
     def leave(self, step: int, saved: int) -> None:
         """Leave after all ranks have saved; `saved` is the step that was saved last, below 0 where none was."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import end_ranks, start_ranks
 
 from kapdist.config import Config
 from kapdist.config.file import dump_config, load_config
@@ -177,3 +178,39 @@ def test_a_snapshot_is_what_the_checkout_was(tmp_path: Path) -> None:
     assert (copy / "launch" / "rank.py").exists()
     assert not (copy / "runs").exists()
     assert "changed = 1" in (tmp_path / "code" / "1.diff").read_text()
+
+
+TOLD_EARLY = """
+import os, signal, sys
+from pathlib import Path
+from kapdist.train import loop
+from launch import rank
+from launch.call import Call
+
+def join(config, meet=loop.join):
+    if os.environ["RANK"] == sys.argv[2]:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return meet(config)
+
+loop.join = join
+Call("launch.rank:train", (Path(sys.argv[1]),))()
+"""
+
+
+@pytest.mark.parametrize("told", ["0", "1", "none"])
+def test_a_rank_that_is_told_to_stop_before_it_met_the_others_takes_them_along(
+    tiny_config: Path, monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    """Slurm has been seen to end one rank of a job that it had just started again."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    run = RunDir(tiny_config.parent / "runs" / "tiny")
+    run.claim(load_config(Config, tiny_config, [f"runs_dir={run.root.parent}", "train.epochs=1"]))
+    program = tiny_config.parent / "told_early.py"
+    program.write_text(TOLD_EARLY)
+    ends = end_ranks(start_ranks([str(program), str(run.root), told], 2, tiny_config.parent), 60)
+    assert [end.code for end in ends] == [0, 0], ends
+    assert not run.failed.exists()
+    assert run.done.exists() == (told == "none")
+    if told != "none":
+        assert "stopped by SIGTERM before it began; may be continued" in ends[int(told)].output
+        assert "stopped by another rank before it began" in ends[1 - int(told)].output

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kapdist.engine import Ranks
-from kapdist.errors import RESUME, StoppedError
+from kapdist.errors import RESUME, InputError, StoppedError
 from kapdist.run.files import file_sha256
 from kapdist.run.paths import RunDir
 from kapdist.train import checkpoint
@@ -210,6 +210,27 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_goes_on(small_disk: Path, cap
     saver.save(3, state, {})
     saver.wait()
     assert checkpoint.newest(run) == run.checkpoint(3)
+
+
+def test_a_checkpoint_that_is_pruned_while_it_is_looked_at_is_not_damaged(tmp_path: Path, monkeypatch) -> None:
+    """As a training with train.keep_checkpoints=1 does to whoever reads beside it."""
+    run = RunDir(tmp_path / "run")
+    saver = checkpoint.Saver(run, Ranks(), attempt=1, keep=1, timeout_seconds=10)
+    saver.save(1, {"weights": torch.zeros(3)}, {})
+    saver.wait()
+    later = iter([2])
+
+    def hashed(path: Path) -> str:
+        for step in later:
+            saver.save(step, {"weights": torch.ones(3)}, {})
+            saver.wait()
+        return file_sha256(path)
+
+    monkeypatch.setattr(checkpoint, "file_sha256", hashed)
+    assert checkpoint.newest(run) == run.checkpoint(2)
+    (run.checkpoint(2) / "shared.pt").unlink()
+    with pytest.raises(InputError, match="one whole checkpoint, found 1 damaged"):
+        checkpoint.newest(run)
 
 
 def test_a_full_disk_does_not_end_the_training(small_disk: Path, tiny_config: Path) -> None:
