@@ -89,9 +89,13 @@ class Queued:
         self.slurm.wait_until(lambda: self.restarts() > before, f"restart {before + 1} of job {self.job}", 240)
 
     def wait_until_done(self) -> None:
-        self.slurm.wait_until(lambda: self.run.done.exists() or self.run.failed.exists(), "DONE", 400)
-        assert self.run.done.exists(), self.run.failed.read_text() + self.log()
+        """Wait for DONE, or for a job that does not start again: FAILED alone may be followed by another start."""
+        self.slurm.wait_until(lambda: self.run.done.exists() or self.ended_badly(), "DONE", 400)
+        assert self.run.done.exists(), self.log()
         self.slurm.wait_for_state(self.job, "COMPLETED", 120)
+
+    def ended_badly(self) -> bool:
+        return self.slurm.job(self.job).get("JobState") in {"FAILED", "CANCELLED", "TIMEOUT"}
 
     def log(self) -> str:
         return "\n".join(path.read_text() for path in sorted(self.run.slurm.glob("*.out")))
