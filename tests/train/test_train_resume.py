@@ -22,6 +22,7 @@ NOISY_MEMBERS += ["model.dropout=0.2", "model.dropout_draws=always", "model.drop
 
 
 OTHERWISE = ["optim.name=adamw", "optim.milestones=[1]", "engine.sync_batch_norm=true"]
+OTHERWISE += ["kap.norm_first=true"]
 
 
 @pytest.mark.parametrize(
