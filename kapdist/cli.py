@@ -14,6 +14,7 @@ from kapdist.errors import RESUME, InputError, StoppedError, TransientError, one
 from kapdist.forecast.command import forecast
 from kapdist.run.plain_help import PLAIN
 from kapdist.run.standard_output import kept_for_the_result, open_standard_streams, result, say, work
+from kapdist.study.command import study
 from kapdist.topography.command import topography
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ data = typer.Typer(**PLAIN, help="Write and check betons, the files that trainin
 attack = typer.Typer(**PLAIN, help="Attack a model with AutoAttack in shards.")
 app.add_typer(data, name="data")
 app.add_typer(attack, name="attack")
+app.add_typer(study, name="study")
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # of click, which typer brings along and does not export
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as wanted.")]

@@ -74,13 +74,14 @@ class SeedDifference:
     """Seeds and images drawn again; None with one seed, and too narrow with few."""
 
 
-def seed_difference(first: np.ndarray, second: np.ndarray, seed: int = 0) -> SeedDifference:
+def seed_difference(first: np.ndarray, second: np.ndarray, seed: int = 0, margin: float = 0.0) -> SeedDifference:
     """Compare two ways to train over their seeds and the images.
 
     Args:
         first, second: (seeds, images) of whether each seed's model is right on each image: the same seeds, or as
             many of each in any order, and the same images in the same order.
         seed: of the bootstrap.
+        margin: the difference that the p-value of several seeds is of.
 
     Raises:
         ValueError: not the same images, or another number of seeds.
@@ -95,7 +96,7 @@ def seed_difference(first: np.ndarray, second: np.ndarray, seed: int = 0) -> See
         value=float(differences.mean()),
         per_seed=tuple(float(value) for value in per_seed),
         num_images=differences.shape[1],
-        decides=crossed_interval(differences) if several else image_interval(first[0], second[0]),
+        decides=crossed_interval(differences, margin) if several else image_interval(first[0], second[0]),
         over_seeds=t_interval(per_seed) if several else None,
         bootstrap=bootstrap_interval(differences, seed) if several else None,
     )
@@ -107,11 +108,16 @@ def image_interval(first: np.ndarray, second: np.ndarray) -> Interval:
     return Interval("score interval over images, of one seed alone", found.low, found.high, found.p)
 
 
-def crossed_interval(differences: np.ndarray) -> Interval:
-    """Return the t-interval whose variance has the seeds' part and the images'."""
+def crossed_interval(differences: np.ndarray, margin: float = 0.0) -> Interval:
+    """Return the t-interval whose variance has the seeds' part and the images', and the p-value of the margin."""
     found = variances(differences)
     method = "t over seeds and images"
-    return _around(float(differences.mean()), math.sqrt(found.of_the_mean), found.freedom, method)
+    return _around(float(differences.mean()), math.sqrt(found.of_the_mean), found.freedom, method, margin)
+
+
+def accuracy_interval(right: np.ndarray) -> Interval:
+    """Return the interval of an accuracy over seeds and images: (seeds, images) of whether each is right."""
+    return crossed_interval(np.asarray(right, np.float64))
 
 
 def t_interval(per_seed: np.ndarray) -> Interval:
@@ -120,11 +126,11 @@ def t_interval(per_seed: np.ndarray) -> Interval:
     return _around(float(np.mean(per_seed)), error, len(per_seed) - 1, "t over seeds, on these images")
 
 
-def _around(mean: float, error: float, freedom: float, method: str) -> Interval:
+def _around(mean: float, error: float, freedom: float, method: str, margin: float = 0.0) -> Interval:
     if error == 0:  # every seed alike on every image: no chance was seen, of either kind
-        return Interval(method, mean, mean, 1.0 if mean == 0 else 0.0)
+        return Interval(method, mean, mean, 1.0 if mean == margin else 0.0)
     half = quantile(0.975, min(freedom, 1e9)) * error
-    return Interval(method, mean - half, mean + half, two_sided_p(mean / error, min(freedom, 1e9)))
+    return Interval(method, mean - half, mean + half, two_sided_p((mean - margin) / error, min(freedom, 1e9)))
 
 
 def bootstrap_interval(differences: np.ndarray, seed: int = 0) -> Interval:

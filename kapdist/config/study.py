@@ -1,0 +1,102 @@
+"""A study: ways to train, seeds, attacks, and the claims that are to be decided."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from kapdist.config.claims import ClaimConfig
+from kapdist.config.fields import Name, Natural, Positive, Section, one_word, plain_values
+
+Seed = Annotated[int, Field(ge=0)]
+FORBIDDEN = ("name", "runs_dir", "seed")  # the study's own, of every run
+
+
+def numbered(value: Any) -> Any:
+    """Read a number of seeds as the first so many."""
+    return tuple(range(value)) if type(value) is int and 0 < value <= 1000 else value
+
+
+def each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    twice = [seed for seed in seeds if seeds.count(seed) > 1]
+    if twice:
+        raise ValueError(f"each seed once, not {twice[0]} twice")
+    return seeds
+
+
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), BeforeValidator(numbered)]
+FreeKeys = dict[Name, dict[str, Any] | None]
+
+
+class TopographyOfStudy(Section):
+    """Owner: study/tasks.py. What `kapdist topography` is asked of every run."""
+
+    images: Annotated[int, Field(ge=2)] = 512
+    """Images whose responses are compared."""
+    permutations: Annotated[int, Field(ge=199)] = 1999
+    """Of the kernels, for the p-values."""
+
+
+class StudyConfig(Section):
+    """Owner: study/. Settings times seeds, what is asked of each, and what is to be decided."""
+
+    name: Name
+    """Name of the study and of its directory; by default the name of the file."""
+    studies_dir: Path = Path("studies")
+    """Where directories of studies are."""
+    train: Path
+    """Config of a training that every arm starts from; a relative path is from the study's own folder."""
+    arms: Annotated[FreeKeys, Field(min_length=1)]
+    """{name: {key of a training's config: value}}, dotted keys; a list of values is a grid, `seeds` takes the place
+    of the study's."""
+    seeds: Seeds
+    """Seeds of every arm, or how many: 3 is 0, 1 and 2."""
+    attacks: Annotated[FreeKeys, Field(min_length=1)]
+    """{name: {key of an attack's config: value}}; `arms` names those that it is made on, where not on all."""
+    sanity: Annotated[tuple[Name, ...], BeforeValidator(one_word)] = ()
+    """Attacks that are examined too, on every run that they are made on."""
+    topography: TopographyOfStudy | None = None
+    """Whether neighbouring kernels become alike: asked of every run where this is written."""
+    claims: tuple[ClaimConfig, ...] = ()
+    """What is to be decided, sentences such as "kap over noise, robust accuracy at 8/255"."""
+    frontier: str | None = None
+    """The key that moves an arm along its frontier of clean against robust accuracy; default: the one key that the
+    arms' grids have in common."""
+    at_once: Annotated[int, Field(ge=0)] = 0
+    """Commands at one time on this machine; 0: as many as its CPUs or GPUs bear."""
+    retries: Annotated[int, Field(ge=0)] = 1
+    """How often a command that failed is tried again."""
+    most_runs: Natural = 60
+    """Trainings beyond which the study asks for --yes."""
+    hours_per_run: Positive | None = None
+    """What a training and its attacks are expected to take, for the sum that is shown before."""
+
+    @field_validator("seeds")
+    @classmethod
+    def seeds_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return each_once(value)
+
+    @field_validator("arms", "attacks")
+    @classmethod
+    def values_are_plain(cls, value: FreeKeys) -> FreeKeys:
+        for values in value.values():
+            plain_values(values or {})
+        return value
+
+    @model_validator(mode="after")
+    def claims_are_of_arms(self) -> StudyConfig:
+        arms, attacks = ", ".join(self.arms), ", ".join(self.attacks)
+        for claim in self.claims:
+            for arm in (claim.first, claim.over):
+                if arm not in self.arms:
+                    raise ValueError(f"claims about arms of the study ({arms}), not {arm!r}")
+            if claim.attack is not None and claim.attack not in self.attacks:
+                raise ValueError(f"claims under attacks of the study ({attacks}), not {claim.attack!r}")
+        if unknown := [name for name in self.sanity if name not in self.attacks]:
+            raise ValueError(f"sanity of attacks of the study ({attacks}), not {unknown[0]!r}")
+        texts = [claim.text for claim in self.claims]
+        if twice := [text for text in texts if texts.count(text) > 1]:
+            raise ValueError(f"each claim once, not {twice[0]!r} twice")
+        return self

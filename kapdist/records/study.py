@@ -1,0 +1,96 @@
+"""What a study began with, and what it comes to: study.json and results.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from kapdist.records import sealed
+from kapdist.records.record import Record, read_record
+
+REMEDY = "another name=, or move the directory away"
+
+
+class FrozenStudy(Record):
+    """study.json: what decides the numbers of a study, and may only grow."""
+
+    format: Literal[1] = 1
+    runs: dict[str, dict[str, Any]]
+    """{name: {key: value} of what it learns}."""
+    attacks: dict[str, dict[str, Any]]
+    arms: dict[str, tuple[str, ...]]
+    """{attack: arms that it is made on}."""
+    claims: tuple[str, ...]
+    later: tuple[str, ...] = ()
+    """Claims that came when there were results already."""
+
+
+class Decision(Record):
+    """What became of a claim."""
+
+    claim: str
+    verdict: Literal["shown", "refuted", "not decided"]
+    why: str
+    """The test behind it, or what kept it from being made."""
+    first: str
+    over: str
+    """The settings, or arms, that were compared."""
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    margin: float = 0.0
+    p: float | None = None
+    """Of "the difference is the margin"."""
+    p_holm: float | None = None
+    """Corrected for all claims of the study that were tested."""
+    per_seed: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = ()
+    num_images: int = 0
+    clean: tuple[float, float] | None = None
+    """Where frontiers are compared: from which clean accuracy to which."""
+    more: str = ""
+    """What it would take to decide it."""
+    later: bool = False
+
+
+class Row(Record):
+    """One setting under one attack at one eps; eps 0 is clean."""
+
+    arm: str
+    setting: str
+    attack: str
+    norm: str
+    eps: float
+    seeds: tuple[int, ...]
+    per_seed: tuple[float, ...]
+    """Accuracy of each seed."""
+    value: float
+    low: float
+    high: float
+    method: str
+    num_images: int
+    files: tuple[str, ...]
+    """The records that it was counted from."""
+
+
+class StudyResults(Record):
+    """results.json: the whole table, and every claim."""
+
+    format: Literal[1] = 1
+    name: str
+    fingerprint: str
+    num_tasks: int
+    num_done: int
+    missing: tuple[str, ...]
+    """Commands that are not done, by name."""
+    rows: tuple[Row, ...]
+    decisions: tuple[Decision, ...]
+    notes: tuple[str, ...] = ()
+
+
+def read_frozen(path: Path) -> FrozenStudy:
+    return read_record(FrozenStudy, path, REMEDY)
+
+
+def write_study_record(path: Path, record: Record) -> None:
+    sealed.write_json(path, record.describe())

@@ -1,0 +1,198 @@
+"""A claim of a study and what became of it: shown, refuted, or not decided and what it would take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kapdist.config.claims import ClaimConfig
+from kapdist.records.study import Decision
+from kapdist.statistics.frontier import Frontier, frontier_difference
+from kapdist.statistics.holm import holm
+from kapdist.statistics.power import detectable_by_seeds, seeds_needed
+from kapdist.statistics.seeds import Interval, seed_difference, variances
+from kapdist.study.design import Design, Setting, meant
+from kapdist.study.results import Attacked, Results
+
+LEVEL = 0.05  # of a claim's test, corrected for all claims of the study
+FEWEST_SEEDS = 2
+ONE_SEED = "one seed, and how much seeds differ is not known"
+
+
+class UndecidedError(Exception):
+    """A claim cannot be tested; says why."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a claim's two sides came to."""
+
+    first: str
+    over: str
+    seeds: tuple[int, ...]
+    num_images: int
+    value: float
+    per_seed: tuple[float, ...]
+    interval: Interval
+    clean: tuple[float, float] | None
+    more: Callable[[], str]
+    """What it would take to decide it."""
+
+
+def decide(results: Results, later: tuple[str, ...] = ()) -> tuple[Decision, ...]:
+    """Decide every claim of a study; tests are corrected for one another by Holm's method."""
+    tested: dict[str, Compared | str] = {}
+    for claim in results.design.config.claims:
+        try:
+            tested[claim.text] = compare(results, claim)
+        except UndecidedError as error:
+            tested[claim.text] = str(error)
+    compared = {text: found for text, found in tested.items() if isinstance(found, Compared)}
+    corrected = dict(zip(compared, holm([found.interval.p for found in compared.values()]), strict=True))
+    return tuple(
+        decision(claim, tested[claim.text], corrected.get(claim.text), len(compared), claim.text in later)
+        for claim in results.design.config.claims
+    )
+
+
+def decision(claim: ClaimConfig, found: Compared | str, p_holm: float | None, family: int, later: bool) -> Decision:
+    if isinstance(found, str) or p_holm is None:
+        why = str(found)
+        return Decision(
+            claim=claim.text, verdict="not decided", why=why, first=claim.first, over=claim.over, later=later
+        )
+    decided = p_holm <= LEVEL
+    above = found.value > claim.margin
+    of_family = f", corrected for {family} claims (Holm)" if family > 1 else ""
+    return Decision(
+        claim=claim.text,
+        verdict=("shown" if above else "refuted") if decided else "not decided",
+        why=f"{found.interval.method}, {len(found.seeds)} seeds, {found.num_images} images{of_family}",
+        first=found.first,
+        over=found.over,
+        difference=found.value,
+        low=found.interval.low,
+        high=found.interval.high,
+        margin=claim.margin,
+        p=found.interval.p,
+        p_holm=p_holm,
+        per_seed=found.per_seed,
+        seeds=found.seeds,
+        num_images=found.num_images,
+        clean=found.clean,
+        more="" if decided else found.more(),
+        later=later,
+    )
+
+
+def compare(results: Results, claim: ClaimConfig) -> Compared:
+    """Compare the two sides of a claim.
+
+    Raises:
+        UndecidedError: something that it needs is missing.
+    """
+    attack = results.design.attack_of(claim)
+    return (between_frontiers if claim.equal_clean else between_settings)(results, claim, attack)
+
+
+def between_settings(results: Results, claim: ClaimConfig, attack: str) -> Compared:
+    sides = [meant(results.design, claim, arm) for arm in (claim.first, claim.over)]
+    first, second = (complete(results, side, attack) for side in sides)
+    seeds = common_seeds(first, second)
+    eps = eps_of(results.design, claim, attack)
+    ours, theirs = first.right(eps)[first.of_seeds(seeds)], second.right(eps)[second.of_seeds(seeds)]
+    found = seed_difference(ours, theirs, margin=claim.margin)
+    differences = ours.astype(np.int8) - theirs.astype(np.int8)
+    more = lambda: seeds_in_words(differences, found.value - claim.margin)  # noqa: E731
+    return Compared(
+        first=sides[0].name,
+        over=sides[1].name,
+        seeds=seeds,
+        num_images=found.num_images,
+        value=found.value,
+        per_seed=found.per_seed,
+        interval=found.decides,
+        clean=None,
+        more=more,
+    )
+
+
+def between_frontiers(results: Results, claim: ClaimConfig, attack: str) -> Compared:
+    arms = [
+        [complete(results, setting, attack) for setting in results.design.of_arm(arm)]
+        for arm in (claim.first, claim.over)
+    ]
+    seeds = common_seeds(*arms[0], *arms[1])
+    eps = eps_of(results.design, claim, attack)
+    first, second = (
+        Frontier(
+            np.stack([found.right(0)[found.of_seeds(seeds)] for found in points]),
+            np.stack([found.right(eps)[found.of_seeds(seeds)] for found in points]),
+        )
+        for points in arms
+    )
+    found = frontier_difference(first, second, margin=claim.margin)
+    if found is None:
+        raise UndecidedError("the frontiers have no clean accuracy in common, for all seeds or for one of them")
+    more = lambda: f"more seeds than {len(seeds)}, or points of the grid nearer to each other"  # noqa: E731
+    return Compared(
+        first=claim.first,
+        over=claim.over,
+        seeds=seeds,
+        num_images=arms[0][0].correct.shape[1],
+        value=found.value,
+        per_seed=found.per_seed,
+        interval=found.decides,
+        clean=found.clean,
+        more=more,
+    )
+
+
+def complete(results: Results, setting: Setting, attack: str) -> Attacked:
+    """Return the results of a setting, all of its seeds.
+
+    Raises:
+        UndecidedError: some are missing: what is left of a setting some of whose runs failed is no fair sample.
+    """
+    found = results.of(setting, attack)
+    planned = [run.seed for run in results.design.of_setting(setting)]
+    missing = [seed for seed in planned if found is None or seed not in found.seeds]
+    if missing or found is None:
+        raise UndecidedError(f"{setting.name} under {attack} has no result for seed {', '.join(map(str, missing))}")
+    return found
+
+
+def common_seeds(*found: Attacked) -> tuple[int, ...]:
+    """Return the seeds that all have.
+
+    Raises:
+        UndecidedError: fewer than two, or not the same images.
+    """
+    if any(not np.array_equal(one.images, found[0].images) for one in found):
+        raise UndecidedError("the two sides were not attacked on the same images")
+    seeds = tuple(seed for seed in found[0].seeds if all(seed in one.seeds for one in found))
+    if len(seeds) < FEWEST_SEEDS:
+        raise UndecidedError(ONE_SEED if seeds else "the two sides have no seed in common")
+    return seeds
+
+
+def eps_of(design: Design, claim: ClaimConfig, attack: str) -> float:
+    if claim.measure == "clean":
+        return 0.0
+    return max(design.attacks[attack].eps) if claim.eps is None else claim.eps
+
+
+def seeds_in_words(differences: np.ndarray, distance: float) -> str:
+    """Say what this design could have shown, and how many seeds would show what was seen."""
+    found = variances(differences)
+    num_seeds, num_images = differences.shape
+    smallest = detectable_by_seeds(found, num_seeds, num_images)
+    said = f"{num_seeds} seeds and {num_images} images show a difference of {100 * smallest:.1f} points or more"
+    if not distance:
+        return said
+    needed = seeds_needed(found, distance, num_images)
+    if needed is None:
+        return f"{said}; one as small as was seen takes more images, too"
+    return f"{said}; one as small as was seen takes about {needed} seeds"

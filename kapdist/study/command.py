@@ -1,0 +1,74 @@
+"""`kapdist study` on the command line; imported for every --help, so what is heavy waits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kapdist.errors import InputError
+from kapdist.run.plain_help import PLAIN
+from kapdist.run.standard_output import result, say, work
+
+study = typer.Typer(**PLAIN, help="Settings times seeds: trained, attacked, and what is claimed of them decided.")
+
+File = Annotated[Path, typer.Argument(help="The study: a YAML file (docs/study.md).")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, as many as wanted.")]
+
+
+@study.command("plan")
+def study_plan(
+    file: File,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a study consists of, and what of it is done; nothing is written."""
+    from kapdist.study.design import make_design
+    from kapdist.study.view import described, print_plan
+
+    design = make_design(file, overrides or [])
+    if as_json:
+        say(described(design))
+    else:
+        with result():
+            print_plan(design)
+
+
+@study.command("run")
+def study_run(
+    file: File,
+    overrides: Overrides = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Also where that is more than most_runs trainings.")] = False,
+) -> None:
+    """Do all that is missing on this machine, then write the page; killed anywhere, it may be run again."""
+    from kapdist.study.design import make_design
+    from kapdist.study.page import write_study_report
+    from kapdist.study.run import run_study
+
+    design = make_design(file, overrides or [])
+    if len(design.trained) > design.config.most_runs and not yes:
+        hours = design.config.hours_per_run
+        takes = f", about {len(design.trained) * hours:g} hours" if hours else ""
+        found = f"{len(design.trained)}{takes}"
+        raise InputError(file, f"at most {design.config.most_runs} trainings (most_runs), or --yes", found)
+    with work(design.root):
+        try:
+            run_study(design)
+        finally:
+            page = write_study_report(design)
+    with result():
+        print(page)
+
+
+@study.command("report")
+def study_report(file: File, overrides: Overrides = None) -> None:
+    """Write the page of what there is so far; print where it is."""
+    from kapdist.study.design import make_design
+    from kapdist.study.page import write_study_report
+
+    design = make_design(file, overrides or [])
+    with work(design.root):
+        page = write_study_report(design)
+    with result():
+        print(page)

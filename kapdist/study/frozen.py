@@ -1,0 +1,56 @@
+"""A study that has begun may grow, by seeds, arms, attacks and claims; what it began with stays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kapdist.errors import InputError, shown
+from kapdist.records.study import FrozenStudy, read_frozen, write_study_record
+from kapdist.study.design import Design
+
+OTHERWISE = "(or another name=)"
+
+
+def freeze(design: Design) -> FrozenStudy:
+    """Write down what decides this study's numbers, beside what it began with.
+
+    Raises:
+        InputError: names what is gone or changed since.
+    """
+    path = design.root / "study.json"
+    now = FrozenStudy.model_validate(design.described())
+    if path.exists():
+        before = read_frozen(path)
+        check_grown(design, before, now)
+        begun = any((design.root / "runs").glob("*/attacks/*/summary.json"))
+        added = [text for text in now.claims if text not in before.claims]
+        now = now.model_copy(update={"later": (*before.later, *(added if begun else ()))})
+        if now == before:
+            return now
+    write_study_record(path, now)
+    return now
+
+
+def check_grown(design: Design, before: FrozenStudy, now: FrozenStudy) -> None:
+    for what, old, new in (
+        ("run", before.runs, now.runs),
+        ("attack", before.attacks, now.attacks),
+        ("arms of attack", before.arms, now.arms),
+    ):
+        for name, value in old.items():
+            if name not in new:
+                raise InputError(design.root, f"the {what} {name}, as this study began {OTHERWISE}", "no such")
+            check_equal(design, f"{what} {name}", value, new[name])
+    if gone := [text for text in before.claims if text not in now.claims]:
+        raise InputError(design.root, f"the claim {gone[0]!r}, as this study began {OTHERWISE}", "no such")
+
+
+def check_equal(design: Design, what: str, old: Any, new: Any) -> None:
+    if isinstance(old, Mapping):
+        for key in old:
+            if old[key] != new.get(key):
+                expected = f"{what}: {key} = {shown(old[key])} as this study began {OTHERWISE}"
+                raise InputError(design.root, expected, shown(new.get(key)))
+    elif missing := set(old) - set(new):
+        raise InputError(design.root, f"{what} with {min(missing)} {OTHERWISE}", ", ".join(new))

@@ -1,0 +1,158 @@
+"""The study's one page, and the same as plain files: results.json, table.csv, table.tex, pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import polars as pl
+
+from kapdist.environment import package_version
+from kapdist.records.study import Decision, FrozenStudy, Row, StudyResults, write_study_record
+from kapdist.report.page import svg_uri
+from kapdist.report.plots import Plot
+from kapdist.report.words import eps_text, percent, points
+from kapdist.run.files import check_outputs, write_atomic
+from kapdist.study.claims import decide
+from kapdist.study.design import Design
+from kapdist.study.frozen import freeze
+from kapdist.study.plots import curve_plot, frontier_plot
+from kapdist.study.results import Results, read_results
+from kapdist.study.tasks import tasks
+
+PAGE = "index.html"
+
+
+def write_study_report(design: Design) -> Path:
+    """Write the page of what there is so far of a study; return its path.
+
+    Raises:
+        InputError: the directory holds another study, or a file in it is damaged.
+    """
+    out = design.root / "report"
+    check_outputs(out / PAGE, keep_folders=False)
+    frozen = freeze(design)
+    results = read_results(design)
+    found = conclude(design, results, frozen)
+    plots = [plot for plot in pictures(results) if plot is not None]
+    for plot in plots:
+        write_atomic(out / f"{plot.name}.png", plot.png)
+    write_study_record(out / "results.json", found)
+    write_atomic(out / "table.csv", csv_text(found.rows))
+    write_parquet(out / "table.parquet", found.rows)
+    write_atomic(out / "table.tex", latex(found.rows))
+    write_atomic(out / PAGE, render(design, found, plots))
+    return out / PAGE
+
+
+def conclude(design: Design, results: Results, frozen: FrozenStudy) -> StudyResults:
+    """Return all that the page says."""
+    every = tasks(design)
+    return StudyResults(
+        name=design.config.name,
+        fingerprint=design.fingerprint,
+        num_tasks=len(every),
+        num_done=sum(task.done for task in every),
+        missing=tuple(task.name for task in every if not task.done),
+        rows=results.rows,
+        decisions=decide(results, frozen.later),
+        notes=results.notes,
+    )
+
+
+def pictures(results: Results) -> list[Plot | None]:
+    drawn: list[Plot | None] = []
+    for name, attack in results.design.attacks.items():
+        drawn += [frontier_plot(results.rows, name, eps) for eps in attack.eps]
+        drawn.append(curve_plot(results.rows, name))
+    return drawn
+
+
+def render(design: Design, found: StudyResults, plots: Sequence[Plot]) -> str:
+    loader = jinja2.ChoiceLoader(
+        [jinja2.PackageLoader(f"kapdist.{room}", package_path="") for room in ("study", "report")]
+    )
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"svg_uri": svg_uri}
+    return environment.get_template("study.html.j2").render(
+        study=found,
+        design=design,
+        tables=tables(found.rows),
+        plots=plots,
+        percent=percent,
+        points=points,
+        interval=interval,
+        sentence=sentence,
+        version=package_version("kapdist"),
+    )
+
+
+def tables(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
+    """Return {attack: {setting: rows by eps}}."""
+    found: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        found.setdefault(row.attack, {}).setdefault(row.setting, []).append(row)
+    return found
+
+
+def column(row: Row) -> str:
+    return "clean" if not row.eps else f"{row.norm} {eps_text(row.norm, row.eps)}"
+
+
+def interval(low: float, high: float) -> str:
+    return f"[{percent(low)}, {percent(high)}]"
+
+
+def sentence(found: Decision) -> str:
+    """Say a decision with its numbers."""
+    if found.difference is None or found.low is None or found.high is None or found.p_holm is None:
+        return f"{found.why}."
+    low, high = (points(bound).removesuffix(" points") for bound in (found.low, found.high))
+    p = "p < 0.0001" if found.p_holm < 1e-4 else f"p = {found.p_holm:.2g}"
+    where = ""
+    if found.clean is not None:
+        where = f" between {percent(found.clean[0])}% and {percent(found.clean[1])}% of clean accuracy"
+    against = f" (against {points(found.margin)})" if found.margin else ""
+    more = f" {found.more[0].upper()}{found.more[1:]}." if found.more else ""
+    return f"{points(found.difference)} [{low}, {high}]{where}{against}, {p}: {found.why}.{more}"
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(Row.model_fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat(row) for row in rows)
+    return out.getvalue()
+
+
+def write_parquet(path: Path, rows: Sequence[Row]) -> None:
+    buffer = io.BytesIO()
+    pl.DataFrame([flat(row) for row in rows], schema_overrides={"eps": pl.Float64}).write_parquet(buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def flat(row: Row) -> dict[str, object]:
+    """Return a row with lists as words, for formats without them."""
+    return {
+        key: " ".join(map(str, value)) if isinstance(value, list) else value
+        for key, value in row.describe().items()
+    }
+
+
+def latex(rows: Sequence[Row]) -> str:
+    """Return the table as LaTeX with booktabs: mean over seeds and its 95% interval, in percent."""
+    lines = []
+    for attack, settings in tables(rows).items():
+        heads = [column(row) for row in max(settings.values(), key=len)]
+        lines += [f"% {attack}", rf"\begin{{tabular}}{{l{'r' * len(heads)}}}", r"\toprule"]
+        lines += [" & ".join(["", *heads]) + r" \\", r"\midrule"]
+        for setting, own in settings.items():
+            cells = [rf"{percent(row.value)} {{\small {interval(row.low, row.high)}}}" for row in own]
+            lines.append(" & ".join([setting.replace("_", r"\_"), *cells]) + r" \\")
+        lines += [r"\bottomrule", r"\end{tabular}", ""]
+    return "\n".join(lines)

@@ -1,0 +1,144 @@
+"""What is on disk of a study, image by image: (seeds, images) of every setting under every attack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from kapdist.errors import InputError
+from kapdist.records.study import Row
+from kapdist.records.summary import Summary, read_summary
+from kapdist.report.reading import read_rows
+from kapdist.run.paths import AttackDir
+from kapdist.statistics.intervals import wilson
+from kapdist.statistics.seeds import accuracy_interval
+from kapdist.study.design import Design, Setting, Trained
+from kapdist.study.tasks import run_dir
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """The models of one setting under one attack, as far as they are merged; seeds in the order of the study."""
+
+    setting: Setting
+    attack: str
+    seeds: tuple[int, ...]
+    images: np.ndarray
+    """(images,) their ids, ascending."""
+    correct: np.ndarray
+    """(seeds, images) of whether the class was right without an attack."""
+    broken_eps: np.ndarray
+    """(seeds, images) the eps at which an image fell, infinite where it withstood."""
+    summaries: tuple[Summary, ...]
+    files: tuple[Path, ...]
+
+    def right(self, eps: float) -> np.ndarray:
+        """Return (seeds, images) of whether an image withstood all up to this eps; eps 0 asks for no attack."""
+        return self.correct & (self.broken_eps > eps + 1e-9) if eps else self.correct
+
+    @property
+    def eps(self) -> tuple[float, ...]:
+        return tuple(step.eps for step in self.summaries[0].sweep)
+
+    def of_seeds(self, seeds: tuple[int, ...]) -> list[int]:
+        return [self.seeds.index(seed) for seed in seeds]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that a study has found so far."""
+
+    design: Design
+    found: Mapping[tuple[str, str], Attacked]
+    """By setting and attack; what has no merged attack is not there."""
+    notes: tuple[str, ...] = field(default=())
+
+    def of(self, setting: Setting, attack: str) -> Attacked | None:
+        return self.found.get((setting.name, attack))
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """The table: settings in the order of the study, eps ascending."""
+        return tuple(row for found in self.found.values() for row in rows_of(found))
+
+
+def read_results(design: Design) -> Results:
+    """Read every merged attack of a study.
+
+    Raises:
+        InputError: a file is damaged, or not what its name says.
+    """
+    found, notes = {}, []
+    for name in design.attacks:
+        for setting in design.settings:
+            if setting.arm in design.attacks[name].arms:
+                attacked, said = read_setting(design, setting, name)
+                notes += said
+                if attacked is not None:
+                    found[setting.name, name] = attacked
+    return Results(design, found, tuple(notes))
+
+
+def read_setting(design: Design, setting: Setting, attack: str) -> tuple[Attacked | None, list[str]]:
+    """Return the seeds of a setting that are attacked, and what is to be said of them."""
+    merged: list[tuple[Trained, AttackDir, pl.DataFrame]] = []
+    notes = []
+    for run in design.of_setting(setting):
+        place = run_dir(design, run).attack(attack)
+        if not place.summary.exists():
+            continue
+        rows = read_rows(place.records).sort("image")
+        if merged and not rows["image"].equals(merged[0][2]["image"]):
+            notes.append(f"{run.name} was attacked ({attack}) on other images than {merged[0][0].name}: left out")
+            continue
+        merged.append((run, place, rows))
+    if not merged:
+        return None, notes
+    tables = [rows for _, _, rows in merged]
+    return Attacked(
+        setting=setting,
+        attack=attack,
+        seeds=tuple(run.seed for run, _, _ in merged),
+        images=tables[0]["image"].to_numpy(),
+        correct=np.stack([(rows["clean_prediction"] == rows["label"]).to_numpy() for rows in tables]),
+        broken_eps=np.stack([broken_at(rows) for rows in tables]),
+        summaries=tuple(read_summary(place.summary) for _, place, _ in merged),
+        files=tuple(place.records for _, place, _ in merged),
+    ), notes
+
+
+def broken_at(rows: pl.DataFrame) -> np.ndarray:
+    if "broken_eps" not in rows.columns:
+        raise InputError("records.parquet", "the column broken_eps", ", ".join(rows.columns))
+    return rows["broken_eps"].fill_null(float("inf")).to_numpy()
+
+
+def rows_of(found: Attacked) -> Iterator[Row]:
+    for eps in (0.0, *found.eps):
+        right = found.right(eps)
+        if len(found.seeds) > 1:
+            interval = accuracy_interval(right)
+            low, high, method = max(0.0, interval.low), min(1.0, interval.high), interval.method
+        else:
+            alone = wilson(int(right.sum()), right.size)
+            low, high, method = alone.low, alone.high, "Wilson over images, of one seed alone"
+        yield Row(
+            arm=found.setting.arm,
+            setting=found.setting.name,
+            attack=found.attack,
+            norm=found.summaries[0].norm,
+            eps=eps,
+            seeds=found.seeds,
+            per_seed=tuple(right.mean(1).tolist()),
+            value=float(right.mean()),
+            low=low,
+            high=high,
+            method=method,
+            num_images=right.shape[1],
+            files=tuple(map(str, found.files)),
+        )

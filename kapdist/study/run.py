@@ -1,0 +1,146 @@
+"""A study on one machine: what is missing, as many commands at once as it bears; may be killed and run again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kapdist.attack.devices import own_gpu
+from kapdist.attack.units import end, ended_by_sigterm
+from kapdist.environment import usable_cpus
+from kapdist.errors import RESUME, TransientError
+from kapdist.progress import Progress
+from kapdist.run.files import check_outputs
+from kapdist.run.lock import locked, other_at_work
+from kapdist.study.design import Design
+from kapdist.study.frozen import freeze
+from kapdist.study.tasks import TRAINING, Task, tasks, write_configs
+
+POLL_SECONDS = 0.2
+
+
+def run_study(design: Design) -> None:
+    """Do all that is missing of a study.
+
+    Raises:
+        InputError: the directory holds another study, or somebody is at work in it.
+        TransientError: commands failed as often as `retries` allows; all others were done.
+    """
+    check_outputs(design.root / "LOCK")
+    with locked(design.root / "LOCK"), ended_by_sigterm():
+        freeze(design)
+        write_configs(design)
+        queue = Queue(design, list(tasks(design)))
+        with Progress(design.config.name, unit="commands") as progress, queue.ended():
+            queue.work(progress)
+    if queue.given_up:
+        first = queue.given_up[0]
+        found = f"{len(queue.given_up)} of {len(queue.tasks)} commands failed, {first.name} first"
+        raise TransientError(f"{design.root}: {found} (see {log_of(design, first)})")
+
+
+@dataclass
+class Queue:
+    """The commands of a study: done, running, given up, or still to do."""
+
+    design: Design
+    tasks: list[Task]
+    running: dict[int, tuple[Task, subprocess.Popen[bytes]]] = field(default_factory=dict)
+    """By slot."""
+    failures: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def slots(self) -> int:
+        return self.design.config.at_once or max(1, usable_cpus() // max(1, self.threads))
+
+    @property
+    def threads(self) -> int:
+        """CPUs of each command, where its training does not say."""
+        asked = self.design.trained[0].config.engine.threads
+        at_once = self.design.config.at_once
+        return asked or (usable_cpus(at_once) if at_once else 1)
+
+    @property
+    def given_up(self) -> list[Task]:
+        most = self.design.config.retries
+        return [task for task in self.tasks if self.failures.get(task.name, 0) > most]
+
+    def work(self, progress: Progress) -> None:
+        """Start and reap until nothing is left that could be done."""
+        while True:
+            self.reap()
+            waiting = self.start_what_fits()
+            progress.show(sum(task.done for task in self.tasks), self.in_words(), total=len(self.tasks))
+            if not self.running and not waiting:
+                return
+            time.sleep(POLL_SECONDS)
+
+    def in_words(self) -> str:
+        words = ", ".join(task.name for task, _ in self.running.values())
+        failed = len(self.given_up)
+        return words + (f"; {failed} failed" if failed else "")
+
+    def reap(self) -> None:
+        for slot, (task, process) in list(self.running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del self.running[slot]
+            if code != RESUME and not (code == 0 and task.done):
+                self.failures[task.name] = self.failures.get(task.name, 0) + 1
+                said = f"{task.name}: exit code {code}, see {log_of(self.design, task)}"
+                print(said, file=sys.stderr, flush=True)
+
+    def start_what_fits(self) -> bool:
+        """Fill free slots; return whether something only waits for somebody else who is at work on it."""
+        given_up = {task.name for task in self.given_up}
+        at_work = {task.name for task, _ in self.running.values()}
+        held = False
+        for task in self.tasks:
+            if len(self.running) >= self.slots:
+                break
+            if task.done or task.name in given_up | at_work or not task.can_begin:
+                continue
+            if other_at_work(task.lock):
+                held = True
+                continue
+            self.start(task)
+        return held
+
+    def start(self, task: Task) -> None:
+        slot = min(set(range(self.slots)) - self.running.keys())
+        log = log_of(self.design, task)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        words = [*task.words, f"engine.threads={self.threads}"] if task.kind == TRAINING else task.words
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)} | own_gpu_of(slot)
+        command = [sys.executable, "-m", "kapdist.study.task", *words]
+        with log.open("ab") as file:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment)
+        self.running[slot] = task, process
+
+    @contextlib.contextmanager
+    def ended(self) -> Iterator[None]:
+        """Ask what still runs to stop, whatever ends the study; trainings save."""
+        try:
+            yield
+        finally:
+            end([process for _, process in self.running.values()])
+
+
+def own_gpu_of(slot: int) -> dict[str, str]:
+    """Return the variables that give a slot one GPU of this machine, where there are any."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    return own_gpu(torch.cuda.get_device_name(slot % torch.cuda.device_count()), slot)
+
+
+def log_of(design: Design, task: Task) -> Path:
+    return design.root / "logs" / f"{task.name.replace('/', '-')}.log"

@@ -1,0 +1,86 @@
+"""What a study consists of as commands that anybody could type, and which of them are still missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kapdist.config.file import dump_config
+from kapdist.run.files import write_atomic
+from kapdist.run.paths import RunDir
+from kapdist.study.design import Design, Trained
+
+TRAINING, ATTACK, SANITY, TOPOGRAPHY = "train", "attack", "sanity", "topography"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One command on one run."""
+
+    run: Trained
+    kind: str
+    words: tuple[str, ...]
+    """Of the command line, behind `kapdist`."""
+    result: Path
+    """Is there when the command has done what it should."""
+    after: Path | None
+    """What has to be there before it can begin."""
+    lock: Path
+    """Is held by whoever is at work on it."""
+    attack: str = ""
+
+    @property
+    def name(self) -> str:
+        return "/".join(filter(None, (self.run.name, self.kind, self.attack)))
+
+    @property
+    def done(self) -> bool:
+        return self.result.exists()
+
+    @property
+    def can_begin(self) -> bool:
+        return self.after is None or self.after.exists()
+
+
+def tasks(design: Design) -> tuple[Task, ...]:
+    """Return every command of a study: a run's own one after the other, runs in the order of the design."""
+    return tuple(task for run in design.trained for task in tasks_of(design, run))
+
+
+def tasks_of(design: Design, run: Trained) -> Iterator[Task]:
+    place = run_dir(design, run)
+    yield Task(run, TRAINING, ("train", str(config_file(design, run))), place.done, None, place.lock)
+    for name, attack in design.attacks.items():
+        if run.setting.arm not in attack.arms:
+            continue
+        words, made = (str(place.root), str(attack_file(design, name))), place.attack(name)
+        yield Task(run, ATTACK, ("attack", "run", *words), made.summary, place.done, made.lock, name)
+        if name in design.config.sanity:
+            yield Task(run, SANITY, ("attack", "sanity", *words), made.sanity, made.summary, made.lock, name)
+    if (asked := design.config.topography) is not None:
+        asks = (str(place.root), f"--images={asked.images}", f"--permutations={asked.permutations}")
+        look = place.topography(TOPOGRAPHY)
+        yield Task(run, TOPOGRAPHY, ("topography", *asks), look.record, place.done, look.lock)
+
+
+def run_dir(design: Design, run: Trained) -> RunDir:
+    return RunDir(design.root / "runs" / run.name)
+
+
+def config_file(design: Design, run: Trained) -> Path:
+    return design.root / "configs" / f"{run.name}.yaml"
+
+
+def attack_file(design: Design, name: str) -> Path:
+    return design.root / "configs" / "attacks" / f"{name}.yaml"
+
+
+def write_configs(design: Design) -> None:
+    """Write the config of every training and attack whole, for the commands and whoever repeats one by hand."""
+    files = {config_file(design, run): run.config for run in design.trained}
+    texts = {path: dump_config(config) for path, config in files.items()}
+    texts |= {attack_file(design, name): dump_config(made.config) for name, made in design.attacks.items()}
+    for path, text in texts.items():
+        if not path.exists() or path.read_text() != text:
+            write_atomic(path, text)
