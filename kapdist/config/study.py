@@ -5,18 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from kapdist.config.claims import ClaimConfig
 from kapdist.config.fields import Name, Natural, Positive, Section, one_word, plain_values
 
 Seed = Annotated[int, Field(ge=0)]
+MOST_SEEDS = 1000
 FORBIDDEN = ("name", "runs_dir", "seed")  # the study's own, of every run
 
 
 def numbered(value: Any) -> Any:
     """Read a number of seeds as the first so many."""
-    return tuple(range(value)) if type(value) is int and 0 < value <= 1000 else value
+    numbers = range(value) if type(value) is int and value <= MOST_SEEDS else value
+    if not isinstance(numbers, range | list | tuple) or not numbers:
+        raise ValueError(f"how many seeds, 1 to {MOST_SEEDS}, or a list of them")
+    return tuple(numbers)
 
 
 def each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -85,18 +89,10 @@ class StudyConfig(Section):
             plain_values(values or {})
         return value
 
-    @model_validator(mode="after")
-    def claims_are_of_arms(self) -> StudyConfig:
-        arms, attacks = ", ".join(self.arms), ", ".join(self.attacks)
-        for claim in self.claims:
-            for arm in (claim.first, claim.over):
-                if arm not in self.arms:
-                    raise ValueError(f"claims about arms of the study ({arms}), not {arm!r}")
-            if claim.attack is not None and claim.attack not in self.attacks:
-                raise ValueError(f"claims under attacks of the study ({attacks}), not {claim.attack!r}")
-        if unknown := [name for name in self.sanity if name not in self.attacks]:
-            raise ValueError(f"sanity of attacks of the study ({attacks}), not {unknown[0]!r}")
-        texts = [claim.text for claim in self.claims]
+    @field_validator("claims")
+    @classmethod
+    def claims_once(cls, value: tuple[ClaimConfig, ...]) -> tuple[ClaimConfig, ...]:
+        texts = [claim.text for claim in value]
         if twice := [text for text in texts if texts.count(text) > 1]:
             raise ValueError(f"each claim once, not {twice[0]!r} twice")
-        return self
+        return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -126,6 +126,8 @@ def make_design(path: Path, overrides: Sequence[str] = ()) -> Design:
     check_names(path, trained)
     check_arms_differ(path, trained)
     attacks = {name: planned_attack(path, config, name) for name in config.attacks}
+    for name in config.sanity:
+        check_known(f"{path}: sanity", "attacks", name, config.attacks)
     design = Design(config, in_turns(trained), attacks)
     for claim in config.claims:
         check_claim(path, design, claim)
@@ -192,8 +194,8 @@ def word(key: str, value: Any) -> str:
 def planned_attack(path: Path, config: StudyConfig, name: str) -> PlannedAttack:
     place, values = f"{path}: attacks.{name}", dict(config.attacks[name] or {})
     arms = values.pop("arms", list(config.arms))
-    if unknown := [arm for arm in arms if arm not in config.arms]:
-        raise InputError(f"{place}.arms", f"arms of the study ({', '.join(config.arms)})", shown(unknown[0]))
+    for arm in arms:
+        check_known(f"{place}.arms", "arms", arm, config.arms)
     own = {"name": name, "threads": values.get("threads", 1)}  # part of an attack's plan, which no machine decides
     return PlannedAttack(resolved(place, AttackConfig, None, dotted(values) | own), tuple(arms))
 
@@ -217,14 +219,21 @@ def check_arms_differ(path: Path, trained: Sequence[Trained]) -> None:
 def check_claim(path: Path, design: Design, claim: ClaimConfig) -> None:
     """Refuse a claim that this study could not decide, whatever came out."""
     place = f"{path}: claims ({claim.text})"
+    check_known(place, "attacks", design.attack_of(claim), design.attacks)
     attack = design.attacks[design.attack_of(claim)]
     for arm in (claim.first, claim.over):
+        check_known(place, "arms", arm, design.config.arms)
         if arm not in attack.arms:
             raise InputError(place, f"arms that {attack.config.name} attacks ({', '.join(attack.arms)})", arm)
         check_point(place, design, claim, arm)
     if claim.eps is not None and not any(abs(claim.eps - eps) < 1e-9 for eps in attack.eps):
         known = ", ".join(f"{eps:.6g}" for eps in attack.eps)
         raise InputError(place, f"an eps of the attack {attack.config.name} ({known})", f"{claim.eps:.6g}")
+
+
+def check_known(place: str, what: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise InputError(place, f"{what} of the study ({', '.join(known)})", shown(name))
 
 
 def check_point(place: str, design: Design, claim: ClaimConfig, arm: str) -> None:

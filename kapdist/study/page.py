@@ -87,6 +87,7 @@ def render(design: Design, found: StudyResults, plots: Sequence[Plot]) -> str:
         percent=percent,
         points=points,
         interval=interval,
+        column=column,
         sentence=sentence,
         version=package_version("kapdist"),
     )

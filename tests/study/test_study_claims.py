@@ -1,0 +1,175 @@
+"""Claims are decided by tests whose answers are known: simulated studies, and closed forms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pytest
+
+from kapdist.config.claims import ClaimConfig
+from kapdist.statistics.frontier import Frontier, distance, frontier_difference
+from kapdist.statistics.holm import holm
+from kapdist.statistics.seeds import seed_difference
+from kapdist.study.claims import decide
+from kapdist.study.design import Setting
+from kapdist.study.results import Attacked, Results
+
+IMAGES = 200
+
+
+def attacked(setting: Setting, accuracy: float, robust: float, seeds: int = 3, shared: Any = None) -> Attacked:
+    """Models that are right on the images of lowest hardness; each seed draws a little of its own."""
+    hardness = np.linspace(0, 1, IMAGES) if shared is None else shared
+    own = np.random.default_rng(crc32(setting.name.encode())).normal(0, 0.005, (seeds, 1))
+    broken = np.where(hardness + own < robust, np.inf, 8 / 255)
+    summary: Any = SimpleNamespace(sweep=[SimpleNamespace(eps=8 / 255)], norm="Linf")
+    files = tuple(Path(f"{setting.name}-{seed}") for seed in range(seeds))
+    images, correct = np.arange(IMAGES), hardness + own < accuracy
+    return Attacked(setting, "standard", tuple(range(seeds)), images, correct, broken, (summary,) * seeds, files)
+
+
+def study(claims: list[str], *found: Attacked, planned: int = 3) -> Results:
+    settings = [one.setting for one in found]
+    design: Any = SimpleNamespace(
+        config=SimpleNamespace(claims=tuple(ClaimConfig.model_validate(text) for text in claims)),
+        attacks={"standard": SimpleNamespace(eps=(8 / 255,))},
+        of_arm=lambda arm: [setting for setting in settings if setting.arm == arm],
+        of_setting=lambda setting: [
+            SimpleNamespace(seed=seed, name=f"{setting.name}_{seed}") for seed in range(planned)
+        ],
+        attack_of=lambda claim: "standard",
+    )
+    return Results(design, {(one.setting.name, "standard"): one for one in found})
+
+
+def a(name: str, **point: float) -> Setting:
+    return Setting(name, point)
+
+
+def test_a_claim_is_shown_refuted_or_not_decided() -> None:
+    claims = ["good over bad, robust accuracy", "bad over good, robust accuracy", "good over same, robust accuracy"]
+    found = decide(
+        study(claims, attacked(a("good"), 0.9, 0.5), attacked(a("bad"), 0.9, 0.3), attacked(a("same"), 0.9, 0.5))
+    )
+    assert [one.verdict for one in found] == ["shown", "refuted", "not decided"]
+    assert found[0].difference == pytest.approx(0.2, abs=0.02)
+    assert found[0].difference == -found[1].difference
+    assert "points or more" in found[2].more
+    assert [one.p_holm for one in found] == pytest.approx(holm([one.p for one in found]))
+
+
+def test_a_margin_moves_what_is_tested() -> None:
+    first, second = attacked(a("a"), 0.88, 0.5), attacked(a("b"), 0.9, 0.5)
+    claims = [
+        f"a over b, clean accuracy, {margin}" for margin in ("at most 10 points lost", "at most 1 point lost")
+    ]
+    lost, one = decide(study(claims, first, second))
+    assert lost.verdict == "shown"
+    assert (lost.low, lost.high) == (one.low, one.high)
+    assert lost.p < one.p
+    found = seed_difference(first.right(0), second.right(0), margin=-0.1)
+    assert lost.p == found.decides.p
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "planned", "why"),
+    [
+        (1, 1, 1, "one seed"),
+        (2, 3, 3, "a under standard has no result for seed 2"),
+    ],
+)
+def test_what_is_missing_decides_nothing(first: int, second: int, planned: int, why: str) -> None:
+    sides = attacked(a("a"), 0.9, 0.5, first), attacked(a("b"), 0.9, 0.1, second)
+    (found,) = decide(study(["a over b, robust accuracy"], *sides, planned=planned))
+    assert found.verdict == "not decided"
+    assert why in found.why
+    assert found.p_holm is None
+
+
+def test_no_result_at_all_and_other_images_decide_nothing() -> None:
+    one, other = attacked(a("a"), 0.9, 0.5), attacked(a("b"), 0.9, 0.1)
+    results = study(["a over b, robust accuracy"], one, other)
+    del results.found["b", "standard"]
+    assert "b under standard has no result for seed 0, 1, 2" in decide(results)[0].why
+    other.images[0] = 10**6
+    assert "not attacked on the same images" in decide(study(["a over b, robust accuracy"], one, other))[0].why
+
+
+def test_a_claim_that_came_later_says_so() -> None:
+    sides = attacked(a("a"), 0.9, 0.5), attacked(a("b"), 0.9, 0.1)
+    claims = ["a over b, robust accuracy", "a over b, clean accuracy"]
+    assert [one.later for one in decide(study(claims, *sides), (claims[1],))] == [False, True]
+
+
+def test_frontiers_are_compared_at_equal_clean_accuracy() -> None:
+    """Arm a is more robust at each sigma, and at equal clean accuracy it is not: it only has other sigmas."""
+    line = lambda clean: 1.2 - clean  # noqa: E731  (both lie on it)
+    points = [("a", 0.5), ("a", 0.6), ("a", 0.7), ("b", 0.55), ("b", 0.65), ("b", 0.75)]
+    found = [attacked(a(arm, sigma=clean), clean, min(clean, line(clean))) for arm, clean in points]
+    (same,) = decide(study(["a over b, robust accuracy, at equal clean accuracy"], *found))
+    assert same.verdict == "not decided"
+    assert same.difference == pytest.approx(0, abs=0.02)
+    assert same.clean == pytest.approx((0.55, 0.7), abs=0.02)
+    lifted = [
+        attacked(one.setting, clean, min(clean, line(clean)) - 0.1 * (arm == "b"))
+        for one, (arm, clean) in zip(found, points, strict=True)
+    ]
+    (shown,) = decide(study(["a over b, robust accuracy, at equal clean accuracy"], *lifted))
+    assert shown.verdict == "shown"
+    assert shown.difference == pytest.approx(0.1, abs=0.03)
+
+
+def test_frontiers_that_do_not_meet_decide_nothing() -> None:
+    found = [
+        attacked(a(arm, sigma=clean), clean, 0.3) for arm, clean in (("a", 0.5), ("a", 0.6), ("b", 0.8), ("b", 0.9))
+    ]
+    (one,) = decide(study(["a over b, robust accuracy, at equal clean accuracy"], *found))
+    assert one.verdict == "not decided"
+    assert "no clean accuracy in common" in one.why
+
+
+def test_the_distance_of_broken_lines_is_their_area() -> None:
+    """A line of slope -1 above one of slope -1 by 0.1, and a tent above its base."""
+    clean = np.array([0.2, 0.4, 0.9])
+    found = distance(clean, 1 - clean, np.array([0.1, 0.8]), np.array([0.8, 0.1]))
+    assert (found.mean, found.low, found.high) == pytest.approx((0.1, 0.2, 0.8))
+    tent = distance(np.array([0.0, 0.5, 1.0]), np.array([0.0, 1.0, 0.0]), np.array([0.0, 1.0]), np.zeros(2))
+    assert tent.mean == pytest.approx(0.5)
+    assert distance(np.array([0.0, 0.1]), np.zeros(2), np.array([0.1, 0.2]), np.zeros(2)) is None
+
+
+def simulated(random: np.random.Generator, lift: float, seeds: int) -> tuple[Frontier, Frontier]:
+    """Two arms of three strengths on the same images; the first withstands more by `lift` on a probit scale."""
+    images = random.normal(0, 1, 256)
+    sides = []
+    for strengths, above in (((0.2, 0.5, 0.8), lift), ((0.1, 0.4, 0.9), 0.0)):
+        clean, robust = [], []
+        for strength in strengths:
+            right = images + random.normal(0, 0.1, (seeds, 1)) + random.normal(0, 0.5, (seeds, 256))
+            clean.append(right > strength - 1.2)
+            robust.append(right > 1.2 - strength - above)
+        sides.append(Frontier(np.array(clean), np.array(robust)))
+    return sides[0], sides[1]
+
+
+def test_the_interval_of_frontiers_covers_and_its_test_keeps_its_level() -> None:
+    """Of 40 studies of 3 seeds: at a nominal 95% and 5%, fewer than 33 or more than 7 come once in 1,000 times."""
+    random = np.random.default_rng(1)
+    null = [frontier_difference(*simulated(random, 0.0, 3)) for _ in range(40)]
+    truth = frontier_difference(*simulated(random, 0.3, 200)).value
+    lifted = [frontier_difference(*simulated(random, 0.3, 3)) for _ in range(40)]
+    assert sum(one.decides.p < 0.05 for one in null if one) <= 7
+    assert sum(one.decides.low <= truth <= one.decides.high for one in lifted if one) > 32
+    assert sum(one is None for one in [*null, *lifted]) == 0
+
+
+def test_frontiers_of_other_shapes_are_refused() -> None:
+    table = np.ones((2, 3, 5), bool)
+    with pytest.raises(ValueError, match="points x seeds x images"):
+        Frontier(table, table[:, :2])
+    with pytest.raises(ValueError, match="the same seeds"):
+        frontier_difference(Frontier(table, table), Frontier(table[:, :2], table[:, :2]))

@@ -1,0 +1,152 @@
+"""A study's file: what it comes to, and what is refused in one line."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kapdist.config.claims import ClaimConfig
+from kapdist.errors import InputError
+from kapdist.study.design import Design, make_design
+from kapdist.study.frozen import freeze
+from kapdist.study.tasks import tasks
+
+BASE = """
+data: {train: train.beton, validation: test.beton}
+model: {name: resnet10, num_classes: 10, width: 0.25}
+kap: {pool_size: 1}
+"""
+ARMS = "arms: {plain: {}, noise: {kap.noise_std: [0.1, 0.3]}, kap: {kap: {pool_size: 3, noise_std: [0.1, 0.3]}}}"
+ATTACKS = (
+    "attacks: {standard: {eps: [2/255, 8/255]}, eot: {version: eot-standard, noise: fresh, arms: [noise, kap]}}"
+)
+
+ONE = "attacks: {standard: {}}"
+
+
+@pytest.fixture
+def design(tmp_path: Path):
+    (tmp_path / "base.yaml").write_text(BASE)
+
+    def make(
+        arms: str = ARMS, attacks: str = ATTACKS, claims: str = "[]", seeds: str = "2", more: str = ""
+    ) -> Design:
+        lines = ["train: base.yaml", f"seeds: {seeds}", arms, attacks, f"claims: {claims}", more]
+        (tmp_path / "mine.yaml").write_text("\n".join(lines))
+        return make_design(tmp_path / "mine.yaml", [f"studies_dir={tmp_path / 'studies'}"])
+
+    return make
+
+
+def test_a_study_is_settings_times_seeds(design) -> None:
+    found = design()
+    assert [setting.name for setting in found.settings] == ["plain", "noise_0.1", "noise_0.3", "kap_0.1", "kap_0.3"]
+    assert [run.name for run in found.trained][:6] == [
+        *("plain_seed0", "noise_0.1_seed0", "noise_0.3_seed0", "kap_0.1_seed0", "kap_0.3_seed0"),
+        "plain_seed1",  # every arm has its first seed before any has its second
+    ]
+    assert {(run.config.kap.pool_size, run.config.kap.noise_std, run.config.seed) for run in found.trained} == {
+        (size, std, seed) for size, std in ((1, 0.0), (1, 0.1), (1, 0.3), (3, 0.1), (3, 0.3)) for seed in (0, 1)
+    }
+    assert len({run.config.runs_dir for run in found.trained}) == 1
+    names = [task.name for task in tasks(found) if task.run.name in ("plain_seed0", "kap_0.1_seed1")]
+    assert names == ["plain_seed0/train", "plain_seed0/attack/standard"] + [
+        f"kap_0.1_seed1/{what}" for what in ("train", "attack/standard", "attack/eot")
+    ]
+
+
+def test_a_list_is_a_grid_where_its_key_takes_none(design) -> None:
+    found = design(
+        arms="arms: {a: {}, w: {model: {width: 1, widths: [[8, 8, 8, 8], squares], mean: [0.1, 0.2, 0.3]}}}",
+        attacks=ONE,
+    )
+    assert [setting.name for setting in found.settings] == ["a", "w_8-8-8-8", "w_squares"]
+    assert {run.config.model.mean for run in found.trained if run.setting.arm == "w"} == {(0.1, 0.2, 0.3)}
+
+
+def test_an_arm_may_have_seeds_of_its_own(design) -> None:
+    found = design(arms="arms: {a: {}, b: {kap.noise_std: 0.1, seeds: [3, 7]}}", seeds="[1]", attacks=ONE)
+    assert [(run.setting.arm, run.seed) for run in found.trained] == [("a", 1), ("b", 3), ("b", 7)]
+
+
+def test_thirty_runs_are_planned_at_once(design) -> None:
+    arms = "arms: {noise: {kap.noise_std: [0.1, 0.2, 0.3]}, kap: {kap: {pool_size: 3, noise_std: [0.1, 0.2, 0.3]}}}"
+    before = time.process_time()
+    assert len(design(arms=arms, seeds="5").trained) == 30
+    assert time.process_time() - before < 2  # of CPU, whatever the machine's other work
+
+
+WRONG = {
+    "nothing": ({"arms": "arms: {a: {}, b: {kap.layout: line}}"}, "arms that differ in something, found b and a"),
+    "key": ({"arms": "arms: {a: {kap.nose_std: 1}}"}, r"arms\.a: .*nearest: kap\.noise_std"),
+    "own": ({"arms": "arms: {a: {seed: 1}}"}, "seed is the study's own"),
+    "value": ({"arms": "arms: {a: {kap.noise_std: [0.1, 0.1]}}"}, "values, each once"),
+    "seed twice": ({"seeds": "[1, 1]"}, "each seed once, not 1 twice"),
+    "no seed": ({"seeds": "0"}, "how many seeds"),
+    "own seed twice": ({"arms": "arms: {a: {seeds: [1, 1]}}"}, r"arms\.a\.seeds.*each seed once"),
+    "attack": ({"attacks": "attacks: {a: {epz: 1}}"}, r"attacks\.a: .*nearest: eps"),
+    "attacked": (
+        {"attacks": "attacks: {a: {arms: [none]}}"},
+        r"arms of the study \(plain, noise, kap\), found 'none'",
+    ),
+    "sanity": ({"more": "sanity: other"}, r"attacks of the study \(standard, eot\), found 'other'"),
+    "arm": ({"claims": "['plain over other, clean accuracy']"}, "arms of the study .* found 'other'"),
+    "eps": (
+        {"claims": "['noise over plain, robust accuracy at 3/255, where noise_std=0.1']"},
+        "an eps of the attack",
+    ),
+    "under": ({"claims": "['noise over plain, clean accuracy, under it']"}, "attacks of the study"),
+    "not attacked": ({"claims": "['plain over noise, clean accuracy, under eot']"}, "arms that eot attacks"),
+    "which": ({"claims": "['noise over plain, clean accuracy']"}, "a `where` that means one"),
+    "none": ({"claims": "['noise over plain, clean accuracy, where noise_std=0.2']"}, "none of noise's"),
+    "frontier": ({"claims": "['noise over plain, robust accuracy, at equal clean accuracy']"}, "arms with a grid"),
+    "words": ({"claims": "['noise beats plain']"}, "a claim such as"),
+    "twice": ({"claims": "['a over b, clean accuracy', 'a over b, clean accuracy']"}, "each claim once"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_a_study_is_said_before_anything_runs(design, case: str) -> None:
+    parts, said = WRONG[case]
+    with pytest.raises(InputError, match=said) as error:
+        design(**parts)
+    assert "\n" not in str(error.value)
+
+
+def test_a_study_may_grow_and_nothing_else(design) -> None:
+    claim = "noise over plain, clean accuracy, where noise_std=0.1"
+    freeze(design(claims=f"['{claim}']"))
+    assert freeze(design(claims=f"['{claim}']", seeds="3")).later == ()
+    grown = design(claims=f"['{claim}']", seeds="3")
+    summary = grown.root / "runs" / "plain_seed0" / "attacks" / "standard" / "summary.json"
+    summary.parent.mkdir(parents=True)
+    summary.write_text("{}")
+    another = "kap over plain, clean accuracy, where noise_std=0.1"
+    assert freeze(design(claims=f"['{claim}', '{another}']", seeds="3")).later == (another,)
+    for parts, said in (
+        ({"seeds": "2"}, "the run plain_seed2, as this study began"),
+        ({"seeds": "3", "claims": "[]"}, "the claim"),
+        ({"seeds": "3", "attacks": ATTACKS.replace("2/255, 8", "2/255, 4")}, "attack standard: eps"),
+        ({"seeds": "3", "attacks": ATTACKS.replace("[noise, kap]", "[kap]")}, "arms of attack eot with noise"),
+    ):
+        with pytest.raises(InputError, match=said):
+            freeze(design(**{"claims": f"['{claim}', '{another}']", **parts}))
+    device = ATTACKS.replace("eps: [2", "device: cpu, num_shards: 3, eps: [2")  # where it is made decides nothing
+    freeze(design(claims=f"['{claim}', '{another}']", seeds="3", attacks=device))
+
+
+@given(
+    robust=st.booleans(),
+    eps=st.sampled_from([None, 8 / 255, 0.5]),
+    margin=st.sampled_from([0.0, 0.02, -0.01]),
+    attack=st.sampled_from([None, "eot-standard"]),
+    where=st.sampled_from([{}, {"noise_std": "0.1", "pool_size": "3"}]),
+)
+def test_a_claim_s_sentence_is_the_claim(robust: bool, eps, margin: float, attack, where) -> None:
+    keys = {"first": "a", "over": "b-2", "measure": "robust" if robust else "clean", "margin": margin}
+    claim = ClaimConfig(**keys, eps=eps if robust else None, attack=attack, where=where)
+    assert ClaimConfig.model_validate(claim.text) == claim

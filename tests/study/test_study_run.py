@@ -1,0 +1,102 @@
+"""A study on this machine: real trainings and attacks, killed again and again, ends with the same page."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from processes import end_ranks, start_ranks
+
+from kapdist.records.study import StudyResults
+from kapdist.study.design import make_design
+from kapdist.study.tasks import tasks
+
+KILLS = 10
+STUDY = """
+train: tiny.yaml
+seeds: 2
+at_once: 2
+retries: 0
+arms:
+  plain: {{kap.pool_size: 1, kap.noise_std: 0, train.epochs: 1}}
+  kap: {{kap.noise_std: [0.05, 0.3], train.epochs: 1}}
+{more}
+attacks:
+  quick:
+    {{version: custom, attacks: [random-noise], random_draws: 3, eps: [2/255, 8/255], num_images: 40}}
+claims:
+  - kap over plain, robust accuracy at 8/255, where noise_std=0.3
+  - plain over kap, clean accuracy, where noise_std=0.05
+"""
+WORDS = ["-m", "kapdist.cli", "study", "run", "mine.yaml"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_config: Path) -> Path:
+    (tmp_path / "mine.yaml").write_text(STUDY.format(more=""))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_again_and_again_ends_with_the_same_page(folder: Path, tmp_path_factory) -> None:
+    whole = tmp_path_factory.mktemp("whole")
+    for name in ("mine.yaml", "tiny.yaml"):
+        (whole / name).write_text((folder / name).read_text())
+    (end,) = end_ranks(start_ranks(WORDS, 1, whole), 240)
+    assert end.code == 0, end
+    assert end.output.splitlines()[-1] == "studies/mine/report/index.html"
+
+    for kill in range(KILLS):
+        (process,) = start_ranks(WORDS, 1, folder)
+        time.sleep(1.0 + 0.37 * (kill % 4))
+        os.kill(process.pid, signal.SIGKILL if kill % 3 else signal.SIGTERM)
+        process.wait(60)
+    (end,) = end_ranks(start_ranks(WORDS, 1, folder), 240)
+    assert end.code == 0, end
+    for file in ("index.html", "results.json", "table.csv", "table.tex", "table.parquet"):
+        mine, theirs = ((root / "studies" / "mine" / "report" / file).read_bytes() for root in (folder, whole))
+        assert mine == theirs, file
+    found = StudyResults.model_validate_json((folder / "studies/mine/report/results.json").read_text())
+    assert (found.num_done, found.missing) == (found.num_tasks, ())
+    assert {row.seeds for row in found.rows} == {(0, 1)}
+    assert {row.num_images for row in found.rows} == {40}
+    for row in found.rows:
+        for seed, value in zip(row.seeds, row.per_seed, strict=True):
+            assert value == counted(folder / "studies" / "mine" / "runs" / f"{row.setting}_seed{seed}", row.eps)
+
+    design = make_design(folder / "mine.yaml")
+    made = {task.name: os.stat(folder / task.result).st_mtime_ns for task in tasks(design)}
+    (end,) = end_ranks(start_ranks(WORDS, 1, folder), 60)
+    assert {task.name: os.stat(folder / task.result).st_mtime_ns for task in tasks(design)} == made  # nothing again
+
+
+def counted(run: Path, eps: float) -> float:
+    """Return an accuracy as the attack's own summary has it."""
+    summary = json.loads((run / "attacks" / "quick" / "summary.json").read_text())
+    if not eps:
+        return summary["num_clean_correct"] / summary["num_images"]
+    (step,) = (step for step in summary["sweep"] if abs(step["eps"] - eps) < 1e-9)
+    return step["num_robust"] / summary["num_images"]
+
+
+@pytest.mark.slow
+def test_an_arm_that_always_fails_is_named_and_decides_nothing(folder: Path) -> None:
+    broken = "  broken: {data.train: nowhere.beton}"
+    claims = STUDY.format(more=broken).replace("claims:", "claims:\n  - broken over plain, clean accuracy")
+    (folder / "mine.yaml").write_text(claims.replace("seeds: 2", "seeds: 1"))
+    (end,) = end_ranks(start_ranks(WORDS, 1, folder), 240)
+    assert end.code == 1
+    said = end.output.splitlines()[-1]
+    assert said == (
+        "kapdist: studies/mine: 1 of 8 commands failed, broken_seed0/train first "
+        "(see studies/mine/logs/broken_seed0-train.log)"
+    )
+    assert "nowhere.beton" in (folder / "studies/mine/logs/broken_seed0-train.log").read_text()
+    page = (folder / "studies/mine/report/index.html").read_text()
+    assert "Not done: broken_seed0/train, broken_seed0/attack/quick." in page
+    assert "broken under quick has no result for seed 0" in page
+    assert "one seed, and how much seeds differ is not known" in page
