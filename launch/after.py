@@ -21,7 +21,7 @@ from kapdist.records.sharding import chunks_and_costs, chunks_of, finished_chunk
 from kapdist.run.ends import deaths, end_of, killed_by
 from kapdist.run.files import write_atomic
 from kapdist.run.lock import other_at_work
-from kapdist.run.paths import AttackDir, RunDir
+from kapdist.run.paths import AttackDir, RunDir, StudyDir
 from launch import jobs, slurm
 from launch.cluster import ClusterConfig, Kind, load_cluster
 from launch.planned import is_planned_as_submitted
@@ -93,6 +93,13 @@ def progress_of_aggregation(start: Start) -> tuple[int, bool, str]:
     return 0, reported or has_successor(attack, start.job), "aggregation: "
 
 
+def progress_of_study(start: Start) -> tuple[int, bool, str]:
+    """Count what there is of all its runs; it is done when the job has got to its end."""
+    study = StudyDir(start.place)
+    made = len([path for kind in ("sanity.json", "topography.json") for path in study.runs.glob(f"*/*/*/{kind}")])
+    return made, study.finished.exists(), "study: "
+
+
 ENDINGS: dict[Kind, Ending] = {
     "train": Ending(
         "ends.jsonl",
@@ -104,6 +111,7 @@ ENDINGS: dict[Kind, Ending] = {
         lambda start: (0, is_planned_as_submitted(start.attack), "plan: "),
         "the attack was not planned: {why}; see {slurm}\n",
     ),
+    "study": Ending("ends/study.jsonl", progress_of_study, "the study was not finished: {why}; see {slurm}\n"),
     "shard": Ending("ends/shard-{shard}.jsonl", progress_of_shard, "{why}; exit code {code} (job {job})\n"),
     "aggregate": Ending(
         "ends/aggregate-{job}.jsonl",

@@ -12,7 +12,7 @@ from kapdist.config.fields import Name, Natural, NonNegative, Section
 from kapdist.config.file import load_config
 
 PREFIX = "cluster."
-Kind = Literal["train", "plan", "shard", "aggregate"]
+Kind = Literal["train", "plan", "shard", "aggregate", "study"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # What kapdist gives to sbatch itself, and what would keep it from learning the job's number, and where to say it.
@@ -135,6 +135,8 @@ class ClusterConfig(Section):
     """What each shard asks for instead."""
     aggregate: JobConfig = JobConfig()
     """What the aggregation asks for instead: it needs no GPU."""
+    study: JobConfig = JobConfig()
+    """What the last job of a study asks for instead: sanity, topography and the page, one command after another."""
 
     @property
     def ranks(self) -> int:
@@ -142,7 +144,7 @@ class ClusterConfig(Section):
 
     def of(self, kind: Kind) -> ClusterConfig:
         """Return what one kind of job asks for: a training all nodes, any other job one rank and its share."""
-        own = {"train": self.train, "plan": self.plan, "shard": self.shard, "aggregate": self.aggregate}[kind]
+        own: JobConfig = getattr(self, kind)
         given = {key: value for key, value in own if value is not None} | {"sbatch": self.sbatch | own.sbatch}
         if kind == "train":
             return self.model_copy(update=given)

@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 from kapdist.config.fields import Section
 from kapdist.config.file import load_config
 from kapdist.errors import InputError
-from kapdist.run.paths import AttackDir, RunDir
+from kapdist.run.paths import AttackDir, RunDir, StudyDir
 from kapdist.run.standard_output import open_standard_streams
 from launch import slurm
 from launch.cluster import ClusterConfig, load_cluster, split_words
@@ -33,7 +33,7 @@ class Command(Protocol):
     """
 
     @property
-    def directory(self) -> RunDir | AttackDir: ...
+    def directory(self) -> RunDir | AttackDir | StudyDir: ...
     def dry_run(self) -> str: ...
     def is_needed(self, force: bool) -> bool: ...
     def queue(self) -> str: ...

@@ -1,4 +1,4 @@
-"""One rank of a training, also as python -m launch.rank ROOT, and the plan of an attack, as jobs call them."""
+"""What jobs call: a rank of a training (also python -m launch.rank ROOT), the plan of an attack, a study's rest."""
 
 from __future__ import annotations
 
@@ -31,6 +31,22 @@ def plan_attack(run: Path, config: Path) -> None:
     asked = load_config(AttackConfig, config)
     plan.plan_attack(run, asked)
     remember_plan(RunDir(run).attack(asked.name), config)
+
+
+def finish_study(config: Path) -> None:
+    """Do what is left of a study but trainings and attacks, which have jobs of their own, and write the page."""
+    from kapdist.run.paths import StudyDir
+    from kapdist.study.design import make_design
+    from kapdist.study.page import write_study_report
+    from kapdist.study.run import run_study
+    from kapdist.study.tasks import ATTACK, TRAINING
+
+    design = make_design(config)
+    try:
+        run_study(design, without=(TRAINING, ATTACK))
+    finally:
+        write_study_report(design)
+    StudyDir(design.root).finished.touch()
 
 
 if __name__ == "__main__":

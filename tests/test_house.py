@@ -35,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
 NO_TORCH = ("config", "run", "statistics", "records", "plan", "report")
 ONLY_IN = {"ffcv": "data", "pyautoattack": "attack", "deepspeed": "engine", "submitit": "launch"}
 LAUNCH_NEEDS = {"kapdist", "launch", "submitit", "pydantic", "rich"}
-LAUNCH_IMPORTS = {"config", "run", "records", "plan", *AT_THE_DOOR}
+LAUNCH_IMPORTS = {"config", "run", "records", "plan", "study", *AT_THE_DOOR}
 IN_A_JOB = {"rank.py", "aggregate.py"}
 NEVER = {"torchvision", "timm", "launch", "tools"}
 

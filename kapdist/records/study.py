@@ -73,6 +73,16 @@ class Row(Record):
     """The records that it was counted from."""
 
 
+class Beside(Record):
+    """What else is known of a setting, over its seeds."""
+
+    setting: str
+    sanity: str
+    kernels: str
+    attack_passes: int
+    """Images passed forward and backward by its attacks."""
+
+
 class StudyResults(Record):
     """results.json: the whole table, and every claim."""
 
@@ -85,6 +95,7 @@ class StudyResults(Record):
     """Commands that are not done, by name."""
     rows: tuple[Row, ...]
     decisions: tuple[Decision, ...]
+    beside: tuple[Beside, ...] = ()
     notes: tuple[str, ...] = ()
 
 

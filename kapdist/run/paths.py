@@ -196,6 +196,34 @@ class TopographyDir:
         return self.root / f"{name}.png"
 
 
+class StudyDir:
+    """The directory of a study: what it began with, its runs, its page."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self.name = self.root.name
+        self.config = self.root / "config.yaml"
+        self.base = self.root / "base.yaml"
+        self.frozen = self.root / "study.json"
+        self.configs = self.root / "configs"
+        self.runs = self.root / "runs"
+        self.logs = self.root / "logs"
+        self.report = self.root / "report"
+        self.page = self.report / "index.html"
+        self.results = self.report / "results.json"
+        self.lock = self.root / "LOCK"
+        self.code = self.root / "code"
+        self.slurm = self.root / "slurm"
+        self.finished = self.slurm / "finished"
+        self.failed = self.root / "FAILED"
+
+    def run(self, name: str) -> RunDir:
+        return RunDir(self.runs / name)
+
+    def attack_config(self, name: str) -> Path:
+        return self.configs / "attacks" / f"{name}.yaml"
+
+
 def labels(roots: Sequence[Path]) -> list[str]:
     """Name each run by its directory, with as many parents as tell all of them apart."""
     parts = [root.resolve().parts for root in roots]

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from kapdist.errors import InputError
 from kapdist.run.plain_help import PLAIN
 from kapdist.run.standard_output import result, say, work
 
@@ -42,16 +41,12 @@ def study_run(
     yes: Annotated[bool, typer.Option("--yes", help="Also where that is more than most_runs trainings.")] = False,
 ) -> None:
     """Do all that is missing on this machine, then write the page; killed anywhere, it may be run again."""
-    from kapdist.study.design import make_design
+    from kapdist.study.design import check_size, make_design
     from kapdist.study.page import write_study_report
     from kapdist.study.run import run_study
 
     design = make_design(file, overrides or [])
-    if len(design.trained) > design.config.most_runs and not yes:
-        hours = design.config.hours_per_run
-        takes = f", about {len(design.trained) * hours:g} hours" if hours else ""
-        found = f"{len(design.trained)}{takes}"
-        raise InputError(file, f"at most {design.config.most_runs} trainings (most_runs), or --yes", found)
+    check_size(file, design, yes)
     with work(design.root):
         try:
             run_study(design)

@@ -14,11 +14,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from kapdist.config import MAY_CHANGE, AnySection, AttackConfig, Config, flatten
 from kapdist.config.claims import ClaimConfig
-from kapdist.config.file import dump_config, load_config
+from kapdist.config.file import load_config, merged, read_layers
 from kapdist.config.following import dotted
 from kapdist.config.study import FORBIDDEN, Seeds, StudyConfig, each_once
 from kapdist.errors import InputError, shown
 from kapdist.run.files import fingerprint, to_json
+from kapdist.run.paths import StudyDir
 
 WHEREVER = {"device", "num_shards", "timeout_minutes"}  # of an attack: where and how fast
 
@@ -76,8 +77,14 @@ class Design:
     """All that a study consists of."""
 
     config: StudyConfig
+    base: Mapping[str, Any]
+    """What the config says that every arm starts from, its own bases included."""
     trained: tuple[Trained, ...]
     attacks: Mapping[str, PlannedAttack]
+
+    @property
+    def dir(self) -> StudyDir:
+        return StudyDir(self.root)
 
     @property
     def root(self) -> Path:
@@ -128,7 +135,7 @@ def make_design(path: Path, overrides: Sequence[str] = ()) -> Design:
     attacks = {name: planned_attack(path, config, name) for name in config.attacks}
     for name in config.sanity:
         check_known(f"{path}: sanity", "attacks", name, config.attacks)
-    design = Design(config, in_turns(trained), attacks)
+    design = Design(config, merged(read_layers(base)), in_turns(trained), attacks)
     for claim in config.claims:
         check_claim(path, design, claim)
     return design
@@ -141,7 +148,7 @@ def trainings(path: Path, base: Path, config: StudyConfig, arm: str) -> Iterator
     seeds = seeds_of(place, values.pop("seeds", None), config.seeds)
     if taken := [key for key in FORBIDDEN if key in values]:
         raise InputError(place, f"keys of what is trained ({taken[0]} is the study's own)", taken[0])
-    runs_dir = config.studies_dir / config.name / "runs"
+    runs_dir = StudyDir(config.studies_dir / config.name).runs
     for point in grid(place, base, values):
         setting = Setting(arm, {key: value for key, value in point.items() if values[key] != value})
         for seed in seeds:
@@ -231,6 +238,14 @@ def check_claim(path: Path, design: Design, claim: ClaimConfig) -> None:
         raise InputError(place, f"an eps of the attack {attack.config.name} ({known})", f"{claim.eps:.6g}")
 
 
+def check_size(path: Path, design: Design, yes: bool) -> None:
+    """Refuse a grid that has exploded, unless it is meant."""
+    most, hours = design.config.most_runs, design.config.hours_per_run
+    if len(design.trained) > most and not yes:
+        takes = f", about {len(design.trained) * hours:g} hours" if hours else ""
+        raise InputError(path, f"at most {most} trainings (most_runs), or --yes", f"{len(design.trained)}{takes}")
+
+
 def check_known(place: str, what: str, name: str, known: Iterable[str]) -> None:
     if name not in known:
         raise InputError(place, f"{what} of the study ({', '.join(known)})", shown(name))
@@ -269,10 +284,6 @@ def learned(config: Config) -> dict[str, Any]:
     aside = {"name", *MAY_CHANGE}
     aside |= {"kap.layout", "kap.norm_first"} if config.kap.pool_size == 1 else set()  # of no average
     return {key: value for key, value in flatten(config).items() if key not in aside}
-
-
-def config_text(run: Trained) -> str:
-    return dump_config(run.config)
 
 
 def named(key: str, asked: str) -> bool:

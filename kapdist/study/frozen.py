@@ -18,12 +18,12 @@ def freeze(design: Design) -> FrozenStudy:
     Raises:
         InputError: names what is gone or changed since.
     """
-    path = design.root / "study.json"
+    path = design.dir.frozen
     now = FrozenStudy.model_validate(design.described())
     if path.exists():
         before = read_frozen(path)
         check_grown(design, before, now)
-        begun = any((design.root / "runs").glob("*/attacks/*/summary.json"))
+        begun = any(design.dir.runs.glob("*/attacks/*/summary.json"))
         added = [text for text in now.claims if text not in before.claims]
         now = now.model_copy(update={"later": (*before.later, *(added if begun else ()))})
         if now == before:

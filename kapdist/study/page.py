@@ -14,16 +14,15 @@ from kapdist.environment import package_version
 from kapdist.records.study import Decision, FrozenStudy, Row, StudyResults, write_study_record
 from kapdist.report.page import svg_uri
 from kapdist.report.plots import Plot
-from kapdist.report.words import eps_text, percent, points
+from kapdist.report.words import eps_text, percent, points, short
 from kapdist.run.files import check_outputs, write_atomic
+from kapdist.study.beside import beside
 from kapdist.study.claims import decide
 from kapdist.study.design import Design
 from kapdist.study.frozen import freeze
 from kapdist.study.plots import curve_plot, frontier_plot
 from kapdist.study.results import Results, read_results
 from kapdist.study.tasks import tasks
-
-PAGE = "index.html"
 
 
 def write_study_report(design: Design) -> Path:
@@ -32,20 +31,20 @@ def write_study_report(design: Design) -> Path:
     Raises:
         InputError: the directory holds another study, or a file in it is damaged.
     """
-    out = design.root / "report"
-    check_outputs(out / PAGE, keep_folders=False)
+    out = design.dir.report
+    check_outputs(design.dir.page, keep_folders=False)
     frozen = freeze(design)
     results = read_results(design)
     found = conclude(design, results, frozen)
     plots = [plot for plot in pictures(results) if plot is not None]
     for plot in plots:
         write_atomic(out / f"{plot.name}.png", plot.png)
-    write_study_record(out / "results.json", found)
+    write_study_record(design.dir.results, found)
     write_atomic(out / "table.csv", csv_text(found.rows))
     write_parquet(out / "table.parquet", found.rows)
     write_atomic(out / "table.tex", latex(found.rows))
-    write_atomic(out / PAGE, render(design, found, plots))
-    return out / PAGE
+    write_atomic(design.dir.page, render(design, found, plots))
+    return design.dir.page
 
 
 def conclude(design: Design, results: Results, frozen: FrozenStudy) -> StudyResults:
@@ -59,6 +58,7 @@ def conclude(design: Design, results: Results, frozen: FrozenStudy) -> StudyResu
         missing=tuple(task.name for task in every if not task.done),
         rows=results.rows,
         decisions=decide(results, frozen.later),
+        beside=tuple(beside(design)),
         notes=results.notes,
     )
 
@@ -88,6 +88,7 @@ def render(design: Design, found: StudyResults, plots: Sequence[Plot]) -> str:
         points=points,
         interval=interval,
         column=column,
+        short=short,
         sentence=sentence,
         version=package_version("kapdist"),
     )

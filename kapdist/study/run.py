@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,18 +25,18 @@ from kapdist.study.tasks import TRAINING, Task, tasks, write_configs
 POLL_SECONDS = 0.2
 
 
-def run_study(design: Design) -> None:
-    """Do all that is missing of a study.
+def run_study(design: Design, without: Collection[str] = ()) -> None:
+    """Do all that is missing of a study, but for some kinds of commands.
 
     Raises:
         InputError: the directory holds another study, or somebody is at work in it.
         TransientError: commands failed as often as `retries` allows; all others were done.
     """
-    check_outputs(design.root / "LOCK")
-    with locked(design.root / "LOCK"), ended_by_sigterm():
+    check_outputs(design.dir.lock)
+    with locked(design.dir.lock), ended_by_sigterm():
         freeze(design)
         write_configs(design)
-        queue = Queue(design, list(tasks(design)))
+        queue = Queue(design, [task for task in tasks(design) if task.kind not in without])
         with Progress(design.config.name, unit="commands") as progress, queue.ended():
             queue.work(progress)
     if queue.given_up:
@@ -143,4 +143,4 @@ def own_gpu_of(slot: int) -> dict[str, str]:
 
 
 def log_of(design: Design, task: Task) -> Path:
-    return design.root / "logs" / f"{task.name.replace('/', '-')}.log"
+    return design.dir.logs / f"{task.name.replace('/', '-')}.log"

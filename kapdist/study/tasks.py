@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from kapdist.config.file import dump_config
 from kapdist.run.files import write_atomic
 from kapdist.run.paths import RunDir
@@ -65,22 +67,24 @@ def tasks_of(design: Design, run: Trained) -> Iterator[Task]:
 
 
 def run_dir(design: Design, run: Trained) -> RunDir:
-    return RunDir(design.root / "runs" / run.name)
+    return design.dir.run(run.name)
 
 
 def config_file(design: Design, run: Trained) -> Path:
-    return design.root / "configs" / f"{run.name}.yaml"
+    return design.dir.configs / f"{run.name}.yaml"
 
 
 def attack_file(design: Design, name: str) -> Path:
-    return design.root / "configs" / "attacks" / f"{name}.yaml"
+    return design.dir.attack_config(name)
 
 
 def write_configs(design: Design) -> None:
-    """Write the config of every training and attack whole, for the commands and whoever repeats one by hand."""
+    """Write the config of every training, every attack and the study whole, for the commands and for later."""
+    whole = design.config.model_copy(update={"train": Path(design.dir.base.name)})
     files = {config_file(design, run): run.config for run in design.trained}
     texts = {path: dump_config(config) for path, config in files.items()}
     texts |= {attack_file(design, name): dump_config(made.config) for name, made in design.attacks.items()}
+    texts |= {design.dir.config: dump_config(whole), design.dir.base: yaml.safe_dump(dict(design.base))}
     for path, text in texts.items():
         if not path.exists() or path.read_text() != text:
             write_atomic(path, text)

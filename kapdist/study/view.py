@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from kapdist.study.beside import hours
 from kapdist.study.design import Design, Trained
 from kapdist.study.tasks import Task, tasks
 
@@ -33,9 +34,12 @@ def print_plan(design: Design) -> None:
     seeds = sorted({run.seed for run in design.trained})
     for seed in seeds:
         table.add_column(f"seed {seed}", justify="right")
+    table.add_column("hours trained", justify="right")
+    table.add_column("attacked", justify="right")
     for setting in design.settings:
         runs = {run.seed: run for run in design.of_setting(setting)}
-        table.add_row(setting.name, *(cell(every, runs.get(seed)) for seed in seeds))
+        used = (f"{value:.2f}" if value else "" for value in hours(design, setting))
+        table.add_row(setting.name, *(cell(every, runs.get(seed)) for seed in seeds), *used)
     console = Console()
     console.print(table)
     for claim in design.config.claims:

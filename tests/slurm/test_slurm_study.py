@@ -1,0 +1,67 @@
+"""A queued study: an arm that always fails, a job that is preempted, and one page at the end."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from processes import warm_python
+
+from kapdist.records.study import StudyResults
+from kapdist.run.paths import StudyDir
+from launch.after import newest_step
+
+ROOT = Path(__file__).parents[2]
+STUDY = """
+train: tiny.yaml
+seeds: 2
+arms:
+  plain: {kap.pool_size: 1, kap.noise_std: 0, train.epochs: 4, train.checkpoint_every_steps: 3}
+  noise: {kap.pool_size: 1, train.epochs: 1}
+  broken: {kap.pool_size: 1, data.train: nowhere.beton, seeds: 1}
+attacks:
+  quick:
+    {version: custom, attacks: [random-noise], random_draws: 3, eps: 8/255, num_images: 40, arms: [plain, broken]}
+  loud: {version: custom, attacks: [random-noise], random_draws: 2, eps: 1/255, num_images: 20, arms: [noise]}
+topography: {images: 10, permutations: 199}
+claims:
+  - broken over plain, clean accuracy
+  - plain over broken, robust accuracy at 8/255
+"""
+
+
+@pytest.mark.slow
+def test_a_study_ends_with_its_page_whatever_befell_it(slurm, tmp_path: Path, tiny_config: Path) -> None:
+    slurm.restore()
+    (tmp_path / "mine.yaml").write_text(STUDY)
+    cluster = [
+        "cluster.partition=low0",
+        "cluster.max_failures=1",
+        "cluster.memory_gb=0",
+        f"cluster.python={warm_python()}",
+    ]
+    words = [sys.executable, ROOT / "launch" / "study.py", "mine.yaml", *cluster]
+    said = slurm.run(words, cwd=tmp_path, timeout=180).stdout
+    study = StudyDir(tmp_path / "studies" / "mine")
+    assert f"{study.root}: 10 jobs, then job " in said
+    assert "waits or runs" in slurm.run(words, cwd=tmp_path).stdout
+
+    preempted = study.run("plain_seed0")
+    slurm.wait_until(lambda: newest_step(preempted) > 0, "a checkpoint", 120)
+    high = slurm.submit("-p", "high", "-N2", "--exclusive", "--wrap", "sleep 1")
+    slurm.wait_for_state(high, "COMPLETED", 120)
+
+    slurm.wait_until(lambda: study.finished.exists() or study.failed.exists(), "the page", 400)
+    assert not study.failed.exists(), study.failed.read_text()
+    found = StudyResults.model_validate_json(study.results.read_text())
+    assert found.missing == ("broken_seed0/train", "broken_seed0/attack/quick", "broken_seed0/topography")
+    assert preempted.last_attempt() >= 1
+    assert {(row.setting, row.attack, row.seeds) for row in found.rows} == {
+        ("plain", "quick", (0, 1)),
+        ("noise", "loud", (0, 1)),
+    }
+    assert [(one.verdict, one.why) for one in found.decisions] == [
+        ("not decided", "broken under quick has no result for seed 0")
+    ] * 2
+    assert "nowhere.beton" in study.run("broken_seed0").failed.read_text()
