@@ -13,7 +13,8 @@ from processes import end_ranks, start_ranks
 
 from kapdist.records.study import StudyResults
 from kapdist.study.design import make_design
-from kapdist.study.tasks import tasks
+from kapdist.study.run import Queue, run_study
+from kapdist.study.tasks import ATTACK, TRAINING, run_dir, tasks
 
 KILLS = 10
 STUDY = """
@@ -100,3 +101,20 @@ def test_an_arm_that_always_fails_is_named_and_decides_nothing(folder: Path) -> 
     assert "Not done: broken_seed0/train, broken_seed0/attack/quick." in page
     assert "broken under quick has no result for seed 0" in page
     assert "one seed, and how much seeds differ is not known" in page
+
+
+def test_the_rest_of_a_study_is_what_has_no_jobs_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the last job on Slurm does it: a training that is missing stays missing."""
+    monkeypatch.chdir(folder)
+    (folder / "mine.yaml").write_text(STUDY.format(more="sanity: quick"))
+    design = make_design(folder / "mine.yaml")
+    asked = []
+    monkeypatch.setattr(Queue, "start", lambda self, task: asked.append(task.name) or task.result.touch())
+    for run in design.trained[:2]:
+        place = run_dir(design, run)
+        place.attack("quick").root.mkdir(parents=True)
+        place.done.touch()
+    run_dir(design, design.trained[0]).attack("quick").summary.touch()
+    run_study(design, without=(TRAINING, ATTACK))
+    assert asked == [f"{design.trained[0].name}/sanity/quick"]
+    assert make_design(design.dir.config).described() == design.described()  # whole, whatever becomes of the file
