@@ -14,7 +14,7 @@ from kapdist.attack.stock import resolve
 from kapdist.config import AttackConfig
 from kapdist.config.attack import is_function
 from kapdist.errors import InputError
-from kapdist.records.attack_plan import AttackPlan, Norm, OwnSettings, Settings, read_plan
+from kapdist.records.attack_plan import AttackPlan, Norm, OwnSettings, Settings, asks_no_gradient, read_plan
 from kapdist.records.passes import (
     Passes,
     averaged,
@@ -129,7 +129,7 @@ def passes_of_all(config: AttackConfig, protocol: Protocol, listed: tuple[Passes
     every = [Passes(attack.name, times * attack.forwards, times * attack.backwards) for attack in attacks]
     in_parts = protocol.eot > 1 and protocol.eot * config.chunk_size > config.images_per_pass
     if config.gradient_of:
-        every = [straight_through(attack) for attack in every]
+        every = [attack if asks_no_gradient(attack.name) else straight_through(attack) for attack in every]
     found = [averaged(attack, protocol.eot, in_parts) for attack in (clean, *every)]
     if config.noise != "fresh":
         found.append(Passes("repeat", 1, 0))  # the clean prediction, once more
