@@ -129,7 +129,7 @@ class AttackConfig(Section):
     """Predictions per image that hard-label asks for."""
     transfer_from: Surrogates = ()
     """The run whose model transfer attacks, to try on this one what breaks that; or a factory, or a list of either,
-    one word or keys each: `{factory: timm.models:resnet18, weights: FILE}`."""
+    one word or keys each: `{factory: FILE.py:function, weights: FILE}`."""
     gradient_of: str | None = None
     """`FILE.py:function`, called with the model: the module that it returns gives the gradient, while logits stay
     the model's own (BPDA, for models whose own gradient leads nowhere)."""
