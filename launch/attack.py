@@ -131,7 +131,7 @@ def trainings_to_wait_for(run: RunDir, config: AttackConfig) -> list[str]:
         InputError: a run has no weights and nobody trains it, or somebody does whom no job can wait for.
     """
     own = [] if config.model.factory or config.model.weights else [run]
-    transferred = [RunDir(config.transfer_from.absolute())] if config.transfer_from else []
+    transferred = [RunDir(it.run.absolute()) for it in config.transfer_from if it.run and not it.weights]
     return [job for needed in (*own, *transferred) for job in trainings_of(needed)]
 
 

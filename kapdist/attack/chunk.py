@@ -8,6 +8,7 @@ exist, and the caller's random state, which is given back.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,14 +18,18 @@ from torch import Tensor, nn
 from kapdist.attack.averaged import AveragedModel
 from kapdist.attack.ball import Ball, drop_rounding
 from kapdist.attack.counted import CountedModel
+from kapdist.attack.kept import Kept
+from kapdist.attack.own.others import Others
 from kapdist.attack.rescore import Votes, cast_votes
 from kapdist.attack.stock import perturb, stock_library
 from kapdist.attack.watch import WatchedModel, passes_of_a_run, turned
 from kapdist.errors import InputError
 from kapdist.kap import noise
 from kapdist.models.shown import where_not_finite
-from kapdist.records.attack_plan import OWN_ATTACKS, AttackPlan, Stage
+from kapdist.records.attack_plan import SCREEN, AttackPlan, Stage, is_library
 from kapdist.rng import derive_seed
+
+NO_OTHERS = Others()
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def attack_chunk(
     labels: Tensor,
     plan: AttackPlan,
     chunk: int,
-    surrogate: nn.Module | None = None,
+    others: Others = NO_OTHERS,
 ) -> ChunkOutcome:
     """Attack one chunk; the outcome is a function of the arguments alone.
 
@@ -92,31 +97,32 @@ def attack_chunk(
         model: in eval mode, frozen; on the device of the images.
         images: (batch, 3, height, width), float32 in [0, 1].
         labels: (batch,), int64.
-        surrogate: the model that the attack `transfer` is made on, like `model`.
+        others: the surrogates, each like `model`, and the user's functions that the plan's attacks name.
 
     Raises:
         InputError: the model's logits are not finite, or it changed its own state; it is declared deterministic
-            and a verdict does not repeat.
+            and a verdict does not repeat; a function of the user's broke the rules (own/user.py).
         RuntimeError: an adversarial image that would count leaves the ball, [0, 1] or the finite numbers.
     """
     started = time.perf_counter()
     images = images.contiguous()  # the library calls .view on them, and channels-last would round otherwise
     devices = [images.device] if images.device.type == "cuda" else []
     noise_seed = derive_seed(plan.seed, "noise", chunk)
-    before = {name: value.clone() for name, value in state_of(model).items()}
+    before = Kept(model)
     with torch.random.fork_rng(devices=devices), noise(model, plan.noise, seed=noise_seed), torch.no_grad():
-        own = plan.model.factory is None and plan.noise == "off"
+        own = plan.model.factory is None and plan.noise == "off" and plan.gradient_of is None
         counted = CountedModel(model, images.device, derive_seed(plan.seed, "model", chunk), inference=own)
         watched = watched_model(counted, plan, chunk)
-        other = counted_surrogate(surrogate, images.device, plan, chunk)
+        surrogates = counted_surrogates(others.surrogates, images.device, plan, chunk)
         prediction = predict(watched, images, plan, chunk)
         search = new_search(images, labels, prediction)
-        outcomes = attack_at_every_eps(watched, (counted, *other), search, plan, chunk)
+        networks, others = (counted, *surrogates.values()), Others(surrogates, others.functions)
+        outcomes = attack_at_every_eps(watched, networks, others, search, plan, chunk)
         if plan.deterministic:
             check_repeats(counted, search, prediction, plan)
         attacked = counted.forwards
         votes = rescore(counted, search, plan, chunk)
-    check_state_kept(model, before, plan)
+    check_state_kept(before, plan)
     return ChunkOutcome(
         clean_prediction=prediction,
         attacks=tuple(outcomes),
@@ -137,12 +143,11 @@ def watched_model(counted: CountedModel, plan: AttackPlan, chunk: int) -> Watche
     return WatchedModel(model, plan.norm, plan.compact, bool(plan.rescore), plan.eot)
 
 
-def counted_surrogate(
-    surrogate: nn.Module | None, device: torch.device, plan: AttackPlan, chunk: int
-) -> tuple[CountedModel, ...]:
-    if surrogate is None:
-        return ()
-    return (CountedModel(surrogate, device, derive_seed(plan.seed, "surrogate", chunk)),)
+def counted_surrogates(
+    surrogates: Mapping[str, nn.Module], device: torch.device, plan: AttackPlan, chunk: int
+) -> dict[str, CountedModel]:
+    seed = derive_seed(plan.seed, "surrogate", chunk)
+    return {attack: CountedModel(surrogate, device, seed) for attack, surrogate in surrogates.items()}
 
 
 def passes_through(networks: tuple[CountedModel, ...]) -> tuple[int, int]:
@@ -158,12 +163,17 @@ def new_search(images: Tensor, labels: Tensor, prediction: Tensor) -> Search:
 
 
 def attack_at_every_eps(
-    watched: WatchedModel, networks: tuple[CountedModel, ...], search: Search, plan: AttackPlan, chunk: int
+    watched: WatchedModel,
+    networks: tuple[CountedModel, ...],
+    others: Others,
+    search: Search,
+    plan: AttackPlan,
+    chunk: int,
 ) -> list[AttackOutcome]:
     seed = derive_seed(plan.seed, "attack", chunk)
     outcomes = []
     for eps in plan.sweep:
-        library = stock_library(watched, plan, eps, seed, search.images.device, *networks[1:])
+        library = stock_library(watched, plan, eps, seed, search.images.device, others)
         for stage in plan.stages:
             if stage.eps == eps:
                 outcomes.append(attack_survivors(library, networks, stage, search, plan, chunk))
@@ -194,9 +204,9 @@ def attack_survivors(
     search.adversarial[broke] = found[broke]
     search.prediction[broke] = prediction[broke]
     search.robust &= ~broke
-    search.screened = broke if stage.attack == "screen" else torch.zeros_like(broke)
+    search.screened = broke if stage.attack == SCREEN else torch.zeros_like(broke)
     forwards, backwards = passes_through(networks)
-    librarys = 0 if stage.attack in OWN_ATTACKS else 1
+    librarys = 1 if is_library(stage.attack) else 0
     return AttackOutcome(
         name=stage.name,
         eps=stage.eps,
@@ -296,25 +306,11 @@ def rescore(
     )
 
 
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers, those that are not saved too."""
-    return dict(model.named_parameters()) | dict(model.named_buffers())
-
-
-def check_state_kept(model: nn.Module, before: dict[str, Tensor], plan: AttackPlan) -> None:
+def check_state_kept(before: Kept, plan: AttackPlan) -> None:
     """Raise InputError if the model is another than before: no verdict would be one on the model of the plan."""
-    after = state_of(model)
-    changed = [name for name, old in before.items() if name not in after or not same(old, after[name])]
-    if changed or len(after) != len(before):
+    if changed := before.changed_tensor():
         expected = "a model whose parameters and buffers stay as they are under attack"
-        raise InputError(place_of(plan), expected, f"{changed[0] if changed else 'a new one'} changed")
-
-
-def same(old: Tensor, new: Tensor) -> bool:
-    """Tell whether two tensors hold the same values; NaN, as memory that nobody uses may hold, is equal to NaN."""
-    if torch.equal(old, new):
-        return True
-    return torch.equal(old.isnan(), new.isnan()) and torch.equal(old.nan_to_num(), new.nan_to_num())
+        raise InputError(place_of(plan), expected, f"{changed} changed")
 
 
 def place_of(plan: AttackPlan) -> str:

@@ -8,6 +8,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
+from kapdist.attack.own.bpda import StraightThrough
 from kapdist.kap import seed_noise
 
 
@@ -36,7 +37,8 @@ class CountedModel(nn.Module):
         seed_noise(self.model, seed)
 
     def forward(self, images: Tensor) -> Tensor:
-        self.forwards += len(images)
+        networks = self.model.passes(images) if isinstance(self.model, StraightThrough) else 1
+        self.forwards += networks * len(images)
         bare = self.inference and not torch.is_grad_enabled()
         with self.stream, torch.inference_mode() if bare else contextlib.nullcontext():
             logits: Tensor = self.model(images)

@@ -20,8 +20,13 @@ from kapdist.attack.classifier import (
 from kapdist.attack.devices import device_kind, refuse_auto_elsewhere
 from kapdist.attack.images import ImageSet
 from kapdist.attack.model import can_fold, check_network, file_sha256_of, load_model, state_sha256
+from kapdist.attack.own.bpda import KEY as GRADIENT_OF
+from kapdist.attack.own.bpda import StraightThrough
+from kapdist.attack.own.others import load_attacked, load_functions, sha256_of_functions
+from kapdist.attack.own.trial import try_functions
 from kapdist.attack.stock import resolve
 from kapdist.config import AttackConfig, AttackedModelConfig, Config
+from kapdist.config.surrogates import SurrogateConfig, transfers
 from kapdist.environment import package_versions, usable_cpus
 from kapdist.errors import InputError
 from kapdist.kap import noise
@@ -72,7 +77,8 @@ def make_plan(run: Path, config: AttackConfig, attack: AttackDir, *, examined: b
     model = plan_model(run, config, run_config, image_set)
     protocol = protocol_of(config)
     eps = protocol.eps
-    attacks, settings, notes = resolve(config.version, config.attacks, config.norm, eps, model.num_classes)
+    attacks, settings, notes = resolve(config.version, config.listed, config.norm, eps, model.num_classes)
+    functions = sha256_of_functions(attacks, config.gradient_of)
     images = choose_images(config, image_set)
     plan = AttackPlan(
         name=config.name,
@@ -86,6 +92,8 @@ def make_plan(run: Path, config: AttackConfig, attack: AttackDir, *, examined: b
         attacks=attacks,
         settings=settings,
         own_settings=own_settings(config, model, image_set),
+        gradient_of=config.gradient_of,
+        functions=functions,
         noise=config.noise,
         screen=protocol.screen,
         compact=protocol.compact,
@@ -100,7 +108,12 @@ def make_plan(run: Path, config: AttackConfig, attack: AttackDir, *, examined: b
         packages=package_versions(PACKAGES),
         num_images=len(images),
         images_sha256=fingerprint(list(images)),
-        notes=(*notes, *notes_on_noise(config, protocol.eot), *notes_on_eps(config.norm, eps, image_set)),
+        notes=(
+            *notes,
+            *notes_on_noise(config, protocol.eot),
+            *notes_on_eps(config.norm, eps, image_set),
+            *notes_on_functions(functions, config.gradient_of),
+        ),
         costs=costs_of(run, config, attack, model, image_set, images),
         images=images,
     )
@@ -123,8 +136,11 @@ def costs_of(
 
 def checked(plan: AttackPlan, run: Path, examined: bool) -> AttackPlan:
     """Build the model as a shard will, show it a few images, and return the plan."""
-    network = load_model(plan.model, run)
+    network = load_attacked(plan, run)
     place = place_of(plan.model, run)
+    if isinstance(network, StraightThrough):
+        whose = f"{GRADIENT_OF}={plan.gradient_of}"
+        check_classifier(network.smooth, whose, plan.model.num_classes, plan.data.resolution, True)
     with noise(network, plan.noise, seed=plan.seed):
         dtype = check_classifier(
             network, place, plan.model.num_classes, plan.data.resolution, plan.passes_gradients
@@ -136,9 +152,11 @@ def checked(plan: AttackPlan, run: Path, examined: bool) -> AttackPlan:
             if not examined:
                 check_deterministic(network, place, plan.data.resolution)
                 check_batches(network, place, plan.data.resolution)
-            return plan
-        together = noise_differs_by_row(network, plan.data.resolution)
-    return plan.model_copy(update={"draws_together": together})
+        else:
+            together = noise_differs_by_row(network, plan.data.resolution)
+            plan = plan.model_copy(update={"draws_together": together})
+    try_functions(plan, network, load_functions(plan))
+    return plan
 
 
 def place_of(model: PlannedModel, run: Path) -> str:
@@ -184,31 +202,49 @@ def plan_model(run: Path, config: AttackConfig, run_config: Config | None, image
 
 
 def own_settings(config: AttackConfig, model: PlannedModel, image_set: ImageSet) -> OwnSettings:
-    own = own_settings_of(config)
-    if config.transfer_from is None:
-        return own
-    surrogate = plan_surrogate("transfer_from", config.transfer_from, config, model, image_set)
-    return own.model_copy(update={"surrogate": surrogate})
+    planned = {
+        attack: plan_surrogate("transfer_from", source, config, model, image_set)
+        for attack, source in (transfers(config.transfer_from) if config.transfer_from else {}).items()
+    }
+    several = {"surrogates": planned} if len(planned) > 1 else {"surrogate": next(iter(planned.values()), None)}
+    return own_settings_of(config).model_copy(update=several)
 
 
 def plan_surrogate(
-    key: str, run: Path, config: AttackConfig, model: PlannedModel, image_set: ImageSet
+    key: str, source: SurrogateConfig, config: AttackConfig, model: PlannedModel, image_set: ImageSet
 ) -> PlannedModel:
-    """Return the model of the run that transfers come from, its noise off and its weights where they lie.
+    """Return a model that transfers come from, its noise off and its weights where they lie.
 
     Args:
-        key: of the config, which names the run.
+        key: of the config, which names the model.
 
     Raises:
-        InputError: it is no finished run, or its classes are not those of the attacked model and of the images.
+        InputError: it is no finished run, or its classes are not those of the attacked model and of the images; its
+            factory's model is no classifier of as many classes.
     """
+    place, run = f"{key}={source}", source.run
+    if run is None:
+        return plan_outside_surrogate(place, source, config, model, image_set)
     run_config = RunDir(run).load_config()
-    update = {"model": AttackedModelConfig(weights=RunDir(run).weights), "noise": "off", "num_classes": None}
+    weights = source.weights or RunDir(run).weights
+    update = {"model": AttackedModelConfig(weights=weights), "noise": "off", "num_classes": None}
     surrogate = plan_model(run, config.model_copy(update=update), run_config, image_set)
     if surrogate.num_classes != model.num_classes:
         expected = f"a run with the {model.num_classes} classes of the attacked model"
-        raise InputError(f"{key}={run}", expected, f"{surrogate.num_classes} classes")
-    images_of.check_other_run(f"{key}={run}", run, run_config, image_set)
+        raise InputError(place, expected, f"{surrogate.num_classes} classes")
+    images_of.check_other_run(place, run, run_config, image_set)
+    return surrogate
+
+
+def plan_outside_surrogate(
+    place: str, source: SurrogateConfig, config: AttackConfig, model: PlannedModel, image_set: ImageSet
+) -> PlannedModel:
+    """Return a factory's model, which has to tell as many classes apart; which ones, nobody can ask it."""
+    outside = AttackedModelConfig(factory=source.factory, weights=source.weights)
+    update = {"model": outside, "noise": "off", "num_classes": model.num_classes}
+    here = Path()  # where no run is
+    surrogate = plan_model(here, config.model_copy(update=update), None, image_set)
+    check_classifier(load_model(surrogate, here), place, model.num_classes, image_set.data.resolution, True)
     return surrogate
 
 
@@ -248,6 +284,17 @@ def notes_on_precision(dtype: torch.dtype) -> list[str]:
     if dtype == torch.float32:
         return []
     return [f"the model's logits are {str(dtype).removeprefix('torch.')}; attacks see them as float32"]
+
+
+def notes_on_functions(functions: dict[str, str | None], gradient_of: str | None) -> list[str]:
+    """Say what is the user's own: a reader cannot know it, and may ask for the file."""
+    files = {name: f"sha256 {sha256[:12]}" if sha256 else "of no file" for name, sha256 in functions.items()}
+    notes = [
+        f"{name} ({file}) is an attack of the user's own" for name, file in files.items() if name != gradient_of
+    ]
+    if gradient_of:
+        notes.append(f"gradients are those of {gradient_of} ({files[gradient_of]}), the logits the model's own")
+    return notes
 
 
 def notes_on_eps(norm: Norm, eps: float, image_set: ImageSet) -> list[str]:

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import kapdist.attack.images as images_of
 from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.devices import computing
-from kapdist.attack.model import load_model
+from kapdist.attack.own.others import load_attacked, load_others
 from kapdist.attack.rows import chunk_table
 from kapdist.attack.units import Tell, Work, do_shard
 from kapdist.records.attack_plan import AttackPlan, read_plan, run_of
@@ -60,10 +59,11 @@ class Chunks(Work[int]):
         plan, attack, robust, seen = self.subject, self.directory, 0, 0
         check_outputs(*self.files_of(chunks[0]))
         with computing(plan) as device:
-            model, surrogate = models(plan, run_of(attack), device)
+            run = run_of(attack)
+            model, others = load_attacked(plan, run).to(device), load_others(plan, run, device)
             batches = zip(chunks, images_of.read_chunks(plan, chunks), strict=True)
             for done, (chunk, (images, labels)) in enumerate(batches, start=1):
-                outcome = attack_chunk(model, images.to(device), labels.to(device), plan, chunk, surrogate)
+                outcome = attack_chunk(model, images.to(device), labels.to(device), plan, chunk, others)
                 table = chunk_table(plan, chunk, labels, outcome)
                 if plan.keep_adversarial:
                     write_images(attack.clean_images(chunk), images)
@@ -71,13 +71,6 @@ class Chunks(Work[int]):
                 write_table(table, attack.chunk(chunk))
                 robust, seen = robust + self.num_right(table), seen + len(table)
                 tell(done, f"{robust}/{seen} robust")
-
-
-def models(plan: AttackPlan, run: Path, device: torch.device) -> tuple[nn.Module, nn.Module | None]:
-    """Return the model under attack and the one that transfers come from, if any do."""
-    surrogate = plan.own_settings.surrogate
-    model = load_model(plan.model, run).to(device)
-    return model, load_model(surrogate, run).to(device) if surrogate else None
 
 
 def write_images(path: Path, images: Tensor) -> None:

@@ -12,20 +12,21 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from kapdist.attack.ball import Ball
-from kapdist.attack.hard_label import RayS
-from kapdist.attack.random_noise import RandomNoise
-from kapdist.attack.transfer import Transfer
+from kapdist.attack.own.hard_label import RayS
+from kapdist.attack.own.others import Others
+from kapdist.attack.own.random_noise import RandomNoise
+from kapdist.attack.own.transfer import Transfer
+from kapdist.attack.own.user import UserAttack
 from kapdist.attack.watch import WatchedModel, watch
-from kapdist.config import AttackName
 from kapdist.errors import InputError
-from kapdist.records.attack_plan import OWN_ATTACKS, AttackPlan, Norm, Settings, StageAttack
+from kapdist.records.attack_plan import AttackPlan, Norm, Settings, is_library
 from kapdist.rng import derive_seed
 
-FEWEST_CLASSES: dict[AttackName, int] = {"apgd-dlr": 3, "apgd-t": 4}  # what their losses subscript
+FEWEST_CLASSES: dict[str, int] = {"apgd-dlr": 3, "apgd-t": 4}  # what their losses subscript
 FAB_IS_SLOW_ABOVE = 100
 
 
-def perturb(library: AutoAttack, name: StageAttack, images: Tensor, labels: Tensor) -> Tensor:
+def perturb(library: AutoAttack, name: str, images: Tensor, labels: Tensor) -> Tensor:
     """Call one attack as run_standard_evaluation does, with what it sets before."""
     if name == "screen":
         attack = library.screen
@@ -54,7 +55,7 @@ def stock_library(
     eps: float,
     seed: int,
     device: torch.device,
-    surrogate: nn.Module | None = None,
+    others: Others,
 ) -> AutoAttack:
     """Return a fresh AutoAttack as the plan wants it, with attacks of our own beside the library's.
 
@@ -64,7 +65,7 @@ def stock_library(
     limit_targets(library, plan.model.num_classes)
     assert settings_of(library) == plan.settings, "the library is not the one that was planned with"
     library.screen = short_apgd(model, plan, eps, max(1, plan.screen), device)
-    library.own_attacks = own_attacks(model, plan, eps, device, surrogate)
+    library.own_attacks = own_attacks(model, plan, eps, device, others)
     if plan.compact or plan.rescore:
         for attack in (library.screen, library.apgd, library.apgd_targeted, library.fab):
             watch(attack, model, plan.model.num_classes)
@@ -78,29 +79,31 @@ def short_apgd(model: nn.Module, plan: AttackPlan, eps: float, steps: int, devic
 
 
 def own_attacks(
-    model: nn.Module, plan: AttackPlan, eps: float, device: torch.device, surrogate: nn.Module | None
-) -> dict[str, RandomNoise | RayS | Transfer]:
+    model: nn.Module, plan: AttackPlan, eps: float, device: torch.device, others: Others
+) -> dict[str, RandomNoise | RayS | Transfer | UserAttack]:
     own, ball = plan.own_settings, Ball(plan.norm, eps)
-    attacks: dict[str, RandomNoise | RayS | Transfer] = {
+    attacks: dict[str, RandomNoise | RayS | Transfer | UserAttack] = {
         "random-noise": RandomNoise(model, ball, own.random_draws),
         "hard-label": RayS(model, ball, own.hard_label_queries),
     }
-    if surrogate is not None:
+    for name, surrogate in others.surrogates.items():
         apgd = short_apgd(surrogate, plan, eps, plan.settings.iterations, device)
-        attacks["transfer"] = Transfer(model, apgd, plan.model.num_classes)
+        attacks[name] = Transfer(model, apgd, plan.model.num_classes)
+    for name, function in others.functions.items():
+        attacks[name] = UserAttack(model, ball, name, function)
     return attacks
 
 
 def make_library(
     model: nn.Module,
     version: str,
-    attacks: Sequence[AttackName],
+    attacks: Sequence[str],
     norm: Norm,
     eps: float,
     seed: int,
     device: torch.device,
 ) -> AutoAttack:
-    own_list = [name for name in attacks if name not in OWN_ATTACKS] if version == "custom" else None
+    own_list = [name for name in attacks if is_library(name)] if version == "custom" else None
     version = version.removeprefix("eot-")  # the average is the model's, not the library's
     return AutoAttack(model, attacks=own_list, device=device, eps=eps, norm=norm, seed=seed, version=version)
 
@@ -125,15 +128,15 @@ def settings_of(library: AutoAttack) -> Settings:
 
 
 def resolve(
-    version: str, attacks: Sequence[AttackName], norm: Norm, eps: float, num_classes: int
-) -> tuple[tuple[AttackName, ...], Settings, list[str]]:
+    version: str, attacks: Sequence[str], norm: Norm, eps: float, num_classes: int
+) -> tuple[tuple[str, ...], Settings, list[str]]:
     """Return the list of attacks of a version, the library's settings for it, and what to note about them.
 
     Raises:
         InputError: an attack whose loss needs more classes than there are.
     """
     library = make_library(nn.Identity(), version, attacks, norm, eps, 0, torch.device("cpu"))
-    names: tuple[AttackName, ...] = tuple(attacks if version == "custom" else library.attacks_to_run)
+    names: tuple[str, ...] = tuple(attacks if version == "custom" else library.attacks_to_run)
     for name in names:
         if num_classes < FEWEST_CLASSES.get(name, 2):
             expected = f"at least {FEWEST_CLASSES[name]} classes for {name} (or version custom without it)"
@@ -144,7 +147,7 @@ def resolve(
     return names, settings, notes_on(names, before, settings, num_classes)
 
 
-def standard_list(norm: Norm, eps: float, num_classes: int) -> tuple[tuple[AttackName, ...], Settings]:
+def standard_list(norm: Norm, eps: float, num_classes: int) -> tuple[tuple[str, ...], Settings]:
     """Return AutoAttack's standard list and the library's own settings for it.
 
     Raises:
@@ -171,7 +174,7 @@ def square_alone(
     return found
 
 
-def notes_on(names: tuple[AttackName, ...], stock: Settings, settings: Settings, num_classes: int) -> list[str]:
+def notes_on(names: tuple[str, ...], stock: Settings, settings: Settings, num_classes: int) -> list[str]:
     notes = []
     if ("apgd-t" in names and stock.apgd_targets != settings.apgd_targets) or (
         "fab-t" in names and stock.fab_targets != settings.fab_targets

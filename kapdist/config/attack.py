@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from kapdist.config.defaults import ATTACK, ATTACKED_IMAGES
 from kapdist.config.fields import (
@@ -20,6 +20,7 @@ from kapdist.config.fields import (
     Section,
     Severity,
 )
+from kapdist.config.surrogates import TRANSFER, Surrogates, transfers
 
 
 class AttackedModelConfig(Section):
@@ -44,13 +45,28 @@ class SanityConfig(Section):
     """Draws of a noisy model's noise that an attack averages over; twice as many must break no more."""
     queries: Natural = 500
     """Queries of the Square attack, which must break nothing that PGD leaves."""
-    surrogate: Path | None = None
-    """Another run, best an undefended one: its adversarial images must break nothing that PGD leaves."""
+    surrogate: Surrogates = ()
+    """Another run or factory, best an undefended model, or several: adversarial images of theirs must break nothing
+    that PGD leaves."""
 
 
 AttackName = Literal[
     "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "random-noise", "hard-label", "transfer"
 ]
+
+
+def is_function(attack: str) -> bool:
+    """Return whether an attack is a function of the user's: `FILE.py:function` or `package.module:function`."""
+    return ":" in attack and not attack.startswith(f"{TRANSFER}:")
+
+
+def known_or_a_function(attack: str) -> str:
+    if attack not in get_args(AttackName) and not is_function(attack):
+        raise ValueError(f"{', '.join(get_args(AttackName))}, or FILE.py:function for an attack of your own")
+    return attack
+
+
+ListedAttack = Annotated[str, AfterValidator(known_or_a_function)]
 
 
 class CorruptionsConfig(Section):
@@ -103,15 +119,20 @@ class AttackConfig(Section):
     version: Literal["standard", "plus", "rand", "eot-standard", "custom"] = "standard"
     """AutoAttack's list of attacks; custom, the default with `attacks`, takes those. For noisy models eot-standard
     has those of standard on the model averaged over `eot` draws; rand is the library's own, for comparison."""
-    attacks: tuple[AttackName, ...] = ()
-    """The list of attacks of version custom, in order: the library's, and three of our own that use no gradient of
-    the model (random-noise, hard-label, transfer)."""
+    attacks: tuple[ListedAttack, ...] = ()
+    """The list of attacks of version custom, in order: the library's, three of our own that use no gradient of the
+    model (random-noise, hard-label, transfer), and functions of yours, `FILE.py:function` or
+    `package.module:function`, called as function(model, images, labels, eps, generator)."""
     random_draws: Natural = 1000
     """Points of the ball that random-noise tries."""
     hard_label_queries: Natural = 10_000
     """Predictions per image that hard-label asks for."""
-    transfer_from: Path | None = None
-    """The run whose model transfer attacks, to try on this one what breaks that."""
+    transfer_from: Surrogates = ()
+    """The run whose model transfer attacks, to try on this one what breaks that; or a factory, or a list of either,
+    one word or keys each: `{factory: FILE.py:function, weights: FILE}`."""
+    gradient_of: str | None = None
+    """`FILE.py:function`, called with the model: the module that it returns gives the gradient, while logits stay
+    the model's own (BPDA, for models whose own gradient leads nowhere)."""
     noise: Annotated[Literal["off", "fixed", "fresh"], Off] = "off"
     """Mode of the model's noise under attack (activation noise, dropout that draws always, a random member); where
     it is not written, fresh for an average over draws.
@@ -152,6 +173,12 @@ class AttackConfig(Section):
             return ATTACKED_IMAGES if available is None else min(ATTACKED_IMAGES, available)
         return self.num_images or available
 
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The list of attacks, with a transfer for each surrogate."""
+        each = tuple(transfers(self.transfer_from)) if self.transfer_from else ()
+        return tuple(name for attack in self.attacks for name in (each if attack == TRANSFER else (attack,)))
+
     @model_validator(mode="after")
     def attacks_go_with_custom(self) -> AttackConfig:
         if (self.version == "custom") != bool(self.attacks):
@@ -162,8 +189,10 @@ class AttackConfig(Section):
 
     @model_validator(mode="after")
     def transfers_come_from_a_run(self) -> AttackConfig:
-        if ("transfer" in self.attacks) != (self.transfer_from is not None):
+        if (TRANSFER in self.attacks) != bool(self.transfer_from):
             raise ValueError("transfer_from=RUN with transfer among attacks, and only then")
+        if self.transfer_from:
+            transfers(self.transfer_from)
         return self
 
     @model_validator(mode="after")

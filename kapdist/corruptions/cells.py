@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from kapdist.attack.averaged import AveragedModel
-from kapdist.attack.chunk import check_state_kept, predict, state_of
+from kapdist.attack.chunk import check_state_kept, predict
 from kapdist.attack.counted import CountedModel
+from kapdist.attack.kept import Kept
 from kapdist.corruptions.corrupt import corrupt
 from kapdist.corruptions.frost import FrostSource
 from kapdist.corruptions.noise import random_gaussian, random_uniform
@@ -37,11 +38,11 @@ def predict_chunk(
     """
     ids = plan.subject.chunk_images(chunk)
     device = torch.device("cpu" if plan.subject.device == "cpu" else "cuda")
-    before = {name: value.clone() for name, value in state_of(model).items()}
+    before = Kept(model)
     batch = corrupted(images, ids, plan, cell, pool).to(device)
     with torch.no_grad(), answering(model, plan, cell, chunk, device) as answer:
         prediction = predict(answer, batch, plan.subject, chunk)
-    check_state_kept(model, before, plan.subject)
+    check_state_kept(before, plan.subject)
     return prediction.cpu()
 
 

@@ -51,6 +51,7 @@ def new_plan(
     update = {
         "version": "custom",
         "attacks": ("square",),  # whose plan asks no gradient of the model
+        "gradient_of": None,
         "eot": protocol_of(config).eot,
         "rescore": 0,
         "threads": config.threads or (before.subject.threads if before else 0),

@@ -11,10 +11,18 @@ import polars as pl
 
 from kapdist.attack.plan import Protocol, own_settings_of, protocol_of
 from kapdist.attack.stock import resolve
-from kapdist.config import AttackConfig, AttackName
+from kapdist.config import AttackConfig
+from kapdist.config.attack import is_function
 from kapdist.errors import InputError
-from kapdist.records.attack_plan import AttackPlan, Norm, OwnSettings, Settings, read_plan
-from kapdist.records.passes import Passes, averaged, passes_outside, passes_per_image, screen_passes
+from kapdist.records.attack_plan import AttackPlan, Norm, OwnSettings, Settings, asks_no_gradient, read_plan
+from kapdist.records.passes import (
+    Passes,
+    averaged,
+    passes_outside,
+    passes_per_image,
+    screen_passes,
+    straight_through,
+)
 from kapdist.records.sealed import DamagedError, read_table
 from kapdist.records.sharding import chunks_of
 from kapdist.run.paths import AttackDir, RunDir
@@ -28,9 +36,10 @@ class Measured:
     passes_per_second: float
     """Images forward and backward, per second and shard."""
     passes_per_image: float
-    attacks: tuple[AttackName, ...]
+    attacks: tuple[str, ...]
     settings: Settings
     own_settings: OwnSettings
+    gradient_of: str | None
     norm: Norm
     protocol: Protocol
     num_classes: int
@@ -83,7 +92,7 @@ def forecast_attack(
         InputError: an attack that needs more classes than there are.
     """
     protocol = protocol_of(config)
-    attacks, settings, notes = resolve(config.version, config.attacks, config.norm, protocol.eps, num_classes)
+    attacks, settings, notes = resolve(config.version, config.listed, config.norm, protocol.eps, num_classes)
     own = own_settings_of(config)
     passes = passes_of_all(config, protocol, passes_per_image(attacks, settings, num_classes, own))
     per_image = sum(attack.total for attack in passes)
@@ -107,7 +116,7 @@ def forecast_attack(
         worst_shard_hours=hours(num_images * per_image, rate),
         worst_hours=hours(makespan(images, at_a_time) * per_image, rate),
         measured_shard_hours=hours(num_images * measured.passes_per_image, rate) if measured and same else None,
-        notes=(*notes, *notes_on_shards(chunks)),
+        notes=(*notes, *notes_on_functions(attacks), *notes_on_shards(chunks)),
     )
 
 
@@ -119,6 +128,8 @@ def passes_of_all(config: AttackConfig, protocol: Protocol, listed: tuple[Passes
     times = len(protocol.sweep)
     every = [Passes(attack.name, times * attack.forwards, times * attack.backwards) for attack in attacks]
     in_parts = protocol.eot > 1 and protocol.eot * config.chunk_size > config.images_per_pass
+    if config.gradient_of:
+        every = [attack if asks_no_gradient(attack.name) else straight_through(attack) for attack in every]
     found = [averaged(attack, protocol.eot, in_parts) for attack in (clean, *every)]
     if config.noise != "fresh":
         found.append(Passes("repeat", 1, 0))  # the clean prediction, once more
@@ -152,11 +163,16 @@ def makespan(images: list[int], at_a_time: int) -> int:
 
 
 def is_same(
-    measured: Measured, config: AttackConfig, attacks: tuple[AttackName, ...], settings: Settings, num_classes: int
+    measured: Measured, config: AttackConfig, attacks: tuple[str, ...], settings: Settings, num_classes: int
 ) -> bool:
-    ours = attacks, settings, own_settings_of(config), config.norm, protocol_of(config), num_classes
-    theirs = measured.attacks, measured.settings, measured.own_settings
-    return ours == (*theirs, measured.norm, measured.protocol, measured.num_classes)
+    ours = attacks, settings, own_settings_of(config), config.gradient_of, config.norm, protocol_of(config)
+    theirs = measured.attacks, measured.settings, measured.own_settings, measured.gradient_of, measured.norm
+    return (*ours, num_classes) == (*theirs, measured.protocol, measured.num_classes)
+
+
+def notes_on_functions(attacks: tuple[str, ...]) -> list[str]:
+    users = [name for name in attacks if is_function(name)]
+    return [f"what these ask of the model is not known, and not counted: {', '.join(users)}"] if users else []
 
 
 def notes_on_shards(chunks: list[int]) -> list[str]:
@@ -193,7 +209,8 @@ def add_up(attack: AttackDir, plan: AttackPlan, files: list[Path]) -> Measured:
         passes_per_image=passes / len(records),
         attacks=plan.attacks,
         settings=plan.settings,
-        own_settings=plan.own_settings.model_copy(update={"surrogate": None}),
+        own_settings=plan.own_settings.model_copy(update={"surrogate": None, "surrogates": {}}),
+        gradient_of=plan.gradient_of,
         norm=plan.norm,
         protocol=Protocol(plan.sweep, plan.eot, plan.screen, plan.compact, plan.rescore),
         num_classes=plan.model.num_classes,

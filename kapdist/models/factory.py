@@ -22,8 +22,11 @@ from kapdist.errors import InputError, shown
 ZOO = ("timm", "torchvision")  # what the extra `zoo` brings
 
 
-def place_of(factory: str) -> str:
-    return f"model.factory={factory}"
+MODEL = "model.factory"  # the key that most functions here are named by
+
+
+def place_of(factory: str, key: str = MODEL) -> str:
+    return f"{key}={factory}"
 
 
 def call_factory(factory: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
@@ -46,28 +49,28 @@ def call_factory(factory: str, arguments: Mapping[str, Any] | None = None) -> nn
     return model
 
 
-def find_factory(factory: str) -> Callable[..., Any]:
-    """Return the function that a factory names.
+def find_factory(factory: str, key: str = MODEL) -> Callable[..., Any]:
+    """Return the function that a factory names, under a key of a config.
 
     Raises:
         InputError: it names none, or what it lies in cannot be imported.
     """
-    module_name, name = parts_of(factory)
-    function = getattr(import_module(module_name, place_of(factory)), name, None)
+    module_name, name = parts_of(factory, key)
+    function = getattr(import_module(module_name, place_of(factory, key)), name, None)
     if not callable(function):
         found = "no such name" if function is None else f"a {type(function).__name__}"
-        raise InputError(place_of(factory), f"a function {name} in {module_name}", found)
+        raise InputError(place_of(factory, key), f"a function {name} in {module_name}", found)
     return function
 
 
-def parts_of(factory: str) -> tuple[str, str]:
+def parts_of(factory: str, key: str = MODEL) -> tuple[str, str]:
     """Return the module or the file of a factory, and the name in it."""
     module, _, name = factory.rpartition(":")
     if ":" not in factory and not factory.endswith(".py"):
         module, _, name = factory.rpartition(".")
     if not module or not name:
         expected = "package.module:function or file.py:function"
-        raise InputError(place_of(factory), expected, "no colon between the two")
+        raise InputError(place_of(factory, key), expected, "no colon between the two")
     return module, name
 
 
@@ -119,21 +122,22 @@ def said(error: Exception | SystemExit) -> str:
     return f"{line} (if it is a package: pip install '{words}')"
 
 
-def factory_sha256(factory: str) -> str | None:
+def factory_sha256(factory: str, key: str = MODEL) -> str | None:
     """Return the sha256 of the file that a factory names; None where the module has none."""
-    name = parts_of(factory)[0]
-    file = name if name.endswith(".py") else import_module(name, place_of(factory)).__file__
+    name = parts_of(factory, key)[0]
+    file = name if name.endswith(".py") else import_module(name, place_of(factory, key)).__file__
     if not file or not Path(file).is_file():
         return None
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
-def check_factory(factory: str, known: str | None) -> None:
+def check_factory(factory: str, known: str | None, key: str = MODEL) -> None:
     """Raise InputError unless a factory's file has the sha256 that is known of it."""
-    found = factory_sha256(factory)
+    found = factory_sha256(factory, key)
     if found != known:
-        expected = f"the factory's file as it was (sha256 {(known or 'none')[:12]})"
-        raise InputError(place_of(factory), expected, f"another sha256 ({(found or 'none')[:12]})")
+        whose = "the factory's" if key == MODEL else "the function's"
+        expected = f"{whose} file as it was (sha256 {(known or 'none')[:12]})"
+        raise InputError(place_of(factory, key), expected, f"another sha256 ({(found or 'none')[:12]})")
 
 
 def normalised(network: nn.Module, factory: str, mean: Sequence[float], std: Sequence[float]) -> nn.Module:

@@ -8,25 +8,47 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from kapdist.config import AttackName
+from kapdist.config.attack import is_function, known_or_a_function
 from kapdist.config.noise_form import check_noise_form
+from kapdist.config.surrogates import TRANSFER
 from kapdist.errors import InputError
 from kapdist.records.record import Exact, read_record
 from kapdist.records.sealed import write_json
 from kapdist.run.files import fingerprint
 from kapdist.run.paths import AttackDir, RunDir
 
-StageAttack = Literal["screen"] | AttackName
-OWN_ATTACKS: frozenset[StageAttack] = frozenset({"screen", "random-noise", "hard-label", "transfer"})
-"""Those that are none of the library's."""
-GRADIENT_FREE: frozenset[AttackName] = frozenset({"square", "random-noise", "hard-label", "transfer"})
+SCREEN = "screen"
+OWN_ATTACKS = frozenset({SCREEN, "random-noise", "hard-label", TRANSFER})
+GRADIENT_FREE = frozenset({"square", "random-noise", "hard-label", TRANSFER})
 Norm = Literal["Linf", "L2", "L1"]
 PLAN_AGAIN = "remove it and plan again: chunks of the same plan are kept"
+LATER = ("gradient_of", "functions")
+"""Keys of the plan that older ones lack: what has their default has the fingerprint that it always had."""
 PACKAGES = ("kapdist", "torch", "numpy", "pyautoattack")
+
+
+def is_library(attack: str) -> bool:
+    """Return whether an attack is AutoAttack's, and neither ours nor a function of the user's."""
+    return kind_of(attack) not in OWN_ATTACKS and not is_function(attack)
+
+
+def asks_no_gradient(attack: str) -> bool:
+    """Return whether a model needs no gradient for an attack; what a function of the user's asks is not known."""
+    return kind_of(attack) in GRADIENT_FREE or is_function(attack)
+
+
+def kind_of(attack: str) -> str:
+    """Return an attack's name without that of the surrogate that it comes from."""
+    return TRANSFER if attack.startswith(f"{TRANSFER}:") else attack
+
+
+def known(attack: str) -> str:
+    known_or_a_function(kind_of(attack))
+    return attack
 
 
 class PlannedModel(Exact):
@@ -82,13 +104,30 @@ class OwnSettings(Exact):
     random_draws: int = 0
     hard_label_queries: int = 0
     surrogate: PlannedModel | None = None
+    """The only one that transfers come from."""
+    surrogates: dict[str, PlannedModel] = Field(default_factory=dict)
+    """Of several, by the attack's name."""
+
+    @property
+    def transfers(self) -> dict[str, PlannedModel]:
+        """{attack: the model that it comes from}."""
+        return {TRANSFER: self.surrogate} if self.surrogate else self.surrogates
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings as JSON values, without places."""
+        values = self.model_dump(mode="json")
+        if not self.surrogates:
+            del values["surrogates"]
+        for model in filter(None, (values["surrogate"], *values.get("surrogates", {}).values())):
+            del model["weights"]
+        return values
 
 
 class Stage(Exact):
     """One attack at one eps; its name is that of its columns in the records."""
 
     name: str
-    attack: StageAttack
+    attack: str
     eps: float
 
 
@@ -106,9 +145,13 @@ class AttackPlan(Exact):
     smaller_eps: tuple[float, ...] = ()
     """Ascending; tried first, and what falls there is not attacked again: it counts as broken from there on."""
     version: Literal["standard", "plus", "rand", "eot-standard", "custom"]
-    attacks: tuple[AttackName, ...]
+    attacks: tuple[Annotated[str, AfterValidator(known)], ...]
     settings: Settings
     own_settings: OwnSettings = OwnSettings()
+    gradient_of: str | None = None
+    """The user's function whose module gives the model its gradient."""
+    functions: dict[str, str | None] = Field(default_factory=dict)
+    """Every function of the user's, attacks and `gradient_of`, and the sha256 of its file; None: it has none."""
     noise: Literal["off", "fixed", "fresh"]
     """fresh: the model is noisy. Any other says that it is deterministic."""
     screen: int = 0
@@ -151,10 +194,12 @@ class AttackPlan(Exact):
         del values["model"]["weights"], values["data"]["path"]
         if self.data.classes is None:
             del values["data"]["classes"]
-        if self.own_settings == OwnSettings():
-            del values["own_settings"]
-        elif self.own_settings.surrogate:
-            del values["own_settings"]["surrogate"]["weights"]
+        del values["own_settings"]
+        if self.own_settings != OwnSettings():
+            values["own_settings"] = self.own_settings.identity()
+        for key in LATER:
+            if values[key] == type(self).model_fields[key].get_default(call_default_factory=True):
+                del values[key]
         return values
 
     def describe(self) -> dict[str, Any]:
@@ -176,7 +221,7 @@ class AttackPlan(Exact):
 
     @property
     def passes_gradients(self) -> bool:
-        return not GRADIENT_FREE.issuperset(self.attacks)
+        return not all(map(asks_no_gradient, self.attacks))
 
     @property
     def deterministic(self) -> bool:
@@ -190,7 +235,7 @@ class AttackPlan(Exact):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """What is run, in order: the screen and the list of attacks, at each eps."""
-        attacks: tuple[StageAttack, ...] = ("screen", *self.attacks) if self.screen else self.attacks
+        attacks = (SCREEN, *self.attacks) if self.screen else self.attacks
         return tuple(
             Stage(name=f"{attack}@{eps:.6g}" if self.smaller_eps else attack, attack=attack, eps=eps)
             for eps in self.sweep
@@ -220,8 +265,8 @@ def read_plan(attack: AttackDir) -> AttackPlan:
 
 def check_models(plan: AttackPlan, path: Path) -> None:
     """Raise InputError for a model that today's code would build another from."""
-    for model in (plan.model, plan.own_settings.surrogate):
-        if model is not None and model.architecture is not None:
+    for model in (plan.model, *plan.own_settings.transfers.values()):
+        if model.architecture is not None:
             check_noise_form(path, model.architecture.get("kap"))
 
 

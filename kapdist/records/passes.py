@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kapdist.config import AttackName
-from kapdist.records.attack_plan import AttackPlan, OwnSettings, Settings
+from kapdist.config.attack import is_function
+from kapdist.config.surrogates import TRANSFER
+from kapdist.records.attack_plan import AttackPlan, OwnSettings, Settings, kind_of
 
 SHRINKING_STAGES = 3  # APGD with a shrinking eps (L1, Croce & Hein 2021) starts thrice, with 3, 2 and 1 times eps
 
@@ -33,7 +34,7 @@ def passes_outside(plan: AttackPlan, num_images: int, num_broken: int) -> int:
 
 
 def passes_per_image(
-    attacks: Sequence[AttackName], settings: Settings, num_classes: int, own: OwnSettings | None = None
+    attacks: Sequence[str], settings: Settings, num_classes: int, own: OwnSettings | None = None
 ) -> tuple[Passes, ...]:
     """Return the passes of each attack in order, the forward of the clean prediction first."""
     counted = [Passes("clean", 1, 0)]
@@ -45,19 +46,21 @@ def passes_per_image(
     return tuple(counted)
 
 
-def own_passes(name: AttackName, settings: Settings, num_classes: int, own: OwnSettings) -> Passes | None:
-    """Return the passes of an attack of ours, the verdict's included; None of the library's."""
+def own_passes(name: str, settings: Settings, num_classes: int, own: OwnSettings) -> Passes | None:
+    """Return the passes of an attack of ours or of the user's, the verdict's included; None of the library's."""
     if name == "random-noise":
         return Passes(name, own.random_draws + 1, 0)
     if name == "hard-label":
         return Passes(name, own.hard_label_queries + 1, 0)
-    if name == "transfer":  # the model predicts, the surrogate is attacked, once for each loss
+    if is_function(name):  # what it asks for is not known; the verdict's is
+        return Passes(name, 1, 0)
+    if kind_of(name) == TRANSFER:  # the model predicts, the surrogate is attacked, once for each loss
         losses, steps = min(2, num_classes - 1), settings.iterations + 1
         return Passes(name, losses * (1 + 1 + steps) + 1, losses * steps)
     return None
 
 
-def library_passes(name: AttackName, settings: Settings, num_classes: int, fab_restarts: int) -> Passes:
+def library_passes(name: str, settings: Settings, num_classes: int, fab_restarts: int) -> Passes:
     """Return one attack's passes; each predicts the clean image first, and its result is predicted last."""
     if name in ("apgd-ce", "apgd-dlr"):
         steps = settings.apgd_restarts * apgd_steps(settings)
@@ -78,6 +81,11 @@ def library_passes(name: AttackName, settings: Settings, num_classes: int, fab_r
 def screen_passes(steps: int) -> Passes:
     """Return those of the short APGD that goes first: a start and its steps, a prediction before and after."""
     return Passes("screen", steps + 3, steps + 1)
+
+
+def straight_through(passes: Passes) -> Passes:
+    """Return the passes where another module gives the gradient: every one of it passes both forward."""
+    return Passes(passes.name, passes.forwards + passes.backwards, passes.backwards)
 
 
 def averaged(passes: Passes, draws: int, recomputed: bool) -> Passes:

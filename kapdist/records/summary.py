@@ -100,6 +100,9 @@ class Summary(Record):
     weights_sha256: str
     device: str
     packages: dict[str, str | None]
+    gradient_of: str | None = None
+    functions: dict[str, str | None] = Field(default_factory=dict)
+    """As in the plan: the user's own attacks and where gradients come from, with the sha256 of their files."""
     notes: tuple[str, ...]
 
     @model_validator(mode="after")
@@ -196,6 +199,8 @@ def summarise(records: pl.DataFrame, plan: AttackPlan, notes: tuple[str, ...] = 
         weights_sha256=plan.model.weights_sha256,
         device=plan.device,
         packages=plan.packages,
+        gradient_of=plan.gradient_of,
+        functions=plan.functions,
         notes=(*plan.notes, *notes, *notes_on_square(attacks, num_images)),
     )
 

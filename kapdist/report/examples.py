@@ -17,6 +17,7 @@ from PIL import Image
 from kapdist.errors import InputError
 from kapdist.records.sealed import read_array
 from kapdist.report.reading import Attack, optional_json, read_rows
+from kapdist.report.words import attack_text
 
 Pixels = NDArray[np.float32]
 NUM_EXAMPLES = 3
@@ -98,7 +99,7 @@ def example(attack: Attack, candidate: Candidate, names: Sequence[str]) -> Examp
         label=named(row["label"], names),
         clean_prediction=named(row["clean_prediction"], names),
         adversarial_prediction=named(row.get(f"{row['broken_by']}_prediction"), names),
-        broken_by=row["broken_by"],
+        broken_by=attack_text(row["broken_by"]),
         clean=pixels(clean, candidate.position) if clean.exists() else None,
         adversarial=pixels(adversarial, candidate.position),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,7 @@ from typing import Any
 
 from kapdist.config.noises import noises
 from kapdist.report.reading import Attack, Run
-from kapdist.report.words import as_255ths, plural, with_255ths
+from kapdist.report.words import as_255ths, attack_text, plural, with_255ths
 from kapdist.statistics.intervals import Proportion, wilson
 
 
@@ -23,6 +24,9 @@ class Setting:
     attacks: tuple[str, ...]
     noise: str
     num_images: int
+    gradient_of: str | None = None
+    functions: tuple[tuple[str, str | None], ...] = ()
+    """Those of the user's, and the sha256 of their files."""
 
     @property
     def eps_text(self) -> str:
@@ -30,8 +34,11 @@ class Setting:
 
     @property
     def version_text(self) -> str:
-        names = f" ({', '.join(self.attacks)})" if self.version == "custom" else ""
-        return f"AutoAttack {self.version}{names}"
+        functions = dict(self.functions)
+        names = ", ".join(attack_text(name, functions) for name in self.attacks)
+        listed = f" ({names})" if self.version == "custom" else ""
+        other = self.gradient_of and attack_text(self.gradient_of, functions)
+        return f"AutoAttack {self.version}{listed}{f', the gradient of {other}' if other else ''}"
 
     def __str__(self) -> str:
         return (
@@ -44,7 +51,8 @@ class Setting:
         """The setting as a part of a file name."""
         eps = as_255ths(self.eps).replace("/", "_")
         words = "+".join(self.attacks) if self.version == "custom" else self.version
-        return f"{self.norm}-{eps}-{words}-{self.noise}-{self.num_images}"
+        own = "".join(f"-{name}-{(sha256 or 'none')[:6]}" for name, sha256 in self.functions)
+        return re.sub(r"[^\w.+@-]", "_", f"{self.norm}-{eps}-{words}-{self.noise}-{self.num_images}{own}")
 
 
 @dataclass(frozen=True)
@@ -146,7 +154,16 @@ def setting(attack: Attack) -> Setting:
     summary = attack.summary
     # A named version fixes its list; a list cut short because nothing was left to break is the same setting.
     names = tuple(stage.name for stage in summary.attacks) if summary.version == "custom" else ()
-    return Setting(summary.norm, summary.eps, summary.version, names, summary.noise, summary.num_images)
+    return Setting(
+        summary.norm,
+        summary.eps,
+        summary.version,
+        names,
+        summary.noise,
+        summary.num_images,
+        summary.gradient_of,
+        tuple(sorted(summary.functions.items())),
+    )
 
 
 def named_rows(pairs: Sequence[tuple[Run, Attack]]) -> tuple[Row, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
+from kapdist.config.attack import is_function
 from kapdist.statistics.intervals import Proportion
 
 MISSING = "not recorded"
@@ -61,6 +62,19 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def attack_text(attack: str, functions: Mapping[str, str | None] | None = None) -> str:
+    """Name an attack, or a stage of one; a function of the user's is said to be, with the file that it lies in.
+
+    Args:
+        functions: the sha256 of each function's file, where they are known.
+    """
+    if not is_function(attack):
+        return attack
+    known = functions or {}
+    sha256 = known.get(attack, known.get(attack.rpartition("@")[0]))
+    return f"{attack} (the user's own{f', sha256 {sha256[:12]}' if sha256 else ''})"
 
 
 def enumeration(words: Sequence[str]) -> str:

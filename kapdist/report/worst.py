@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from kapdist.records.worst import WorstCase, read_worst_cases
 from kapdist.report.reading import Attack, Run
-from kapdist.report.words import accuracy_text, plural, with_255ths
+from kapdist.report.words import accuracy_text, attack_text, plural, with_255ths
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,13 @@ def view(run: Run, case: WorstCase, left_out: tuple[str, ...]) -> WorstView:
     lines += [note[0].upper() + note[1:] + "." for note in case.notes]
     lines += [f"Could not be read, and so not in it: {attack}." for attack in left_out]
     rows = [
-        (first.attack, first.source, with_255ths(first.eps), str(first.num_broken_first), str(first.num_broken))
+        (
+            attack_text(first.attack),
+            first.source,
+            with_255ths(first.eps),
+            str(first.num_broken_first),
+            str(first.num_broken),
+        )
         for first in case.first
     ]
     tried = ", ".join(source.name for source in case.sources)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ def examine(
     mode: str = "off",
     seed: int = 0,
     batch_size: int = 64,
-    surrogate: nn.Module | None = None,
+    surrogates: Sequence[nn.Module] = (),
     stored: float | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def examine(
         images: (batch, 3, height, width), float32 in [0, 1].
         labels: (batch,), int64.
         mode: of the model's noise; fresh declares it random.
-        surrogate: a model whose adversarial images are tried on this one.
+        surrogates: models whose adversarial images are tried on this one.
         stored: share of stored adversarial images that break the rules, if there are any.
         tick: called after each of STEPS parts.
 
@@ -63,7 +63,7 @@ def examine(
     tick()
     effort = Effort(subject, images[right], labels[right], ball, config, seed, draws)
     numbers, curves = effort.measure(tick)
-    numbers |= clean | transfers(effort, surrogate) | {"stored": stored}
+    numbers |= clean | transfers(effort, surrogates) | {"stored": stored}
     tick()
     numbers |= gradients(effort, curves)
     tick()
@@ -122,21 +122,22 @@ def agreement(
     return {"agreement": found[-1]}
 
 
-def transfers(effort: Effort, surrogate: nn.Module | None) -> dict[str, float | None]:
-    """Return what adversarial images of the noise fixed or off, and of another model, break alone."""
+def transfers(effort: Effort, surrogates: Sequence[nn.Module]) -> dict[str, float | None]:
+    """Return what adversarial images of the noise fixed or off, and of other models, break alone."""
     subject = effort.subject
-    sources: dict[str, Subject | None] = {"transfer off": None, "transfer fixed": None, "surrogate": None}
+    sources: dict[str, list[Subject]] = {"transfer off": [], "transfer fixed": []}
     if effort.draws > 1:
-        sources["transfer fixed"] = Subject(subject.model, "fixed", subject.seed, subject.batch_size)
+        sources["transfer fixed"] = [Subject(subject.model, "fixed", subject.seed, subject.batch_size)]
     if effort.draws > 1 and subject.mode == "fresh":
-        sources["transfer off"] = Subject(subject.model, "off", subject.seed, subject.batch_size)
-    if surrogate is not None:
-        sources["surrogate"] = Subject(surrogate, "off", subject.seed, subject.batch_size)
-    return {name: transferred(effort, name, source) if source else None for name, source in sources.items()}
+        sources["transfer off"] = [Subject(subject.model, "off", subject.seed, subject.batch_size)]
+    sources["surrogate"] = [Subject(model, "off", subject.seed, subject.batch_size) for model in surrogates]
+    return {name: transferred(effort, name, found) if found else None for name, found in sources.items()}
 
 
-def transferred(effort: Effort, name: str, source: Subject) -> float:
-    config = effort.config
-    other = Effort(source, effort.images, effort.labels, effort.ball, config, effort.seed, draws=1)
-    effort.broken[name] = effort.breaks(other.run(iterations=2 * config.iterations).last)
+def transferred(effort: Effort, name: str, sources: Sequence[Subject]) -> float:
+    config, broken = effort.config, []
+    for source in sources:
+        other = Effort(source, effort.images, effort.labels, effort.ball, config, effort.seed, draws=1)
+        broken.append(effort.breaks(other.run(iterations=2 * config.iterations).last))
+    effort.broken[name] = torch.stack(broken).any(0)
     return gained(effort.broken[name], effort.white_box)

@@ -52,8 +52,8 @@ def run_sanity(run: Path, config: AttackConfig) -> Sanity:
     image_set = images_of.describe_images(config.data, config_of(run, config), run, config.classes)
     plan = plan_of(run, config, attack, image_set)
     with computing(plan) as device:
-        surrogate = load_surrogate(config, plan, image_set, device)
-        return examined(run, config, ball, attack, plan, surrogate, device)
+        surrogates = load_surrogates(config, plan, image_set, device)
+        return examined(run, config, ball, attack, plan, surrogates, device)
 
 
 def examined(
@@ -62,7 +62,7 @@ def examined(
     ball: Ball,
     attack: AttackDir,
     plan: AttackPlan,
-    surrogate: nn.Module | None,
+    surrogates: list[nn.Module],
     device: torch.device,
 ) -> Sanity:
     started = time.perf_counter()
@@ -77,7 +77,7 @@ def examined(
             mode=config.noise,
             seed=config.seed,
             batch_size=config.chunk_size,
-            surrogate=surrogate,
+            surrogates=surrogates,
             stored=stored_violations(attack),
             tick=Ticks(progress),
         )
@@ -107,7 +107,7 @@ def norm_of(config: AttackConfig) -> Literal["Linf", "L2"]:
 def plan_of(run: Path, config: AttackConfig, attack: AttackDir, image_set: ImageSet) -> AttackPlan:
     """Plan as an attack by scores alone would: a model without any gradient is a finding here, not wrong input."""
     num_images = config.sanity.num_images or min(EXAMINED_IMAGES, image_set.num_images)
-    update = {"num_images": num_images, "version": "custom", "attacks": ("square",)}
+    update = {"num_images": num_images, "version": "custom", "attacks": ("square",), "gradient_of": None}
     return make_plan(run, config.model_copy(update=update), attack, examined=True)
 
 
@@ -115,15 +115,13 @@ def chunks(plan: AttackPlan) -> Iterator[tuple[Tensor, Tensor]]:
     return images_of.read_chunks(plan, range(plan.num_chunks))
 
 
-def load_surrogate(
+def load_surrogates(
     config: AttackConfig, plan: AttackPlan, image_set: ImageSet, device: torch.device
-) -> nn.Module | None:
-    """Return the model of the run that the config names, its noise off, its classes those of the images."""
-    other = config.sanity.surrogate
-    if other is None:
-        return None
-    planned = plan_surrogate("sanity.surrogate", other, config, plan.model, image_set)
-    return load_model(planned, other).to(device)
+) -> list[nn.Module]:
+    """Return the models that the config names, their noise off, their classes those of the images."""
+    sources = config.sanity.surrogate
+    planned = [plan_surrogate("sanity.surrogate", it, config, plan.model, image_set) for it in sources]
+    return [load_model(surrogate, Path()).to(device) for surrogate in planned]
 
 
 def describe(plan: AttackPlan, config: AttackConfig) -> dict[str, Any]:
@@ -143,7 +141,7 @@ def describe(plan: AttackPlan, config: AttackConfig) -> dict[str, Any]:
         "iterations": config.sanity.iterations,
         "restarts": config.sanity.restarts,
         "queries": config.sanity.queries,
-        "surrogate": str(config.sanity.surrogate) if config.sanity.surrogate else None,
+        "surrogate": ", ".join(map(str, config.sanity.surrogate)) or None,
         "device": plan.device,
         "threads": plan.threads,
         "packages": plan.packages,

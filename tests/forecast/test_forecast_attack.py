@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from kapdist.attack.chunk import attack_chunk
+from kapdist.attack.own.others import Others
 from kapdist.attack.rows import chunk_table
 from kapdist.config import AttackConfig
 from kapdist.errors import InputError
@@ -56,7 +57,9 @@ def test_a_robust_image_passes_as_often_as_the_forecast_says(
     plan = plan.model_copy(update={"attacks": attacks})  # under L1 Square takes ten seconds, and counts alike
     model = Sure().eval().requires_grad_(False)
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    outcome = attack_chunk(model, images, torch.zeros(2, dtype=torch.int64), plan, chunk=0, surrogate=Sure())
+    outcome = attack_chunk(
+        model, images, torch.zeros(2, dtype=torch.int64), plan, chunk=0, others=Others({"transfer": Sure()})
+    )
     made = [(attack.name, attack.forwards, attack.backwards) for attack in outcome.attacks]
     assert not any(attack.broke.any() for attack in outcome.attacks)
     clean, *expected = passes_per_image(plan.attacks, plan.settings, 10, own)

@@ -261,6 +261,10 @@ def test_what_an_attack_waits_for(tmp_path: Path, queue: Queue, monkeypatch: pyt
     assert trainings_to_wait_for(run, CONFIG) == ["7"]
     write_atomic(run.done, "{}")
     assert trainings_to_wait_for(run, CONFIG) == []
+    for words, jobs_of_it in (([str(run.root)], ["7"]), (["m:f", {"run": run.root, "weights": "w"}], [])):
+        run.done.unlink(missing_ok=True)
+        others = {"name": "x", "model": {"factory": "m:f"}, "attacks": ["transfer"], "transfer_from": words}
+        assert trainings_to_wait_for(run, AttackConfig.model_validate(others)) == jobs_of_it
 
     waiting = AttackJobs(run, run.attack("a"), ClusterConfig(), Path("/code"), ["7"])
     assert "plan 1 after job 7" in waiting.submit([0], 1, with_plan=True)

@@ -134,8 +134,8 @@ def test_a_report_is_a_function_of_its_arguments() -> None:
 
 def test_a_surrogate_breaks_what_a_masked_model_hides() -> None:
     masked = next(defence for defence in PLANTED if defence.__name__ == "RoundedInput")(network()).eval()
-    assert number(report(masked, surrogate=network()), "surrogate") > 0.3
-    assert number(report(network(), surrogate=network()), "surrogate") == 0
+    assert number(report(masked, surrogates=[network()]), "surrogate") > 0.3
+    assert number(report(network(), surrogates=[network()]), "surrogate") == 0
 
 
 # The probes against answers that are known.

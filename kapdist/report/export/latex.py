@@ -12,7 +12,7 @@ from itertools import chain
 from kapdist.records.attack_plan import AttackPlan, Norm
 from kapdist.records.summary import Rescored
 from kapdist.report.export.merged import Merged
-from kapdist.report.words import eps_text, percent
+from kapdist.report.words import attack_text, eps_text, percent
 from kapdist.statistics.intervals import Proportion
 
 NORMS: dict[Norm, str] = {"Linf": r"$\ell_\infty$", "L2": r"$\ell_2$", "L1": r"$\ell_1$"}
@@ -116,8 +116,12 @@ def row_names(attacks: Sequence[Merged]) -> list[str]:
 
 def protocol_text(plan: AttackPlan) -> str:
     """Say how the model was attacked, all but norm and eps."""
-    name = ", ".join(plan.attacks) if plan.version == "custom" else plan.version
+    functions = plan.functions
+    names = [attack_text(attack, functions) for attack in plan.attacks]
+    name = ", ".join(names) if plan.version == "custom" else plan.version
     words = [f"AutoAttack {name}", f"noise {plan.noise}"]
+    if plan.gradient_of:
+        words.append(f"gradient of {attack_text(plan.gradient_of, functions)}")
     if plan.eot > 1:
         words.append(f"mean of {plan.eot} draws")
     if plan.screen:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kapdist.config import AttackName, ModelConfig
+from kapdist.config import ModelConfig
 from kapdist.config.noises import described, noises_of
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import Norm, PlannedModel, Settings
@@ -22,7 +22,7 @@ from kapdist.report.export.merged import Merged
 from kapdist.statistics.intervals import wilson
 
 FILL_IN = "TO BE FILLED IN"
-Standard = Callable[[Norm, float, int], tuple[tuple[AttackName, ...], Settings]]
+Standard = Callable[[Norm, float, int], tuple[tuple[str, ...], Settings]]
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,8 @@ def check_standard(attack: Merged, board: Leaderboard, standard: Standard) -> No
     if plan.model.num_classes != board.num_classes:
         expected = f"a model of {board.dataset}'s {board.num_classes} classes"
         raise InputError(attack.dir.root, expected, f"{plan.model.num_classes}")
+    if plan.gradient_of:
+        raise InputError(attack.dir.plan, "the model's own gradient", f"that of {plan.gradient_of}")
     attacks, settings = standard(plan.norm, plan.eps, plan.model.num_classes)
     if plan.attacks != attacks or plan.settings != settings:
         found = f"{', '.join(plan.attacks)} with {plan.settings}"

@@ -35,7 +35,7 @@ from kapdist.records.attack_plan import AttackPlan, PlannedModel, read_plan, wri
 from kapdist.records.sealed import write_json, write_table
 from kapdist.report.export import run as exports
 from kapdist.report.export.images import COLUMNS
-from kapdist.report.export.latex import latex_table
+from kapdist.report.export.latex import latex_table, protocol_text
 from kapdist.report.export.merged import read_all
 from kapdist.report.export.robustbench import SPELLED, Entry, architecture_of
 from kapdist.run.files import fingerprint
@@ -295,6 +295,7 @@ def test_architectures_are_spelled_as_on_the_leaderboard(model: dict[str, Any], 
         ),
         ({"eps": 4 / 255}, "found Linf eps 0.0156863"),
         ({"num_classes": 7}, "a model of cifar10's 10 classes, found 7"),
+        ({"gradient_of": "b.py:f", "functions": {"b.py:f": "s"}}, "the model's own gradient, found that of b.py:f"),
     ],
 )
 def test_what_the_leaderboard_would_not_take_is_refused(
@@ -435,6 +436,15 @@ def test_one_attack_is_one_row_with_its_protocol_in_the_caption(tmp_path: Path, 
     assert "Attack: AutoAttack standard, noise off.}" in tex
     assert f"% kap_3/aa: plan {read_plan(attack).fingerprint}" in tex.splitlines()
     compile_where_latex_is(tex, tmp_path / "latex")
+
+
+def test_a_protocol_says_what_is_the_user_s(standard: MakePlan) -> None:
+    functions = {"a.py:f": "0123456789abcdef", "b.py:g": None}
+    plan = standard(version="custom", attacks=("apgd-ce", "a.py:f"), gradient_of="b.py:g", functions=functions)
+    assert protocol_text(plan) == (
+        "AutoAttack apgd-ce, a.py:f (the user's own, sha256 0123456789ab), noise off, "
+        "gradient of b.py:g (the user's own)"
+    )
 
 
 def test_several_attacks_stand_side_by_side_each_with_its_protocol(tmp_path: Path, standard: MakePlan) -> None:
