@@ -157,7 +157,7 @@ def test_flip_is_the_mean_of_the_logits_of_both_views(run: RunDir) -> None:
 
 def test_another_resolution_is_a_centre_crop_resized(run: RunDir) -> None:
     """Half of the side, kept as it is: the pixels in the middle."""
-    result = evaluated(run, "resolution=16", "crop_ratio=0.5")
+    result = evaluated(run, "data.resolution=16", "data.crop_ratio=0.5")
     expected = by_hand(*reference(run, lambda x: x[:, :, 8:24, 8:24]))
     assert (result["resolution"], result["crop_ratio"]) == (16, 0.5)
     assert (result["num_top1"], result["num_top5"]) == (expected["top1"], expected["top5"])
@@ -192,7 +192,7 @@ def test_classes_by_name_are_the_same_images(run: RunDir, tmp_path: Path) -> Non
     swapped = renamed(own, tmp_path, [names[1], names[0], *names[2:]])
     logits, labels = reference(run)
     expected = by_hand(logits, torch.tensor([1, 0, *range(2, 10)])[labels])
-    result = evaluated(run, f"data={swapped}", "classes=by-name")
+    result = evaluated(run, f"data={swapped}", "data.classes=by-name")
     assert [one["num_top1"] for one in result["classes"]] == expected["classes"]
     assert [one["name"] for one in result["classes"]] == names
 
@@ -261,8 +261,8 @@ def refused(run: RunDir, words: list[str], expected: str) -> None:
     [
         (["draws=3", "noise=off"], "draws above 1 with noise fresh only"),
         (["draws=0", "noise=fresh"], "greater than or equal to 1"),
-        (["crop_ratio=0"], "greater than 0"),
-        (["resolution=4"], "greater than or equal to 8"),
+        (["data.crop_ratio=0"], "greater than 0"),
+        (["data.resolution=4"], "greater than or equal to 8"),
         (["noise=loud"], "'fresh'"),
         (["batch=3"], "nearest: batch_size"),
     ],
