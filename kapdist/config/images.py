@@ -53,4 +53,5 @@ class ImagesConfig(Section):
             written["crop"] = "center"
         if written.get("crop") == "center":
             written["crop"] = CENTER
-        return {"crop": "none", "interpolation": "area", **base, **written}
+        shape = {"crop": "none", "interpolation": "area", **base, **written}
+        return shape if shape["crop"] != "none" else shape | {"interpolation": "area"}  # nothing is resized

@@ -39,6 +39,7 @@ OF_KEYS = {
     "engine.timeout_minutes": [1e-6, 10, 10.1, 1000],
     "train.stall_minutes": [1e-6, 14.9, 15, 1000],
     "eps": ["1/255", "[0.1, 0.2]", 1000],
+    "images": ["first", "list:x", "robustbench", "robustbench:x"],
     "attacks": ["[apgd-ce]", "[square, fab]"],
     "corruptions.kinds": ["[frost]"],
     "corruptions.severities": ["[5]"],

@@ -8,9 +8,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from in_memory import pixels
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -162,6 +164,21 @@ def test_another_resolution_is_a_centre_crop_resized(run: RunDir) -> None:
     assert (result["resolution"], result["crop_ratio"]) == (16, 0.5)
     assert (result["num_top1"], result["num_top5"]) == (expected["top1"], expected["top5"])
     assert result["loss"] == pytest.approx(expected["loss"] / 70, rel=1e-5)
+
+
+def test_a_centre_crop_may_be_resized_as_pillow_does(run: RunDir) -> None:
+    def resized(images: Tensor) -> Tensor:
+        grey = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        parts = [Image.fromarray(one).resize((40, 40), Image.Resampling.BICUBIC) for one in grey]
+        whole = torch.from_numpy(np.stack([np.asarray(part) for part in parts])).permute(0, 3, 1, 2)
+        return (whole[:, :, 4:36, 4:36].float() / 255).to(images)
+
+    result = evaluated(run, "data.crop=center", "data.crop_ratio=0.8", "data.interpolation=bicubic")
+    expected = by_hand(*reference(run, resized))
+    assert (result["resolution"], result["crop_ratio"], result["interpolation"]) == (32, 0.8, "bicubic")
+    assert (result["num_top1"], result["num_top5"]) == (expected["top1"], expected["top5"])
+    assert result["loss"] == pytest.approx(expected["loss"] / 70, rel=1e-5)
+    refused(run, ["data.crop=center", "data.crop_ratio=0.8"], "a result of the same settings")
 
 
 def test_draws_of_noise_average_probabilities(run: RunDir) -> None:

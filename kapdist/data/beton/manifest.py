@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kapdist.errors import InputError
-from kapdist.run.files import fingerprint, write_json
+from kapdist.run.files import fingerprint, to_json, write_json
 
 FORMAT_VERSION = 2
 WITHOUT_NAMES = 1  # the version that kept no file names
@@ -83,7 +83,7 @@ def encode(array: np.ndarray) -> str:
 
 def packed(names: Sequence[str]) -> str:
     """Return names as a few letters each."""
-    return base64.b64encode(zlib.compress(json.dumps(list(names)).encode())).decode()
+    return base64.b64encode(zlib.compress(to_json(list(names)).encode())).decode()
 
 
 def unpacked(names: str) -> list[str]:
@@ -111,7 +111,8 @@ def read_manifest(beton: Path) -> Manifest:
         raise InputError(path, "a manifest", str(error)) from error
     version = found.get("format_version") if isinstance(found, dict) else None
     if version not in (FORMAT_VERSION, WITHOUT_NAMES):
-        raise InputError(path, f"format version {FORMAT_VERSION} (write the beton again)", f"version {version}")
+        expected = f"format version {WITHOUT_NAMES} or {FORMAT_VERSION} (write the beton again)"
+        raise InputError(path, expected, f"version {version}")
     try:
         return parse(found)
     except (KeyError, TypeError, ValueError) as error:
