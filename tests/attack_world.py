@@ -78,7 +78,7 @@ class World:
         }
         return AttackConfig.model_validate(values | fields)
 
-    def describe_images(self, path: Path | None, config: object, *classes: object) -> ImageSet:
+    def describe_images(self, wanted: object, config: object, *others: object) -> ImageSet:
         data = PlannedData(path=Path("images.beton"), fingerprint="f", resolution=8, crop="none", crop_ratio=1)
         return ImageSet(data, len(self.images), tuple("01234"))
 

@@ -31,7 +31,8 @@ def check_classifier(
         with torch.random.fork_rng(devices=[]):
             logits = model(images.requires_grad_(gradients))
     except Exception as error:
-        raise InputError(place, f"logits of images {tuple(images.shape)} in [0, 1]", said(error)) from error
+        expected = f"logits of images {tuple(images.shape)} in [0, 1] (or others: data.resolution=N)"
+        raise InputError(place, expected, said(error)) from error
     check_logits(logits, place, images.detach(), num_classes)
     if gradients and not logits.requires_grad:
         found = "logits without a gradient (a detached branch? custom attacks=[square] needs none)"

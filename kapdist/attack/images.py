@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kapdist.config import Config, DataConfig
-from kapdist.config.fields import SIDES, ClassRule
+from kapdist.config.fields import SIDES
+from kapdist.config.images import CENTER, SHAPE, ImagesConfig
 from kapdist.errors import InputError
+from kapdist.models.zoo import Stated
 from kapdist.records.attack_plan import AttackPlan, PlannedData
 from kapdist.run.paths import RunDir
 
 if TYPE_CHECKING:  # FFCV takes seconds to import; whoever brings images of their own does without
     from kapdist.data.beton.layout import BetonInfo
+
+TO_SIZE = (
+    f"square images of one size, of {SIDES[0]} to {SIDES[-1]:,} pixels a side, or how they come to the model's, "
+    "as neither a run's config nor the model says it (such as data.resolution=224 data.crop=center "
+    "data.crop_ratio=0.875 data.interpolation=bilinear)"
+)
 
 
 @dataclass(frozen=True)
@@ -36,13 +44,13 @@ class ImageSet:
 
 
 def describe_images(
-    path: Path | None, config: Config | None, run: Path | None = None, rule: ClassRule | None = None
+    wanted: ImagesConfig, config: Config | None, run: Path | None = None, stated: Stated | None = None
 ) -> ImageSet:
-    """Read what a beton holds; the run's config, if there is one, says how its images are brought to size.
+    """Read what a beton holds, and how its images are brought to the model's size: as is written, else as the run's
+    config says, else as the model itself states.
 
     Args:
         run: whose classes those of the beton are to be.
-        rule: how they are; default: as the run's config says.
 
     Raises:
         InputError: no beton is named, it is damaged, it has other classes, or nothing says its images' size.
@@ -50,24 +58,58 @@ def describe_images(
     from kapdist.data.beton.classes import classes_of, with_classes
     from kapdist.data.beton.layout import open_beton
 
-    if config is None and path is None:
-        raise InputError("data", "a beton with the images (data=FILE.beton), as this is no run of kapdist", "none")
+    path = wanted.beton
     if path is None:
-        assert config is not None
+        if config is None:
+            expected = "a beton with the images (data=FILE.beton), as this is no run of kapdist"
+            raise InputError("data", expected, "none")
         path = config.data.validation
     info = open_beton(path)
-    if config is not None:
-        section = config.data
-        shape = {"resolution": section.resolution, "crop": section.crop, "crop_ratio": section.crop_ratio}
-    else:
-        shape = {"resolution": side_of(info, path), "crop": "none", "crop_ratio": 1.0}
+    shape = shape_of(wanted, config, stated, info)
     own = info.class_names
     if config is not None and run is not None and (known := classes_of(RunDir(run), config)):
-        info = with_classes(info, known, rule or config.data.classes)
+        info = with_classes(info, known, wanted.classes or config.data.classes)
     mapped = info.class_names if info.class_names != own else None
     found = {"path": path.resolve(), "fingerprint": info.fingerprint, "classes": mapped}
     data = PlannedData.model_validate(found | shape)
     return ImageSet(data, info.num_images, info.class_names)
+
+
+def shape_of(wanted: ImagesConfig, config: Config | None, stated: Stated | None, info: BetonInfo) -> dict[str, Any]:
+    """Return how images come to size, for PlannedData.
+
+    Raises:
+        InputError: nothing says it, or images that are to be taken as they are do not have it.
+    """
+    from kapdist.data.beton.layout import check_side
+
+    if config is not None:
+        base = config.data.model_dump(include=SHAPE)
+    else:
+        base = as_stated(stated) if stated else as_they_are(info)
+    shape = wanted.over(base)
+    whole = shape["crop"] == "none"
+    if "resolution" not in shape or not (whole or "crop_ratio" in shape):
+        raise InputError(info.path, TO_SIZE, f"images {info.size_in_words}")
+    if whole:
+        check_side(info, shape["resolution"])
+    return {"crop_ratio": 1.0} | shape
+
+
+def as_stated(stated: Stated) -> dict[str, Any]:
+    return {
+        "resolution": stated.resolution,
+        "crop": CENTER,
+        "crop_ratio": stated.crop_ratio,
+        "interpolation": stated.interpolation,
+    }
+
+
+def as_they_are(info: BetonInfo) -> dict[str, Any]:
+    """Return the shape of square images of one size, which need nothing; of others nothing is known."""
+    if info.height is None or info.height != info.width or info.height not in SIDES:
+        return {}
+    return {"resolution": info.height, "crop": "none", "crop_ratio": 1.0}
 
 
 def check_other_run(place: str, run: Path, config: Config, image_set: ImageSet) -> None:
@@ -82,16 +124,6 @@ def check_other_run(place: str, run: Path, config: Config, image_set: ImageSet) 
     if known and known.names[: len(asked)] != asked:
         whose = ClassList(asked, f"the images of {image_set.data.path}")
         raise InputError(place, *first_difference(known.names, whose, part=False))
-
-
-def side_of(info: BetonInfo, path: Path) -> int:
-    """Return the side of square images of one size, which a config could have named."""
-    if info.height is None or info.height != info.width:
-        found = "images of many sizes" if info.height is None else f"{info.height} x {info.width}"
-        raise InputError(path, "square images of one size, as no run's config says how to crop", found)
-    if info.height not in SIDES:
-        raise InputError(path, f"images of {SIDES[0]} to {SIDES[-1]:,} pixels a side", f"{info.height:,}")
-    return info.height
 
 
 def read_chunks(plan: AttackPlan, chunks: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -119,7 +151,7 @@ def beton_batches(plan: AttackPlan, batches: list[list[int]]) -> Iterator[tuple[
     config = DataConfig(
         train=plan.data.path,
         validation=plan.data.path,
-        **plan.data.model_dump(include={"resolution", "crop", "crop_ratio"}),
+        **plan.data.model_dump(include=SHAPE),
     )
     loader = Loader(
         info,

@@ -10,6 +10,7 @@ import torch
 import kapdist.attack.images as images_of
 from kapdist.attack.balance import chunk_costs
 from kapdist.attack.ball import vacuous_eps
+from kapdist.attack.choice import choose_images
 from kapdist.attack.classifier import (
     check_batches,
     check_classifier,
@@ -30,9 +31,18 @@ from kapdist.config.surrogates import SurrogateConfig, transfers
 from kapdist.environment import package_versions, usable_cpus
 from kapdist.errors import InputError
 from kapdist.kap import noise
+from kapdist.models import zoo
 from kapdist.models.factory import factory_sha256, find_factory
-from kapdist.records.attack_plan import PACKAGES, AttackPlan, Norm, OwnSettings, PlannedModel, read_plan, write_plan
-from kapdist.rng import permutation
+from kapdist.records.attack_plan import (
+    PACKAGES,
+    AttackPlan,
+    Norm,
+    OwnSettings,
+    PlannedData,
+    PlannedModel,
+    read_plan,
+    write_plan,
+)
 from kapdist.run.files import check_outputs, fingerprint
 from kapdist.run.lock import locked
 from kapdist.run.paths import AttackDir, RunDir
@@ -73,13 +83,14 @@ def make_plan(run: Path, config: AttackConfig, attack: AttackDir, *, examined: b
             is noisy though declared deterministic, or in training mode, is not refused.
     """
     run_config = config_of(run, config)
-    image_set = images_of.describe_images(config.data, run_config, run, config.classes)
+    image_set = image_set_of(run, config, run_config)
     model = plan_model(run, config, run_config, image_set)
     protocol = protocol_of(config)
     eps = protocol.eps
     attacks, settings, notes = resolve(config.version, config.listed, config.norm, eps, model.num_classes)
     functions = sha256_of_functions(attacks, config.gradient_of)
-    images = choose_images(config, image_set)
+    choice = choose_images(config, image_set)
+    images = choice.images
     plan = AttackPlan(
         name=config.name,
         run=RunDir(run).name,
@@ -108,16 +119,26 @@ def make_plan(run: Path, config: AttackConfig, attack: AttackDir, *, examined: b
         packages=package_versions(PACKAGES),
         num_images=len(images),
         images_sha256=fingerprint(list(images)),
+        chosen=choice.chosen,
+        list_sha256=choice.list_sha256,
         notes=(
             *notes,
             *notes_on_noise(config, protocol.eot),
             *notes_on_eps(config.norm, eps, image_set),
             *notes_on_functions(functions, config.gradient_of),
+            *notes_on_size(config, image_set.data),
         ),
         costs=costs_of(run, config, attack, model, image_set, images),
         images=images,
     )
     return checked(plan, run, examined)
+
+
+def image_set_of(run: Path, config: AttackConfig, run_config: Config | None) -> ImageSet:
+    """Return the beton of an attack, and how its images come to the model's size."""
+    factory = config.model.factory
+    said = zoo.stated(factory) if factory is not None else None
+    return images_of.describe_images(config.data, run_config, run, said)
 
 
 def costs_of(
@@ -253,16 +274,6 @@ def sha256_of_weights(planned: PlannedModel, run: Path) -> str:
     return state_sha256(load_model(planned, run)) if path is None else file_sha256_of(path)
 
 
-def choose_images(config: AttackConfig, image_set: ImageSet) -> tuple[int, ...]:
-    """Return the ids of the images to attack: the first of a permutation by seed, ascending."""
-    num_images = config.num_asked(image_set.num_images)
-    if num_images is not None and num_images > image_set.num_images:
-        found = f"{image_set.num_images} in {image_set.data.path}"
-        raise InputError("num_images", f"at least {num_images} images", found)
-    chosen = permutation(image_set.num_images, config.seed, "attack images")
-    return tuple(sorted(chosen[:num_images].tolist()))
-
-
 def resolve_threads(config: AttackConfig, attack: AttackDir) -> int:
     """Return the threads of a shard; 0 keeps those of the plan that is there, so that shards may be re-dealt."""
     if config.threads == 0 and attack.plan.exists():
@@ -295,6 +306,23 @@ def notes_on_functions(functions: dict[str, str | None], gradient_of: str | None
     if gradient_of:
         notes.append(f"gradients are those of {gradient_of} ({files[gradient_of]}), the logits the model's own")
     return notes
+
+
+def notes_on_size(config: AttackConfig, data: PlannedData) -> list[str]:
+    """Say where images do not come to size as the model's own configuration states."""
+    said = zoo.stated(config.model.factory) if config.model.factory is not None else None
+    if said is None:
+        return []
+    own = images_of.as_stated(said)
+    taken = data.model_dump(include=set(own))
+    if data.crop != "none":
+        differs = [key for key in own if own[key] != taken[key]]
+    else:
+        differs = ["resolution"] if own["resolution"] != data.resolution else []
+    if not differs:
+        return []
+    told = ", ".join(f"{key} {own[key]:.4g}" if key == "crop_ratio" else f"{key} {own[key]}" for key in differs)
+    return [f"the model's own configuration states another way to its images: {told}"]
 
 
 def notes_on_eps(norm: Norm, eps: float, image_set: ImageSet) -> list[str]:

@@ -10,9 +10,9 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from kapdist.config.defaults import ATTACK, ATTACKED_IMAGES
 from kapdist.config.fields import (
     CORRUPTIONS,
-    ClassRule,
     Corruption,
     Epsilon,
+    ImageChoice,
     Name,
     Natural,
     Off,
@@ -20,6 +20,7 @@ from kapdist.config.fields import (
     Section,
     Severity,
 )
+from kapdist.config.images import ImagesConfig
 from kapdist.config.surrogates import TRANSFER, Surrogates, transfers
 
 
@@ -103,14 +104,16 @@ class AttackConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     """Attack starts and the choice of images follow from it."""
     model: AttackedModelConfig = AttackedModelConfig()
-    data: Path | None = None
-    """Beton with the images; default: the run's validation beton."""
-    classes: ClassRule | None = None
-    """How its classes are the run's (exact, by-name); default: the run's data.classes."""
+    data: ImagesConfig = ImagesConfig()
     num_classes: Annotated[int, Field(ge=2)] | None = None
     """Classes of a factory's model; default: the run's, or the data's."""
+    images: ImageChoice = "random"
+    """Which images of the beton: random, by seed; first; list:FILE, a line for each, its id or its file's name;
+    robustbench, the 5,000 of ImageNet's validation set that RobustBench evaluates on, from that package or from its
+    file (robustbench:FILE)."""
     num_images: Annotated[int, Field(ge=0)] | None = None
-    """Images to attack, chosen by seed; 0 takes all. Default: 5,000, or all where there are fewer."""
+    """Images to attack, of a list its first; 0 takes all. Default: all of a list; else 5,000, or all where there
+    are fewer."""
     norm: Literal["Linf", "L2", "L1"] = "Linf"
     """Norm that bounds the perturbation."""
     eps: Epsilon = 4 / 255
@@ -167,9 +170,14 @@ class AttackConfig(Section):
     corruptions: CorruptionsConfig = CorruptionsConfig()
     """What `attack corruptions` does to the images."""
 
+    @property
+    def list_name(self) -> str | None:
+        """What names a list of images: list:FILE, robustbench or robustbench:FILE; None where none does."""
+        return None if self.images in ("random", "first") else self.images
+
     def num_asked(self, available: int | None) -> int | None:
         """Return how many images are attacked of those there are, or more if more are written; None for all."""
-        if self.num_images is None:
+        if self.num_images is None and not self.list_name:
             return ATTACKED_IMAGES if available is None else min(ATTACKED_IMAGES, available)
         return self.num_images or available
 

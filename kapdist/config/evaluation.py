@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from kapdist.config.defaults import EVALUATION
-from kapdist.config.fields import ClassRule, Name, Natural, Off, Positive, Section
+from kapdist.config.fields import Name, Natural, Off, Positive, Section
+from kapdist.config.images import ImagesConfig
 
 
 class EvaluationConfig(Section):
@@ -20,15 +20,7 @@ class EvaluationConfig(Section):
     """Name of the result: RUN/evaluations/<name>.json."""
     weights: Literal["final", "best"] = "final"
     """The weights at the end of the training, or those of its best evaluation."""
-    data: Path | None = None
-    """Beton with the images; default: the run's validation beton."""
-    classes: ClassRule | None = None
-    """How its classes are the run's (exact, by-name); default: the run's data.classes."""
-    resolution: Annotated[int, Field(ge=8, le=2048)] | None = None
-    """Side of the square images that the model sees, pixels; default: the run's."""
-    crop_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
-    """The share of the shorter side that the centre crop keeps; default: the run's. Where the run takes images as
-    they are (data.crop=none), this or `resolution` makes it crop and resize."""
+    data: ImagesConfig = ImagesConfig()
     flip: bool = False
     """Test-time flip: the mean of the logits of an image and of its mirror image."""
     noise: Annotated[Literal["off", "fresh"], Off] = "off"
@@ -56,5 +48,6 @@ class EvaluationConfig(Section):
         return self
 
 
-# What decides no number of the result, but for rounding; a rule for classes only refuses, or not.
-MAY_DIFFER = {"name", "classes", "device", "threads", "workers", "timeout_minutes"}
+# What decides no number of the result, but for rounding; a rule for classes only refuses, or not, and of the images
+# the result has the fingerprint.
+MAY_DIFFER = {"name", "data.beton", "data.classes", "device", "threads", "workers", "timeout_minutes"}

@@ -36,6 +36,13 @@ class Section(BaseModel):
 
     follows: ClassVar[tuple[Rule, ...]] = ()
     """Defaults that give way to what is written."""
+    stands_for: ClassVar[str | None] = None
+    """The key that one value in the place of the whole section means."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def one_value_is_a_key(cls, values: Any) -> Any:
+        return opened(cls, values)
 
     @model_validator(mode="before")
     @classmethod
@@ -54,6 +61,19 @@ class Section(BaseModel):
         if any(isinstance(part, str) and not is_encodable(part) for part in parts):
             raise ValueError("text of characters that files can hold")
         return value
+
+
+def opened(section: type[Section], values: Any) -> Any:
+    """Return what is written of a section as a mapping, where one value may stand for it."""
+    if section.stands_for is None or isinstance(values, dict | BaseModel):
+        return values
+    return {section.stands_for: values}
+
+
+def sections_of(model: type[Section]) -> dict[str, type[Section]]:
+    """Return the sections of a config class by their keys."""
+    kinds = {key: field.annotation for key, field in model.model_fields.items()}
+    return {key: kind for key, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Section)}
 
 
 def is_encodable(text: str) -> bool:
@@ -120,6 +140,13 @@ def one_word(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def choice_of_images(value: str) -> str:
+    """Refuse what chooses no images."""
+    if not re.fullmatch(r"random|first|robustbench(:.+)?|list:.+", value):
+        raise ValueError("random, first, list:FILE, robustbench or robustbench:FILE")
+    return value
+
+
 def plain_values(value: Any) -> Any:
     """Refuse, anywhere in nested values, what a file of JSON cannot hold."""
     parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
@@ -151,6 +178,8 @@ Patterns = Annotated[tuple[Pattern, ...], Field(min_length=1), BeforeValidator(o
 Side = Annotated[int, Field(ge=SIDES[0], le=SIDES[-1])]
 Name = Annotated[str, Field(pattern=r"^[\w][\w.+-]*$", max_length=100)]  # of files too, with what is put behind
 ClassRule = Literal["exact", "by-name"]
+Interpolation = Literal["area", "bilinear", "bicubic"]
+ImageChoice = Annotated[str, AfterValidator(choice_of_images)]
 Severity = Annotated[int, Field(ge=1, le=5)]
 Corruption = Literal[
     "gaussian_noise",

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, get_origin
 import yaml
 from pydantic import ValidationError
 
+from kapdist.config.fields import opened, sections_of
 from kapdist.config.plain_yaml import parse
 from kapdist.config.training import AnySection, Section, dotted_keys
 from kapdist.errors import InputError, first_line, shown
@@ -37,7 +38,8 @@ def load_config(model: type[AnySection], path: Path | None, overrides: Sequence[
         InputError: for an unreadable file, bases that lead back, a duplicate or unknown key (names the nearest), a
             bad value (names the bound and the file that states it).
     """
-    layers = [] if path is None else read_layers(path)
+    layers = [] if path is None else [in_sections(layer, model) for layer in read_layers(path)]
+    overrides = [in_full(word, model) for word in overrides]
     container = merged(layers)
     for word in unique(overrides):
         container = merge(container, parse_override(word, model))
@@ -68,6 +70,14 @@ def read_layers(path: Path) -> list[Layer]:
         layers.insert(0, Layer(below, read_yaml(below)))
         layers[0].values.pop("name", None)  # two runs would share a directory
     return layers
+
+
+def in_sections(layer: Layer, model: type[Section]) -> Layer:
+    """Return what a file says with each section as a mapping, though one value may stand for it."""
+    known = {
+        key: opened(kind, layer.values[key]) for key, kind in sections_of(model).items() if key in layer.values
+    }
+    return Layer(layer.path, layer.values | known)
 
 
 def base_of(layers: Sequence[Layer]) -> Path:
@@ -145,6 +155,15 @@ def unique(overrides: Sequence[str]) -> Sequence[str]:
         if keys.count(key) > 1:
             raise InputError(f"override {key}", "one value", f"{keys.count(key)} values")
     return overrides
+
+
+def in_full(word: str, model: type[Section]) -> str:
+    """Return data=FILE as data.beton=FILE, where one value may stand for a section."""
+    key, equals, text = word.partition("=")
+    section = sections_of(model).get(key)
+    if not equals or section is None or section.stands_for is None or text.lstrip().startswith("{"):
+        return word
+    return f"{key}.{section.stands_for}={text}"
 
 
 def parse_override(word: str, model: type[Section]) -> dict[str, Any]:
@@ -239,7 +258,8 @@ def states(values: Any, key: str) -> bool:
 def nearest(key: str, model: type[Section]) -> str:
     """Name the key that the user may have meant: by the whole name, else by its last word anywhere."""
     keys, key = dotted_keys(model), key[:100]
-    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.7)
+    close = [name for name in keys if name.endswith(f".{key}")]
+    close = close or difflib.get_close_matches(key, keys, n=1, cutoff=0.7)
     last = key.rpartition(".")[2]
     close = close or [name for name in keys if name.rpartition(".")[2] == last]
     close = close or difflib.get_close_matches(key, keys, n=1, cutoff=0.4)

@@ -21,6 +21,7 @@ from kapdist.config.defaults import (
 )
 from kapdist.config.fields import (
     ClassRule,
+    Interpolation,
     Name,
     Natural,
     NonNegative,
@@ -62,6 +63,9 @@ class DataConfig(Section):
     images of any size."""
     crop_ratio: Annotated[float, Field(gt=0, le=1)] = 224 / 256
     """Evaluation with random-resized training: the share of the shorter side that the centre crop keeps."""
+    interpolation: Interpolation = "area"
+    """How that crop is resized: area, as FFCV does; or Pillow's bilinear or bicubic, to the last bit, in the order
+    of torchvision: the shorter side to resolution / crop_ratio, then the centre. Training always takes area."""
     flip: bool = False
     """Mirror training images left to right with probability 1/2."""
     translate: Annotated[int, Field(ge=0, le=64)] = 0

@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kapdist.attack.choice import num_available
 from kapdist.config import AttackConfig, Config
 from kapdist.config.file import load_config, merged, read_layers
+from kapdist.config.images import ImagesConfig
 from kapdist.errors import InputError
 from kapdist.forecast.training import Forecast, Machine, Rate, above_zero, at_least, forecast
 from kapdist.plan.adversarial import plan_adversarial
@@ -61,9 +63,11 @@ def answer(question: Question) -> Forecast | AttackForecast:
 
 
 def describes_training(path: Path) -> bool:
-    """Tell by the keys: a training config has sections of its own, and `data` is one of them."""
+    """Tell by the keys: a training config has sections of its own, and in `data` keys that no attack has."""
     values = merged(read_layers(path))
-    return isinstance(values.get("data"), Mapping) or bool(TRAINING_SECTIONS & set(values))
+    data = values.get("data")
+    own = set(data) - set(ImagesConfig.model_fields) if isinstance(data, Mapping) else set()
+    return bool(own or TRAINING_SECTIONS & set(values))
 
 
 def answer_training(question: Question) -> Forecast:
@@ -130,8 +134,8 @@ def config_of(run: Path | None, config: AttackConfig) -> Config | None:
 
 def attacked(question: Question, config: AttackConfig, run_config: Config | None) -> tuple[int, int]:
     """Return the number of images under attack and of the model's classes."""
-    path = config.data or (run_config.data.validation if run_config else None)
-    available = images_in(path, question.num_images)
+    path = config.data.beton or (run_config.data.validation if run_config else None)
+    available = num_available(config, images_in(path, question.num_images))
     num_classes = config.num_classes or (run_config.model.num_classes if run_config else None)
     if num_classes is None:
         raise InputError("num_classes", "the model's classes (num_classes=N, or --run RUN)", "neither")

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from kapdist.config.attack import is_function, known_or_a_function
+from kapdist.config.fields import Interpolation
 from kapdist.config.noise_form import check_noise_form
 from kapdist.config.surrogates import TRANSFER
 from kapdist.errors import InputError
@@ -28,6 +29,9 @@ Norm = Literal["Linf", "L2", "L1"]
 PLAN_AGAIN = "remove it and plan again: chunks of the same plan are kept"
 LATER = ("gradient_of", "functions")
 """Keys of the plan that older ones lack: what has their default has the fingerprint that it always had."""
+OF_NO_VERDICT = {"name", "run", "notes", "costs", "images", "chosen", "list_sha256"}  # images_sha256 says which
+ROBUSTBENCH_LIST_SHA256 = "d4121626d07722a0126c35b1563042e46a546f1a05ce705f2cdc635896d58574"
+"""Of the file names of the ImageNet validation images that RobustBench evaluates on."""
 PACKAGES = ("kapdist", "torch", "numpy", "pyautoattack")
 
 
@@ -80,9 +84,17 @@ class PlannedData(Exact):
     fingerprint: str
     resolution: int
     crop: str
+    """none, or random-resized, of which a model that is trained sees the centre crop."""
     crop_ratio: float
+    interpolation: Interpolation = "area"
     classes: tuple[str, ...] | None = None
     """Names of the model's classes, by which labels are mapped; None: those of the beton are the same."""
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What decides the pixels that the model sees of a beton's images."""
+        whole = (self.resolution, self.crop)
+        return whole if self.crop == "none" else (*whole, self.crop_ratio, self.interpolation)
 
 
 class Settings(Exact):
@@ -176,6 +188,10 @@ class AttackPlan(Exact):
     packages: dict[str, str | None]
     num_images: int
     images_sha256: str
+    chosen: str = "random"
+    """How the images were chosen: random, by seed; first; or by a list, as the user named it."""
+    list_sha256: str | None = None
+    """Of the file with that list."""
     notes: tuple[str, ...]
     """What a reader of the result should know about this plan."""
     costs: tuple[float, ...] = ()
@@ -190,10 +206,12 @@ class AttackPlan(Exact):
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the verdicts, JSON values: no names, no places."""
-        values = self.model_dump(mode="json", exclude={"name", "run", "notes", "costs", "images"})
+        values = self.model_dump(mode="json", exclude=OF_NO_VERDICT)
         del values["model"]["weights"], values["data"]["path"]
         if self.data.classes is None:
             del values["data"]["classes"]
+        if self.data.interpolation == "area":
+            del values["data"]["interpolation"]
         del values["own_settings"]
         if self.own_settings != OwnSettings():
             values["own_settings"] = self.own_settings.identity()

@@ -6,6 +6,8 @@ from typing import Any
 
 from kapdist.records.record import Count, Record, Share
 
+NOW = {"resolution": "data.resolution", "crop_ratio": "data.crop_ratio"}  # of keys of before that decide a number
+
 
 class EvaluatedImages(Record):
     """The beton."""
@@ -31,13 +33,21 @@ class EvaluationInputs(Record):
     resolution: int
     crop_ratio: float | None
     """None: images are taken as they are."""
+    interpolation: str = "area"
     data: EvaluatedImages
     weights: EvaluatedWeights
 
     def same_as(self, other: EvaluationInputs) -> bool:
         """Tell whether settings, weights and images are the same, wherever the images lie."""
-        ours, theirs = ((it.settings, it.weights, it.data.fingerprint) for it in (self, other))
+        ours, theirs = ((it.written, it.weights, it.data.fingerprint) for it in (self, other))
         return ours == theirs
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """The settings that are not those of the run, by the names that they have now."""
+        return {
+            NOW.get(key, key): value for key, value in self.settings.items() if value is not None and key != "data"
+        }
 
 
 class ClassCount(Record):

@@ -99,7 +99,7 @@ def write_worst_case(run: Path) -> WorstCases:
 
 
 def worst_cases(attacks: Path) -> WorstCases:
-    groups: dict[tuple[str, str, str], list[Member]] = {}
+    groups: dict[tuple[object, ...], list[Member]] = {}
     left_out = []
     for path in sorted(attacks.glob("*/records.parquet")):
         attack = AttackDir(path.parent)
@@ -109,14 +109,14 @@ def worst_cases(attacks: Path) -> WorstCases:
         except InputError as error:  # another version's plan, or damage
             left_out.append(f"{attack.root.name}: {error}")
             continue
-        key = plan.norm, plan.model.weights_sha256, plan.data.fingerprint
+        key = plan.norm, plan.model.weights_sha256, plan.data.fingerprint, *plan.data.shape
         groups.setdefault(key, []).append((attack, plan, table))
     cases = tuple(worst_case(members) for members in groups.values())
     return WorstCases(cases=cases, left_out=tuple(left_out))
 
 
 def worst_case(members: list[Member]) -> WorstCase:
-    """Unite the attacks of one norm on one model and data set."""
+    """Unite the attacks of one norm on one model and on the same pixels of one data set."""
     plans = [plan for _, plan, _ in members]
     correct = (pl.col("label") == pl.col("clean_prediction")).all()
     clean = pl.concat([table for _, _, table in members]).group_by("image").agg(ok=correct)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 import kapdist.attack.images as images_of
 from kapdist.attack.ball import Ball
+from kapdist.attack.choice import num_available
 from kapdist.attack.devices import computing
 from kapdist.attack.images import ImageSet
 from kapdist.attack.model import load_model
-from kapdist.attack.plan import attack_dir_of, config_of, make_plan, plan_surrogate, protocol_of
+from kapdist.attack.plan import attack_dir_of, config_of, image_set_of, make_plan, plan_surrogate, protocol_of
 from kapdist.config import AttackConfig
 from kapdist.config.defaults import EXAMINED_IMAGES
 from kapdist.config.noises import described, noises_of
@@ -49,7 +50,7 @@ def run_sanity(run: Path, config: AttackConfig) -> Sanity:
     ball = Ball(norm_of(config), protocol_of(config).eps)
     attack = attack_dir_of(run, config)
     check_outputs(attack.sanity)
-    image_set = images_of.describe_images(config.data, config_of(run, config), run, config.classes)
+    image_set = image_set_of(run, config, config_of(run, config))
     plan = plan_of(run, config, attack, image_set)
     with computing(plan) as device:
         surrogates = load_surrogates(config, plan, image_set, device)
@@ -106,7 +107,9 @@ def norm_of(config: AttackConfig) -> Literal["Linf", "L2"]:
 
 def plan_of(run: Path, config: AttackConfig, attack: AttackDir, image_set: ImageSet) -> AttackPlan:
     """Plan as an attack by scores alone would: a model without any gradient is a finding here, not wrong input."""
-    num_images = config.sanity.num_images or min(EXAMINED_IMAGES, image_set.num_images)
+    available = num_available(config, image_set.num_images)
+    assert available is not None, "the beton says how many"
+    num_images = config.sanity.num_images or min(EXAMINED_IMAGES, available)
     update = {"num_images": num_images, "version": "custom", "attacks": ("square",), "gradient_of": None}
     return make_plan(run, config.model_copy(update=update), attack, examined=True)
 

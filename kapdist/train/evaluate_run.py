@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from kapdist.attack.averaged import log_mean
 from kapdist.attack.model import check_network
 from kapdist.config import Config, DataConfig, EngineConfig, flatten
 from kapdist.config.evaluation import MAY_DIFFER, EvaluationConfig
+from kapdist.config.images import SHAPE
 from kapdist.config.noises import NOISE_KEYS, noises
 from kapdist.data.beton.classes import classes_of, with_classes
 from kapdist.data.beton.layout import BetonInfo, check_labels, open_beton
@@ -96,18 +96,15 @@ class Averaged:
 
 def open_images(run: RunDir, known: Config, config: EvaluationConfig) -> tuple[BetonInfo, DataConfig]:
     """Open the beton, its labels as the run's classes; return it and how its images are to be read."""
-    info = open_beton(config.data or known.data.validation)
+    wanted = config.data
+    info = open_beton(wanted.beton or known.data.validation)
     classes = classes_of(run, known)
     if classes is not None:
-        info = with_classes(info, classes, config.classes or known.data.classes)
-    elif config.data is not None and len(info.class_names) != known.model.num_classes:
+        info = with_classes(info, classes, wanted.classes or known.data.classes)
+    elif wanted.beton is not None and len(info.class_names) != known.model.num_classes:
         raise InputError(info.path, f"{known.model.num_classes} classes (the run's)", f"{len(info.class_names)}")
     check_labels(info, known.model.num_classes)
-    chosen: dict[str, Any] = {"resolution": config.resolution, "crop_ratio": config.crop_ratio}
-    chosen = {key: value for key, value in chosen.items() if value is not None}
-    if chosen:
-        chosen["crop"] = "random-resized"  # in evaluation the centre crop that goes with it
-    return info, known.data.model_copy(update=chosen)
+    return info, known.data.model_copy(update=wanted.over(known.data.model_dump(include=SHAPE)))
 
 
 def weights_path(run: RunDir, config: EvaluationConfig) -> Path:
@@ -152,6 +149,7 @@ def inputs_of(run: RunDir, info: BetonInfo, settings: DataConfig, config: Evalua
         settings={key: value for key, value in flatten(config).items() if key not in MAY_DIFFER},
         resolution=settings.resolution,
         crop_ratio=None if settings.crop == "none" else settings.crop_ratio,
+        interpolation=settings.interpolation,
         data=EvaluatedImages(path=str(info.path), fingerprint=info.fingerprint, num_images=info.num_images),
         weights=EvaluatedWeights(file=weights.name, sha256=weights_sha256(weights)),
     )
@@ -197,7 +195,7 @@ def keep(run: RunDir, config: EvaluationConfig, result: EvaluationResult) -> Non
 
 def table(result: EvaluationResult) -> Iterator[tuple[str, str]]:
     """Yield the lines that a reader sees."""
-    crop = f", centre crop {result.crop_ratio:.4g}" if result.crop_ratio else ""
+    crop = f", centre crop {result.crop_ratio:.4g}, {result.interpolation}" if result.crop_ratio else ""
     settings = result.settings
     yield "images", f"{result.num_images:,} of {result.data.path}"
     yield "weights", f"{result.weights.file} ({result.weights.sha256[:12]})"

@@ -1,6 +1,7 @@
 """A classifier that cannot be attacked meaningfully is refused before anything runs, in one line."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import kapdist.attack.images as images_of
 from kapdist.attack.model import load_model
 from kapdist.attack.plan import plan_attack
 from kapdist.attack.shard import run_shard
@@ -16,8 +18,10 @@ from kapdist.config import AttackConfig, Config, KapConfig, ModelConfig
 from kapdist.config.file import load_config
 from kapdist.errors import InputError
 from kapdist.kap import KAPConv2d, noise
+from kapdist.models import zoo
 from kapdist.models.build import build_model
 from kapdist.models.factory import call_factory
+from kapdist.models.zoo import Stated
 from kapdist.records.attack_plan import PlannedModel, run_of
 from kapdist.run.paths import AttackDir, RunDir
 
@@ -82,6 +86,14 @@ listed = make(lambda z: [z])
 detached = make(lambda z: z.detach())
 broken = make(lambda z: z @ torch.zeros(3, 3))
 
+class Larger(Model):
+    def forward(self, images):
+        assert images.shape[2] == 16, f"Input height ({images.shape[2]}) doesn't match model (16)."
+        return super().forward(images)
+
+def larger():
+    return Larger(None)
+
 def random():
     return nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
 
@@ -123,7 +135,14 @@ def bad(world: World) -> World:
         ("flat", "expected logits (batch, classes) = (6, 5), found (30,)"),
         ("listed", "expected a tensor of logits, found a list"),
         ("detached", "expected logits that depend differentiably on the images, found logits without a gradient"),
-        ("broken", "expected logits of images (6, 3, 8, 8) in [0, 1], found RuntimeError"),
+        (
+            "broken",
+            "expected logits of images (6, 3, 8, 8) in [0, 1] (or others: data.resolution=N), found RuntimeE",
+        ),
+        (
+            "larger",
+            "(or others: data.resolution=N), found AssertionError: Input height (8) doesn't match model (16).",
+        ),
         ("random", "expected the same weights at every call (sha256"),
         ("dictionary", "expected an nn.Module to be returned, found a dict"),
         ("raises", "called without arguments, found RuntimeError: no GPU here"),
@@ -138,6 +157,32 @@ def test_a_factory_that_gives_no_classifier_is_refused(bad: World, name: str, li
     assert str(caught.value).startswith(f"model.factory=bad.py:{name}: expected ")
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_plan_notes_what_the_model_states_otherwise_of_its_images(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The world's images are 8 x 8, as they are."""
+
+    def noted(name: str, **shape: object) -> list[str]:
+        said = {
+            "resolution": 8,
+            "crop_ratio": 0.875,
+            "interpolation": "bicubic",
+            "mean": (0, 0, 0),
+            "std": (1, 1, 1),
+        }
+        stated = Stated(**said | shape)
+        monkeypatch.setattr(zoo, "stated", lambda factory: stated)
+        return [note for note in plan_attack(world.run, world.config(name=name)).notes if "states another" in note]
+
+    assert noted("same") == []
+    expected = "the model's own configuration states another way to its images: resolution 224"
+    assert noted("other", resolution=224) == [expected]
+    described = world.describe_images(None, None)
+    data = described.data.model_copy(update={"crop": "random-resized", "crop_ratio": 0.5})
+    monkeypatch.setattr(images_of, "describe_images", lambda *words: replace(described, data=data))
+    assert noted("cropped") == [expected.replace("resolution 224", "crop_ratio 0.875, interpolation bicubic")]
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ OF_KEYS = {
     "attacks": ["[apgd-ce]", "[square, fab]", "[a.py:f]"],
     "transfer_from": ["x"],
     "sanity.surrogate": ["x", "m:f", "[x, y]", "{factory: m:f, weights: w}"],
+    "images": ["first", "list:x", "robustbench", "robustbench:x"],
     "corruptions.kinds": ["[frost]"],
     "corruptions.severities": ["[5]"],
     "corruptions.noise_stds": ["[0.5]", "[]"],

@@ -1,15 +1,19 @@
 """The union over everything tried, and shards that are balanced by what was measured."""
 
+import functools
 import itertools
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
+import kapdist.attack.images as images_of
 from kapdist.attack.balance import image_seconds
+from kapdist.attack.images import ImageSet
 from kapdist.attack.merge import merge
 from kapdist.attack.plan import plan_attack
 from kapdist.attack.shard import run_shard
@@ -62,6 +66,24 @@ def test_an_image_is_robust_only_if_nothing_tried_broke_it(world: World, short: 
     assert "Worst case over everything tried" in page
     assert "hard-label" in page
     assert "Plan fingerprint" in page
+
+
+def test_attacks_on_other_pixels_of_the_same_images_are_another_case(
+    world: World, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    describe = images_of.describe_images
+
+    def described(*words: object, **size: object) -> ImageSet:
+        found = describe(*words)
+        return replace(found, data=found.data.model_copy(update=size))
+
+    whole = {"num_images": 4, "chunk_size": 4}
+    attacked(world, "a", **whole)
+    for number, size in enumerate(({"crop_ratio": 0.5}, {"crop": "random-resized"}, {"crop": "random-resized"})):
+        monkeypatch.setattr(images_of, "describe_images", functools.partial(described, **size))
+        attacked(world, f"b{number}", **whole)
+    cases = write_worst_case(world.run).cases
+    assert [[source.name for source in case.sources] for case in cases] == [["a", "b0"], ["b1", "b2"]]
 
 
 NOISY = """

@@ -8,9 +8,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from in_memory import pixels
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -157,11 +159,26 @@ def test_flip_is_the_mean_of_the_logits_of_both_views(run: RunDir) -> None:
 
 def test_another_resolution_is_a_centre_crop_resized(run: RunDir) -> None:
     """Half of the side, kept as it is: the pixels in the middle."""
-    result = evaluated(run, "resolution=16", "crop_ratio=0.5")
+    result = evaluated(run, "data.resolution=16", "data.crop_ratio=0.5")
     expected = by_hand(*reference(run, lambda x: x[:, :, 8:24, 8:24]))
     assert (result["resolution"], result["crop_ratio"]) == (16, 0.5)
     assert (result["num_top1"], result["num_top5"]) == (expected["top1"], expected["top5"])
     assert result["loss"] == pytest.approx(expected["loss"] / 70, rel=1e-5)
+
+
+def test_a_centre_crop_may_be_resized_as_pillow_does(run: RunDir) -> None:
+    def resized(images: Tensor) -> Tensor:
+        grey = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        parts = [Image.fromarray(one).resize((40, 40), Image.Resampling.BICUBIC) for one in grey]
+        whole = torch.from_numpy(np.stack([np.asarray(part) for part in parts])).permute(0, 3, 1, 2)
+        return (whole[:, :, 4:36, 4:36].float() / 255).to(images)
+
+    result = evaluated(run, "data.crop=center", "data.crop_ratio=0.8", "data.interpolation=bicubic")
+    expected = by_hand(*reference(run, resized))
+    assert (result["resolution"], result["crop_ratio"], result["interpolation"]) == (32, 0.8, "bicubic")
+    assert (result["num_top1"], result["num_top5"]) == (expected["top1"], expected["top5"])
+    assert result["loss"] == pytest.approx(expected["loss"] / 70, rel=1e-5)
+    refused(run, ["data.crop=center", "data.crop_ratio=0.8"], "a result of the same settings")
 
 
 def test_draws_of_noise_average_probabilities(run: RunDir) -> None:
@@ -192,7 +209,7 @@ def test_classes_by_name_are_the_same_images(run: RunDir, tmp_path: Path) -> Non
     swapped = renamed(own, tmp_path, [names[1], names[0], *names[2:]])
     logits, labels = reference(run)
     expected = by_hand(logits, torch.tensor([1, 0, *range(2, 10)])[labels])
-    result = evaluated(run, f"data={swapped}", "classes=by-name")
+    result = evaluated(run, f"data={swapped}", "data.classes=by-name")
     assert [one["num_top1"] for one in result["classes"]] == expected["classes"]
     assert [one["name"] for one in result["classes"]] == names
 
@@ -261,8 +278,8 @@ def refused(run: RunDir, words: list[str], expected: str) -> None:
     [
         (["draws=3", "noise=off"], "draws above 1 with noise fresh only"),
         (["draws=0", "noise=fresh"], "greater than or equal to 1"),
-        (["crop_ratio=0"], "greater than 0"),
-        (["resolution=4"], "greater than or equal to 8"),
+        (["data.crop_ratio=0"], "greater than 0"),
+        (["data.resolution=4"], "greater than or equal to 8"),
         (["noise=loud"], "'fresh'"),
         (["batch=3"], "nearest: batch_size"),
     ],

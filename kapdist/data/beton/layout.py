@@ -77,6 +77,10 @@ class BetonInfo:
     layout: Layout
     checksums: np.ndarray
 
+    @property
+    def size_in_words(self) -> str:
+        return "of different sizes" if None in (self.height, self.width) else f"of {self.height} x {self.width}"
+
 
 def open_beton(path: Path) -> BetonInfo:
     """Check a beton's manifest, size, header and tables, without reading an image.
@@ -195,6 +199,17 @@ def check_labels(info: BetonInfo, num_classes: int) -> None:
         raise InputError(
             info.path, f"labels from 0 to {num_classes - 1} (model.num_classes = {num_classes})", found
         )
+
+
+def check_side(info: BetonInfo, resolution: int) -> None:
+    """Refuse images that a model cannot be shown as they are.
+
+    Raises:
+        InputError: they are not all squares of this side, pixels.
+    """
+    if (info.height, info.width) != (resolution, resolution):
+        expected = f"{resolution} x {resolution} images (data.resolution) with data.crop=none"
+        raise InputError(info.path, expected, f"images {info.size_in_words}")
 
 
 def stored_bytes(path: Path) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import time
@@ -14,12 +15,12 @@ import numpy as np
 
 from kapdist.data.beton.encode import JPEG, Encoding
 from kapdist.data.beton.layout import read_layout
-from kapdist.data.beton.manifest import Manifest, content_fingerprint, manifest_path, write_manifest
+from kapdist.data.beton.manifest import Manifest, content_fingerprint, manifest_path, packed, write_manifest
 from kapdist.data.beton.parts import Parts
 from kapdist.data.beton.writer import NO_ROOM, Progress
 from kapdist.data.load.ffcv import why_no_ffcv
 from kapdist.data.sources import Columns, Source, make_source
-from kapdist.data.sources.base import check_class_names
+from kapdist.data.sources.base import FileSource, check_class_names
 from kapdist.environment import package_versions, usable_cpus
 from kapdist.errors import InputError
 from kapdist.run.files import NOT_WRITABLE, check_outputs, file_sha256, output, sync
@@ -146,7 +147,8 @@ def unreadable(source: Source, bad: dict[int, str]) -> InputError:
 def describe(
     source: Source, parts: Parts, encoding: Encoding, bad: dict[int, str], writing: dict[str, Any]
 ) -> Manifest:
-    records = parts.board.records[parts.board.records["size"] > 0]
+    written = parts.board.records["size"] > 0
+    records, names = parts.board.records[written], file_names(source)
     shapes = list(zip(records["height"].tolist(), records["width"].tolist(), strict=True))
     sums = records["checksum"].copy()
     return Manifest(
@@ -166,8 +168,13 @@ def describe(
         packages=package_versions(PACKAGES),
         checksums=sums,
         stored=stored(records),
+        names=packed(list(itertools.compress(names, written))) if names else None,
         writing=writing,
     )
+
+
+def file_names(source: Source) -> list[str] | None:
+    return source.file_names() if isinstance(source, FileSource) else None
 
 
 def pace(parts: Parts, num_workers: int, seconds: float) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import llvmlite.binding  # type: ignore[import-untyped]
 import numpy as np
 from numba.core.typing import signature
 
-from kapdist.data.beton.checksum import xxh64
+from kapdist.data.beton.checksum import checksums, compiled_checksum, xxh64
 from kapdist.data.beton.layout import DamagedImageError, Layout
 from kapdist.data.load.ffcv import AllocationQuery, SimpleRGBImageDecoder, State, lib
 from kapdist.data.load.jit import compiled
@@ -28,6 +28,7 @@ from kapdist.data.load.pixels import (
     scaled,
     types,
 )
+from kapdist.data.load.resample import AREA, compiled_resample
 from kapdist.data.load.retouch import make_retouch
 from kapdist.data.load.workers import Workers
 
@@ -113,6 +114,49 @@ def compiled_decode() -> Callable[..., int]:
     return compiled(decode_part, SIGNATURE)
 
 
+def compile_for(recipe: Recipe) -> None:
+    """Have ready what the threads of a loader will call."""
+    if recipe.interpolation == AREA:
+        compiled_decode()
+    else:
+        compiled_resample()
+        compiled_checksum()
+
+
+def resample_part(
+    recipe: Recipe,
+    images: np.ndarray,
+    out: np.ndarray,
+    data: np.ndarray,
+    starts: np.ndarray,
+    sizes: np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
+    modes: np.ndarray,
+    sums: np.ndarray,
+    unverified: np.ndarray,
+    pixels: np.ndarray,
+) -> int:
+    """Do decode_part's work where Pillow resizes; not in its machine code, which takes long enough to compile."""
+    resample = compiled_resample()
+    for position, start, size, height, width in zip(
+        range(len(images)), starts.tolist(), sizes.tolist(), heights.tolist(), widths.tolist(), strict=True
+    ):
+        here = slice(position, position + 1)
+        if unverified[position] and checksums(data, starts[here], sizes[here]) != sums[here]:
+            return position
+        source = data[start : start + size]
+        if modes[position] == JPEG:
+            address, to = data.ctypes.data + start, pixels.ctypes.data
+            if lib.imdecode(address, size, height, width, to, height, width, 0, 0, FULL, FULL, False, False) != 0:
+                return position
+            source = pixels[0, : height * width * 3]
+        source = source.reshape(height, 3 * width)
+        source.flags.writeable = False
+        resample(source, recipe.interpolation, recipe.centre_ratio, out[position])
+    return -1
+
+
 class Decoder(SimpleRGBImageDecoder):
     """FFCV's operation for the image field: decode, crop, resize, translate, flip and cut out in one pass.
 
@@ -155,24 +199,10 @@ class Decoder(SimpleRGBImageDecoder):
             raise DamagedImageError(int(images[beyond.argmax()]))
         unverified = ~(self.verified[images] & storage.trusted)
         tables = starts, sizes, heights, widths, modes, self.checksums[images], unverified
-        recipe, function = self.recipe, compiled_decode()
 
         def part(worker: int, where: slice) -> None:
-            bad = function(
-                images[where],
-                out[where],
-                data,
-                *(table[where] for table in tables),
-                self.scratch[worker],
-                np.empty((side, side, 3), np.uint8),
-                key,
-                recipe.crop,
-                recipe.centre_ratio,
-                recipe.pad,
-                recipe.flip,
-                recipe.cutout,
-                recipe.reduced,
-            )
+            here = images[where], out[where], data, *(table[where] for table in tables), self.scratch[worker]
+            bad = self.decode_some(here, key, side)
             if bad >= 0:
                 raise DamagedImageError(int(images[where][bad]))
             self.retouch(images[where], out[where], key)
@@ -181,5 +211,13 @@ class Decoder(SimpleRGBImageDecoder):
         self.verified[images] = True
         return out
 
+    def decode_some(self, here: tuple[Any, ...], key: int, side: int) -> int:
+        """Decode what the first arguments of decode_part name; return the first bad position, -1 if none is."""
+        recipe = self.recipe
+        if recipe.interpolation != AREA:
+            return resample_part(recipe, *here)
+        options = recipe.crop, recipe.centre_ratio, recipe.pad, recipe.flip, recipe.cutout, recipe.reduced
+        return compiled_decode()(*here, np.empty((side, side, 3), np.uint8), key, *options)
 
-__all__ = ["JPEG", "RAW", "Decoder", "Recipe", "compiled_decode"]
+
+__all__ = ["JPEG", "RAW", "Decoder", "Recipe", "compile_for", "compiled_decode"]

@@ -20,7 +20,8 @@ config: Any = numba_config  # its settings are made at run time
 
 HERE = Path(__file__).parent
 JITTED = (
-    *("augment", "decode", "erase", "jit", "operations", "pixels", "rand_augment", "resize", "simplejpeg"),
+    *("augment", "decode", "erase", "jit", "operations", "pixels", "rand_augment", "resample", "resize"),
+    "simplejpeg",
     "../beton/checksum",
 )
 

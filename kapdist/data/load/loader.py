@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from kapdist.config import DataConfig
-from kapdist.data.beton.layout import BetonInfo, DamagedImageError
+from kapdist.data.beton.layout import BetonInfo, DamagedImageError, check_side
 from kapdist.data.load.augment import epoch_key
 from kapdist.data.load.backend import make_backend
 from kapdist.data.load.device import Mover, Sent
 from kapdist.data.load.pixels import CENTRE_CROP, NO_CROP, RANDOM_CROP, Recipe
+from kapdist.data.load.resample import INTERPOLATIONS
 from kapdist.data.load.task import Decoded, Task
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
@@ -135,15 +136,12 @@ def make_recipe(info: BetonInfo, config: DataConfig, *, training: bool) -> Recip
     Raises:
         InputError: crop none, and images that are not of the model's resolution.
     """
-    side = config.resolution
     if config.crop == "none":
-        if (info.height, info.width) != (side, side):
-            size = "of different sizes" if None in (info.height, info.width) else f"of {info.height} x {info.width}"
-            expected = f"{side} x {side} images (data.resolution) with data.crop=none"
-            raise InputError(info.path, expected, f"images {size}")
+        check_side(info, config.resolution)
         return augmented(Recipe(NO_CROP), config) if training else Recipe()
     if not training:
-        return Recipe(CENTRE_CROP, centre_ratio=config.crop_ratio)
+        interpolation = INTERPOLATIONS[config.interpolation]
+        return Recipe(CENTRE_CROP, centre_ratio=config.crop_ratio, interpolation=interpolation)
     return augmented(Recipe(RANDOM_CROP, reduced=config.decode == "reduced"), config)
 
 

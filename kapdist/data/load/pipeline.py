@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kapdist.data.load.decode import Decoder, compiled_decode
+from kapdist.data.load.decode import Decoder, compile_for
 from kapdist.data.load.ffcv import EpochIterator, FFCVLoader, OrderOption, nothing_compiled, torch_threads_kept
 from kapdist.data.load.passes import Pass
 from kapdist.data.load.ring import Ring, Rings
@@ -68,7 +68,7 @@ class FFCVBackend:
         workers = Workers(task.num_workers)
         self.task, self.workers = task, workers
         weakref.finalize(self, workers.close)
-        compiled_decode()
+        compile_for(task.recipe)
         decoder = Decoder(task.recipe, task.largest, task.info.layout, task.info.checksums, workers)
         self.pipeline = make_pipeline(decoder, task)
         self.rings = Rings(functools.partial(make_ring, self.pipeline, task.max_batch_size))

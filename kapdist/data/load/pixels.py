@@ -11,6 +11,7 @@ from numba import njit
 from numba import types as numba_types
 
 from kapdist.data.load.augment import centre_window, flipped, hole, random_window, shift
+from kapdist.data.load.resample import AREA
 from kapdist.data.load.resize import area_resize
 
 types: Any = numba_types  # numba's own annotations do not know that a type can be called
@@ -24,12 +25,14 @@ FULL = 8  # eighths of the full resolution, libjpeg's unit of scaled decoding
 class Recipe:
     """What is done to every image of a loader, in this order: while it is decoded (render), then by make_retouch.
 
-    num_operations and magnitude are RandAugment's; late_cutout stands for cutout where there is an operation, which
-    would move the square.
+    With another interpolation than AREA it is the centre crop by centre_resample and nothing else. num_operations
+    and magnitude are RandAugment's; late_cutout stands for cutout where there is an operation, which would move the
+    square.
     """
 
     crop: int = NO_CROP
     centre_ratio: float = 1.0
+    interpolation: int = AREA
     reduced: bool = False
     flip: bool = False
     pad: int = 0

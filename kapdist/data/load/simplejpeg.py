@@ -19,6 +19,7 @@ from kapdist.data.beton.layout import DamagedImageError
 from kapdist.data.load.jit import compiled
 from kapdist.data.load.passes import Pass
 from kapdist.data.load.pixels import FULL, JPEG, array_type, crop_window, eighths, render, scaled, types
+from kapdist.data.load.resample import AREA, compiled_resample
 from kapdist.data.load.retouch import Retouch, make_retouch
 from kapdist.data.load.ring import Ring, Rings
 from kapdist.data.load.storage import MappedFile
@@ -70,6 +71,11 @@ class Images:
     def render(self, image: int, plain: np.ndarray, out: np.ndarray) -> None:
         recipe, layout = self.task.recipe, self.task.info.layout
         height, width = int(layout.heights[image]), int(layout.widths[image])
+        if recipe.interpolation != AREA:
+            source = self.decoded(image, height, width, FULL)
+            source.flags.writeable = False
+            compiled_resample()(source, recipe.interpolation, recipe.centre_ratio, out)
+            return
         choose, complete = compiled_functions()
         scale = FULL
         if recipe.reduced and layout.modes[image] == JPEG:
@@ -164,7 +170,10 @@ class TorchBackend:
         weakref.finalize(self, self.workers.close)
         self.rings = Rings(functools.partial(make_ring, task))
         self.retouch = make_retouch(task.recipe)
-        compiled_functions()
+        if task.recipe.interpolation == AREA:
+            compiled_functions()
+        else:
+            compiled_resample()
         compiled_checksum()
 
     def start(self, index_batches: Sequence[np.ndarray], key: int, side: int) -> TorchPass:

@@ -60,6 +60,10 @@ class FileSource(ABC):
     def image_name(self, index: int) -> str:
         """Return what a message calls the image."""
 
+    def file_names(self) -> list[str] | None:
+        """Return the name of every image's file, folders with slashes, for lists of images; None without names."""
+        return None
+
     def item(self, index: int) -> tuple[np.ndarray, int]:
         """Return (image (height, width, 3) uint8 RGB, label); raise UnreadableImageError."""
         return decode_image(self.content(index)), int(self.labels[index])

@@ -36,6 +36,9 @@ class ClassFolder(FileSource):
     def image_name(self, index: int) -> str:
         return self.files[index]
 
+    def file_names(self) -> list[str]:
+        return self.files
+
 
 def split_folder(path: Path, split: str | None) -> Path:
     """Return the folder of class folders of a split; the path itself where none is asked for.

@@ -53,6 +53,9 @@ class TarImages(FileSource):
     def image_name(self, index: int) -> str:
         return f"{self.archive.place.name}!{self.names[index]}"
 
+    def file_names(self) -> list[str]:
+        return [name.replace(".tar!", "/") for name in self.names]  # as they are in folders of classes
+
 
 def is_imagenet(path: Path) -> bool:
     """Tell whether a path is one of the tars, by name, or a folder with one of them."""

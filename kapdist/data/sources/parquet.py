@@ -65,6 +65,19 @@ class ParquetImages(FileSource):
             self.kept = os.getpid(), row, image_bytes(table.column(0))
         return self.kept[2]
 
+    def file_names(self) -> list[str] | None:
+        """Return what the column says of the files that images came from, where it says it of all."""
+        named: list[str | None] = []
+        for path in self.paths:
+            with pq.ParquetFile(path, memory_map=False) as file:
+                kind = file.schema_arrow.field(self.column).type
+                if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
+                    return None
+                table = file.read(columns=[f"{self.column}.path"], use_threads=False)
+                named += [value["path"] for value in table.column(0).to_pylist()]
+        names = [name.replace(os.sep, "/") for name in named if isinstance(name, str) and name]
+        return names if len(names) == len(named) else None
+
     def image_name(self, index: int) -> str:
         file = int(np.searchsorted(self.first_of_file, index, side="right")) - 1
         return f"{self.paths[file].name}!row {index - int(self.first_of_file[file])}"

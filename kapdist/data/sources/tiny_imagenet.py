@@ -31,6 +31,9 @@ class TinyImageNet(FileSource):
     def image_name(self, index: int) -> str:
         return self.files.label(self.names[index])
 
+    def file_names(self) -> list[str]:
+        return self.names
+
 
 def tiny_imagenet(path: Path, split: str) -> TinyImageNet:
     """Return a split, train or val; classes are WordNet ids, sorted, as torchvision's ImageFolder sorts them.

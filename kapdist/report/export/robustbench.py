@@ -15,7 +15,7 @@ from typing import Any
 from kapdist.config import ModelConfig
 from kapdist.config.noises import described, noises_of
 from kapdist.errors import InputError
-from kapdist.records.attack_plan import Norm, PlannedModel, Settings
+from kapdist.records.attack_plan import ROBUSTBENCH_LIST_SHA256, AttackPlan, Norm, PlannedModel, Settings
 from kapdist.records.summary import notes_on_square
 from kapdist.report.export.dataset import dataset_of
 from kapdist.report.export.merged import Merged
@@ -178,11 +178,12 @@ def check_images(attack: Merged, board: Leaderboard) -> None:
 def footnotes(attack: Merged, board: Leaderboard, num_robust: int) -> list[str]:
     """Return what a reader of the number should know, a sentence each."""
     plan, said = attack.plan, []
-    if board.fixed_list or plan.num_images != board.num_images:
+    listed = plan.list_sha256 == ROBUSTBENCH_LIST_SHA256
+    if plan.num_images != board.num_images or (board.fixed_list and not listed):
         share = wilson(num_robust, plan.num_images)
         which = "the fixed list of " if board.fixed_list else "the "
         said.append(
-            f"Evaluated on {plan.num_images:,} images chosen by seed {plan.seed}, not on {which}"
+            f"Evaluated on {plan.num_images:,} images {chosen_in_words(plan)}, not on {which}"
             f"{board.num_images:,} that RobustBench evaluates on: 95% interval of the robust accuracy "
             f"{100 * share.low:.2f} to {100 * share.high:.2f}."
         )
@@ -193,6 +194,14 @@ def footnotes(attack: Merged, board: Leaderboard, num_robust: int) -> list[str]:
     if plan.noise == "off" and (found := noises_of(plan.model.architecture)):
         said.append(f"Switched off is the noise of training: {described(found)}.")
     return [*said, *(f"{note[:1].upper()}{note[1:]}." for note in attack.summary.notes)]
+
+
+def chosen_in_words(plan: AttackPlan) -> str:
+    if plan.list_sha256 == ROBUSTBENCH_LIST_SHA256:
+        return "at the head of its list"
+    if plan.list_sha256 is not None:
+        return f"of a list with sha256 {plan.list_sha256}"
+    return "at the head of the beton" if plan.chosen == "first" else f"chosen by seed {plan.seed}"
 
 
 def forward_passes(model: PlannedModel) -> int | None:

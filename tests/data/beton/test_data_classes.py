@@ -12,6 +12,7 @@ from processes import Finished
 
 from kapdist.attack.images import check_other_run, describe_images, read_chunks
 from kapdist.config import Config
+from kapdist.config.images import ImagesConfig
 from kapdist.data.beton.classes import ClassList, classes_of, with_classes
 from kapdist.data.beton.layout import open_beton
 from kapdist.data.beton.manifest import manifest_path
@@ -61,7 +62,7 @@ def test_other_classes_are_refused_by_training_and_attacks(
 ) -> None:
     train, other = betons["a,b,c"], betons[names]
     config = config_of(train, other)
-    for refused in (lambda: open_data(config), lambda: describe_images(None, config, tmp_path)):
+    for refused in (lambda: open_data(config), lambda: describe_images(ImagesConfig(), config, tmp_path)):
         with pytest.raises(InputError) as error:
             refused()
         assert f"{other}: expected {expected}, as of {train}" in str(error.value)
@@ -80,7 +81,7 @@ def test_a_part_of_the_classes_is_mapped_by_name(
     with pytest.raises(InputError, match=r"expected no class but those of .* found 'd' \(1 such classes\)"):
         open_data(config_of(train, betons["b,c,d"], "by-name"))
 
-    described = describe_images(part, config_of(train, train), tmp_path, "by-name")
+    described = describe_images(ImagesConfig(beton=part, classes="by-name"), config_of(train, train), tmp_path)
     assert (described.num_classes, described.data.classes) == (3, ("a", "b", "c"))
     plan = make_attack_plan(described.data)
     assert [labels.tolist() for _, labels in read_chunks(plan, [0, 1])] == [[0, 0], [2, 2]]
@@ -93,7 +94,7 @@ def test_a_run_that_is_attacked_in_place_of_another_has_its_classes(
     betons: dict[str, Path], tmp_path: Path
 ) -> None:
     """Whichever beton the attack takes: the other run's own betons agree with it, and say nothing."""
-    attacked = describe_images(None, config_of(betons["a,b,c"], betons["a,b,c"]), tmp_path)
+    attacked = describe_images(ImagesConfig(), config_of(betons["a,b,c"], betons["a,b,c"]), tmp_path)
     for names in ("b,c,d", "a,c"):
         other = config_of(betons[names], betons[names])
         with pytest.raises(

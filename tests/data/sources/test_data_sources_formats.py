@@ -167,6 +167,27 @@ def test_one_row_group_is_in_memory(tmp_path: Path) -> None:
         assert len(source.kept[2]) <= 4
 
 
+def test_file_names_are_those_of_the_images(tmp_path: Path) -> None:
+    """For lists of images: in the order of the images, without the archive's own name."""
+    places = {name: tmp_path / name for name in ("imagenet", "tiny", "hub")}
+    for place in places.values():
+        place.mkdir()
+    contents = formats.imagenet_train(places["imagenet"])
+    formats.imagenet_val(places["imagenet"])
+    train = make_source(str(places["imagenet"]), "train")
+    assert [train.content(n) for n in range(len(train))] == [contents[name] for name in train.file_names()]
+    val = make_source(str(places["imagenet"]), "val")
+    assert val.file_names() == [f"ILSVRC2012_val_{n + 1:08}.JPEG" for n in range(len(val))]
+
+    tiny = make_source(str(formats.tiny_imagenet(places["tiny"])), "train")
+    assert tiny.file_names()[:2] == [f"train/{WNIDS[0]}/images/{WNIDS[0]}_{n}.JPEG" for n in (0, 3)]
+    formats.hub_parquet(places["hub"], [formats.jpeg(n) for n in range(5)], [0] * 5)
+    assert make_source(str(places["hub"])).file_names() == ["0.JPEG", "1.JPEG", "0.JPEG", "1.JPEG", "2.JPEG"]
+    plain = pytest.importorskip("polars").DataFrame({"image": [formats.jpeg(0)], "label": [0]})
+    plain.write_parquet(tmp_path / "plain.parquet")
+    assert make_source(str(tmp_path / "plain.parquet")).file_names() is None
+
+
 def test_the_folder_of_a_split(tmp_path: Path) -> None:
     for split in ("train", "val"):
         for number, wnid in enumerate(WNIDS):

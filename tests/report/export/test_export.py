@@ -31,7 +31,7 @@ from kapdist.attack.stock import resolve, standard_list
 from kapdist.config.networks import NetworkName
 from kapdist.data.beton.manifest import Manifest, write_manifest
 from kapdist.errors import InputError
-from kapdist.records.attack_plan import AttackPlan, PlannedModel, read_plan, write_plan
+from kapdist.records.attack_plan import ROBUSTBENCH_LIST_SHA256, AttackPlan, PlannedModel, read_plan, write_plan
 from kapdist.records.sealed import write_json, write_table
 from kapdist.report.export import run as exports
 from kapdist.report.export.images import COLUMNS
@@ -252,6 +252,25 @@ def test_model_info_of_fewer_images_says_so_and_names_what_only_its_authors_know
     assert filled == "model-info: to be filled in: link, name, authors, additional_data, venue"
     assert footnote.endswith(info["footnote"])
     assert "unreliable" in unreliable
+
+
+def test_of_imagenet_robustbench_s_own_list_is_told_from_others(tmp_path: Path, standard: MakePlan) -> None:
+    plan, entry = standard(eps=4 / 255, num_classes=1000), Entry(**{**vars(PAPER), "dataset": "imagenet"})
+    rest = "the fixed list of 5,000 that RobustBench evaluates on"
+    cases = [
+        ("robustbench", ROBUSTBENCH_LIST_SHA256, 5000, None),
+        ("list:ids.txt", ROBUSTBENCH_LIST_SHA256, 5000, None),  # that very file
+        ("robustbench", ROBUSTBENCH_LIST_SHA256, 40, "40 images at the head of its list"),
+        ("list:ids.txt", "0" * 64, 5000, f"5,000 images of a list with sha256 {'0' * 64}"),
+        ("first", None, 5000, "5,000 images at the head of the beton"),
+        ("random", None, 5000, "5,000 images chosen by seed 3"),
+    ]
+    for number, (chosen, sha256, count, said) in enumerate(cases):
+        told = plan.model_copy(update={"chosen": chosen, "list_sha256": sha256, "chunk_size": count})
+        attack = attacked(tmp_path / f"r{number}" / "attacks" / "aa", told, (ROBUST,) * count)
+        export([attack.root], tmp_path / f"out{number}", ["model-info"], entry)
+        footnote = written_info(tmp_path / f"out{number}").get("footnote")
+        assert footnote is None if said is None else footnote.startswith(f"Evaluated on {said}, not on {rest}: 95%")
 
 
 def test_the_accuracy_at_the_leaderboard_s_eps_is_taken_from_a_sweep(tmp_path: Path, standard: MakePlan) -> None:
