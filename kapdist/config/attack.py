@@ -49,7 +49,7 @@ class SanityConfig(Section):
 
 
 AttackName = Literal[
-    "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "random-noise", "hard-label", "transfer"
+    "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "random-noise", "hard-label", "transfer", "fmn"
 ]
 
 
@@ -104,12 +104,14 @@ class AttackConfig(Section):
     """AutoAttack's list of attacks; custom, the default with `attacks`, takes those. For noisy models eot-standard
     has those of standard on the model averaged over `eot` draws; rand is the library's own, for comparison."""
     attacks: tuple[AttackName, ...] = ()
-    """The list of attacks of version custom, in order: the library's, and three of our own that use no gradient of
-    the model (random-noise, hard-label, transfer)."""
+    """The list of attacks of version custom, in order: the library's, three of our own that use no gradient of the
+    model (random-noise, hard-label, transfer), and fmn, which looks for each image's smallest perturbation."""
     random_draws: Natural = 1000
     """Points of the ball that random-noise tries."""
     hard_label_queries: Natural = 10_000
     """Predictions per image that hard-label asks for."""
+    fmn_steps: Natural = 200
+    """Gradients per image that fmn follows, once for all eps."""
     transfer_from: Path | None = None
     """The run whose model transfer attacks, to try on this one what breaks that."""
     noise: Annotated[Literal["off", "fixed", "fresh"], Off] = "off"

@@ -21,7 +21,7 @@ from kapdist.run.files import fingerprint
 from kapdist.run.paths import AttackDir, RunDir
 
 StageAttack = Literal["screen"] | AttackName
-OWN_ATTACKS: frozenset[StageAttack] = frozenset({"screen", "random-noise", "hard-label", "transfer"})
+OWN_ATTACKS: frozenset[StageAttack] = frozenset({"screen", "random-noise", "hard-label", "transfer", "fmn"})
 """Those that are none of the library's."""
 GRADIENT_FREE: frozenset[AttackName] = frozenset({"square", "random-noise", "hard-label", "transfer"})
 Norm = Literal["Linf", "L2", "L1"]
@@ -81,6 +81,7 @@ class OwnSettings(Exact):
 
     random_draws: int = 0
     hard_label_queries: int = 0
+    fmn_steps: int = 0
     surrogate: PlannedModel | None = None
 
 
@@ -151,6 +152,8 @@ class AttackPlan(Exact):
         del values["model"]["weights"], values["data"]["path"]
         if self.data.classes is None:
             del values["data"]["classes"]
+        if not self.own_settings.fmn_steps:  # unknown to plans that are older than it
+            del values["own_settings"]["fmn_steps"]
         if self.own_settings == OwnSettings():
             del values["own_settings"]
         elif self.own_settings.surrogate:

@@ -51,6 +51,8 @@ def own_passes(name: AttackName, settings: Settings, num_classes: int, own: OwnS
         return Passes(name, own.random_draws + 1, 0)
     if name == "hard-label":
         return Passes(name, own.hard_label_queries + 1, 0)
+    if name == "fmn":
+        return Passes(name, own.fmn_steps + 1, own.fmn_steps)
     if name == "transfer":  # the model predicts, the surrogate is attacked, once for each loss
         losses, steps = min(2, num_classes - 1), settings.iterations + 1
         return Passes(name, losses * (1 + 1 + steps) + 1, losses * steps)

@@ -68,7 +68,9 @@ def made_up(plan: AttackPlan, chunk: int, fates: Sequence[int]) -> ChunkOutcome:
         counts[torch.arange(len(mine)), (labels + 1) % 10] = plan.rescore - right
         votes = Votes(counts)
     prediction = (labels + (mine == WRONG)) % 10
-    return ChunkOutcome(prediction, tuple(attacks), torch.empty(0), votes, votes, 0, 1.0)
+    smallest = torch.stack([torch.where(attack.broke, attack.norm, torch.inf) for attack in attacks]).amin(0)
+    smallest[mine == WRONG] = 0
+    return ChunkOutcome(prediction, tuple(attacks), torch.empty(0), smallest, votes, votes, 0, 1.0)
 
 
 def labels_of(plan: AttackPlan, chunk: int) -> torch.Tensor:
