@@ -61,5 +61,6 @@ def draw(axes: Axes, curve: Curve, style: dict[str, Any], scale: float, end: flo
     middle, low, high = shares.T
     steps: dict[str, Any] = {} if end is None else {"step": "post"}
     axes.fill_between(eps, low, high, color=style["color"], alpha=0.16, linewidth=0, **steps)
-    shape: dict[str, Any] = {"markersize": 5} if end is None else {"marker": "", "drawstyle": "steps-post"}
-    axes.plot(eps, middle, **style | shape, linewidth=1.5, label=shortened(curve.row.name), clip_on=False)
+    shape: dict[str, Any] = {} if end is None else {"markevery": 0.12, "drawstyle": "steps-post"}
+    shape |= {"markersize": 5, "linewidth": 1.5, "clip_on": False}
+    axes.plot(eps, middle, **style | shape, label=shortened(curve.row.name))

@@ -1,4 +1,4 @@
-"""Robust accuracy against eps: a curve per attack from its eps list, and one from each image's smallest perturbation.
+"""Robust accuracy against eps: a curve per eps list, and one from each image's smallest perturbation found.
 
 Curves stand in one panel where all but eps is equal: norm, list of attacks, noise and number of images.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from kapdist.records.norms import NORMS
 from kapdist.records.summary import Summary
 from kapdist.report.reading import Attack, Run
 from kapdist.report.table import Row, Setting, named_rows, setting
@@ -87,16 +87,17 @@ def smallest_points(attack: Attack) -> tuple[Point, ...]:
 
 
 def panels(runs: Sequence[Run]) -> list[Panel]:
-    """Return the panels of eps lists, one per norm and protocol, then those of smallest perturbations."""
+    """Return the panels, per norm and protocol: that of eps lists, then that of smallest perturbations."""
     found: dict[Setting, list[tuple[Run, Attack]]] = {}
     for run in runs:
         for attack in run.attacks:
-            found.setdefault(without_eps(setting(attack)), []).append((run, attack))
+            found.setdefault(replace(setting(attack), eps=0.0), []).append((run, attack))
     norms = [where.norm for where in found]
-    titles = {where: where.norm if norms.count(where.norm) == 1 else protocol(where) for where in found}
-    lists = (list_panel(where, titles[where], pairs) for where, pairs in found.items())
-    steps = (step_panel(where, titles[where], pairs) for where, pairs in found.items())
-    return [panel for panel in chain(lists, steps) if panel is not None]
+    drawn: list[Panel | None] = []
+    for where, pairs in sorted(found.items(), key=lambda item: NORMS.index(item[0].norm)):
+        title = where.norm if norms.count(where.norm) == 1 else protocol(where)
+        drawn += [list_panel(where, title, pairs), step_panel(where, title, pairs)]
+    return [panel for panel in drawn if panel is not None]
 
 
 def list_panel(where: Setting, title: str, pairs: Sequence[tuple[Run, Attack]]) -> Panel | None:
@@ -116,11 +117,6 @@ def step_panel(where: Setting, title: str, pairs: Sequence[tuple[Run, Attack]]) 
     return Panel(where, f"Smallest perturbation found, {title}", curves, of_smallest=True)
 
 
-def without_eps(where: Setting) -> Setting:
-    names = dict.fromkeys(name.partition("@")[0] for name in where.attacks)
-    return replace(where, eps=0.0, attacks=tuple(names))
-
-
 def protocol(where: Setting) -> str:
     return f"{where.norm}, {where.version_text}, {plural(where.num_images, 'image')}, noise {where.noise}"
 
@@ -134,7 +130,7 @@ def smallest_lines(panels: Sequence[Panel]) -> list[str]:
 def said(norm: str, name: str, summary: Summary) -> str:
     found = summary.smallest
     assert found is not None
-    median = "beyond all that was found" if found.median is None else eps_text(norm, found.median)
+    median = "beyond all that was found" if found.median is None else eps_text(norm, float(f"{found.median:.4g}"))
     text = f"{name}, {norm}: found for {found.num_found} of {summary.num_clean_correct} images that are right"
     return f"{text}; median over all images {median}."
 

@@ -73,9 +73,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     write_atomic(out / "table.csv", compared.csv())
     if (points := curves_table(against_eps)).height:
         write_atomic(out / "curves.csv", points.write_csv())
-    write_atomic(
-        out / PAGE, render(compared, views, curves, eps_curves, against_eps, sanity, corruptions, topography)
-    )
+    drawn = curves, eps_curves, against_eps
+    write_atomic(out / PAGE, render(compared, views, *drawn, sanity, corruptions, topography))
     return out / PAGE
 
 

@@ -145,8 +145,10 @@ def blocks(runs: Sequence[Run]) -> tuple[Block, ...]:
 def setting(attack: Attack) -> Setting:
     summary = attack.summary
     # A named version fixes its list; a list cut short because nothing was left to break is the same setting.
-    names = tuple(stage.name for stage in summary.attacks) if summary.version == "custom" else ()
-    return Setting(summary.norm, summary.eps, summary.version, names, summary.noise, summary.num_images)
+    # Smaller eps that were tried first change nothing at the largest.
+    names = dict.fromkeys(stage.name.partition("@")[0] for stage in summary.attacks)
+    listed = tuple(names) if summary.version == "custom" else ()
+    return Setting(summary.norm, summary.eps, summary.version, listed, summary.noise, summary.num_images)
 
 
 def named_rows(pairs: Sequence[tuple[Run, Attack]]) -> tuple[Row, ...]:

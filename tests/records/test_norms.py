@@ -17,7 +17,7 @@ from kapdist.run.paths import AttackDir, RunDir
 from kapdist.statistics.intervals import wilson
 
 World = Any
-EPS = {"Linf": 0.006, "L2": 0.06, "L1": 0.3}
+EPS = {"Linf": 0.0088, "L2": 0.154, "L1": 0.697}
 
 
 def attack_each(world: World, **fields: object) -> dict[str, AttackDir]:
