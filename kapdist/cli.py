@@ -205,6 +205,20 @@ def attack_worst(run: Run) -> None:
     say(found.describe())
 
 
+@attack.command("norms")
+def attack_norms(
+    directories: Annotated[
+        list[Path], typer.Argument(metavar="ATTACK_DIR", help="Merged attacks, of several norms.")
+    ],
+) -> None:
+    """Robust accuracy per norm and of the union over norms: what no attack of any norm broke."""
+    from kapdist.records.norms import read_across
+
+    with work(directories[0]):
+        found = read_across(directories)
+    say(found.describe())
+
+
 @attack.command("export")
 def attack_export(
     directories: Annotated[list[Path], typer.Argument(metavar="ATTACK_DIR", help="Merged attacks.")],

@@ -31,6 +31,7 @@ MATTERS: dict[str, Callable[[AttackConfig], bool]] = {
     "fold": lambda config: config.noise == "off" and config.model.factory is None,
     "random_draws": lambda config: "random-noise" in config.attacks,
     "hard_label_queries": lambda config: "hard-label" in config.attacks,
+    "fmn_steps": lambda config: "fmn" in config.attacks,
 }
 """Knobs that decide something in some attacks only."""
 

@@ -155,8 +155,8 @@ def made_up(plan: AttackPlan, chunk: int) -> tuple[torch.Tensor, ChunkOutcome]:
         norm = torch.rand(size, generator=random, dtype=torch.float64)
         outcomes.append(AttackOutcome(stage.name, stage.eps, left, broke, norm, labels, 9, 9, 9, 9, 1.5))
         left = left & ~broke
-    nothing = torch.empty(0)
-    return labels, ChunkOutcome(labels, tuple(outcomes), nothing, None, None, 0, 9.0)
+    nothing, smallest = torch.empty(0), torch.zeros(size)
+    return labels, ChunkOutcome(labels, tuple(outcomes), nothing, smallest, None, None, 0, 9.0)
 
 
 def passes(folder: Path, options: argparse.Namespace) -> Iterator[str]:

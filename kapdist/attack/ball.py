@@ -37,21 +37,7 @@ class Ball:
         low, high = images.clamp(max=0), images.clamp(min=1)
         if self.norm == "Linf":
             return points.clamp(low.maximum(images - self.eps), high.minimum(images + self.eps))
-        delta = points - images
-        if self.norm == "L1":
-            delta = delta.sign() * (delta.abs() - self.excess_of_each(delta)).clamp(min=0)
-        else:
-            delta = delta * (self.eps / length(delta, self.norm).clamp_min(TINY)).clamp(max=1)
-        return (images + delta).clamp(low, high)
-
-    def excess_of_each(self, delta: Tensor) -> Tensor:
-        """Return what to take off every value's size for L1 norms of at most eps, (batch, 1, 1, 1).
-
-        Duchi et al. 2008, https://dl.acm.org/doi/10.1145/1390156.1390191, figure 1.
-        """
-        sizes = delta.abs().flatten(1).sort(descending=True).values
-        counts = torch.arange(1, sizes.shape[1] + 1, device=sizes.device)
-        return ((sizes.cumsum(1) - self.eps) / counts).amax(1).clamp(min=0).view(-1, 1, 1, 1)
+        return (images + nearest(points - images, self.norm, self.eps)).clamp(low, high)
 
     def ascend(self, points: Tensor, images: Tensor, gradient: Tensor, step_size: float) -> Tensor:
         """Return the points one step further up their gradient."""
@@ -139,6 +125,26 @@ class Ball:
         largest = self.distance(points, images).max().item()
         if largest > self.largest_distance(images[0].numel()):
             raise RuntimeError(f"{name} returned an image at {self.norm} distance {largest}, beyond eps {self.eps}")
+
+
+def nearest(delta: Tensor, norm: Norm, eps: float | Tensor) -> Tensor:
+    """Return the nearest perturbations of norm at most eps, one for all or (batch, 1, 1, 1)."""
+    if norm == "Linf":
+        return delta.clamp(-eps, eps)  # type: ignore[arg-type]  # torch takes floats and tensors alike
+    if norm == "L1":
+        return delta.sign() * (delta.abs() - excess_of_each(delta, eps)).clamp(min=0)
+    return delta * (eps / length(delta, norm).clamp_min(TINY)).clamp(max=1)
+
+
+def excess_of_each(delta: Tensor, eps: float | Tensor) -> Tensor:
+    """Return what to take off every value's size for L1 norms of at most eps, (batch, 1, 1, 1).
+
+    Duchi et al. 2008, https://dl.acm.org/doi/10.1145/1390156.1390191, figure 1.
+    """
+    sizes = delta.abs().flatten(1).sort(descending=True).values
+    counts = torch.arange(1, sizes.shape[1] + 1, device=sizes.device)
+    limits = eps.flatten(1) if isinstance(eps, Tensor) else eps
+    return ((sizes.cumsum(1) - limits) / counts).amax(1).clamp(min=0).view(-1, 1, 1, 1)
 
 
 def length(vectors: Tensor, norm: Norm) -> Tensor:

@@ -19,6 +19,7 @@ from kapdist.attack.averaged import AveragedModel
 from kapdist.attack.ball import Ball, drop_rounding
 from kapdist.attack.counted import CountedModel
 from kapdist.attack.kept import Kept
+from kapdist.attack.own.fmn import FastMinimumNorm
 from kapdist.attack.own.others import Others
 from kapdist.attack.rescore import Votes, cast_votes
 from kapdist.attack.stock import perturb, stock_library
@@ -60,6 +61,8 @@ class ChunkOutcome:
     attacks: tuple[AttackOutcome, ...]
     adversarial: Tensor
     """(B, 3, height, width): the image that broke the model, else the clean one."""
+    smallest: Tensor
+    """(B,), float64: norm of the smallest perturbation known to change the class; 0 of a wrong image, else inf."""
     clean_votes: Votes | None
     adversarial_votes: Votes | None
     """Of the image that broke the model, else of the hardest point that an attack saw, else of the clean one."""
@@ -73,6 +76,8 @@ class Search:
 
     images: Tensor
     labels: Tensor
+    right: Tensor
+    """(B,) bool: classified correctly as it is."""
     robust: Tensor
     prediction: Tensor
     """(B,) of the image that broke the model, else of the clean one."""
@@ -81,6 +86,18 @@ class Search:
     margins: Tensor
     screened: Tensor
     """(B,) bool: fell in the screen that went before; the next attack's batch still has their places."""
+    smallest: Tensor
+    """As the outcome has it."""
+    nearest: Nearest | None = None
+    """None: not looked for yet."""
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest point of another class that was found without a ball, for each of B images."""
+
+    points: Tensor
+    prediction: Tensor
 
 
 def attack_chunk(
@@ -127,6 +144,7 @@ def attack_chunk(
         clean_prediction=prediction,
         attacks=tuple(outcomes),
         adversarial=search.adversarial,
+        smallest=search.smallest,
         clean_votes=votes[0],
         adversarial_votes=votes[1],
         rescore_forwards=counted.forwards - attacked,
@@ -158,8 +176,10 @@ def passes_through(networks: tuple[CountedModel, ...]) -> tuple[int, int]:
 def new_search(images: Tensor, labels: Tensor, prediction: Tensor) -> Search:
     margins = torch.full(labels.shape, torch.inf, device=images.device)
     nothing = torch.zeros_like(labels, dtype=torch.bool)
-    robust = prediction == labels
-    return Search(images, labels, robust, prediction.clone(), images.clone(), images.clone(), margins, nothing)
+    right = prediction == labels
+    smallest = torch.where(right, torch.inf, 0.0).double()
+    points = images.clone(), images.clone()
+    return Search(images, labels, right, right.clone(), prediction.clone(), *points, margins, nothing, smallest)
 
 
 def attack_at_every_eps(
@@ -194,15 +214,19 @@ def attack_survivors(
     asked = watched.asked_forwards, watched.asked_backwards
     attacked, found = search.robust.clone(), search.images.clone()
     prediction = torch.zeros_like(search.labels)
-    if attacked.any():
+    ball = Ball(plan.norm, stage.eps)
+    if stage.attack == "fmn":
+        found, prediction = nearest_inside(watched, ball, search, plan, chunk)
+    elif attacked.any():
         found[attacked] = attack_batch(library, stage, search)[attacked]
         prediction[attacked] = predict(watched, found[attacked], plan, chunk, attacked)
     count_screened(library, stage, search)
     broke = attacked & (prediction != search.labels)
-    ball = Ball(plan.norm, stage.eps)
     ball.check(stage.name, found[broke], search.images[broke])
     search.adversarial[broke] = found[broke]
     search.prediction[broke] = prediction[broke]
+    norm = ball.distance(found, search.images)
+    search.smallest[broke] = search.smallest[broke].minimum(norm[broke].clamp(max=stage.eps))
     search.robust &= ~broke
     search.screened = broke if stage.attack == SCREEN else torch.zeros_like(broke)
     forwards, backwards = passes_through(networks)
@@ -212,7 +236,7 @@ def attack_survivors(
         eps=stage.eps,
         attacked=attacked,
         broke=broke,
-        norm=ball.distance(found, search.images),
+        norm=norm,
         prediction=prediction,
         forwards=forwards - passes[0],
         backwards=backwards - passes[1],
@@ -237,6 +261,33 @@ def attack_batch(library: AutoAttack, stage: Stage, search: Search) -> Tensor:
     search.hardest[rows[harder]] = batch.hardest[harder]
     search.margins[rows[harder]] = batch.margins[harder]
     return found
+
+
+def nearest_inside(
+    watched: WatchedModel, ball: Ball, search: Search, plan: AttackPlan, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """Return each image's nearest point of another class and its prediction; beyond eps, the image and its label.
+
+    It is looked for once, at the first eps, for all images that are right, as its distance is of interest whoever
+    has broken the image.
+    """
+    nearest = search.nearest or find_nearest(watched, search, plan, chunk)
+    search.nearest = nearest
+    inside = ball.inside(nearest.points, search.images)
+    points = torch.where(inside.view(-1, 1, 1, 1), nearest.points, search.images)
+    return points, torch.where(inside, nearest.prediction, search.labels)
+
+
+def find_nearest(watched: WatchedModel, search: Search, plan: AttackPlan, chunk: int) -> Nearest:
+    points, prediction, right = search.images.clone(), search.labels.clone(), search.right
+    if right.any():
+        fmn = FastMinimumNorm(watched, plan.norm, plan.own_settings.fmn_steps)
+        points[right] = fmn.search(search.images[right], search.labels[right])
+        prediction[right] = predict(watched, points[right], plan, chunk, right)
+    fallen = prediction != search.labels
+    distance = Ball(plan.norm, plan.eps).distance(points, search.images)
+    search.smallest[fallen] = search.smallest[fallen].minimum(distance[fallen])
+    return Nearest(points, prediction)
 
 
 def places_kept(watched: WatchedModel, stage: Stage, search: Search) -> Tensor:

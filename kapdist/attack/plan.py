@@ -372,4 +372,5 @@ def own_settings_of(config: AttackConfig) -> OwnSettings:
     return OwnSettings(
         random_draws=config.random_draws if "random-noise" in config.attacks else 0,
         hard_label_queries=config.hard_label_queries if "hard-label" in config.attacks else 0,
+        fmn_steps=config.fmn_steps if "fmn" in config.attacks else 0,
     )

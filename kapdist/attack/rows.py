@@ -22,6 +22,7 @@ def chunk_table(plan: AttackPlan, chunk: int, labels: Tensor, outcome: ChunkOutc
         "clean_prediction": integers(outcome.clean_prediction),
         "broken_by": pl.Series(broken_by, dtype=pl.String),
         "broken_eps": pl.Series(broken_eps, dtype=pl.Float64),
+        "smallest": finite(outcome.smallest),
     }
     for attack in outcome.attacks:
         columns |= image_columns(attack)
@@ -79,6 +80,11 @@ def breakers(attacks: Sequence[AttackOutcome], num_images: int) -> tuple[list[st
         for row in attack.broke.nonzero().squeeze(1).tolist():
             names[row], sizes[row] = attack.name, attack.eps
     return names, sizes
+
+
+def finite(values: Tensor) -> pl.Series:
+    series = pl.Series(values.cpu().numpy(), dtype=pl.Float64)
+    return series.set(series.is_infinite(), None)
 
 
 def integers(values: Tensor) -> pl.Series:

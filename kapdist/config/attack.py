@@ -52,7 +52,7 @@ class SanityConfig(Section):
 
 
 AttackName = Literal[
-    "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "random-noise", "hard-label", "transfer"
+    "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "random-noise", "hard-label", "transfer", "fmn"
 ]
 
 
@@ -124,12 +124,15 @@ class AttackConfig(Section):
     has those of standard on the model averaged over `eot` draws; rand is the library's own, for comparison."""
     attacks: tuple[ListedAttack, ...] = ()
     """The list of attacks of version custom, in order: the library's, three of our own that use no gradient of the
-    model (random-noise, hard-label, transfer), and functions of yours, `FILE.py:function` or
-    `package.module:function`, called as function(model, images, labels, eps, generator)."""
+    model (random-noise, hard-label, transfer), fmn, which looks for each image's smallest perturbation, and
+    functions of yours, `FILE.py:function` or `package.module:function`, called as function(model, images, labels,
+    eps, generator)."""
     random_draws: Natural = 1000
     """Points of the ball that random-noise tries."""
     hard_label_queries: Natural = 10_000
     """Predictions per image that hard-label asks for."""
+    fmn_steps: Natural = 200
+    """Gradients per image that fmn follows, once for all eps."""
     transfer_from: Surrogates = ()
     """The run whose model transfer attacks, to try on this one what breaks that; or a factory, or a list of either,
     one word or keys each: `{factory: FILE.py:function, weights: FILE}`."""

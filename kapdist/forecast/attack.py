@@ -121,12 +121,11 @@ def forecast_attack(
 
 
 def passes_of_all(config: AttackConfig, protocol: Protocol, listed: tuple[Passes, ...]) -> tuple[Passes, ...]:
-    """Return what every stage takes: the screen and the list at each eps, each draw by itself, the re-scoring."""
+    """Return what every stage takes: screen and list at each eps (fmn once), draws one by one, the re-scoring."""
     clean, *attacks = listed
     if protocol.screen:
         attacks = [screen_passes(protocol.screen), *attacks]
-    times = len(protocol.sweep)
-    every = [Passes(attack.name, times * attack.forwards, times * attack.backwards) for attack in attacks]
+    every = [repeated(attack, 1 if attack.name == "fmn" else len(protocol.sweep)) for attack in attacks]
     in_parts = protocol.eot > 1 and protocol.eot * config.chunk_size > config.images_per_pass
     if config.gradient_of:
         every = [attack if asks_no_gradient(attack.name) else straight_through(attack) for attack in every]
@@ -136,6 +135,10 @@ def passes_of_all(config: AttackConfig, protocol: Protocol, listed: tuple[Passes
     if protocol.rescore:
         found.append(Passes("re-scoring", 2 * protocol.rescore, 0))
     return tuple(found)
+
+
+def repeated(attack: Passes, times: int) -> Passes:
+    return Passes(attack.name, times * attack.forwards, times * attack.backwards)
 
 
 def hours(passes: float, passes_per_second: float | None) -> float | None:

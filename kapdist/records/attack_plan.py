@@ -23,7 +23,7 @@ from kapdist.run.files import fingerprint
 from kapdist.run.paths import AttackDir, RunDir
 
 SCREEN = "screen"
-OWN_ATTACKS = frozenset({SCREEN, "random-noise", "hard-label", TRANSFER})
+OWN_ATTACKS = frozenset({SCREEN, "random-noise", "hard-label", TRANSFER, "fmn"})
 GRADIENT_FREE = frozenset({"square", "random-noise", "hard-label", TRANSFER})
 Norm = Literal["Linf", "L2", "L1"]
 PLAN_AGAIN = "remove it and plan again: chunks of the same plan are kept"
@@ -115,6 +115,7 @@ class OwnSettings(Exact):
 
     random_draws: int = 0
     hard_label_queries: int = 0
+    fmn_steps: int = 0
     surrogate: PlannedModel | None = None
     """The only one that transfers come from."""
     surrogates: dict[str, PlannedModel] = Field(default_factory=dict)
@@ -130,6 +131,8 @@ class OwnSettings(Exact):
         values = self.model_dump(mode="json")
         if not self.surrogates:
             del values["surrogates"]
+        if not self.fmn_steps:  # unknown to plans that are older than it
+            del values["fmn_steps"]
         for model in filter(None, (values["surrogate"], *values.get("surrogates", {}).values())):
             del model["weights"]
         return values

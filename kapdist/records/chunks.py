@@ -3,6 +3,8 @@
     image, label, clean_prediction    int
     broken_by                         stage that broke the image; null: misclassified, or robust
     broken_eps                        eps of that stage
+    smallest                          norm of the smallest perturbation known to change the class, an upper bound of
+                                      the distance; 0: misclassified; null: none known
     <stage>_broke                     bool; null: not attacked (misclassified, or broken before)
     <stage>_norm                      of the image that the attack handed back; 0: it gave up
     <stage>_prediction                for that image

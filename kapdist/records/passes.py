@@ -52,6 +52,8 @@ def own_passes(name: str, settings: Settings, num_classes: int, own: OwnSettings
         return Passes(name, own.random_draws + 1, 0)
     if name == "hard-label":
         return Passes(name, own.hard_label_queries + 1, 0)
+    if name == "fmn":
+        return Passes(name, own.fmn_steps + 1, own.fmn_steps)
     if is_function(name):  # what it asks for is not known; the verdict's is
         return Passes(name, 1, 0)
     if kind_of(name) == TRANSFER:  # the model predicts, the surrogate is attacked, once for each loss

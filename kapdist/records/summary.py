@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,6 +66,15 @@ class Rescored(Record):
     forwards: Count
 
 
+class Smallest(Record):
+    """The smallest perturbations that minimum-norm attacks found: upper bounds of the images' distances."""
+
+    num_found: Count
+    """Images that are right and have one."""
+    median: float | None
+    """Over all images, a wrong one having 0; null where half of the images have none."""
+
+
 class Summary(Record):
     """The result of an attack: summary.json."""
 
@@ -87,6 +97,8 @@ class Summary(Record):
     screen: int
     eot: int
     rescored: Rescored | None
+    smallest: Smallest | None = None
+    """None: no attack of the list looked for it."""
     forwards: Count
     """Images passed forward, those of the clean predictions included, those of the re-scoring not."""
     backwards: Count
@@ -189,6 +201,7 @@ def summarise(records: pl.DataFrame, plan: AttackPlan, notes: tuple[str, ...] = 
         screen=plan.screen,
         eot=plan.eot,
         rescored=rescored(records, chunks, plan),
+        smallest=smallest(records) if "fmn" in plan.attacks else None,
         forwards=passes_outside(plan, num_images, num_correct - robust)
         + sum(attack.forwards for attack in attacks),
         backwards=sum(attack.backwards for attack in attacks),
@@ -236,6 +249,13 @@ def rescored(records: pl.DataFrame, chunks: pl.DataFrame, plan: AttackPlan) -> R
         adversarial=rescored_images("adversarial", records, plan),
         forwards=int(chunks["chunk_rescore_forwards"].sum()),
     )
+
+
+def smallest(records: pl.DataFrame) -> Smallest:
+    sizes = records["smallest"].fill_null(math.inf)
+    median = float(sizes.sort()[len(sizes) // 2])
+    found = sizes.is_finite() & (records["label"] == records["clean_prediction"])
+    return Smallest(num_found=int(found.sum()), median=median if math.isfinite(median) else None)
 
 
 def rescored_images(kind: str, records: pl.DataFrame, plan: AttackPlan) -> RescoredImages:

@@ -14,16 +14,15 @@ from typing import Literal
 import polars as pl
 
 from kapdist.errors import InputError
-from kapdist.records.attack_plan import AttackPlan, read_plan
+from kapdist.records.attack_plan import AttackPlan
+from kapdist.records.norms import AcrossNorms, Member, across_norms, check_alike, likeness, read_member
 from kapdist.records.record import Record, read_record
-from kapdist.records.sealed import read_table, write_json
+from kapdist.records.sealed import write_json
 from kapdist.run.lock import locked_in_turn
 from kapdist.run.paths import AttackDir, RunDir
 from kapdist.statistics.intervals import Proportion, wilson
 
 BREAKS = pl.Schema({"image": pl.Int64, "attack": pl.String, "eps": pl.Float64, "order": pl.Int64})
-RECORDS = ["image", "label", "clean_prediction", "broken_by", "broken_eps"]
-Member = tuple[AttackDir, AttackPlan, pl.DataFrame]
 WAIT_SECONDS = 30.0
 
 
@@ -76,6 +75,10 @@ class WorstCases(Record):
 
     format: Literal[1] = 1
     cases: tuple[WorstCase, ...]
+    across: tuple[AcrossNorms, ...] = ()
+    """The union over norms, where attacks of several are on one model and the same images."""
+    apart: str | None = None
+    """Why attacks of several norms are not all in one union."""
     left_out: tuple[str, ...] = ()
     """Attacks that could not be read, each with its reason: what they broke is not in here."""
 
@@ -104,15 +107,35 @@ def worst_cases(attacks: Path) -> WorstCases:
     for path in sorted(attacks.glob("*/records.parquet")):
         attack = AttackDir(path.parent)
         try:
-            plan = read_plan(attack)
-            table = read_table(attack.records, RECORDS, f"kapdist attack merge {attack.root}")
+            member = read_member(attack)
         except InputError as error:  # another version's plan, or damage
             left_out.append(f"{attack.root.name}: {error}")
             continue
+        plan = member[1]
         key = plan.norm, plan.model.weights_sha256, plan.data.fingerprint, *plan.data.shape
-        groups.setdefault(key, []).append((attack, plan, table))
+        groups.setdefault(key, []).append(member)
     cases = tuple(worst_case(members) for members in groups.values())
-    return WorstCases(cases=cases, left_out=tuple(left_out))
+    every = [member for members in groups.values() for member in members]
+    return WorstCases(cases=cases, across=unions(every), apart=why_apart(every), left_out=tuple(left_out))
+
+
+def unions(members: list[Member]) -> tuple[AcrossNorms, ...]:
+    """Unite what may be united over norms."""
+    alike: dict[tuple[object, ...], list[Member]] = {}
+    for member in members:
+        alike.setdefault(likeness(member[1]), []).append(member)
+    several = [group for group in alike.values() if len({plan.norm for _, plan, _ in group}) > 1]
+    return tuple(across_norms(group) for group in several)
+
+
+def why_apart(members: list[Member]) -> str | None:
+    if len({plan.norm for _, plan, _ in members}) < 2:
+        return None
+    try:
+        check_alike(members)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def worst_case(members: list[Member]) -> WorstCase:

@@ -17,8 +17,12 @@ from kapdist.report import plots
 from kapdist.report.claims import Claim, lead
 from kapdist.report.comparison import Comparison, comparison
 from kapdist.report.corruptions import CorruptionsView, corruption_views
+from kapdist.report.curve_plots import curve_plots
+from kapdist.report.curves import Panel, curves_table, panels, smallest_lines
 from kapdist.report.examples import Example, Pixels, encode_png, examples
 from kapdist.report.facts import attack_facts, run_facts
+from kapdist.report.norms import COLUMNS as NORM_COLUMNS
+from kapdist.report.norms import norms_views
 from kapdist.report.plots import Plot
 from kapdist.report.render import COLUMNS, NUMBERS, SHORT_COLUMNS, cells
 from kapdist.report.sanity import SanityView, sanity_views
@@ -56,16 +60,21 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     views = view_blocks(compared, looks)
     training = [draw(compared.runs, looks) for draw in (plots.loss_plot, plots.evaluation_plot, plots.robust_plot)]
     curves = [plot for plot in training if plot is not None]
+    against_eps = panels(compared.runs)
+    eps_curves = curve_plots(against_eps, looks)
     sanity = sanity_views(compared.runs)
     corruptions = corruption_views(compared.runs)
     topography = topography_views(compared.runs)
     shown = [*(plot for view in views for plot in view.plots), *(plot for view in sanity for plot in view.plots)]
     shown += [plot for view in topography for plot in view.plots]
-    for plot in [*curves, *shown]:
+    for plot in [*curves, *eps_curves, *shown]:
         write_atomic(out / f"{plot.name}.png", plot.png)
     write_atomic(out / "table.md", compared.markdown())
     write_atomic(out / "table.csv", compared.csv())
-    write_atomic(out / PAGE, render(compared, views, curves, sanity, corruptions, topography))
+    if (points := curves_table(against_eps)).height:
+        write_atomic(out / "curves.csv", points.write_csv())
+    drawn = curves, eps_curves, against_eps
+    write_atomic(out / PAGE, render(compared, views, *drawn, sanity, corruptions, topography))
     return out / PAGE
 
 
@@ -87,6 +96,8 @@ def render(
     compared: Comparison,
     views: Sequence[View],
     curves: Sequence[Plot],
+    eps_curves: Sequence[Plot],
+    against_eps: Sequence[Panel],
     sanity: Sequence[SanityView],
     corruptions: Sequence[CorruptionsView],
     topography: Sequence[TopographyView],
@@ -101,6 +112,8 @@ def render(
         lead=lead(compared.runs, compared.blocks),
         views=views,
         curves=curves,
+        eps_curves=eps_curves,
+        smallest_lines=smallest_lines(against_eps),
         sanity=sanity,
         corruptions=corruptions,
         topography=topography,
@@ -113,6 +126,9 @@ def render(
         runs=[(run, run_facts(run), [(it.name, attack_facts(it)) for it in run.attacks]) for run in compared.runs],
         worst=[view for run in compared.runs for view in worst_views(run)],
         worst_columns=WORST_COLUMNS,
+        norms=[view for run in compared.runs for view in norms_views(run)[0]],
+        apart=[line for run in compared.runs for line in norms_views(run)[1]],
+        norm_columns=NORM_COLUMNS,
         columns=COLUMNS,
         short_columns=SHORT_COLUMNS,
         numbers=NUMBERS,

@@ -19,7 +19,7 @@ from matplotlib.transforms import Bbox
 
 from kapdist.report.reading import Run
 from kapdist.report.table import Block, Row
-from kapdist.report.words import percent
+from kapdist.report.words import eps_text, percent
 from kapdist.statistics.intervals import Proportion
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow that white swallows;
@@ -98,12 +98,19 @@ def stages_plot(block: Block, looks: dict[str, dict[str, Any]], suffix: str = ""
         for row in block.rows:
             values = [100 * value for value in stages(row)]
             axes.plot(range(len(values)), values, **looks[row.run.label], label=shortened(row.name), clip_on=False)
-        axes.set_xticks(range(len(longest)), longest, rotation=20 if len(longest) > 5 else 0)
+        axes.set_xticks(range(len(longest)), longest, **tilted(len(longest)))
         axes.set_ylim(0, 100)
         legend(figure, axes)
         told = (f"{row.name}: " + ", ".join(percent(value) for value in stages(row)) for row in block.rows)
         alt = f"Accuracy in percent after {', '.join(longest)}. " + "; ".join(told) + "."
         return drawn(figure, "accuracy-by-attack" + suffix, "Accuracy left after each attack", alt)
+
+
+def tilted(count: int) -> dict[str, Any]:
+    """Return how so many names are written below an axis without running into each other."""
+    if count > 8:
+        return {"rotation": 90, "fontsize": 8 if count < 20 else 6}
+    return {"rotation": 20 if count > 5 else 0}
 
 
 def loss_plot(runs: Sequence[Run], looks: dict[str, dict[str, Any]]) -> Plot | None:
@@ -225,7 +232,10 @@ def cost(box: Bbox, taken: Sequence[tuple[Bbox, float]], frame: Bbox) -> float:
 
 def names(row: Row) -> list[str]:
     assert row.attack is not None
-    return ["clean", *(stage.name for stage in row.attack.summary.attacks)]
+    summary = row.attack.summary
+    several = len(summary.sweep) > 1  # then a stage's name ends in its eps, in too many digits
+    plain = [(stage.name.partition("@")[0], eps_text(summary.norm, stage.eps)) for stage in summary.attacks]
+    return ["clean", *(f"{name} {eps}" if several else name for name, eps in plain)]
 
 
 def stages(row: Row) -> list[float]:

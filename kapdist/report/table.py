@@ -153,12 +153,13 @@ def blocks(runs: Sequence[Run]) -> tuple[Block, ...]:
 def setting(attack: Attack) -> Setting:
     summary = attack.summary
     # A named version fixes its list; a list cut short because nothing was left to break is the same setting.
-    names = tuple(stage.name for stage in summary.attacks) if summary.version == "custom" else ()
+    # Smaller eps that were tried first change nothing at the largest.
+    names = dict.fromkeys(stage.name.partition("@")[0] for stage in summary.attacks)
     return Setting(
         summary.norm,
         summary.eps,
         summary.version,
-        names,
+        tuple(names) if summary.version == "custom" else (),
         summary.noise,
         summary.num_images,
         summary.gradient_of,

@@ -68,7 +68,8 @@ def made_up(plan: AttackPlan, chunk: int, fate: np.ndarray) -> ChunkOutcome:
         count = int(attacked.sum())
         passes = number * count, count, number * count, count
         attacks.append(AttackOutcome(name, plan.eps, attacked, broke, norm, prediction, *passes, 0.5))
-    return ChunkOutcome((mine == 3).long(), tuple(attacks), torch.empty(0), None, None, 0, 1.25)
+    nothing = torch.empty(0), torch.full(mine.shape, torch.inf)
+    return ChunkOutcome((mine == 3).long(), tuple(attacks), *nothing, None, None, 0, 1.25)
 
 
 @pytest.fixture(scope="module")

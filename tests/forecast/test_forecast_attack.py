@@ -45,14 +45,14 @@ class Sure(nn.Module):
         ("L2", "rand", ("apgd-ce", "apgd-dlr")),
         ("L2", "custom", ("apgd-dlr", "fab")),
         ("Linf", "custom", ("fab-t", "fab")),
-        ("L1", "custom", ("random-noise", "hard-label", "transfer")),
+        ("L1", "custom", ("random-noise", "hard-label", "transfer", "fmn")),
     ],
 )
 def test_a_robust_image_passes_as_often_as_the_forecast_says(
     make_plan: Callable[..., AttackPlan], norm: str, version: str, attacks: tuple
 ) -> None:
     plan = make_plan(norm, 1e-3, attacks if version == "custom" else (), version)
-    own = OwnSettings(random_draws=7, hard_label_queries=30)
+    own = OwnSettings(random_draws=7, hard_label_queries=30, fmn_steps=9)
     plan = plan.model_copy(update={"own_settings": own})
     plan = plan.model_copy(update={"attacks": attacks})  # under L1 Square takes ten seconds, and counts alike
     model = Sure().eval().requires_grad_(False)

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,14 +49,20 @@ def browse(chromium: str, page: Path, profile: Path, *flags: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
+def probe_of(chromium: str, page: Path, folder: Path, width: int) -> dict[str, Any]:
+    """Return what a browser makes of the page in a frame of this width."""
+    probe = folder / "probe.html"
+    probe.write_text(PROBE.format(width=width, page=base64.b64encode(page.read_bytes()).decode()))
+    text = browse(chromium, probe, folder / "profile", "--virtual-time-budget=10000", "--dump-dom")
+    seen: dict[str, Any] = json.loads(re.search(r'\{"pictures".*\}', text)[0])  # type: ignore[index]
+    return seen
+
+
 @pytest.mark.parametrize("width", [1200, 360])
 def test_every_picture_loads_and_nothing_is_wider_than_the_screen(
     chromium: str, page: Path, tmp_path: Path, width: int
 ) -> None:
-    probe = tmp_path / "probe.html"
-    probe.write_text(PROBE.format(width=width, page=base64.b64encode(page.read_bytes()).decode()))
-    text = browse(chromium, probe, tmp_path / "profile", "--virtual-time-budget=10000", "--dump-dom")
-    seen = json.loads(re.search(r'\{"pictures".*\}', text)[0])  # type: ignore[index]
+    seen = probe_of(chromium, page, tmp_path, width)
     assert seen["pictures"] == [True] * (4 + 3 * 3 * 3)
     assert seen["scroll"] <= seen["width"] == width
     assert all(scroll <= client for client, scroll in seen["tables"])

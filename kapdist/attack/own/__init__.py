@@ -1,1 +1,1 @@
-"""Attacks that are not the library's: some of ours without gradients, and the user's own functions."""
+"""Attacks that are not the library's: some of ours, and the user's own functions."""

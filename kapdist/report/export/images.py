@@ -29,6 +29,7 @@ COLUMNS: dict[str, tuple[Any, str]] = {
     "eps": (pl.Float64, "largest size of the perturbation that was tried, images being in [0, 1]"),
     "broken_by": (pl.String, "attack that broke the image first; empty: none did, or misclassified without one"),
     "broken_eps": (pl.Float64, "size at which it did; an image has fallen at every larger one"),
+    "smallest": (pl.Float64, "smallest perturbation known, an upper bound; 0: misclassified; empty: none known"),
     "adversarial_norm": (pl.Float64, "norm of the perturbation that broke it, to float32 rounding"),
     "adversarial_prediction": (pl.Int32, "class that the model gives to the image that broke it"),
     "num_draws": (pl.Int32, "fresh noise draws that the image was scored under afterwards; empty: none"),
@@ -59,7 +60,9 @@ def rows_of(attack: Merged) -> pl.DataFrame:
         "data": plan.data.fingerprint,
     }
     constants |= {"norm": plan.norm, "eps": plan.eps, "num_draws": plan.rescore or None}
+    has_smallest = "smallest" in attack.records.columns  # records of older versions have not
     return attack.records.with_columns(
+        smallest=pl.col("smallest") if has_smallest else pl.lit(None, pl.Float64),
         clean_correct=correct,
         robust=correct & pl.col("broken_by").is_null(),
         adversarial_norm=of_breaker("norm", attack),
@@ -97,8 +100,8 @@ def csv_description(attacks: Sequence[Merged], url: str) -> dict[str, Any]:
 
 
 def parquet_bytes(table: pl.DataFrame, attacks: Sequence[Merged]) -> bytes:
-    """Return Parquet; its metadata has kapdist.columns and kapdist.attacks, JSON each."""
-    meanings = {name: meaning for name, (_, meaning) in COLUMNS.items()}
+    """Return Parquet of images or of curves; its metadata has kapdist.columns and kapdist.attacks, JSON each."""
+    meanings = {name: meaning for name, (_, meaning) in COLUMNS.items() if name in table.columns}
     metadata = {"kapdist.columns": to_json(meanings), "kapdist.attacks": to_json(provenance(attacks))}
     file = io.BytesIO()
     table.write_parquet(file, metadata=metadata)

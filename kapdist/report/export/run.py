@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
+
 from kapdist.errors import InputError
+from kapdist.report.curves import curve_rows
 from kapdist.report.export.images import csv_bytes, csv_description, image_table, parquet_bytes
 from kapdist.report.export.latex import latex_table
 from kapdist.report.export.merged import Merged, read_all
@@ -86,13 +89,25 @@ def remarks_on(info: ModelInfo) -> list[str]:
 
 def image_files(attacks: Sequence[Merged], wanted: Sequence[str]) -> Files:
     table = image_table(attacks)
+    curves = curve_table(attacks)
     files: Files = {}
     if "csv" in wanted:
+        files["curves.csv"] = csv_bytes(curves)
         files["images.csv"] = csv_bytes(table)
         files["images.csv-metadata.json"] = to_json(csv_description(attacks, "images.csv"), indent=2) + "\n"
     if "parquet" in wanted:
+        files["curves.parquet"] = parquet_bytes(curves, attacks)
         files["images.parquet"] = parquet_bytes(table, attacks)
     return files
+
+
+def curve_table(attacks: Sequence[Merged]) -> pl.DataFrame:
+    """Return what withstood everything up to each eps of each attack, the clean accuracy at 0 first."""
+    names = (
+        {"run": it.run, "attack": it.name, "plan": it.plan.fingerprint, "norm": it.plan.norm} for it in attacks
+    )
+    rows = zip(names, (curve_rows(attack.summary) for attack in attacks), strict=True)
+    return pl.DataFrame([name | row for name, points in rows for row in points])
 
 
 def write(files: Files, out: Path) -> tuple[Path, ...]:

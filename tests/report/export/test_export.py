@@ -68,7 +68,9 @@ def made_up(plan: AttackPlan, chunk: int, fates: Sequence[int]) -> ChunkOutcome:
         counts[torch.arange(len(mine)), (labels + 1) % 10] = plan.rescore - right
         votes = Votes(counts)
     prediction = (labels + (mine == WRONG)) % 10
-    return ChunkOutcome(prediction, tuple(attacks), torch.empty(0), votes, votes, 0, 1.0)
+    smallest = torch.stack([torch.where(attack.broke, attack.norm, torch.inf) for attack in attacks]).amin(0)
+    smallest[mine == WRONG] = 0
+    return ChunkOutcome(prediction, tuple(attacks), torch.empty(0), smallest, votes, votes, 0, 1.0)
 
 
 def labels_of(plan: AttackPlan, chunk: int) -> torch.Tensor:
@@ -117,6 +119,7 @@ def test_csv_and_parquet_say_of_every_image_what_became_of_it(tmp_path: Path, ma
                 "robust": fate == ROBUST,
                 "broken_by": by,
                 "broken_eps": eps,
+                "smallest": 0.0 if fate == WRONG else None if eps is None else eps * (1 - label / 100),
                 "adversarial_norm": None if eps is None else eps * (1 - label / 100),
                 "adversarial_prediction": None if eps is None else (label + 1) % 10,
                 "chunk": row // 16,
@@ -125,7 +128,13 @@ def test_csv_and_parquet_say_of_every_image_what_became_of_it(tmp_path: Path, ma
         )
     out = tmp_path / "out"
     found = export([attack.root], out, ["csv", "parquet"])
-    assert [path.name for path in found.files] == ["images.csv", "images.csv-metadata.json", "images.parquet"]
+    names = ["images.csv", "images.csv-metadata.json", "images.parquet"]
+    assert [path.name for path in found.files] == ["curves.csv", *names[:2], "curves.parquet", names[2]]
+    curves = pl.read_parquet(out / "curves.parquet")
+    assert curves.write_csv() == (out / "curves.csv").read_text()
+    assert curves.select("norm", "eps", "num_robust").rows() == [("L2", 0, 35), ("L2", 0.25, 20), ("L2", 0.5, 5)]
+    for row in curves.iter_rows(named=True):
+        assert (row["robust"], row["robust_low"]) == (row["num_robust"] / 40, wilson(row["num_robust"], 40).low)
     parquet = pl.read_parquet(out / "images.parquet")
     norms = [row.pop("adversarial_norm") for row in expected]
     assert parquet.select(*expected[0]).to_dicts() == expected
@@ -590,7 +599,14 @@ def test_the_command_writes_prints_and_refuses_in_one_line(
     words += ["--architecture", "X", "--additional-data", "--number-forward-passes", 2, "--footnote", "First."]
     assert run_command(monkeypatch, attack, "--out", out, *words, "--model-id", "A2026T") == 0
     printed = capsys.readouterr()
-    names = ["images.csv", "images.csv-metadata.json", "images.parquet", "table.tex"]
+    names = [
+        "curves.csv",
+        "images.csv",
+        "images.csv-metadata.json",
+        "curves.parquet",
+        "images.parquet",
+        "table.tex",
+    ]
     names = ["model_info/cifar10/Linf/A2026T.json", *names]
     assert printed.out.splitlines() == [str(out / name) for name in names]
     assert printed.err.startswith("model-info: footnote: First. Evaluated on 40 images")

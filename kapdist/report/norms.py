@@ -1,0 +1,48 @@
+"""What the page says about robustness to several norms at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kapdist.records.norms import AcrossNorms
+from kapdist.records.worst import read_worst_cases
+from kapdist.report.reading import Run
+from kapdist.report.words import accuracy_text, enumeration, eps_text, plural
+
+COLUMNS = ("Norm", "eps", "Robust accuracy [95% interval]", "Attacks")
+
+
+@dataclass(frozen=True)
+class NormsView:
+    """One model under several norms, as the page shows it."""
+
+    title: str
+    lead: str
+    rows: tuple[tuple[str, ...], ...]
+
+
+def norms_views(run: Run) -> tuple[list[NormsView], list[str]]:
+    """Read a run's unions over norms, and why attacks of several norms are not in one.
+
+    Raises:
+        InputError: the file is not what its name says.
+    """
+    if not run.dir.worst_case.exists():
+        return [], []
+    cases = read_worst_cases(run.dir.worst_case)
+    apart = f"{run.label}: attacks of several norms are not all in one union: {cases.apart}."
+    return [view(run, found) for found in cases.across], [apart] if cases.apart else []
+
+
+def view(run: Run, found: AcrossNorms) -> NormsView:
+    names = enumeration([one.norm for one in found.norms])
+    rows = [
+        (one.norm, eps_text(one.norm, one.eps), accuracy_text(one.robust_accuracy), ", ".join(one.sources))
+        for one in found.norms
+    ]
+    union = (f"Union of {names}", "", accuracy_text(found.robust_accuracy), "all of these")
+    lead = (
+        f"Clean accuracy {accuracy_text(found.clean_accuracy)} on {plural(found.num_images, 'image')}, "
+        f"noise {found.noise}. The union has the images that no attack of any norm broke."
+    )
+    return NormsView(f"{run.label}, {names}", lead, (*rows, union))
