@@ -27,6 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "attack": {"config", "run", "records", "kap", "models", "data"},
     "sanity": {"config", "run", "records", "kap", "attack"},
     "corruptions": {"config", "run", "statistics", "records", "kap", "attack"},
+    "certify": {"config", "run", "statistics", "records", "kap", "models", "attack"},
     "topography": {"config", "run", "statistics", "records", "kap", "models", "engine", "data", "train", "report"},
     "report": {"config", "run", "statistics", "records", "data"},
     "forecast": {"config", "run", "records", "plan", "kap", "models", "data", "attack"},

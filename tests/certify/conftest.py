@@ -1,0 +1,3 @@
+"""The attacked world, for the tests of this room."""
+
+from attack_world import make_plan, one_thread, short, tiny, world  # noqa: F401
