@@ -14,6 +14,7 @@ from markupsafe import Markup
 from kapdist.config.file import dump_config
 from kapdist.environment import package_version
 from kapdist.report import plots
+from kapdist.report.certificates import CertificateView, certificate_views
 from kapdist.report.claims import Claim, lead
 from kapdist.report.comparison import Comparison, comparison
 from kapdist.report.corruptions import CorruptionsView, corruption_views
@@ -58,14 +59,16 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     curves = [plot for plot in training if plot is not None]
     sanity = sanity_views(compared.runs)
     corruptions = corruption_views(compared.runs)
+    certificates = certificate_views(compared.runs)
     topography = topography_views(compared.runs)
     shown = [*(plot for view in views for plot in view.plots), *(plot for view in sanity for plot in view.plots)]
     shown += [plot for view in topography for plot in view.plots]
+    shown += [plot for view in certificates for plot in view.plots]
     for plot in [*curves, *shown]:
         write_atomic(out / f"{plot.name}.png", plot.png)
     write_atomic(out / "table.md", compared.markdown())
     write_atomic(out / "table.csv", compared.csv())
-    write_atomic(out / PAGE, render(compared, views, curves, sanity, corruptions, topography))
+    write_atomic(out / PAGE, render(compared, views, curves, sanity, corruptions, certificates, topography))
     return out / PAGE
 
 
@@ -89,6 +92,7 @@ def render(
     curves: Sequence[Plot],
     sanity: Sequence[SanityView],
     corruptions: Sequence[CorruptionsView],
+    certificates: Sequence[CertificateView],
     topography: Sequence[TopographyView],
 ) -> str:
     loader = jinja2.PackageLoader("kapdist.report", package_path="")
@@ -103,6 +107,7 @@ def render(
         curves=curves,
         sanity=sanity,
         corruptions=corruptions,
+        certificates=certificates,
         topography=topography,
         topography_columns=ROW_COLUMNS,
         layer_columns=LAYER_COLUMNS,

@@ -95,7 +95,7 @@ def test_a_linear_model_s_radii_are_below_its_margins_and_near_them(world, linea
         sigma, size = row["sigma"], abs(margin)
         fewest = int(stats.binom.ppf(alpha, draws, stats.norm.cdf(size / sigma)))
         least = max(0.0, sigma * stats.norm.ppf(stats.beta.ppf(alpha, fewest, draws - fewest + 1)))
-        assert least > min(size, 2.4 * sigma) - 0.25 * sigma
+        assert least > 0.75 * min(size, 2.4 * sigma) - 0.2 * sigma
         assert least <= row["radius"] <= size
         assert row["predicted"] in ((int(margin > 0),) if least else (None, int(margin > 0)))
         assert (row["predicted"] is None) == (row["p_a_low"] <= 0.5) == (row["radius"] == 0)
