@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "data": {"config", "run", "plan"},
     "train": {"config", "run", "records", "plan", "kap", "models", "engine", "data", "attack"},
     "attack": {"config", "run", "records", "kap", "models", "data"},
-    "sanity": {"config", "run", "records", "kap", "attack"},
+    "sanity": {"config", "run", "statistics", "records", "kap", "attack", "certify"},
     "corruptions": {"config", "run", "statistics", "records", "kap", "attack"},
     "certify": {"config", "run", "statistics", "records", "kap", "models", "attack"},
     "topography": {"config", "run", "statistics", "records", "kap", "models", "engine", "data", "train", "report"},

@@ -116,13 +116,13 @@ def summarise_sigma(
     plan: CertificatePlan, sigma: float, records: pl.DataFrame, radii: list[float]
 ) -> SmoothedSummary:
     right = records.filter(pl.col("predicted") == pl.col("label"))
-    total, shares = len(records), records["p_a"].to_numpy()
+    total, shares = len(records), (records["label_count"] / records["draws"]).to_numpy()
     return SmoothedSummary(
         sigma=sigma,
         num_abstained=records["predicted"].null_count(),
         num_correct=len(right),
         accuracy=wilson(len(right), total),
-        draw_accuracy=wilson(float((records["label_count"] / records["draws"]).sum()), total),
+        draw_accuracy=wilson(float(shares.sum()), total),
         average_certified_radius=float(right["radius"].sum()) / total,
         largest_radius=largest_radius(plan.draws, plan.alpha_of_a_look, sigma),
         num_all_agreed=int(((records["count"] == records["draws"]) & (records["draws"] == plan.draws)).sum()),

@@ -167,7 +167,7 @@ class SmoothedSummary(Record):
     num_all_agreed: Count
     """Images that have it."""
     p_a_quantiles: tuple[float, ...]
-    """Of count / draws over images, at P_A_QUANTILES."""
+    """Over images of the chance of the right class, label_count / draws, at P_A_QUANTILES."""
     p_a_histogram: tuple[int, ...]
     """The same in P_A_BINS equal parts of [0, 1]."""
     certified: tuple[CertifiedAt, ...]

@@ -15,11 +15,13 @@ def accuracy_plot(found: CertificateSummary, name: str) -> Plot:
     with matplotlib.rc_context(STYLE):
         figure, axes = canvas("L2 radius, images in [0, 1]", "Certified accuracy, %")
         for number, smoothed in enumerate(found.smoothed):
-            looks, radii = look(number), [at.radius for at in smoothed.certified]
+            looks, radii = look(number) | {"drawstyle": "steps-pre"}, [at.radius for at in smoothed.certified]
             shares = 100 * np.array(
                 [[at.accuracy.value, at.accuracy.low, at.accuracy.high] for at in smoothed.certified]
             )
-            axes.fill_between(radii, shares[:, 1], shares[:, 2], color=looks["color"], alpha=0.15, linewidth=0)
+            axes.fill_between(
+                radii, shares[:, 1], shares[:, 2], color=looks["color"], alpha=0.15, linewidth=0, step="pre"
+            )
             axes.plot(
                 radii, shares[:, 0], **looks, markevery=max(1, len(radii) // 10), label=f"σ {smoothed.sigma:g}"
             )
@@ -36,10 +38,10 @@ def accuracy_plot(found: CertificateSummary, name: str) -> Plot:
 
 
 def chance_plot(found: CertificateSummary, name: str) -> Plot:
-    """Draw over images the share of draws that are of an image's class, a line of steps for each sigma."""
+    """Draw over images the share of draws that are right, a line of steps for each sigma."""
     edges = np.linspace(0, 100, P_A_BINS + 1)
     with matplotlib.rc_context(STYLE):
-        figure, axes = canvas("Draws that are of the image's class, %", "Images, %")
+        figure, axes = canvas("Noisy draws of an image that are right, %", "Images, %")
         for number, smoothed in enumerate(found.smoothed):
             shares = 100 * np.array(smoothed.p_a_histogram) / found.num_images
             style = {key: value for key, value in look(number).items() if key != "marker"}
@@ -52,6 +54,6 @@ def chance_plot(found: CertificateSummary, name: str) -> Plot:
             for smoothed in found.smoothed
         )
         alt = (
-            f"How many of an image's draws are of its class: 5, 25, 50, 75 and 95% of the images, percent. {told}."
+            f"Share of an image's noisy draws that are right, at 5, 25, 50, 75 and 95% of images, percent. {told}."
         )
-        return drawn(figure, f"certified-chances-{name}", "How sure the smoothed model is", alt)
+        return drawn(figure, f"certified-chances-{name}", "How often noisy draws are right", alt)

@@ -63,9 +63,9 @@ def thinned(certified: Sequence[CertifiedAt]) -> list[CertifiedAt]:
 def said(smoothed: SmoothedSummary, num_images: int) -> str:
     low, _, middle, _, high = smoothed.p_a_quantiles
     return (
-        f"σ {smoothed.sigma:g}: {plural(smoothed.num_abstained, 'image')} of {num_images} without a class (abstained); "
-        f"single noisy draws are right in {percent(smoothed.draw_accuracy.value)}%; the class of an image has "
-        f"{percent(middle)}% of its draws (median; 5% to 95% of the images: {percent(low)} to {percent(high)}%); "
+        f"σ {smoothed.sigma:g}: {plural(smoothed.num_abstained, 'image')} of {num_images} abstained; "
+        f"noisy draws are right in {percent(smoothed.draw_accuracy.value)}%, of the median image in "
+        f"{percent(middle)}% (5% to 95% of the images: {percent(low)} to {percent(high)}%); "
         f"{plural(smoothed.num_all_agreed, 'image')} at {smoothed.largest_radius:.3f}, the largest radius that so "
         "many draws can show"
     )

@@ -2,87 +2,25 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 
 import pytest
 import torch
+from certify.linear import LINEAR, directory, margins, records, settings
 from polars.testing import assert_frame_equal
 from scipy import stats
 
-import kapdist.run.files as files
 from kapdist.certify.plan import plan_certificate
 from kapdist.certify.run import merge_alone, plan_alone, run_certify
 from kapdist.certify.shard import run_shard
-from kapdist.config.certify import CertifyConfig
 from kapdist.errors import InputError
 from kapdist.records.certificate import CertificateSummary, read_plan
-from kapdist.records.sealed import read_json, read_table
-from kapdist.run.paths import CertificateDir, RunDir
+from kapdist.records.sealed import read_json
+from kapdist.report import write_report
+from kapdist.run.paths import RunDir
 from kapdist.statistics.binomial import lower_bound
-
-# Two classes, logits (0, w x + b): smoothed by any noise it is itself, and robust in |w x + b| / |w|.
-LINEAR = """
-import torch
-from torch import nn
-
-class Linear(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.w = nn.Parameter(torch.randn(192, generator=torch.Generator().manual_seed(5)))
-        self.b = nn.Parameter(-self.w.detach().sum() / 2)
-
-    def forward(self, images):
-        margin = images.flatten(1) @ self.w + self.b
-        return torch.stack([torch.zeros_like(margin), margin], dim=1)
-
-def build():
-    return Linear()
-"""
-
-
-@pytest.fixture(autouse=True)
-def no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "sync", lambda path: None)
-
-
-def settings(world, **fields: object) -> CertifyConfig:
-    values = {
-        "name": "c",
-        "model": {"factory": world.factory},
-        "data": world.folder / "images.beton",
-        "num_classes": 5,
-        "sigma": 0.25,
-        "draws": 300,
-        "selection_draws": 30,
-        "images_per_pass": 64,
-        "chunk_size": 5,
-        "threads": 1,
-        "device": "cpu",
-    }
-    return CertifyConfig.model_validate(values | fields)
-
-
-def directory(world, run: str = "run") -> CertificateDir:
-    return RunDir(world.folder / run).certified("c")
-
-
-def records(world, run: str = "run"):
-    return read_table(directory(world, run).records)
-
-
-@pytest.fixture
-def linear(world) -> dict[str, object]:
-    world.labels = world.labels % 2
-    (world.folder / "linear.py").write_text(LINEAR)
-    return {"model": {"factory": "linear.py:build"}, "num_classes": 2}
-
-
-def margins(world) -> torch.Tensor:
-    """(images,) |w x + b| / |w| in double precision."""
-    scope: dict = {}
-    exec(LINEAR, scope)
-    w = scope["build"]().w.detach().double()
-    return (world.images.flatten(1).double() - 0.5) @ w / w.norm()
 
 
 def test_a_linear_model_s_radii_are_below_its_margins_and_near_them(world, linear) -> None:
@@ -276,3 +214,16 @@ def test_time_that_is_over_keeps_what_is_done(world) -> None:
         run_certify(world.run, settings(world, timeout_minutes=1e-9))
     assert not directory(world).summary.exists()
     assert not directory(world).lock.exists()
+
+
+def test_the_page_shows_the_curve_and_says_what_the_average_hides(world) -> None:
+    summary = run_certify(world.run, settings(world, sigma=[0.2, 0.4]))
+    page = html.unescape(write_report([world.run], world.folder / "page").read_text())
+    assert "Certified by randomized smoothing" in page
+    assert "each sigma is another smoothed model" in page
+    for smoothed in summary.smoothed:
+        assert f"{smoothed.average_certified_radius:.3f}" in page
+        assert f"{100 * smoothed.accuracy.value:.1f}" in page
+    assert "alone misleads" in re.sub(r"\s+", " ", page)
+    assert (world.folder / "page" / "certified-accuracy-run-c.png").stat().st_size > 5000
+    assert (world.folder / "page" / "certified-chances-run-c.png").exists()
