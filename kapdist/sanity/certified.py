@@ -1,7 +1,7 @@
 """Do the certificates of this model hold? An L2 attack on the smoothed model, inside of certified radii.
 
-An attack cannot show that a certificate holds. But one that breaks it shows a defect: of the noise, the counts or the
-bound.
+An attack cannot show that a certificate holds. But one that breaks it shows a defect: of the noise, the
+counts or the bound.
 """
 
 from __future__ import annotations
