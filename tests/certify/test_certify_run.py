@@ -14,7 +14,7 @@ from scipy import stats
 
 from kapdist.certify.plan import plan_certificate
 from kapdist.certify.run import merge_alone, plan_alone, run_certify
-from kapdist.certify.shard import run_shard
+from kapdist.certify.shard import Units, run_shard
 from kapdist.errors import InputError
 from kapdist.records.certificate import CertificateSummary, read_plan
 from kapdist.records.sealed import read_json
@@ -105,6 +105,19 @@ def test_units_that_are_done_are_kept_and_a_damaged_one_is_done_again(world) -> 
     run_certify(world.run, config)
     assert_frame_equal(records(world), before)
     assert (kept.stat().st_ino, kept.stat().st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
+
+
+def test_a_run_that_goes_on_ends_as_one_that_was_left_alone(world) -> None:
+    config = settings(world, unit_draws=200)
+    whole = run_certify(world.folder / "whole", config)
+    plan, where = plan_alone(world.run, config), directory(world)
+    units = Units(where, plan)
+    units.do(units.units[3:7], lambda done, note: None)
+    left = {path: path.stat().st_mtime_ns for path in where.chunks.glob("*.parquet")}
+    assert len(left) == 4
+    assert run_certify(world.run, config).smoothed == whole.smoothed
+    assert {path: path.stat().st_mtime_ns for path in left} == left
+    assert_frame_equal(records(world), records(world, "whole"))
 
 
 def test_noise_of_the_model_s_own_is_a_part_of_it(world, linear) -> None:
