@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kapdist.certify.command import certify
 from kapdist.errors import RESUME, InputError, StoppedError, TransientError, one_line
 from kapdist.forecast.command import forecast
 from kapdist.run.plain_help import PLAIN
@@ -143,6 +144,7 @@ def evaluate(
             show(f"{run}: evaluation {resolved.name}", table(found))
 
 
+app.command()(certify)
 app.command()(forecast)
 app.command()(topography)
 

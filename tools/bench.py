@@ -32,6 +32,10 @@ def commands(quick: bool) -> Iterator[list[str]]:
     yield [str(TOOLS / "bench_write.py"), "--rounds", "2" if quick else "7"]
     yield [str(TOOLS / "bench_data.py"), *(["--rounds", "1", "--images", "60", "--steps", "1"] if quick else [])]
     yield [str(TOOLS / "bench_attack.py"), *(["--rounds", "2", "--chunks", "2"] if quick else [])]
+    yield [
+        str(TOOLS / "bench_certify.py"),
+        *(["--rounds", "1", "--draws", "100", "--parts", "rate"] if quick else []),
+    ]
     yield [str(TOOLS / "bench_launch.py"), "--rounds", "2" if quick else "9"]
     few = ["--images", "32", "--pixels", "64", "--permutations", "199", "--noisy-images", "4", "--draws", "2"]
     yield [str(TOOLS / "bench_topography.py"), *(few if quick else [])]

@@ -106,7 +106,7 @@ def one_or_several(value: Any) -> Any:
         return size(value)
     sizes = sorted(size(one) for one in value)
     if not sizes or len(set(sizes)) != len(sizes):
-        raise ValueError("each eps once, and one at least")
+        raise ValueError("each once, and one at least")
     return tuple(sizes) if len(sizes) > 1 else sizes[0]
 
 

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from kapdist.config.file import dump_config
 from kapdist.environment import package_version
 from kapdist.report import plots
+from kapdist.report.certificates import CertificateView, certificate_views
 from kapdist.report.claims import Claim, lead
 from kapdist.report.comparison import Comparison, comparison
 from kapdist.report.corruptions import CorruptionsView, corruption_views
@@ -64,9 +65,11 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     eps_curves = curve_plots(against_eps, looks)
     sanity = sanity_views(compared.runs)
     corruptions = corruption_views(compared.runs)
+    certificates = certificate_views(compared.runs)
     topography = topography_views(compared.runs)
     shown = [*(plot for view in views for plot in view.plots), *(plot for view in sanity for plot in view.plots)]
     shown += [plot for view in topography for plot in view.plots]
+    shown += [plot for view in certificates for plot in view.plots]
     for plot in [*curves, *eps_curves, *shown]:
         write_atomic(out / f"{plot.name}.png", plot.png)
     write_atomic(out / "table.md", compared.markdown())
@@ -74,7 +77,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     if (points := curves_table(against_eps)).height:
         write_atomic(out / "curves.csv", points.write_csv())
     drawn = curves, eps_curves, against_eps
-    write_atomic(out / PAGE, render(compared, views, *drawn, sanity, corruptions, topography))
+    write_atomic(out / PAGE, render(compared, views, *drawn, sanity, corruptions, certificates, topography))
     return out / PAGE
 
 
@@ -100,6 +103,7 @@ def render(
     against_eps: Sequence[Panel],
     sanity: Sequence[SanityView],
     corruptions: Sequence[CorruptionsView],
+    certificates: Sequence[CertificateView],
     topography: Sequence[TopographyView],
 ) -> str:
     loader = jinja2.PackageLoader("kapdist.report", package_path="")
@@ -116,6 +120,7 @@ def render(
         smallest_lines=smallest_lines(against_eps),
         sanity=sanity,
         corruptions=corruptions,
+        certificates=certificates,
         topography=topography,
         topography_columns=ROW_COLUMNS,
         layer_columns=LAYER_COLUMNS,

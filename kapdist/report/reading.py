@@ -111,8 +111,8 @@ def read_run(root: Path, label: str) -> Run:
     # A sanity report has a directory of its own where nothing was attacked under its name.
     unmerged = [name for name in others if run.attacks / name not in {*merged, *(examined - planned)}]
     # A model from outside has attacks and no config; anything with neither is not ours.
-    corrupted = any(run.corruptions.glob("*/summary.json"))
-    outside = (merged or examined or corrupted) and not run.config.exists()
+    others_asked = any([*run.corruptions.glob("*/summary.json"), *run.certificates.glob("*/summary.json")])
+    outside = (merged or examined or others_asked) and not run.config.exists()
     config = None if outside else run.load_config()
     found = Run(
         dir=run,

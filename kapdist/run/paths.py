@@ -37,6 +37,7 @@ class RunDir:
         self.attacks = self.root / "attacks"
         self.worst_case = self.attacks / "worst_case.json"
         self.corruptions = self.root / "corruptions"
+        self.certificates = self.root / "certificates"
         self.topographies = self.root / "topography"
         self.code = self.root / "code"
         self.slurm = self.root / "slurm"
@@ -60,6 +61,9 @@ class RunDir:
 
     def corrupted(self, name: str) -> CorruptionsDir:
         return CorruptionsDir(self.corruptions / name)
+
+    def certified(self, name: str) -> CertificateDir:
+        return CertificateDir(self.certificates / name)
 
     def topography(self, name: str) -> TopographyDir:
         return TopographyDir(self.topographies / name)
@@ -244,6 +248,14 @@ class CorruptionsDir(AttackDir):
 
     def cell(self, name: str) -> Path:
         return self.cells / f"{name}.parquet"
+
+
+class CertificateDir(AttackDir):
+    """The directory of one certification: the plan, a file per unit of work under chunks/, records and summary."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.table = self.root / "summary.csv"
 
 
 def as_ended(path: Path) -> Path:

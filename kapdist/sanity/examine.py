@@ -36,6 +36,7 @@ def examine(
     batch_size: int = 64,
     surrogates: Sequence[nn.Module] = (),
     stored: float | None = None,
+    certified: float | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Return checks, curves and counts as JSON values; a function of the arguments alone.
@@ -47,6 +48,7 @@ def examine(
         mode: of the model's noise; fresh declares it random.
         surrogates: models whose adversarial images are tried on this one.
         stored: share of stored adversarial images that break the rules, if there are any.
+        certified: share of certified images that an attack breaks within their radius, if there are any.
         tick: called after each of STEPS parts.
 
     Raises:
@@ -63,7 +65,7 @@ def examine(
     tick()
     effort = Effort(subject, images[right], labels[right], ball, config, seed, draws)
     numbers, curves = effort.measure(tick)
-    numbers |= clean | transfers(effort, surrogates) | {"stored": stored}
+    numbers |= clean | transfers(effort, surrogates) | {"stored": stored, "certified": certified}
     tick()
     numbers |= gradients(effort, curves)
     tick()

@@ -28,6 +28,7 @@ from kapdist.records.sanity import CheckResult, Sanity, read_sanity
 from kapdist.records.sealed import read_array, read_json, write_json
 from kapdist.run.files import check_outputs
 from kapdist.run.paths import AttackDir
+from kapdist.sanity.certified import broken_certificates
 from kapdist.sanity.examine import STEPS, examine
 from kapdist.sanity.verdict import CAUSES
 
@@ -80,6 +81,7 @@ def examined(
             batch_size=config.chunk_size,
             surrogates=surrogates,
             stored=stored_violations(attack),
+            certified=broken_certificates(run, plan.model),
             tick=Ticks(progress),
         )
     values = describe(plan, config) | found | {"seconds": time.perf_counter() - started}

@@ -21,6 +21,7 @@ AUTOATTACK = "Croce & Hein 2020, https://arxiv.org/abs/2003.01690"
 PINTOR = "Pintor et al. 2022, https://arxiv.org/abs/2106.09947"
 BALDUZZI = "Balduzzi et al. 2017, https://arxiv.org/abs/1702.08591"
 MOSBACH = "Mosbach et al. 2018, https://arxiv.org/abs/1810.12042"
+SMOOTHING = "Cohen et al. 2019, https://arxiv.org/abs/1902.02918"
 UESATO = "Uesato et al. 2018, https://arxiv.org/abs/1802.05666"
 
 GROUPS = {
@@ -33,6 +34,7 @@ GROUPS = {
     7: "Stronger attacks are stronger",
     8: "Gradients are there and true",
     9: "Adversarial images obey the rules and the loss converged",
+    10: "No attack breaks what is certified",
 }
 
 
@@ -96,6 +98,7 @@ CHECKS = (
     Check("outside", 9, "Adversarial images beyond eps (relative)", "broken rules", CARLINI, None, 1e-4),
     Check("stored", 9, "Stored adversarial images that break the rules", "broken rules", CARLINI, None, 0),
     Check("converged", 9, "Rise of the margin in the last quarter", "unfinished attack", PINTOR, 0.25, None),
+    Check("certified", 10, "Broken within a certified radius", "broken certificate", SMOOTHING, None, 0),
 )
 
 CAUSES = {
@@ -114,6 +117,7 @@ CAUSES = {
     "vanishing gradient": "the gradient is far smaller than the change of the output, or lost to rounding",
     "quantised input": "the input is rounded before the network sees it",
     "false gradient": "backward is not the derivative of forward: a detached branch, straight-through, jumps",
+    "broken certificate": "the smoothed model changes its class where a certificate says that it does not",
     "broken rules": "an adversarial image leaves the ball, [0, 1] or the finite numbers",
 }
 

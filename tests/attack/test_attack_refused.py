@@ -211,8 +211,8 @@ def test_an_eps_that_reaches_grey_from_everywhere_is_noted(world: World, norm: s
         ({"version": "eot-standard", "attacks": (), "noise": "off"}, "noise=fresh for an average"),
         ({"eot": 5, "noise": "fixed"}, "noise=fresh for an average"),
         ({"version": "rand", "attacks": (), "noise": "fresh", "eot": 5}, "an average of its own"),
-        ({"eps": ["4/255", "4/255"]}, "each eps once"),
-        ({"eps": []}, "each eps once"),
+        ({"eps": ["4/255", "4/255"]}, "each once"),
+        ({"eps": []}, "each once"),
         ({"eps": ["4/255", 0]}, "greater than 0"),
     ],
 )

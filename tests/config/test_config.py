@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from kapdist.config import MAY_CHANGE, AttackConfig, Config, Section, dotted_keys, flatten
+from kapdist.config.certify import CertifyConfig
 from kapdist.config.evaluation import EvaluationConfig
 from kapdist.config.fields import kinds_in
 from kapdist.config.file import dump_config, load_config
@@ -205,7 +206,7 @@ def attributes_read_in(folder: Path) -> set[str]:
     return read
 
 
-@pytest.mark.parametrize("model", [Config, AttackConfig, EvaluationConfig])
+@pytest.mark.parametrize("model", [Config, AttackConfig, EvaluationConfig, CertifyConfig])
 def test_every_key_reaches_a_line_of_code(model: type[Section]) -> None:
     read = attributes_read_in(ROOT / "kapdist")
     unread = [key for key in dotted_keys(model) if key.rpartition(".")[2] not in read]
@@ -314,7 +315,7 @@ def sections_of(model: type[Section]) -> list[tuple[type[Section], str]]:
 
 NUMERIC = [
     (model, prefix + key)
-    for model in (Config, AttackConfig, EvaluationConfig, ClusterConfig)
+    for model in (Config, AttackConfig, EvaluationConfig, CertifyConfig, ClusterConfig)
     for section, prefix in sections_of(model)
     for key, field in section.model_fields.items()
     if kinds_in(field.annotation) & {int, float} and bool not in kinds_in(field.annotation)
@@ -372,7 +373,7 @@ def test_whatever_is_written_ends_in_a_config_or_in_one_line(tmp_path: Path) -> 
     chance, accepted, told = random.Random(0), 0, list[str]()
     path = tmp_path / "run.yaml"
     for number in range(2000):
-        model = (Config, AttackConfig, EvaluationConfig, ClusterConfig)[number % 4]
+        model = (Config, AttackConfig, EvaluationConfig, CertifyConfig, ClusterConfig)[number % 5]
         written = "".join(chance.choices([*PIECES, " ", ": ", "\n"], k=chance.randrange(8)))
         keys = [*dotted_keys(model), *PIECES]
         words = [f"{chance.choice(keys)}={''.join(chance.choices(PIECES, k=chance.randrange(3)))}"]

@@ -10,6 +10,7 @@ import pytest
 from pydantic.fields import FieldInfo
 
 from kapdist.config import AttackConfig, Config, Section, check_limits, dotted_keys
+from kapdist.config.certify import CertifyConfig
 from kapdist.config.evaluation import EvaluationConfig
 from kapdist.config.fields import kinds_in
 from kapdist.config.file import dump_config, load_config
@@ -43,6 +44,7 @@ OF_KEYS = {
     "transfer_from": ["x"],
     "sanity.surrogate": ["x", "m:f", "[x, y]", "{factory: m:f, weights: w}"],
     "images": ["first", "list:x", "robustbench", "robustbench:x"],
+    "sigma": ["1/4", "[0.1, 0.2]", 1000],
     "corruptions.kinds": ["[frost]"],
     "corruptions.severities": ["[5]"],
     "corruptions.noise_stds": ["[0.5]", "[]"],
@@ -101,7 +103,7 @@ def planned(config: Config) -> None:
     make_plan(config, NUM_IMAGES, 1)
 
 
-@pytest.mark.parametrize("model", [Config, AttackConfig, EvaluationConfig])
+@pytest.mark.parametrize("model", [Config, AttackConfig, EvaluationConfig, CertifyConfig])
 def test_no_key_is_refused_for_one_that_is_not_written(model: type[Section]) -> None:
     found = cases(model)
     assert len(found) > 20

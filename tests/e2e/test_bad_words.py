@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from kapdist import cli
 from kapdist.config import AttackConfig, Config, Section, dotted_keys
+from kapdist.config.certify import CertifyConfig
 from kapdist.config.evaluation import EvaluationConfig
 from kapdist.models import MODELS
 
@@ -28,6 +29,7 @@ COMMANDS: dict[str, tuple[list[str], type[Section], str]] = {
     "train": (["train", "x.yaml"], Config, CONFIG),
     "forecast": (["forecast", "x.yaml"], Config, CONFIG),
     "evaluate": (["evaluate", "run"], EvaluationConfig, ""),
+    "certify": (["certify", "run", "x.yaml"], CertifyConfig, "data: absent.beton\nsigma: 0.25\n"),
     "attack plan": (["attack", "plan", "run", "x.yaml"], AttackConfig, "num_images: 0\ndata: absent.beton\n"),
     "attack run": (["attack", "run", "run", "x.yaml"], AttackConfig, "num_images: 0\ndata: absent.beton\n"),
     "attack sanity": (["attack", "sanity", "run", "x.yaml"], AttackConfig, "data: absent.beton\n"),

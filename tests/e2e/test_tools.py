@@ -79,6 +79,12 @@ def test_bench_topography_prints_seconds_of_each_part() -> None:
     assert "machine:" in printed
 
 
+def test_bench_certify_prints_a_ratio() -> None:
+    printed = tool("tools/bench_certify.py", "--rounds", "1", "--draws", "20", "--parts", "rate")
+    assert re.search(r"^ratio [\d.]+ \(median of 1 paired rounds", printed, flags=re.MULTILINE), printed
+    assert "draws/s" in printed
+
+
 def test_bench_launch_prints_seconds() -> None:
     printed = tool("tools/bench_launch.py", "--rounds", "1")
     assert re.search(r"launch/status.py of 1,000 shards, 10,000 chunks: \d+\.\d\d s", printed)

@@ -65,7 +65,7 @@ def load_attacked(plan: AttackPlan, run: Path) -> nn.Module:
 
 
 def sha256_of_functions(attacks: tuple[str, ...], gradient_of: str | None) -> dict[str, str | None]:
-    """Return the sha256 of the source of every function that a config names; whether there is one, who loads it says.
+    """Return the sha256 of the source of every function that a config names; None where there is none.
 
     Raises:
         InputError: a module of no file of ours cannot be imported.

@@ -1,0 +1,1 @@
+"""Certificates by randomized smoothing: an L2 radius within which the smoothed model keeps its class."""
