@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "train": {"config", "run", "records", "plan", "kap", "models", "engine", "data", "attack"},
     "attack": {"config", "run", "records", "kap", "models", "data"},
     "sanity": {"config", "run", "records", "kap", "attack"},
-    "corruptions": {"config", "run", "statistics", "records", "kap", "attack"},
+    "corruptions": {"config", "run", "statistics", "records", "kap", "data", "attack"},
     "topography": {"config", "run", "statistics", "records", "kap", "models", "engine", "data", "train", "report"},
     "report": {"config", "run", "statistics", "records", "data"},
     "forecast": {"config", "run", "records", "plan", "kap", "models", "data", "attack"},

@@ -170,3 +170,13 @@ Corruption = Literal[
     "jpeg_compression",
 ]
 CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
+PublishedName = Literal[
+    "imagenet-c",
+    "tiny-imagenet-c",
+    "imagenet-3dcc",
+    "cifar-10-c",
+    "cifar-100-c",
+    "imagenet-a",
+    "imagenet-r",
+    "imagenet-v2",
+]
