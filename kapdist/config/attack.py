@@ -79,13 +79,6 @@ class CorruptionsConfig(Section):
     """How its classes are the run's: by-index takes the run's in the set's order (WordNet ids, sorted), where they
     have other names. Of CIFAR-10-C and CIFAR-100-C there are only numbers."""
 
-    @model_validator(mode="after")
-    def published_is_said(self) -> CorruptionsConfig:
-        said = {name for name in self.model_fields_set if name.startswith("published_")}
-        if self.published is None and said:
-            raise ValueError(f"published=FOLDER with {min(said)}")
-        return self
-
     @field_validator("kinds", "severities", "noise_stds", "published_kinds")
     @classmethod
     def once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -419,8 +419,3 @@ def test_the_page_and_the_terminal_say_whose_images_they_are(
     assert "CIFAR-10-C as published: 12 images" in said
     assert "mean over kinds of CIFAR-10-C" in said
     assert read_corruption_summary(here.directory().summary) == summary
-
-
-def test_keys_of_a_published_set_go_with_its_folder(shown) -> None:
-    with pytest.raises(ValueError, match="published=FOLDER with published_classes"):
-        shown(WNIDS).config(None, corruptions={"published_classes": "by-index"})
