@@ -24,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "engine": {"config", "run"},
     "data": {"config", "run", "plan"},
     "train": {"config", "run", "records", "plan", "kap", "models", "engine", "data", "attack"},
-    "attack": {"config", "run", "records", "kap", "models", "data"},
+    "attack": {"config", "run", "statistics", "records", "kap", "models", "data"},
     "sanity": {"config", "run", "records", "kap", "attack"},
     "corruptions": {"config", "run", "statistics", "records", "kap", "data", "attack"},
     "topography": {"config", "run", "statistics", "records", "kap", "models", "engine", "data", "train", "report"},

@@ -20,6 +20,7 @@ from kapdist.config.fields import (
     PublishedName,
     Section,
     Severity,
+    Words,
 )
 
 
@@ -73,7 +74,7 @@ class CorruptionsConfig(Section):
     """Folder of a set of corrupted images as published, or of ImageNet-A, -R or -V2: predicted beside ours."""
     published_set: PublishedName | None = None
     """Which set that is; default: as its layout tells."""
-    published_kinds: tuple[str, ...] = ()
+    published_kinds: Words = ()
     """Corruptions of it, at `severities`; default: those that its mean counts, as far as they are there."""
     published_classes: Literal["by-name", "by-index"] = "by-name"
     """How its classes are the run's: by-index takes the run's in the set's order (WordNet ids, sorted), where they

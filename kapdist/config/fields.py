@@ -147,6 +147,7 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 SIDES = range(8, 2048 + 1)  # pixels
 Arguments = Annotated[dict[str, Any], AfterValidator(plain_values)]
 Pattern = Annotated[str, Field(pattern=r"^!?[^!]")]
+Words = Annotated[tuple[str, ...], BeforeValidator(one_word)]
 Patterns = Annotated[tuple[Pattern, ...], Field(min_length=1), BeforeValidator(one_word)]
 Side = Annotated[int, Field(ge=SIDES[0], le=SIDES[-1])]
 Name = Annotated[str, Field(pattern=r"^[\w][\w.+-]*$", max_length=100)]  # of files too, with what is put behind
