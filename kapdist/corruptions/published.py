@@ -155,10 +155,12 @@ def open_planned(plan: CorruptionPlan, cells: list[Cell]) -> PublishedSet | None
     """
     if plan.published is None or not cells:
         return None
-    kinds = tuple(dict.fromkeys(cell.kind for cell in cells))
-    severities = sorted({cell.severity for cell in cells})
-    asked = () if kinds == (NATURAL,) else kinds
-    found = open_published(plan.published.folder, plan.published.name, asked, severities)
+    planned = plan.cells_of(plan.published.name)  # all of them: the first one's folder numbers the images
+    kinds = tuple(dict.fromkeys(cell.kind for cell in planned))
+    severities = sorted({cell.severity for cell in planned})
+    found = open_published(
+        plan.published.folder, plan.published.name, () if NATURAL in kinds else kinds, severities
+    )
     for cell in cells:
         if files_of(found, cell.kind, cell.severity, plan.published.images) != cell.files:
             expected = f"the files of {cell.kind} {cell.severity} that were planned with"

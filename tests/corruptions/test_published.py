@@ -329,6 +329,22 @@ def test_files_that_changed_since_they_were_planned_are_refused(shown, tmp_path:
         here.run(root, num_images=0)
 
 
+def test_an_image_too_many_in_one_folder_moves_no_other(shown, tmp_path: Path) -> None:
+    """Images have the numbers of the first cell's folder, whichever cells a process does."""
+    root = corruption_folders(tmp_path / "set", WNIDS, 64, ("snow", "fog"), 1)
+    (root / "fog" / "3" / WNIDS[0] / "A.JPEG").write_bytes(small_jpeg(3, 64))
+    here = shown(WNIDS, side=64)
+    one = {"severities": [2, 3]}
+    whole = here.run(root, num_images=0, corruptions=one)
+    here.directory().cell("tiny-imagenet-c-fog-3").unlink()
+    run_shard(here.directory().root, 0, 1)
+    again = here.run(root, num_images=0, corruptions=one)
+    pairs = (
+        [(cell.num_correct, cell.contents) for cell in run.published.kinds[1].severities] for run in (whole, again)
+    )
+    assert next(pairs) == next(pairs)
+
+
 def test_classes_that_the_model_has_not_are_refused(shown, tmp_path: Path) -> None:
     root = corruption_folders(tmp_path / "set", WNIDS, 224, ("fog",), 1, 1)
     one = {"severities": [1]}
@@ -342,6 +358,8 @@ def test_classes_that_the_model_has_not_are_refused(shown, tmp_path: Path) -> No
         shown(WNIDS).run(root, num_images=4, corruptions=one)
     with pytest.raises(InputError, match="a run that says how it crops"):
         shown(wordnet_ids()).run(photographs(tmp_path / "r", ImageNetR.wnids()), num_images=0)
+    with pytest.raises(InputError, match="nowhere: expected the folder of a published set"):
+        shown(WNIDS).run(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"corruptions of ImageNet-C \(gaussian_noise.*found haze"):
         shown(WNIDS).run(root, corruptions=one | {"published_kinds": ["haze"]})
 

@@ -39,6 +39,8 @@ def open_published(
     Raises:
         InputError: no folder, none of these layouts, or one that lacks what its set has.
     """
+    if not place.is_dir():
+        raise InputError(place, f"the folder of a published set ({', '.join(PUBLISHED)})", "no folder")
     found = PUBLISHED[name or recognised(place)]
     unknown = [kind for kind in kinds if kind not in (*found.kinds, *found.extra)]
     if unknown:
