@@ -109,16 +109,16 @@ def planned_here(bundle: Bundle, plan: AttackPlan, given: Given, folder: Path) -
     Raises:
         InputError: code or weights that only the user can name are not named.
     """
-    planned, manifest = plan.model, bundle.manifest
-    if manifest.factory is not None:
+    planned = plan.model
+    if (factory := planned.by_others) is not None:
         if given.factory is None:
-            expected = (
-                f"the function that returns the network, as no code of a bundle is run (it was {manifest.factory})"
-            )
+            expected = f"the function that returns the network, as no code of a bundle is run (it was {factory})"
             raise InputError("--factory", f"{expected}, FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION", "none")
         planned = with_factory(planned, given.factory)
     own = planned.factory is not None and planned.weights is None
-    weights = given.weights or (RunDir(given.run).weights if given.run else None)
+    weights = given.weights
+    if weights is None and given.run is not None:
+        weights = given.run / planned.weights.name if planned.weights else RunDir(given.run).weights
     if weights is None and WEIGHTS in bundle.names():
         weights = folder / "attack" / WEIGHTS
     if weights is None and not own:

@@ -279,6 +279,8 @@ def tar_contents(path: Path) -> tuple[dict[str, int], Read]:
     for member in members:
         if not member.isreg():
             raise InputError(path, "regular files alone", f"{member.name!r}, which is none")
+        if member.size > path.stat().st_size:
+            raise damaged(path, f"{member.name!r} of {member.size} bytes")
     sizes = checked_names(path, [(member.name, member.size) for member in members])
     begins = {member.name: member.offset_data for member in members}
 

@@ -26,7 +26,7 @@ from kapdist.attack.verify import Given, verify
 from kapdist.errors import InputError
 from kapdist.models.factory import call_factory
 from kapdist.records import bundle as bundles
-from kapdist.records.bundle import MANIFEST, Bundle, seal, zip_writer
+from kapdist.records.bundle import MANIFEST, Bundle, seal, write_bundle, zip_writer
 from kapdist.records.sealed import read_array, read_table, write_array
 from kapdist.report.export.bundle import export_bundle
 from kapdist.run.paths import AttackDir, RunDir
@@ -244,6 +244,16 @@ def test_no_code_of_a_bundle_is_run(world: World, attack: AttackDir) -> None:
         verify(bundle, FACTORY)  # the user named another file than was attacked
     with pytest.raises(InputError, match="the file that was attacked"):
         export_bundle([attack.root], attack.root.parent / "c.zip")
+
+
+def test_a_manifest_that_conceals_the_code_does_not_have_it_run(attack: AttackDir, bundle: Path) -> None:
+    whole = Bundle(bundle)
+    files = [(name, whole.read(name)) for name in whole.names()]
+    concealed = whole.manifest.model_copy(update={"factory": None, "factory_sha256": None, "factory_file": None})
+    made = bundle.with_name(f"concealed{bundle.suffix}")
+    write_bundle(made, files, concealed)
+    with pytest.raises(InputError, match="no code of a bundle is run"):
+        verify(made, Given())
 
 
 def test_images_that_were_not_kept_make_no_bundle(world: World, short: None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kapdist.environment import package_versions
 from kapdist.errors import InputError
-from kapdist.records.attack_plan import AttackPlan, run_of
+from kapdist.records.attack_plan import run_of
 from kapdist.records.bundle import NETWORK, README, SUFFIXES, WEIGHTS, Manifest, write_bundle
 from kapdist.records.sealed import read_checked
 from kapdist.report.export.merged import Merged, read_all
@@ -23,11 +23,11 @@ One adversarial attack, to be checked: {attack} on {run}.
   {norm} eps {eps:g}, {version}, noise {noise}, {num_images} images
   clean accuracy {clean:.2%}, robust accuracy {robust:.2%}
 
-  pip install kapdist=={kapdist}
   kapdist attack verify {file}{hint}
 
 checks every checksum, predicts the clean and the adversarial images again on a CPU, and says which breaks hold: the
 model right on the clean image, the adversarial one in [0, 1] and within eps in float32, the model wrong on it.
+Written by kapdist {kapdist}.
 
   manifest.json     every file with its sha256; the sha256 of the weights: {weights_sha256}
   plan.json         all that decides a verdict; summary.json what it added up to
@@ -60,20 +60,12 @@ def export_bundle(directories: Sequence[Path], out: Path, with_weights: bool = F
     if not merged.plan.keep_adversarial:
         expected = "an attack with keep_adversarial=true, whose images a bundle holds"
         raise InputError(merged.dir.root, expected, "keep_adversarial=false")
-    factory = factory_of(merged.plan)
+    factory = merged.plan.model.by_others
     source = source_file(factory, merged.plan.model.factory_sha256)
     weights = weights_file(merged) if with_weights else None
     manifest = manifest_of(merged, factory, source, weights)
     write_bundle(out, files_of(merged, manifest, source, weights, out), manifest)
     return out
-
-
-def factory_of(plan: AttackPlan) -> str | None:
-    """Return what makes the network, where it is by other people: of the attack's config, or of the run's."""
-    if plan.model.factory is not None:
-        return plan.model.factory
-    assert plan.model.architecture is not None
-    return plan.model.architecture["model"].get("factory")
 
 
 def source_file(factory: str | None, known: str | None) -> Path | None:
