@@ -15,7 +15,6 @@ from kapdist.corruptions.alexnet import ALEXNET_ERRORS, SEVERITIES
 from kapdist.errors import InputError
 from kapdist.records.corruptions import (
     CLEAN,
-    COLUMNS,
     RANDOM,
     Cell,
     CellSummary,
@@ -50,15 +49,16 @@ def write_summary(
         raise RuntimeError(f"{directory.root}: {', '.join(missing)} not done")
     found = {name: table for name, table in tables.items() if table is not None}
     summary = summarise(plan, found, reference)
-    write_table(pl.concat([rows_of(cell, found[cell.name]) for cell in plan.cells]), directory.records)
+    write_table(pl.concat([rows_of(plan, cell, found[cell.name]) for cell in plan.cells]), directory.records)
     write_atomic(directory.table, csv_text(summary))
     write_json(directory.summary, summary.describe())
     return summary
 
 
-def rows_of(cell: Cell, table: pl.DataFrame) -> pl.DataFrame:
-    """Return a cell's rows with the set that its images are of; `image` counts in that."""
-    return table.select(COLUMNS[:-1]).with_columns(source=pl.lit(cell.source or OURS))
+def rows_of(plan: CorruptionPlan, cell: Cell, table: pl.DataFrame) -> pl.DataFrame:
+    """Return a cell's rows, beside a published set with the source of its images; `image` counts in that."""
+    rows = table.drop("seconds", "contents", strict=False)
+    return rows.with_columns(source=pl.lit(cell.source or OURS)) if plan.published else rows
 
 
 def summarise(

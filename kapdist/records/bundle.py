@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 
 from kapdist.errors import InputError, first_line
 from kapdist.records.record import Count, Exact, Record, invalid
-from kapdist.records.sealed import BLANK, SEAL, damaged
+from kapdist.records.sealed import BLANK, SEAL, DamagedError, damaged
 from kapdist.run.files import to_json, written_aside
 from kapdist.statistics.intervals import Proportion
 
@@ -200,11 +200,11 @@ class Bundle:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with reading(path):
+        with reading(path, "a whole bundle (kapdist export ATTACK --format bundle)"):
             whole = is_whole(path)
             self.sizes, self.content = zip_contents(path) if is_zip(path) else tar_contents(path)
         if MANIFEST not in self.sizes:
-            raise InputError(path, "a bundle (kapdist export ATTACK --format bundle)", f"no {MANIFEST} in it")
+            raise damaged(path, f"no {MANIFEST} in it")
         self.manifest = self.read_manifest()
         for member in self.manifest.members:
             content = self.read(member.name)
@@ -239,7 +239,7 @@ class Bundle:
 
 
 @contextlib.contextmanager
-def reading(place: Path) -> Iterator[None]:
+def reading(place: Path, expected: str = "a whole file") -> Iterator[None]:
     """Take for damage whatever damaged bytes lead a reader of archives to.
 
     Raises:
@@ -252,7 +252,7 @@ def reading(place: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(place, "a file that can be read", error.strerror or first_line(error)) from None
     except Exception as error:
-        raise damaged(place, first_line(error)) from None
+        raise DamagedError(place, expected, first_line(error)) from None
 
 
 def is_zip(path: Path) -> bool:

@@ -31,7 +31,7 @@ Written by kapdist {kapdist}.
 
   manifest.json     every file with its sha256; the sha256 of the weights: {weights_sha256}
   plan.json         all that decides a verdict; summary.json what it added up to
-  chunks/           the verdict on each image, as it was written; records.parquet all of them
+  chunks/           label and verdict of each image, as they were written; records.parquet all of them
   adversarial/      clean-*.npy the images and chunk-*.npy what broke them (else the image), float32 bit by bit
   config.yaml       of the training, where there is one
 {more}
