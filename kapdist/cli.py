@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kapdist.attack.command import verify
 from kapdist.certify.command import certify
 from kapdist.errors import RESUME, InputError, StoppedError, TransientError, one_line
 from kapdist.forecast.command import forecast
@@ -221,13 +222,17 @@ def attack_norms(
     say(found.describe())
 
 
+attack.command()(verify)
+
+
+@app.command("export")
 @attack.command("export")
 def attack_export(
     directories: Annotated[list[Path], typer.Argument(metavar="ATTACK_DIR", help="Merged attacks.")],
-    out: Annotated[Path, typer.Option(help="Folder for the files.")],
+    out: Annotated[Path, typer.Option(help="Folder for the files; of a bundle the file, NAME.zip or NAME.tar.")],
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", help="model-info, csv, parquet or latex, once each; default: all that apply."),
+        typer.Option("--format", help="model-info, csv, parquet or latex, once each (all that apply); or bundle."),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="cifar10, cifar100 or imagenet, if the beton cannot tell.")
@@ -248,8 +253,9 @@ def attack_export(
         int | None, typer.Option(min=1, help="Of one prediction; 1 for a run's own model.")
     ] = None,
     footnote: Annotated[str | None, typer.Option(help="Said before what the attack itself has to say.")] = None,
+    with_weights: Annotated[bool, typer.Option("--with-weights", help="A bundle with the weights in it.")] = False,
 ) -> None:
-    """Write RobustBench's model_info (deterministic models), CSV and Parquet of all images, a LaTeX table."""
+    """Write RobustBench's model_info, CSV and Parquet of all images, a LaTeX table; or a bundle for a reviewer."""
     from kapdist.attack.stock import standard_list
     from kapdist.report.export.robustbench import Entry
     from kapdist.report.export.run import export
@@ -267,7 +273,7 @@ def attack_export(
         footnote=footnote,
     )
     with work(out):
-        exported = export(directories, out, formats or (), entry, standard=standard_list)
+        exported = export(directories, out, formats or (), entry, standard=standard_list, with_weights=with_weights)
     with result():
         for path in exported.files:
             print(path)

@@ -174,3 +174,46 @@ def hub_parquet(
         table = pa.table({"image": pa.array(images, kind), "label": pa.array(labels[part], pa.int64())})
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
         pq.write_table(table, folder / f"{split}-{number:05}-of-00002.parquet", row_group_size=group)
+
+
+def small_jpeg(number: int, side: int) -> bytes:
+    """Return one of a few flat images, quick to make; JPEG keeps flat colours to a level or two."""
+    out = io.BytesIO()
+    colour = (number * 67 % 256, number * 131 % 256, number * 29 % 256)
+    Image.new("RGB", (side, side), colour).save(out, "JPEG", quality=85)
+    return out.getvalue()
+
+
+def corruption_folders(
+    root: Path, wnids: tuple[str, ...], side: int, kinds: tuple[str, ...], each: int = 2, severities: int = 5
+) -> Path:
+    """Write corruption/severity/WordNet id/*.JPEG, as ImageNet-C and its like are unpacked."""
+    for place, kind in enumerate(kinds):
+        for severity in range(1, severities + 1):
+            for number in range(each * len(wnids)):
+                wnid = wnids[number % len(wnids)]
+                file = root / kind / str(severity) / wnid / f"ILSVRC2012_val_{number:08}.JPEG"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(small_jpeg(100 * place + 17 * severity + number, side))
+    return root
+
+
+def cifar_c(root: Path, classes: int, kinds: tuple[str, ...], images: int = 12) -> Path:
+    """Write corruption.npy, five severities one after the other, and labels.npy, which repeats the labels."""
+    root.mkdir(parents=True)
+    for number, kind in enumerate(kinds):
+        np.save(root / f"{kind}.npy", cifar_images(5 * images + number)[: 5 * images])
+    labels = np.arange(images) * 7 % classes
+    labels[-1] = classes - 1
+    np.save(root / "labels.npy", np.tile(labels, 5))
+    return root
+
+
+def photographs(root: Path, folders: tuple[str, ...]) -> Path:
+    """Write class folders with one photograph each, of three sizes, as ImageNet-A, -R and -V2 are unpacked."""
+    contents = [small_jpeg(number, 20 + 4 * number) for number in range(3)]
+    for number, folder in enumerate(folders):
+        (root / folder).mkdir(parents=True)
+        (root / folder / f"0.0{number}_a name _ another_0.9.jpg").write_bytes(contents[number % 3])
+    (root / "README.txt").write_text("class names")
+    return root

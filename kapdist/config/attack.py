@@ -17,8 +17,10 @@ from kapdist.config.fields import (
     Natural,
     Off,
     Positive,
+    PublishedName,
     Section,
     Severity,
+    Words,
 )
 from kapdist.config.images import ImagesConfig
 from kapdist.config.surrogates import TRANSFER, Surrogates, transfers
@@ -85,8 +87,17 @@ class CorruptionsConfig(Section):
     """Folder with photographs of frost, of which none come with kapdist; default: drawn ones, not comparable."""
     reference: Path | None = None
     """Another run, examined under the same name: errors are stated relative to its own (mCE)."""
+    published: Path | None = None
+    """Folder of a set of corrupted images as published, or of ImageNet-A, -R or -V2: predicted beside ours."""
+    published_set: PublishedName | None = None
+    """Which set that is; default: as its layout tells."""
+    published_kinds: Words = ()
+    """Corruptions of it, at `severities`; default: those that its mean counts, as far as they are there."""
+    published_classes: Literal["by-name", "by-index"] = "by-name"
+    """How its classes are the run's: by-index takes the run's in the set's order (WordNet ids, sorted), where they
+    have other names. Of CIFAR-10-C and CIFAR-100-C there are only numbers."""
 
-    @field_validator("kinds", "severities", "noise_stds")
+    @field_validator("kinds", "severities", "noise_stds", "published_kinds")
     @classmethod
     def once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(value)) != len(value):

@@ -174,6 +174,7 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 SIDES = range(8, 2048 + 1)  # pixels
 Arguments = Annotated[dict[str, Any], AfterValidator(plain_values)]
 Pattern = Annotated[str, Field(pattern=r"^!?[^!]")]
+Words = Annotated[tuple[str, ...], BeforeValidator(one_word)]
 Patterns = Annotated[tuple[Pattern, ...], Field(min_length=1), BeforeValidator(one_word)]
 Side = Annotated[int, Field(ge=SIDES[0], le=SIDES[-1])]
 Name = Annotated[str, Field(pattern=r"^[\w][\w.+-]*$", max_length=100)]  # of files too, with what is put behind
@@ -199,3 +200,13 @@ Corruption = Literal[
     "jpeg_compression",
 ]
 CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
+PublishedName = Literal[
+    "imagenet-c",
+    "tiny-imagenet-c",
+    "imagenet-3dcc",
+    "cifar-10-c",
+    "cifar-100-c",
+    "imagenet-a",
+    "imagenet-r",
+    "imagenet-v2",
+]

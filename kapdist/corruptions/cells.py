@@ -1,4 +1,4 @@
-"""One cell: every image corrupted and predicted. A function of the plan and the images, chunk by chunk."""
+"""One cell: every image corrupted, or published so, and predicted. A function of the plan and the images."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from kapdist.corruptions.corrupt import corrupt
 from kapdist.corruptions.frost import FrostSource
 from kapdist.corruptions.noise import random_gaussian, random_uniform
 from kapdist.corruptions.pixels import to_values
+from kapdist.corruptions.published import Among
 from kapdist.errors import InputError
 from kapdist.kap import noise
 from kapdist.records.corruptions import CLEAN, GAUSSIAN, UNIFORM, Cell, CorruptionPlan
@@ -27,23 +28,25 @@ from kapdist.rng import derive_seed, generator
 def predict_chunk(
     model: nn.Module, images: Tensor, plan: CorruptionPlan, cell: Cell, chunk: int, pool: ThreadPoolExecutor
 ) -> Tensor:
-    """Return the predictions, (batch,), int64, for a chunk of the plan's images under one corruption.
+    """Return the predictions, (batch,), int64, for a chunk of the cell's images under one corruption.
 
     Args:
         model: in eval mode, frozen.
-        images: (batch, 3, height, width), float32 in [0, 1], on the CPU.
+        images: (batch, 3, height, width), float32 in [0, 1], on the CPU; those of a published set are corrupted.
 
     Raises:
         InputError: images that are not RGB, logits that are not finite, or a model that changes its state.
     """
-    ids = plan.subject.chunk_images(chunk)
-    device = torch.device("cpu" if plan.subject.device == "cpu" else "cuda")
+    subject, published = plan.subject_of(cell), plan.published if cell.source else None
+    device = torch.device("cpu" if subject.device == "cpu" else "cuda")
     before = Kept(model)
-    batch = corrupted(images, ids, plan, cell, pool).to(device)
-    with torch.no_grad(), answering(model, plan, cell, chunk, device) as answer:
-        prediction = predict(answer, batch, plan.subject, chunk)
-    check_state_kept(before, plan.subject)
-    return prediction.cpu()
+    batch = (images if published else corrupted(images, subject.chunk_images(chunk), plan, cell, pool)).to(device)
+    among = published.classes if published and published.masked else None
+    shown = Among(model, among) if among else model
+    with torch.no_grad(), answering(shown, plan, cell, chunk, device) as answer:
+        prediction = predict(answer, batch, subject, chunk).cpu()
+    check_state_kept(before, subject)
+    return torch.tensor(among)[prediction] if among else prediction
 
 
 def corrupted(

@@ -10,11 +10,12 @@ from pathlib import Path
 import cv2
 import PIL
 
-from kapdist.attack.plan import make_plan, protocol_of
+from kapdist.attack.plan import config_of, image_set_of, make_plan, protocol_of
 from kapdist.config import AttackConfig
 from kapdist.config.noises import described, noises_of
 from kapdist.corruptions.frost import DRAWN, FrostSource
 from kapdist.corruptions.levels import SIDES, nearest_side
+from kapdist.corruptions.published import plan_published
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import AttackPlan, first_difference
 from kapdist.records.corruptions import (
@@ -59,20 +60,27 @@ def new_plan(
     }
     subject = make_plan(run, config.model_copy(update=update), AttackDir(directory.cells))
     wanted = config.corruptions
+    published = plan_published(config, subject, class_names(run, config)) if wanted.published else None
     frost = FrostSource.of(wanted.frost.resolve() if wanted.frost else None)
     return CorruptionPlan(
         subject=subject.model_copy(update={"attacks": (), "costs": (), "notes": ()}),
-        cells=cells_of(config),
+        published=published.plan if published else None,
+        cells=(*cells_of(config), *(published.cells if published else ())),
         side=nearest_side(subject.data.resolution, subject.data.resolution),
         frost=frost.name if "frost" in wanted.kinds else NOT_ASKED,
         frost_folder=frost.folder,
         libraries={"opencv": cv2.__version__, "pillow": PIL.__version__},
-        notes=tuple(notes_on(subject, config)),
+        notes=(*notes_on(subject, config), *(published.notes if published else ())),
     )
 
 
+def class_names(run: Path, config: AttackConfig) -> tuple[str, ...]:
+    """Return the names of the model's classes, in their order."""
+    return image_set_of(run, config, config_of(run, config)).class_names
+
+
 def cells_of(config: AttackConfig) -> tuple[Cell, ...]:
-    """Return the clean images, every kind at every severity, and random noise, in this order."""
+    """Return our own: the clean images, every kind at every severity, and random noise, in this order."""
     wanted = config.corruptions
     cells = [Cell(kind=CLEAN, severity=0)]
     cells += [Cell(kind=kind, severity=severity) for kind in wanted.kinds for severity in sorted(wanted.severities)]
@@ -90,7 +98,7 @@ def cells_of(config: AttackConfig) -> tuple[Cell, ...]:
 def notes_on(subject: AttackPlan, config: AttackConfig) -> list[str]:
     """Say what a reader of the numbers should know."""
     notes, side = [], subject.data.resolution
-    if side not in SIDES:
+    if side not in SIDES and config.corruptions.kinds:
         published = nearest_side(side, side)
         notes.append(f"images of {side} pixels take the constants of the published set of {published} unscaled")
     if "frost" in config.corruptions.kinds and config.corruptions.frost is None:

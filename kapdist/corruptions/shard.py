@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,7 @@ from kapdist.attack.model import load_model
 from kapdist.attack.units import Tell, Work, do_shard
 from kapdist.corruptions.cells import predict_chunk
 from kapdist.corruptions.frost import FrostSource
+from kapdist.corruptions.published import Chunks, open_planned
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import run_of
 from kapdist.records.corruptions import NOT_ASKED, Cell, CorruptionPlan, read_cell, read_plan
@@ -55,22 +57,25 @@ class Cells(Work[Cell]):
         return read_cell(self.corruptions, self.plan, cell)
 
     def do(self, cells: Sequence[Cell], tell: Tell) -> None:
-        subject, chunks = self.subject, range(self.subject.num_chunks)
+        subject = self.subject
         threads = subject.threads if subject.data.resolution >= THREADS_FROM_SIDE else 1
-        done = 0
         check_planned(self.plan)
+        published = open_planned(self.plan, [cell for cell in cells if cell.source])
+        own = sum(cell.source is None for cell in cells)
         with computing(subject) as device, one_cv2_thread(), ThreadPoolExecutor(threads) as pool:
             model = load_model(subject.model, run_of(self.directory)).to(device)
-            images = images_of.read_chunks(subject, [*chunks] * len(cells))  # one reader for all rounds
-            for cell in cells:
+            images = images_of.read_chunks(subject, [*range(subject.num_chunks)] * own)  # one reader for all rounds
+            for number, cell in enumerate(cells):
                 started, labels, predictions = time.perf_counter(), [], []
-                for chunk in chunks:
-                    batch, label = next(images)
+                theirs = Chunks(published, self.plan, cell, pool) if published and cell.source else None
+                for chunk, (batch, label) in enumerate(theirs or islice(images, subject.num_chunks)):
                     predictions.append(predict_chunk(model, batch, self.plan, cell, chunk, pool))
                     labels.append(label)
-                    done += len(label)
-                    tell(done, cell.name)
+                    seen, there = sum(map(len, labels)), self.plan.subject_of(cell).num_images
+                    tell(self.weight * number + self.weight * seen // there, cell.name)  # every cell counts alike
                 table = cell_table(self.plan, cell, torch.cat(labels), torch.cat(predictions))
+                if theirs:
+                    table = table.with_columns(contents=pl.lit(theirs.digest.hexdigest()))
                 write_table(table.with_columns(seconds=time.perf_counter() - started), self.files[cell])
 
 
@@ -97,10 +102,10 @@ def one_cv2_thread() -> Iterator[None]:
 
 
 def cell_table(plan: CorruptionPlan, cell: Cell, labels: torch.Tensor, predictions: torch.Tensor) -> pl.DataFrame:
-    """Return a cell's rows, in the order of the plan's images."""
+    """Return a cell's rows, in the order of its images."""
     return pl.DataFrame(
         {
-            "image": pl.Series(plan.subject.images, dtype=pl.Int64),
+            "image": pl.Series(plan.subject_of(cell).images, dtype=pl.Int64),
             "label": pl.Series(labels.numpy(), dtype=pl.Int32),
             "prediction": pl.Series(predictions.numpy(), dtype=pl.Int32),
         }

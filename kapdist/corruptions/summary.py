@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from kapdist.corruptions.alexnet import ALEXNET_ERRORS, SEVERITIES
 from kapdist.errors import InputError
 from kapdist.records.corruptions import (
     CLEAN,
@@ -19,6 +21,7 @@ from kapdist.records.corruptions import (
     CorruptionPlan,
     CorruptionSummary,
     KindSummary,
+    PublishedSummary,
     Reference,
     read_cell,
     read_corruption_summary,
@@ -28,7 +31,9 @@ from kapdist.run.files import write_atomic
 from kapdist.run.paths import CorruptionsDir, RunDir
 from kapdist.statistics.intervals import Proportion, Resampled, resampled, wilson
 
-CSV_COLUMNS = ("kind", "severity", "level", "num_images", "num_correct", "accuracy", "low", "high")
+CSV_COLUMNS = ("kind", "severity", "level", "num_images", "num_correct", "accuracy", "low", "high", "source")
+OURS = "ours"
+"""The source of cells whose images kapdist corrupts itself."""
 
 
 def write_summary(
@@ -44,21 +49,25 @@ def write_summary(
         raise RuntimeError(f"{directory.root}: {', '.join(missing)} not done")
     found = {name: table for name, table in tables.items() if table is not None}
     summary = summarise(plan, found, reference)
-    write_table(pl.concat(table.drop("seconds") for table in found.values()), directory.records)
+    write_table(pl.concat([rows_of(plan, cell, found[cell.name]) for cell in plan.cells]), directory.records)
     write_atomic(directory.table, csv_text(summary))
     write_json(directory.summary, summary.describe())
     return summary
 
 
+def rows_of(plan: CorruptionPlan, cell: Cell, table: pl.DataFrame) -> pl.DataFrame:
+    """Return a cell's rows, beside a published set with the source of its images; `image` counts in that."""
+    rows = table.drop("seconds", "contents", strict=False)
+    return rows.with_columns(source=pl.lit(cell.source or OURS)) if plan.published else rows
+
+
 def summarise(
     plan: CorruptionPlan, tables: dict[str, pl.DataFrame], reference: CorruptionSummary | None
 ) -> CorruptionSummary:
-    subject = plan.subject
-    kinds = [summarise_kind(plan, tables, kind, reference) for kind in kinds_of(plan) if kind not in RANDOM]
-    random = [summarise_kind(plan, tables, kind, None) for kind in kinds_of(plan) if kind in RANDOM]
+    subject, cells = plan.subject, plan.cells_of(None)
+    kinds = summarise_kinds(plan, tables, cells, reference.kinds if reference else None)
+    random = summarise_kinds(plan, tables, [cell for cell in plan.cells if cell.kind in RANDOM], None)
     clean = summarise_cell(tables[Cell(kind=CLEAN, severity=0).name])
-    errors = [kind.corruption_error for kind in kinds if kind.corruption_error is not None]
-    cells = [cell for cell in plan.cells if cell.kind != CLEAN and cell.kind not in RANDOM]
     packages = subject.packages | plan.libraries
     return CorruptionSummary(
         name=subject.name,
@@ -79,8 +88,9 @@ def summarise(
         kinds=tuple(kinds),
         random_noise=tuple(random),
         mean_corruption_accuracy=mean_accuracy(plan, tables, cells, "all kinds") if cells else None,
-        mean_corruption_error=float(np.mean(errors)) if kinds and len(errors) == len(kinds) else None,
+        mean_corruption_error=mean_error(kinds) if reference else None,
         reference=reference_of(reference),
+        published=summarise_published(plan, tables, reference),
         seconds=sum(table["seconds"][0] for table in tables.values()),
         device=subject.device,
         packages=packages,
@@ -88,20 +98,61 @@ def summarise(
     )
 
 
-def kinds_of(plan: CorruptionPlan) -> list[str]:
-    return [kind for kind in dict.fromkeys(cell.kind for cell in plan.cells) if kind != CLEAN]
+def summarise_published(
+    plan: CorruptionPlan, tables: dict[str, pl.DataFrame], reference: CorruptionSummary | None
+) -> PublishedSummary | None:
+    """Add up the cells of the published set, apart from ours."""
+    published = plan.published
+    if published is None:
+        return None
+    cells = plan.cells_of(published.name)
+    counted = [cell for cell in cells if cell.kind not in published.uncounted]
+    theirs = reference.published if reference else None
+    kinds = summarise_kinds(plan, tables, counted, theirs.kinds if theirs else None)
+    extra = [cell for cell in cells if cell not in counted]
+    corrupted = any(cell.severity for cell in counted)
+    return PublishedSummary(
+        name=published.name,
+        title=published.title,
+        fingerprint=published.fingerprint,
+        images_sha256=published.images_sha256,
+        num_images=len(published.images),
+        num_available=published.num_available,
+        matched=published.matched,
+        num_masked_to=len(published.classes) if published.masked else None,
+        kinds=kinds,
+        extra=summarise_kinds(plan, tables, extra, theirs.extra if theirs else None),
+        mean_corruption_accuracy=mean_accuracy(plan, tables, counted, published.name) if corrupted else None,
+        mean_corruption_error=mean_error(kinds) if theirs and corrupted else None,
+        mean_corruption_error_alexnet=alexnet_error(published.name, kinds),
+    )
+
+
+def summarise_kinds(
+    plan: CorruptionPlan,
+    tables: dict[str, pl.DataFrame],
+    cells: list[Cell],
+    reference: tuple[KindSummary, ...] | None,
+) -> tuple[KindSummary, ...]:
+    kinds = dict.fromkeys(cell.kind for cell in cells)
+    parts = {kind: [cell for cell in cells if cell.kind == kind] for kind in kinds}
+    return tuple(summarise_kind(plan, tables, part, reference) for part in parts.values())
 
 
 def summarise_kind(
-    plan: CorruptionPlan, tables: dict[str, pl.DataFrame], kind: str, reference: CorruptionSummary | None
+    plan: CorruptionPlan,
+    tables: dict[str, pl.DataFrame],
+    cells: list[Cell],
+    reference: tuple[KindSummary, ...] | None,
 ) -> KindSummary:
-    cells = [cell for cell in plan.cells if cell.kind == kind]
+    kind, source = cells[0].kind, cells[0].source
     severities = tuple(summarise_cell(tables[cell.name]) for cell in cells)
+    total = plan.subject_of(cells[0]).num_images
     return KindSummary(
         kind=kind,
         severities=severities,
-        mean_accuracy=mean_accuracy(plan, tables, cells, kind),
-        corruption_error=corruption_error(kind, severities, reference) if reference else None,
+        mean_accuracy=mean_accuracy(plan, tables, cells, f"{source} {kind}" if source else kind),
+        corruption_error=corruption_error(kind, severities, reference, total) if reference is not None else None,
     )
 
 
@@ -113,6 +164,7 @@ def summarise_cell(table: pl.DataFrame) -> CellSummary:
         num_correct=correct,
         accuracy=wilson(correct, len(table)),
         seconds=table["seconds"][0],
+        contents=table["contents"][0] if "contents" in table.columns else None,
     )
 
 
@@ -126,11 +178,35 @@ def mean_accuracy(
     return resampled(np.asarray(correct), len(cells), plan.subject.seed, f"corruptions {purpose}")
 
 
-def corruption_error(kind: str, own: tuple[CellSummary, ...], reference: CorruptionSummary) -> float | None:
-    """Return the errors over all severities relative to the reference's, as Hendrycks & Dietterich define CE."""
-    other = next(summary for summary in reference.kinds if summary.kind == kind)
-    errors = sum(reference.num_images - cell.num_correct for cell in other.severities)
-    return sum(reference.num_images - cell.num_correct for cell in own) / errors if errors else None
+def corruption_error(
+    kind: str, own: tuple[CellSummary, ...], reference: tuple[KindSummary, ...], total: int
+) -> float | None:
+    """Return the errors over all severities relative to the reference's, as Hendrycks & Dietterich define CE.
+
+    Raises:
+        InputError: the reference saw other bytes under the same names.
+    """
+    other = next(summary for summary in reference if summary.kind == kind)
+    for here, there in zip(own, other.severities, strict=True):
+        if here.contents != there.contents:
+            expected = f"the images of {kind} {here.severity} that this run was shown (sha256 {here.contents})"
+            raise InputError("corruptions.reference", expected, f"sha256 {there.contents}")
+    errors = sum(total - cell.num_correct for cell in other.severities)
+    return sum(total - cell.num_correct for cell in own) / errors if errors else None
+
+
+def mean_error(kinds: tuple[KindSummary, ...]) -> float | None:
+    """Return the mean over kinds of their errors (mCE); None where one is not defined."""
+    errors = [kind.corruption_error for kind in kinds if kind.corruption_error is not None]
+    return float(np.mean(errors)) if kinds and len(errors) == len(kinds) else None
+
+
+def alexnet_error(name: str, kinds: tuple[KindSummary, ...]) -> float | None:
+    """Return the mCE that papers state: relative to AlexNet's published errors; None of anything but all of it."""
+    complete = all(len(kind.severities) == SEVERITIES for kind in kinds)
+    if name != "imagenet-c" or {kind.kind for kind in kinds} != set(ALEXNET_ERRORS) or not complete:
+        return None
+    return float(np.mean([(1 - kind.mean_accuracy.value) / ALEXNET_ERRORS[kind.kind] for kind in kinds]))
 
 
 def reference_of(reference: CorruptionSummary | None) -> Reference | None:
@@ -160,16 +236,34 @@ def read_reference(run: Path | None, name: str, plan: CorruptionPlan) -> Corrupt
 def comparable(plan: CorruptionPlan, summary: CorruptionSummary) -> list[tuple[str, Any, Any]]:
     """Return what two runs must have in common: its name, here, and there."""
     subject = plan.subject
-    cells = [cell.name for cell in plan.cells if cell.kind not in (CLEAN, *RANDOM)]
-    theirs = [f"{kind.kind}-{cell.severity}" for kind in summary.kinds for cell in kind.severities]
-    return [
+    rows: list[tuple[str, Any, Any]] = [
         ("data", subject.data.fingerprint[:12], summary.data_fingerprint[:12]),
         ("images", subject.images_sha256[:12], summary.images_sha256[:12]),
-        ("kinds and severities", ", ".join(sorted(cells)), ", ".join(sorted(theirs))),
+        ("kinds and severities", names(plan.cells_of(None)), names_in(summary.kinds)),
         ("seed", subject.seed, summary.seed),
         ("constants of side", plan.side, summary.side),
         ("pictures of frost", plan.frost, summary.frost),
     ]
+    if plan.published is None:
+        return rows
+    here, there = plan.published, summary.published
+    if there is None:
+        return [*rows, ("published set", here.title, "none")]
+    return [
+        *rows,
+        ("published set", here.title, there.title),
+        ("published kinds and severities", names(plan.cells_of(here.name)), names_in((*there.kinds, *there.extra))),
+        ("published images", here.images_sha256[:12], there.images_sha256[:12]),
+        ("published files", here.fingerprint[:12], there.fingerprint[:12]),
+    ]
+
+
+def names(cells: list[Cell]) -> str:
+    return ", ".join(sorted(f"{cell.kind}-{cell.severity}" for cell in cells))
+
+
+def names_in(kinds: tuple[KindSummary, ...]) -> str:
+    return ", ".join(sorted(f"{kind.kind}-{cell.severity}" for kind in kinds for cell in kind.severities))
 
 
 def csv_text(summary: CorruptionSummary) -> str:
@@ -177,16 +271,27 @@ def csv_text(summary: CorruptionSummary) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    total = summary.num_images
-    writer.writerow([CLEAN, 0, None, total, summary.num_clean_correct, *limits(summary.clean_accuracy)])
-    for kind in (*summary.kinds, *summary.random_noise):
-        for cell in kind.severities:
-            writer.writerow([kind.kind, cell.severity, cell.level, total, cell.num_correct, *limits(cell.accuracy)])
-        if kind in summary.kinds:
-            writer.writerow([kind.kind, "mean", None, total, None, *limits(kind.mean_accuracy)])
-    if summary.mean_corruption_accuracy:
-        writer.writerow(["all", "mean", None, total, None, *limits(summary.mean_corruption_accuracy)])
+    clean = limits(summary.clean_accuracy)
+    writer.writerow([CLEAN, 0, None, summary.num_images, summary.num_clean_correct, *clean, OURS])
+    own = summary.num_images, OURS
+    writer.writerows(csv_rows(summary.kinds, summary.mean_corruption_accuracy, *own))
+    writer.writerows(csv_rows(summary.random_noise, None, *own, means=False))
+    if theirs := summary.published:
+        kinds = (*theirs.kinds, *theirs.extra)
+        writer.writerows(csv_rows(kinds, theirs.mean_corruption_accuracy, theirs.num_images, theirs.name))
     return text.getvalue()
+
+
+def csv_rows(
+    kinds: tuple[KindSummary, ...], mean: Resampled | None, total: int, source: str, *, means: bool = True
+) -> Iterator[list[Any]]:
+    for kind in kinds:
+        for cell in kind.severities:
+            yield [kind.kind, cell.severity, cell.level, total, cell.num_correct, *limits(cell.accuracy), source]
+        if means:
+            yield [kind.kind, "mean", None, total, None, *limits(kind.mean_accuracy), source]
+    if mean:
+        yield ["all", "mean", None, total, None, *limits(mean), source]
 
 
 def limits(share: Proportion) -> tuple[float, float, float]:

@@ -72,6 +72,11 @@ class PlannedModel(Exact):
     folded: bool
     """Averages and norms are folded into the convolutions; the noise is then off for good."""
 
+    @property
+    def by_others(self) -> str | None:
+        """What returns the network, of the attack's config or of the run's: code that is none of kapdist's."""
+        return self.factory if self.architecture is None else self.architecture["model"].get("factory")
+
     def weights_file(self, run: Path) -> Path | None:
         """Return the file with the weights of a model that stands in a run; None where a factory brings its own."""
         return RunDir(run).weights if self.factory is None and self.weights is None else self.weights

@@ -34,7 +34,7 @@ NOT_OURS = ("norm", "eps", "smaller_eps", "version", "attacks", "settings", "scr
 
 
 COLUMNS = ("image", "label", "prediction", "kind", "severity", "level", "plan", "seconds")
-"""Of the file of a cell."""
+"""Of the file of a cell; that of a published set has `contents` too, the sha256 of its images' bytes."""
 
 
 class Cell(Exact):
@@ -46,10 +46,42 @@ class Cell(Exact):
     level: float | None = None
     """Of random noise: its standard deviation, or its eps."""
     norm: Literal["Linf", "L2", "L1"] | None = None
+    source: str | None = None
+    """The published set whose own images these are; None: ours, made from the attack's."""
+    files: str | None = None
+    """Of a published set: fingerprint of the images' names, sizes and labels."""
 
     @property
     def name(self) -> str:
-        return f"{self.kind}-{self.severity}"
+        return f"{self.source}-{self.kind}-{self.severity}" if self.source else f"{self.kind}-{self.severity}"
+
+    def identity(self) -> dict[str, Any]:
+        """Return JSON values; those of our own cells have no trace of published sets."""
+        return self.model_dump(mode="json", exclude=set() if self.source else {"source", "files"})
+
+
+class PublishedPlan(Exact):
+    """A published set: which of its images, and how its classes are the model's."""
+
+    name: str
+    title: str
+    folder: Path
+    fingerprint: str
+    """Of the files of all cells."""
+    images_sha256: str
+    num_available: int
+    """Images of a cell."""
+    side: int | None
+    """Pixels of its images, shown as they are where the model's are as many; None: photographs of any size."""
+    classes: tuple[int, ...]
+    """The model's class for each of the set's."""
+    matched: Literal["by-name", "by-index"]
+    masked: bool
+    """The prediction is made among `classes` alone."""
+    uncounted: tuple[str, ...]
+    """Kinds that no mean counts."""
+    images: tuple[int, ...] = Field(min_length=1)
+    """Numbers in the set, whose images are sorted by label and name or stand in its arrays' order."""
 
 
 class CorruptionPlan(Exact):
@@ -58,6 +90,7 @@ class CorruptionPlan(Exact):
     format: Literal[1] = 1
     subject: AttackPlan
     """Model, images, noise, seed, device: as an attack plans them, with an empty list of attacks."""
+    published: PublishedPlan | None = None
     cells: tuple[Cell, ...]
     side: int
     """Side of the published set whose constants are taken: 32, 64 or 224."""
@@ -71,8 +104,24 @@ class CorruptionPlan(Exact):
     def identity(self) -> dict[str, Any]:
         """Return what decides the predictions, JSON values: no names, no places."""
         subject = self.subject.identity()
-        values = self.model_dump(mode="json", exclude={"subject", "frost_folder", "notes"})
-        return values | {"subject": {key: value for key, value in subject.items() if key not in NOT_OURS}}
+        values = self.model_dump(mode="json", exclude={"subject", "published", "cells", "frost_folder", "notes"})
+        values |= {"subject": {key: value for key, value in subject.items() if key not in NOT_OURS}}
+        if self.published:
+            values["published"] = self.published.model_dump(mode="json", exclude={"folder", "images"})
+        return values | {"cells": [cell.identity() for cell in self.cells]}
+
+    def subject_of(self, cell: Cell) -> AttackPlan:
+        """Return the plan with the images that a cell has, in chunks of the same size."""
+        if cell.source is None:
+            return self.subject
+        assert self.published is not None
+        images = self.published.images
+        data = self.subject.data.model_copy(update={"path": self.published.folder})
+        return self.subject.model_copy(update={"images": images, "num_images": len(images), "data": data})
+
+    def cells_of(self, source: str | None) -> list[Cell]:
+        """Return the corrupted cells of one source, those that are counted in its means and the others."""
+        return [cell for cell in self.cells if cell.source == source and cell.kind not in (CLEAN, *RANDOM)]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -89,6 +138,9 @@ def read_plan(directory: CorruptionsDir) -> CorruptionPlan:
         raise InputError(directory.root, "a directory of `kapdist attack corruptions`", "no plan.json")
     plan = read_record(CorruptionPlan, directory.plan, PLAN_AGAIN)
     check_models(plan.subject, directory.plan)
+    if plan.published and fingerprint(list(plan.published.images)) != plan.published.images_sha256:
+        expected = f"published images with sha256 {plan.published.images_sha256[:12]}"
+        raise InputError(directory.plan, expected, "another list")
     return plan
 
 
@@ -98,7 +150,9 @@ def read_cell(directory: CorruptionsDir, plan: CorruptionPlan, cell: Cell) -> pl
     Raises:
         InputError: the file belongs to another plan, and is not overwritten.
     """
-    table = read_unit(directory.cell(cell.name), COLUMNS, "cell", plan.fingerprint, plan.subject.images)
+    columns = (*COLUMNS, "contents") if cell.source else COLUMNS
+    images = plan.subject_of(cell).images
+    table = read_unit(directory.cell(cell.name), columns, "cell", plan.fingerprint, images)
     if table is None or table.select("kind", "severity").unique().rows() != [(cell.kind, cell.severity)]:
         return None
     return table
@@ -112,6 +166,8 @@ class CellSummary(Record):
     num_correct: Count
     accuracy: Proportion
     seconds: float
+    contents: str | None = None
+    """Of a published set: sha256 of the images' bytes, in order."""
 
 
 class KindSummary(Record):
@@ -122,6 +178,30 @@ class KindSummary(Record):
     mean_accuracy: Resampled
     corruption_error: float | None
     """Sum of the errors over that of the reference run (CE); None without one, or where that is never wrong."""
+
+
+class PublishedSummary(Record):
+    """What a model makes of a published set: its own images, and no mean has ours beside them."""
+
+    name: str
+    title: str
+    fingerprint: str
+    """Of the files' names, sizes and labels; each cell has that of the bytes."""
+    images_sha256: str
+    num_images: int = Field(ge=1)
+    num_available: int
+    matched: str
+    num_masked_to: int | None
+    """Classes whose logits count, where those of all others are masked."""
+    kinds: tuple[KindSummary, ...]
+    """Those of the set's mean, or its photographs."""
+    extra: tuple[KindSummary, ...]
+    """Others, which no mean counts."""
+    mean_corruption_accuracy: Resampled | None
+    mean_corruption_error: float | None
+    """Relative to the reference run on the same files."""
+    mean_corruption_error_alexnet: float | None
+    """Relative to AlexNet's published errors: of ImageNet-C's fifteen kinds at all severities."""
 
 
 class Reference(Record):
@@ -159,6 +239,7 @@ class CorruptionSummary(Record):
     mean_corruption_error: float | None
     """Mean over kinds of their errors relative to the reference's (mCE); below 1 is better than the reference."""
     reference: Reference | None
+    published: PublishedSummary | None = None
     seconds: float
     device: str
     packages: dict[str, str | None]

@@ -14,6 +14,7 @@ import PIL.Image
 import polars as pl
 import pytest
 import torch
+from formats import cifar_c
 from polars.testing import assert_frame_equal
 from processes import warm_python
 
@@ -303,11 +304,12 @@ def build():
 def test_the_command_on_a_beton_and_its_page(tmp_path: Path, small_betons: tuple[Path, Path], kapdist) -> None:
     (tmp_path / "f.py").write_text(FASHION)
     words = [f"data={small_betons[1]}", "model.factory=f.py:build", "num_images=20", "threads=1", "device=cpu"]
-    done = kapdist(
-        "attack", "corruptions", "out", *words, "corruptions.kinds=[fog,frost]", "corruptions.severities=[1,4]"
-    )
+    cifar_c(tmp_path / "CIFAR-10-C", 10, ("fog",), images=20)
+    words += ["corruptions.kinds=[fog,frost]", "corruptions.severities=[1,4]", "corruptions.published=CIFAR-10-C"]
+    done = kapdist("attack", "corruptions", "out", *words)
     assert done.code == 0, done.output
     assert "frost is drawn" in done.output
+    assert "CIFAR-10-C as published: 20 images" in done.output
     found = json.loads((tmp_path / "out" / "corruptions" / "corruptions" / "summary.json").read_text())
     assert [kind["kind"] for kind in found["kinds"]] == ["fog", "frost"]
     assert f"{100 * found['kinds'][0]['mean_accuracy']['value']:.1f}" in done.output
@@ -315,3 +317,4 @@ def test_the_command_on_a_beton_and_its_page(tmp_path: Path, small_betons: tuple
     assert "Under common corruptions" in page
     assert "Severity 4" in page
     assert "frost is drawn" in page
+    assert "CIFAR-10-C as published, 20 images a cell" in page

@@ -29,6 +29,11 @@ TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 SYNSETS = Path(__file__).with_name("ilsvrc2012_synsets.txt")
 
 
+def wordnet_ids() -> tuple[str, ...]:
+    """Return the 1000 WordNet ids in the order of the labels."""
+    return tuple(sorted(SYNSETS.read_text().split()))
+
+
 class TarImages(FileSource):
     """Images at known places of one uncompressed tar: any process reads any of them."""
 

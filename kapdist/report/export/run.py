@@ -11,6 +11,7 @@ import polars as pl
 
 from kapdist.errors import InputError
 from kapdist.report.curves import curve_rows
+from kapdist.report.export.bundle import export_bundle
 from kapdist.report.export.images import csv_bytes, csv_description, image_table, parquet_bytes
 from kapdist.report.export.latex import latex_table
 from kapdist.report.export.merged import Merged, read_all
@@ -18,6 +19,7 @@ from kapdist.report.export.robustbench import Entry, ModelInfo, Standard, model_
 from kapdist.run.files import check_outputs, to_json, write_atomic
 
 FORMATS = ("model-info", "csv", "parquet", "latex")
+BUNDLE = "bundle"
 Files = dict[str, str | bytes]
 
 
@@ -36,20 +38,27 @@ def export(
     entry: Entry | None = None,
     *,
     standard: Standard,
+    with_weights: bool = False,
 ) -> Exported:
     """Write merged attacks in the formats of others; `out` is made where it is missing.
 
     Args:
-        formats: of FORMATS; none: all that apply, and a remark says why one does not.
+        formats: of FORMATS; none: all that apply, and a remark says why one does not. Or BUNDLE alone, whose `out`
+            is a file.
         standard: what the library has in its standard list, as kapdist.attack.stock.standard_list.
+        with_weights: of a bundle.
 
     Raises:
         InputError: no merged attack, one that a format that was asked for cannot tell, or no way to write to `out`.
     """
+    if tuple(formats) == (BUNDLE,):
+        return Exported((export_bundle(directories, out, with_weights),), ())
     wanted = tuple(formats) or FORMATS
     for name in wanted:
         if name not in FORMATS:
-            raise InputError("--format", ", ".join(FORMATS), name)
+            raise InputError("--format", f"{', '.join(FORMATS)}, or {BUNDLE} alone", name)
+    if with_weights:
+        raise InputError("--with-weights", f"--format {BUNDLE}, which may hold them", ", ".join(wanted))
     check_outputs(out / "table.tex", keep_folders=False)
     attacks = read_all(directories)
     files: Files = {}
