@@ -9,7 +9,7 @@ from pydantic import Field
 
 from kapdist.records.record import Count, Record, Share, read_record
 
-SINGLE_DRAW_CHANCE = 0.05  # by how much shares of single draws may differ without meaning anything
+SINGLE_DRAW_CHANCE = 0.05  # of the images: by how much single draws may differ without meaning anything
 Status = Literal["pass", "warn", "fail", "not asked"]
 
 
@@ -107,8 +107,9 @@ class Acted(Record):
 
     @property
     def single_draws_fall(self) -> bool:
-        single, left = self.single_draw, self.single_draw_left
-        return single is not None and left is not None and left < single - SINGLE_DRAW_CHANCE
+        if self.single_draw is None or self.single_draw_left is None:
+            return False
+        return (self.single_draw - self.single_draw_left) * self.robust_accuracy > SINGLE_DRAW_CHANCE
 
     @property
     def believed(self) -> bool:

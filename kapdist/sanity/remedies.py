@@ -106,7 +106,7 @@ def act(
         "num_left": int(verdicts.robust.sum()) - gone,
         "forgiven": 1 if effort.draws > 1 else 0,
         "remedies": course.remedies,
-        **course.single_draws(),
+        **course.all_single_draws(),
     }
 
 
@@ -120,14 +120,15 @@ class Course:
     def __init__(self, effort: Effort, left: Tensor) -> None:
         self.effort, self.left, self.began = effort, left, left.clone()
         self.remedies: list[dict[str, Any]] = []
-        self.single = effort.single_draws(effort.main.last) if effort.draws > 1 and len(left) else None
-        self.before = self.single.clone() if self.single is not None else None
+        self.worst = effort.main.last.clone()
+        """Of a random model, the points on which the fewest single draws are right."""
 
     def take_own(self) -> None:
-        """Count what attacks of the checks broke, which have been run already."""
-        broken = torch.stack(list(self.effort.broken.values())).any(0) & self.left
-        self.note(CHECKS_OWN, [], int(self.left.sum()), int(broken.sum()))
-        self.left &= ~broken
+        """Count what attacks of the checks broke, which have been run already; a draw's chance is nothing."""
+        if self.effort.draws == 1:
+            broken = torch.stack(list(self.effort.broken.values())).any(0) & self.left
+            self.note(CHECKS_OWN, [], int(self.left.sum()), int(broken.sum()))
+            self.left &= ~broken
 
     def run(self, name: str, causes: list[str], surrogate: nn.Module | None, first: nn.Module | None) -> None:
         rows = self.left.nonzero().squeeze(1)
@@ -140,20 +141,33 @@ class Course:
         except SkippedError as reason:
             self.note(name, causes, len(rows), 0, skipped=str(reason))
             return
+        single = single_draws(case.effort, case.worst) if self.keep_worst(case, rows) else None
         self.left[rows[case.broken]] = False
-        if case.single is not None and self.single is not None:
-            self.single[rows] = torch.minimum(self.single[rows], case.single)
         how = "; ".join(case.how) or None
-        single = None if case.single is None else case.single.mean().item()
         self.note(name, causes, len(rows), int(case.broken.sum()), single_draw=single, how=how)
+
+    def keep_worst(self, case: Case, rows: Tensor) -> bool:
+        """Keep points on which fewer single draws are right; False where nothing draws, or another model did."""
+        if self.effort.draws == 1 or not case.right.isfinite().all():
+            return False
+        before = case.effort.single_draws(self.worst[rows], case.effort.judges)
+        harder = case.right < before
+        self.worst[rows[harder]] = case.worst[harder]
+        return True
 
     def note(self, name: str, causes: list[str], attacked: int, broken: int, **more: Any) -> None:
         known = {"attack": name, "causes": causes, "num_attacked": attacked, "num_broken": broken}
         self.remedies.append(known | {key: value for key, value in more.items() if value is not None})
 
-    def single_draws(self) -> dict[str, float]:
-        """Return the share of single draws that were right before and are right after, of what stood at first."""
-        if self.single is None or self.before is None or not self.began.any():
+    def all_single_draws(self) -> dict[str, float]:
+        """Return the share of what stood at first that single draws have right, before the remedies and after."""
+        if self.effort.draws == 1 or not self.began.any():
             return {}
-        before, after = (shares[self.began].mean().item() for shares in (self.before, self.single))
-        return {"single_draw": before, "single_draw_left": after}
+        began = self.effort.part(self.began)
+        points = {"single_draw": self.effort.main.last, "single_draw_left": self.worst}
+        return {key: single_draws(began, found[self.began]) for key, found in points.items()}
+
+
+def single_draws(effort: Effort, points: Tensor) -> float:
+    """Return the share of single draws that are right on points, of draws that have not chosen them."""
+    return effort.single_draws(points, effort.others).mean().item()

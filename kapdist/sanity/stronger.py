@@ -35,19 +35,18 @@ class Case:
         effort: its images are those that stand; its subject answers whether one is broken.
         surrogate: a model whose adversarial images are tried.
         first: the model as it was before anything was asked of it; None where it cannot be copied.
-        single: (batch,) the lowest share of single draws that are right on what was tried; of a random model.
     """
 
     effort: Effort
     surrogate: nn.Module | None = None
     first: nn.Module | None = None
-    single: Tensor | None = None
     how: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.broken = torch.zeros_like(self.effort.labels, dtype=torch.bool)
-        if self.effort.draws > 1:
-            self.single = torch.ones(len(self.broken), dtype=torch.float64, device=self.broken.device)
+        self.worst = self.effort.images.clone()
+        """Of a random model, the points on which the fewest single draws are right."""
+        self.right = torch.full(self.broken.shape, torch.inf, dtype=torch.float64, device=self.broken.device)
 
     @property
     def subject(self) -> Subject:
@@ -62,8 +61,11 @@ class Case:
         """Note which of these rows' points break their image; return how many."""
         effort = self.effort.part(rows)
         fallen = effort.breaks(points) & effort.ball.inside(points, effort.images)
-        if self.single is not None and len(rows):
-            self.single[rows] = torch.minimum(self.single[rows], effort.single_draws(points))
+        if effort.draws > 1:
+            fallen &= effort.breaks_again(points)
+            right = effort.single_draws(points, effort.judges)
+            harder = right < self.right[rows]
+            self.worst[rows[harder]], self.right[rows[harder]] = points[harder], right[harder]
         self.broken[rows[fallen]] = True
         return int(fallen.sum())
 
@@ -119,7 +121,7 @@ def members_in_turn(case: Case) -> None:
 def one_round(case: Case, rows: Tensor, members: list[int]) -> None:
     """Attack the members in this order, and judge every image on the way."""
     effort = case.effort.part(rows)
-    best, right = effort.images, effort.single_draws(effort.images)
+    best, right = effort.images, effort.single_draws(effort.images, effort.judges)
     for member in members:
         found = pgd(
             case.subject,
@@ -133,7 +135,7 @@ def one_round(case: Case, rows: Tensor, members: list[int]) -> None:
             numbers=(member,),
         ).last
         case.judge(found, rows)
-        now = effort.single_draws(found)
+        now = effort.single_draws(found, effort.judges)
         best = torch.where((now < right).view(-1, 1, 1, 1), found, best)
         right = torch.minimum(now, right)
 
