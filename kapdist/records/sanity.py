@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,6 +106,12 @@ class Acted(Record):
         """The accuracy that is left, a share of the examined images."""
         return self.num_left / self.num_images
 
+    def after(self) -> list[tuple[Remedy, float]]:
+        """Return each remedy with the share of the examined images that was left after it."""
+        gone = itertools.accumulate(remedy.num_broken for remedy in self.remedies)
+        left = ((self.num_robust - count) / self.num_images for count in gone)
+        return list(zip(self.remedies, left, strict=True))
+
     @property
     def single_draws_fall(self) -> bool:
         if self.single_draw is None or self.single_draw_left is None:
@@ -118,11 +125,7 @@ class Acted(Record):
 
     def in_words(self) -> str:
         """Return a sentence: what the attack said, and what was left after each remedy that broke something."""
-        told, left = [], self.num_robust
-        for remedy in self.remedies:
-            left -= remedy.num_broken
-            if remedy.num_broken:
-                told.append(f"with {remedy.attack} {said(left / self.num_images)} are left")
+        told = [f"with {remedy.attack} {said(left)} are left" for remedy, left in self.after() if remedy.num_broken]
         words = f"{self.attack} said {said(self.robust_accuracy)} robust of {self.num_images} images"
         words += f"; {', '.join(told)}" if told else "; stronger attacks broke none of them"
         if self.single_draws_fall:

@@ -68,6 +68,9 @@ class Verdicts:
     known: Tensor
     robust: Tensor
 
+    def to(self, device: torch.device) -> Verdicts:
+        return Verdicts(self.attack, self.plan_fingerprint, self.known.to(device), self.robust.to(device))
+
 
 def act(
     effort: Effort,

@@ -405,3 +405,30 @@ PLANTED: dict[Callable[[nn.Module], nn.Module], set[str]] = {
     MultiResolution: {"randomness"},
     RandomMember: {"randomness"},
 }
+
+SAME = 1  # images: what defences that change no prediction may leave more than the bare network does
+LEFT: dict[Callable[[nn.Module], nn.Module], tuple[int, int]] = {
+    HugeTemperature: (SAME, 0),
+    Temperature1e6: (SAME, 0),
+    Temperature1e30: (SAME, 0),
+    RoundedInput: (SAME, 12),
+    Thermometer: (SAME, 12),
+    Jpeg: (SAME, 12),
+    JpegFile: (5, 8),
+    Squashed: (4, 1),
+    Rounding: (3, 2),
+    FlatSlope: (SAME, 0),
+    WrongSign: (SAME, 12),
+    DetachedBranch: (SAME, 12),
+    StraightThrough: (SAME, 8),
+    Argmax: (SAME, 12),
+    Table: (SAME, 12),
+    Ripples: (SAME, 8),
+    Undefined: (SAME, 12),
+    OnlyAtRest: (SAME, 12),
+    SignActivations: (SAME, 8),
+    RoundedLogits: (SAME, 12),
+    MeanSparsified: (SAME, 8),
+    MultiResolution: (3, 1),
+}
+"""Of 24 images: how many more than of the bare network are left at most, how many the remedies break at least."""
