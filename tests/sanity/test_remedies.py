@@ -28,7 +28,7 @@ from kapdist.sanity.subject import Subject, margin
 from kapdist.sanity.verdict import CAUSES
 
 LITTLE = SanityConfig(
-    iterations=10, draws=5, remedies=RemediesConfig(iterations=20, restarts=2, draws=10, queries=100)
+    iterations=10, draws=5, remedies=RemediesConfig(iterations=8, restarts=2, draws=10, queries=40)
 )
 
 
@@ -211,8 +211,8 @@ def build():
 def test_an_attack_that_a_step_misled_is_told_what_is_left_of_its_number(world, short) -> None:
     """The whole way: AutoAttack's APGD on a rounded and on the bare model, then a report on what it left."""
     (world.folder / "masked.py").write_text(MASKED)
-    sanity = {"num_images": 20, "iterations": 10, "restarts": 2, "queries": 20}
-    sanity["remedies"] = {"iterations": 20, "restarts": 2, "queries": 20}
+    sanity = {"num_images": 20, "iterations": 5, "restarts": 2, "queries": 5}
+    sanity["remedies"] = {"iterations": 10, "restarts": 2, "queries": 5}
     robust = {}
     for name in ("bare", "build"):
         config = world.config(name=name, model={"factory": f"masked.py:{name}"}, eps=0.1, sanity=sanity)
