@@ -1,7 +1,14 @@
 """Every knob, once: defaults < YAML file < `section.key=value`; frozen, documented, checked."""
 
 from kapdist.config.adversarial import AdversarialConfig
-from kapdist.config.attack import AttackConfig, AttackedModelConfig, AttackName, CorruptionsConfig, SanityConfig
+from kapdist.config.attack import (
+    AttackConfig,
+    AttackedModelConfig,
+    AttackName,
+    CorruptionsConfig,
+    RemediesConfig,
+    SanityConfig,
+)
 from kapdist.config.fields import Section
 from kapdist.config.robust import RobustConfig
 from kapdist.config.training import (
@@ -37,6 +44,7 @@ __all__ = [
     "KapConfig",
     "ModelConfig",
     "OptimConfig",
+    "RemediesConfig",
     "RobustConfig",
     "SanityConfig",
     "Section",

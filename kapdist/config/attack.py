@@ -35,6 +35,21 @@ class AttackedModelConfig(Section):
     """Weights for the factory's model, safetensors or a plain state_dict."""
 
 
+class RemediesConfig(Section):
+    """Owner: sanity/remedies.py. Stronger attacks that a cause calls for, on the images that are left."""
+
+    after: Literal["warn", "fail", "never"] = "warn"
+    """What they follow: a check that warned or failed, one that failed, or nothing."""
+    iterations: Natural = 100
+    """Iterations of each PGD among them."""
+    restarts: Natural = 4
+    """Random starts of the one with more starts, and members that a randomised ensemble is attacked from."""
+    draws: Annotated[int, Field(ge=2)] = 40
+    """Draws of the model's randomness, or points near by, that a gradient is averaged over."""
+    queries: Natural = 2000
+    """Queries per image of the attacks by scores or by classes alone."""
+
+
 class SanityConfig(Section):
     """Owner: sanity/. How much effort goes into finding out whether an attack's number can be believed."""
 
@@ -51,6 +66,8 @@ class SanityConfig(Section):
     surrogate: Surrogates = ()
     """Another run or factory, best an undefended model, or several: adversarial images of theirs must break nothing
     that PGD leaves."""
+    remedies: RemediesConfig = RemediesConfig()
+    """What is done about a cause that was found."""
 
 
 AttackName = Literal[

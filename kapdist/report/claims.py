@@ -200,12 +200,25 @@ def row_claims(row: Row) -> Iterator[Claim]:
             f"summary.json {summary.num_robust} of {summary.num_images}."
         )
         yield Claim(text, warns=True)
+    yield from doubt_claims(row.name, attack)
     # The attacks project in float32, which may leave a perturbation a rounding error outside of the ball.
     if summary.max_norm > summary.eps * (1 + 1e-4) + 1e-6:
         text = f"{row.name}: the largest perturbation, {summary.max_norm:.6g}, is beyond eps, {summary.eps:.6g}."
         yield Claim(text, warns=True)
     if row.own and row.run.weights_sha256 not in (None, summary.weights_sha256):
         text = f"{row.name}: the attacked weights are not the ones that are in the run's model.safetensors now."
+        yield Claim(text, warns=True)
+
+
+def doubt_claims(name: str, attack: Attack) -> Iterator[Claim]:
+    """Say what stronger attacks left of a number, as `kapdist attack sanity` found it."""
+    if attack.doubt:
+        yield Claim(f"{name}: the robust accuracy is not to be believed. {attack.doubt.in_words()}.", warns=True)
+    elif attack.acted and attack.acted.plan_fingerprint is None and not attack.acted.believed:
+        text = (
+            f"{name}: stronger attacks broke what the report's own had left, before this attack was merged; "
+            "kapdist attack sanity compares them with this one."
+        )
         yield Claim(text, warns=True)
 
 

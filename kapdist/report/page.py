@@ -25,7 +25,7 @@ from kapdist.report.facts import attack_facts, run_facts
 from kapdist.report.norms import COLUMNS as NORM_COLUMNS
 from kapdist.report.norms import norms_views
 from kapdist.report.plots import Plot
-from kapdist.report.render import COLUMNS, NUMBERS, SHORT_COLUMNS, cells
+from kapdist.report.render import COLUMNS, DOUBT, NUMBERS, SHORT_COLUMNS, cells
 from kapdist.report.sanity import SanityView, sanity_views
 from kapdist.report.table import Block, Row
 from kapdist.report.topography import LAYER_COLUMNS, ROW_COLUMNS, TopographyView, topography_views
@@ -137,6 +137,7 @@ def render(
         columns=COLUMNS,
         short_columns=SHORT_COLUMNS,
         numbers=NUMBERS,
+        doubt=DOUBT,
         cells=cells,
         caption=caption,
         config_text=lambda run: dump_config(run.config) if run.config else "",

@@ -14,6 +14,7 @@ from kapdist.config import Config
 from kapdist.errors import InputError
 from kapdist.records import sealed
 from kapdist.records.metrics import Metrics, read_metrics
+from kapdist.records.sanity import Acted, read_sanity
 from kapdist.records.summary import Summary, read_summary
 from kapdist.run.paths import AttackDir, RunDir, as_ended, labels, weights_sha256
 
@@ -45,6 +46,18 @@ class Attack:
             return None
         data = self.plan.get("data")
         return data.get("fingerprint") if isinstance(data, dict) else None, frozenset(self.records["image"])
+
+    @cached_property
+    def acted(self) -> Acted | None:
+        """What stronger attacks left of it; None where nothing called for any."""
+        return read_sanity(self.dir.sanity).acted if self.dir.sanity.exists() else None
+
+    @property
+    def doubt(self) -> Acted | None:
+        """The same where it says that this attack's number is not to be believed."""
+        acted = self.acted
+        mine = acted is not None and acted.plan_fingerprint == self.summary.plan_fingerprint
+        return acted if mine and acted is not None and not acted.believed else None
 
     @property
     def factory(self) -> str | None:

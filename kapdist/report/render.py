@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from kapdist.report.claims import Claim
 from kapdist.report.table import Block, Row
-from kapdist.report.words import accuracy_text, short
+from kapdist.report.words import accuracy_text, percent, short
 from kapdist.statistics.intervals import Proportion
 
 COLUMNS = (
@@ -30,6 +31,7 @@ COLUMNS = (
 )
 SHORT_COLUMNS = (*COLUMNS[:6], "Clean accuracy, %", "Robust accuracy, %", "Images", "Forward + backward passes")
 NUMBERS = COLUMNS[3:]
+DOUBT = ", not to be believed"
 CSV_COLUMNS = (
     *("run", "attack", "norm", "eps", "version", "attacks", "noise", "model", "pool_size", "layout", "noise_std"),
     *("input_noise_std", "epochs", "num_images", "clean", "clean_low", "clean_high", "robust", "robust_low"),
@@ -47,7 +49,7 @@ def cells(row: Row) -> tuple[str, ...]:
         number(row.input_noise_std),
         number(row.epochs),
         accuracy(row.clean),
-        accuracy(row.robust),
+        accuracy(row.robust) + doubted(row),
         number(row.num_images),
         " + ".join(map(short, row.passes)) if row.passes else "–",
     )
@@ -59,6 +61,16 @@ def number(value: float | None) -> str:
 
 def accuracy(found: Proportion | None) -> str:
     return "–" if found is None else accuracy_text(found, sign="")
+
+
+def doubted(row: Row) -> str:
+    """Say beside a number what is left of it; nothing where no stronger attack speaks against it."""
+    doubt = row.attack.doubt if row.attack else None
+    if doubt is None:
+        return ""
+    if doubt.num_left < doubt.num_robust:
+        return f"{DOUBT}: {percent(doubt.left)} left of {doubt.num_images} examined"
+    return f"{DOUBT}: of what it left a single draw has {percent(doubt.single_draw_left or 0)} right"
 
 
 def markdown_block(block: Block, remarks: Sequence[Claim]) -> str:
@@ -120,7 +132,9 @@ def terminal_table(block: Block) -> Table:
     table = Table(title=block.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     heads = {0: "Run", 2: "K", 3: "Noise σ", 4: "Input σ", 6: "Clean, %", 7: "Robust, %"}
     for column, head in heads.items():
-        table.add_column(head, justify="right" if COLUMNS[column] in NUMBERS else "left", no_wrap=column > 0)
+        doubts = COLUMNS[column] in NUMBERS and any(map(doubted, block.rows))
+        justify: Literal["right", "left"] = "right" if COLUMNS[column] in NUMBERS else "left"
+        table.add_column(head, justify=justify, no_wrap=column > 0 and not doubts)
     for row in block.rows:
         texts = cells(row)
         table.add_row(*(Text(texts[column]) for column in heads))

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from kapdist.records.sanity import Curve, Sanity
+from kapdist.records.sanity import Acted, Curve, Sanity
 from kapdist.report.plots import COLOURS, FAINT, INK, STYLE, Plot, canvas, drawn
 from kapdist.report.words import percent
 
@@ -19,6 +19,8 @@ def sanity_plots(report: Sanity, name: str) -> tuple[Plot, ...]:
     """Return the plots of one report in reading order; `name` tells their files from another report's."""
     with matplotlib.rc_context(STYLE):
         plots = [attacks_plot(report, name), iterations_plot(report, name), eps_plot(report, name)]
+        if report.acted:
+            plots.append(remedies_plot(report.acted, name))
         if report.curves.draws:
             plots.append(draws_plot(report, report.curves.draws, name))
         if report.curves.agreement:
@@ -31,6 +33,23 @@ def attacks_plot(report: Sanity, name: str) -> Plot:
     left = sorted(report.attacks.items(), key=lambda item: -item[1])
     names, values = [item[0] for item in left], [100 * item[1] for item in left]
     figure, axes = canvas("Accuracy left, % of the correct images", "")
+    bars(axes, names, values)
+    told = ", ".join(f"{attack} {percent(value)}" for attack, value in left)
+    return drawn(figure, f"sanity-attacks-{name}", "What each attack leaves", f"Accuracy left in percent: {told}.")
+
+
+def remedies_plot(acted: Acted, name: str) -> Plot:
+    """Draw what was left after each stronger attack that was run, in their order."""
+    after = [(remedy.attack, left) for remedy, left in acted.after() if not remedy.skipped]
+    rows = [("the attack's verdict", acted.robust_accuracy), *after]
+    figure, axes = canvas("Accuracy left, % of the examined images", "")
+    bars(axes, [row[0] for row in rows], [100 * row[1] for row in rows])
+    told = ", ".join(f"{attack} {percent(value)}" for attack, value in rows)
+    title = "What stronger attacks leave"
+    return drawn(figure, f"sanity-remedies-{name}", title, f"Accuracy left in percent: {told}.")
+
+
+def bars(axes: Axes, names: list[str], values: list[float]) -> None:
     axes.barh(names, values, color=COLOURS[0], height=0.6)
     axes.invert_yaxis()
     axes.set_xlim(0, 112)
@@ -38,8 +57,6 @@ def attacks_plot(report: Sanity, name: str) -> Plot:
     axes.grid(visible=False, axis="y")
     for place, value in enumerate(values):
         axes.annotate(f"{value:.0f}", (value, place), (4, 0), textcoords="offset points", va="center", color=INK)
-    told = ", ".join(f"{attack} {percent(value)}" for attack, value in left)
-    return drawn(figure, f"sanity-attacks-{name}", "What each attack leaves", f"Accuracy left in percent: {told}.")
 
 
 def iterations_plot(report: Sanity, name: str) -> Plot:

@@ -8,6 +8,7 @@ from kapdist.attack.model import state_sha256
 from kapdist.sanity.subject import Subject
 
 ALONE = 4  # images that are shown by themselves
+REDRAWS = 8  # of one of two members all alike one time in 256
 RANDOM_ABOVE = 1e-3  # of the logits' spread; rounding stays far below
 
 
@@ -19,13 +20,22 @@ class Contract:
         self.weights = state_sha256(subject.model)
         self.first = subject.logits(images)
         again, other = subject.logits(images), subject.logits(images, *subject.fresh(1))
-        self.repeat, self.redrawn = self.differs(again), self.differs(other)
+        self.repeat = self.differs(again)
+        self.redrawn = max(self.differs(other), self.differs_on_few())
 
-    def differs(self, logits: Tensor, until: int | None = None) -> float:
+    def differs_on_few(self) -> float:
+        """Return the largest difference among some draws on a few images: one draw may be of the same member."""
+        few = self.images[:ALONE]
+        first, *others = (self.subject.logits(few, draw).double() for draw in (0, *self.subject.fresh(REDRAWS)))
+        return max((other - first).abs().max().item() for other in others) / self.spread
+
+    def differs(self, logits: Tensor) -> float:
         """Return the largest difference from the first logits, in units of their spread over all classes."""
-        first = self.first[:until]
-        spread = first.double().std().clamp(min=1e-30)
-        return ((logits.double() - first.double()).abs().max() / spread).item()
+        return (logits.double() - self.first.double()).abs().max().item() / self.spread
+
+    @property
+    def spread(self) -> float:
+        return max(self.first.double().std().item(), 1e-30)
 
     @property
     def is_random(self) -> bool:
@@ -53,8 +63,7 @@ class Contract:
         return max(alone, self.differs(self.subject.logits(self.images.flip(0)).flip(0)))
 
     def differs_at(self, logits: Tensor, index: int) -> float:
-        spread = self.first.double().std().clamp(min=1e-30)
-        return ((logits.double() - self.first[index].double()).abs().max() / spread).item()
+        return (logits.double() - self.first[index].double()).abs().max().item() / self.spread
 
     def levels(self) -> float:
         """Return the share of distinct values among all logits: a head that answers by argmax has two."""

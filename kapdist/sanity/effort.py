@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,15 +51,39 @@ class Effort:
 
     def run(self, loss: Loss = sharp_cross_entropy, ball: Ball | None = None, **options: int) -> Ascent:
         """Run PGD with the config's effort unless `options` say otherwise."""
-        effort = {"iterations": self.config.iterations, "draws": self.draws, "seed": self.seed} | options
+        effort: dict[str, Any] = {"iterations": self.config.iterations, "draws": self.draws, "seed": self.seed}
         watched = sorted({1, 2, 5, 10, 20, 50, 100, self.config.iterations})
-        return pgd(self.subject, self.images, self.labels, ball or self.ball, loss=loss, watched=watched, **effort)
+        words: dict[str, Any] = {"loss": loss, "watched": watched} | effort | options
+        return pgd(self.subject, self.images, self.labels, ball or self.ball, **words)
 
     def breaks(self, points: Tensor, ball: Ball | None = None) -> Tensor:
         """Return which images these adversarial ones break, (batch,)."""
         self.largest_excess = max(self.largest_excess, excess(points, self.images, ball or self.ball))
-        judges = range(-JUDGES * self.draws, 0) if self.draws > 1 else (0,)
-        return self.subject.scores(points, judges).argmax(1) != self.labels
+        return self.subject.scores(points, self.judges).argmax(1) != self.labels
+
+    @property
+    def judges(self) -> range:
+        """The draws of evaluation, the same for all attacks."""
+        return range(-JUDGES * self.draws, 0) if self.draws > 1 else range(1)
+
+    @property
+    def others(self) -> range:
+        """As many draws that have chosen nothing: the hardest of many points is scored by them."""
+        return range(-2 * JUDGES * self.draws, -JUDGES * self.draws) if self.draws > 1 else range(1)
+
+    def breaks_again(self, points: Tensor) -> Tensor:
+        """Return which images break under the draws that have chosen nothing, (batch,)."""
+        return self.subject.scores(points, self.others).argmax(1) != self.labels
+
+    def single_draws(self, points: Tensor, draws: range) -> Tensor:
+        """Return the share of draws that are right on each point, (batch,), float64."""
+        right = [self.subject.logits(points, draw).argmax(1) == self.labels for draw in draws]
+        return torch.stack(right).double().mean(0)
+
+    def part(self, rows: Tensor, subject: Subject | None = None) -> Effort:
+        """Return the same on some of the images, or on another subject."""
+        images, labels = self.images[rows], self.labels[rows]
+        return Effort(subject or self.subject, images, labels, self.ball, self.config, self.seed, self.draws)
 
     def measure(self, tick: Callable[[], None]) -> tuple[dict[str, float | None], dict[str, object]]:
         """Return numbers and curves of all attacks; `tick` is called after each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,12 +17,14 @@ from kapdist.sanity.contract import Contract
 from kapdist.sanity.effort import Effort, accuracy, gained
 from kapdist.sanity.landscape import landscape
 from kapdist.sanity.points import interior
+from kapdist.sanity.remedies import Verdicts, act
 from kapdist.sanity.subject import Subject
 from kapdist.sanity.verdict import causes, judged, overall
 
 CLEAN_DRAWS = 32
-STEPS = 10  # calls of `tick`
+STEPS = 11  # calls of `tick`
 LEVELS = 0.1
+ACTED_AFTER = {"never": (), "fail": ("causes",), "warn": ("causes", "suspected")}
 
 
 def examine(
@@ -37,6 +40,7 @@ def examine(
     surrogates: Sequence[nn.Module] = (),
     stored: float | None = None,
     certified: float | None = None,
+    verdicts: Verdicts | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Return checks, curves and counts as JSON values; a function of the arguments alone.
@@ -49,11 +53,13 @@ def examine(
         surrogates: models whose adversarial images are tried on this one.
         stored: share of stored adversarial images that break the rules, if there are any.
         certified: share of certified images that an attack breaks within their radius, if there are any.
+        verdicts: of the attack whose number is in question; None: the report's own attack with gradients.
         tick: called after each of STEPS parts.
 
     Raises:
         InputError: the model has none of the images right.
     """
+    first = copied(model) if config.remedies.after != "never" else None
     subject = Subject(model, mode, seed, batch_size)
     contract = Contract(subject, images)
     draws = config.draws if contract.is_random else 1
@@ -73,7 +79,19 @@ def examine(
     if numbers["levels"] is not None and numbers["levels"] < LEVELS:
         numbers["quantised"] = None  # logits of few values stay as they are for another reason
     tick()
-    return outcome(numbers, effort) | {"num_images": len(right), "curves": curves}
+    found = outcome(numbers, effort) | {"num_images": len(right), "curves": curves}
+    if asked := [cause for after in ACTED_AFTER[config.remedies.after] for cause in found[after]]:
+        found["acted"] = act(effort, right, verdicts, asked, surrogates, first)
+    tick()
+    return found | {"forwards": subject.forwards, "backwards": subject.backwards}
+
+
+def copied(model: nn.Module) -> nn.Module | None:
+    """Return the model before anything was asked of it; None where somebody else's cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except Exception:
+        return None
 
 
 def outcome(numbers: dict[str, float | None], effort: Effort) -> dict[str, Any]:
@@ -86,8 +104,6 @@ def outcome(numbers: dict[str, float | None], effort: Effort) -> dict[str, Any]:
         "draws": effort.draws,
         "checks": rows,
         "attacks": {name: accuracy(broken) for name, broken in effort.broken.items()},
-        "forwards": effort.subject.forwards,
-        "backwards": effort.subject.backwards,
     }
 
 

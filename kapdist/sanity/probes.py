@@ -43,16 +43,22 @@ def pgd(
     restart: int = 0,
     watched: Sequence[int] = (),
     step: float = STEP,
+    start: Tensor | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Ascent:
     """Projected gradient ascent from a random start: Madry et al. 2018, https://arxiv.org/abs/1706.06083.
 
     The step stays the same, so the first k iterations of a longer run are a run of k iterations.
+
+    Args:
+        start: where it starts instead.
+        numbers: of the draws, the same at every iteration; default: `draws` fresh ones.
     """
-    points = interior(ball, images, seed, "pgd", restart)
+    points = interior(ball, images, seed, "pgd", restart) if start is None else start
     best, highest = points.clone(), torch.full_like(images[:, 0, 0, 0], -torch.inf)
     found, margins = {}, []
     for iteration in range(iterations + 1):
-        gradient, margin = subject.slope(points, labels, loss, subject.fresh(draws))
+        gradient, margin = subject.slope(points, labels, loss, numbers or subject.fresh(draws))
         better = margin > highest
         best[better], highest = points[better], torch.maximum(highest, margin)
         margins.append(highest)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -24,13 +24,17 @@ from kapdist.config.noises import described, noises_of
 from kapdist.errors import InputError
 from kapdist.progress import Progress
 from kapdist.records.attack_plan import AttackPlan
-from kapdist.records.sanity import CheckResult, Sanity, read_sanity
+from kapdist.records.sanity import Acted, CheckResult, Sanity, read_sanity
 from kapdist.records.sealed import read_array, read_json, write_json
 from kapdist.run.files import check_outputs
 from kapdist.run.paths import AttackDir
 from kapdist.sanity.certified import broken_certificates
 from kapdist.sanity.examine import STEPS, examine
+from kapdist.sanity.standing import verdicts_of
 from kapdist.sanity.verdict import CAUSES
+
+if TYPE_CHECKING:  # imported where it is used: rich takes a while
+    from rich.console import Console
 
 DONE_AGAIN = "kapdist attack shard does its chunk again"
 VACUOUS_LINF = 0.5  # every image can become one grey
@@ -68,6 +72,7 @@ def examined(
     device: torch.device,
 ) -> Sanity:
     started = time.perf_counter()
+    verdicts, remarks = verdicts_of(attack, plan)
     images, labels = (torch.cat(parts).to(device) for parts in zip(*chunks(plan), strict=True))
     with Progress(f"{plan.run}/{plan.name}", STEPS, unit="parts of the report") as progress:
         found = examine(
@@ -82,9 +87,10 @@ def examined(
             surrogates=surrogates,
             stored=stored_violations(attack),
             certified=broken_certificates(run, plan.model),
+            verdicts=verdicts.to(device) if verdicts else None,
             tick=Ticks(progress),
         )
-    values = describe(plan, config) | found | {"seconds": time.perf_counter() - started}
+    values = describe(plan, config, remarks) | found | {"seconds": time.perf_counter() - started}
     write_json(attack.sanity, Sanity.model_validate(values).describe())
     return read_sanity(attack.sanity)
 
@@ -129,8 +135,8 @@ def load_surrogates(
     return [load_model(surrogate, Path()).to(device) for surrogate in planned]
 
 
-def describe(plan: AttackPlan, config: AttackConfig) -> dict[str, Any]:
-    notes = []
+def describe(plan: AttackPlan, config: AttackConfig, remarks: Sequence[str] = ()) -> dict[str, Any]:
+    notes = list(remarks)
     if plan.norm == "Linf" and plan.eps >= VACUOUS_LINF:
         notes.append("eps is so large that every image can become the same grey: no model can pass")
     if config.noise == "off" and (found := noises_of(plan.model.architecture)):
@@ -197,7 +203,20 @@ def print_report(report: Sanity) -> None:
         console.print(f"fail: {cause}: {CAUSES[cause]}", markup=False, highlight=False, style="red")
     for cause in report.suspected:
         console.print(f"warn: {cause}: {CAUSES[cause]}", markup=False, highlight=False, style="yellow")
+    if report.acted:
+        print_remedies(console, report.acted)
     console.print(f"verdict: {report.verdict}", markup=False, highlight=False, style="bold")
+
+
+def print_remedies(console: Console, acted: Acted) -> None:
+    for remedy in acted.remedies:
+        broke = f"skipped: {remedy.skipped}" if remedy.skipped else f"broke {remedy.num_broken}"
+        line = f"done: {remedy.attack}, on {remedy.num_attacked} images: {broke}"
+        console.print(line + (f" ({remedy.how})" if remedy.how else ""), markup=False, highlight=False)
+    style = None if acted.believed else "red bold"
+    console.print(f"{acted.in_words()}.", markup=False, highlight=False, style=style)
+    if not acted.believed:
+        console.print("That number is not to be believed.", markup=False, highlight=False, style=style)
 
 
 def said(value: float | None) -> str:

@@ -69,6 +69,10 @@ class Subject:
         self.used = 0
         self.forwards = self.backwards = 0
 
+    def like(self, model: nn.Module, batch_size: int | None = None) -> Subject:
+        """Return another model under the same draws."""
+        return Subject(model, self.mode, self.seed, batch_size or self.batch_size)
+
     def fresh(self, count: int) -> range:
         """Return the numbers of draws that have not been used."""
         self.used += count

@@ -12,6 +12,7 @@ import pytest
 
 from kapdist.errors import InputError
 from kapdist.report import write_report
+from kapdist.report.comparison import comparison
 from kapdist.sanity.verdict import CHECKS, causes, judged, overall
 
 GRID = [[0.1 * row + 0.02 * column for column in range(5)] for row in range(5)]
@@ -71,6 +72,74 @@ def test_the_page_has_the_verdicts_the_causes_and_the_plots(make_run, tmp_path: 
     assert "Attacks without a summary" not in text  # the directory is the report's own
     assert len(re.findall(r'<img src="data:image/svg', page)) == 2 + 5 + 7  # training, masked, noisy
     assert (tmp_path / "out" / "sanity-landscape-masked-linf.png").exists()
+
+
+ACTED = {
+    "attack": "The attack (AutoAttack standard)",
+    "plan_fingerprint": "of the attack",
+    "num_images": 40,
+    "num_robust": 18,
+    "num_left": 5,
+    "remedies": [
+        {"attack": "averaged gradients", "causes": ["randomness"], "num_attacked": 18, "num_broken": 13},
+        {
+            "attack": "transfer",
+            "causes": ["masked gradient"],
+            "num_attacked": 5,
+            "num_broken": 0,
+            "skipped": "no surrogate is named",
+        },
+    ],
+}
+SAID = "The attack (AutoAttack standard) said 45.0% robust of 40 images; with averaged gradients 12.5% are left."
+
+
+def examined_after(make_run: Any, acted: dict[str, Any]) -> Path:
+    """A run whose attack, 18 of 40 images robust, was examined and something was done about a cause."""
+    run = make_run("doubted").trained(0.9).attacked(36, {"apgd-ce": 18}, num_images=40)
+    attack = run.dir.attack("linf")
+    fingerprint = json.loads(attack.summary.read_text())["plan_fingerprint"]
+    if acted["plan_fingerprint"] is not None:
+        acted = acted | {"plan_fingerprint": fingerprint}
+    attack.sanity.write_text(json.dumps(sanity(flips=0.1) | {"acted": acted}))
+    return run.dir.root
+
+
+def words(page: Path) -> str:
+    return html.unescape(" ".join(re.sub(r"<[^>]+>", " ", page.read_text()).split()))
+
+
+def test_a_number_that_stronger_attacks_lower_is_marked_with_the_lower_one_beside_it(make_run, tmp_path) -> None:
+    page = write_report([examined_after(make_run, ACTED)], tmp_path / "out")
+    text = words(page)
+    assert re.search(r"45\.0 \[[\d., ]+\] not to be believed: 12\.5 left of 40 examined", text)
+    assert f"doubted: the robust accuracy is not to be believed. {SAID}" in text
+    assert f"{SAID} That number is not to be believed." in text
+    assert "averaged gradients randomness 18 13 12.5 –" in text
+    assert "transfer masked gradient 5 – 12.5 no surrogate is named" in text
+    assert ", not to be believed: 12.5 left of 40 examined" in (tmp_path / "out/table.md").read_text()
+    assert (tmp_path / "out" / "sanity-remedies-doubted-linf.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "believed"),
+    [
+        ({"num_left": 18, "remedies": []}, True),
+        ({"num_left": 17, "forgiven": 1}, True),
+        ({"num_left": 17}, False),
+        ({"num_left": 18, "single_draw": 0.9, "single_draw_left": 0.85}, True),
+        ({"num_left": 18, "single_draw": 0.9, "single_draw_left": 0.5}, False),
+    ],
+)
+def test_what_is_marked(make_run, change: dict[str, Any], believed: bool) -> None:
+    text = comparison([examined_after(make_run, ACTED | change)]).markdown()
+    assert ("not to be believed" not in text) == believed
+
+
+def test_a_report_from_before_the_attack_marks_nothing_and_says_what_to_do(make_run) -> None:
+    text = comparison([examined_after(make_run, ACTED | {"plan_fingerprint": None})]).markdown()
+    assert "left of 40 examined" not in text
+    assert "before this attack was merged; kapdist attack sanity compares them" in text
 
 
 def test_without_reports_there_is_no_section(page: Path) -> None:

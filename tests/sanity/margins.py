@@ -14,10 +14,11 @@ from sanity.honest import EPS, fashion, honest
 from sanity.planted import PLANTED
 
 from kapdist.attack.ball import Ball
-from kapdist.config import SanityConfig
+from kapdist.config import RemediesConfig, SanityConfig
 from kapdist.sanity.examine import examine
 from kapdist.sanity.verdict import CHECKS
 
+NONE = RemediesConfig(after="never")
 KINDS = ("cnn", "faint cnn", "plain", "kap", "adversarial")
 
 
@@ -30,12 +31,13 @@ def numbers(model: torch.nn.Module, config: SanityConfig, seed: int, mode: str =
 
 def main(seeds: int) -> None:
     torch.set_num_threads(1)
-    config = SanityConfig()
+    config = SanityConfig(remedies=NONE)
     good = [numbers(honest(kind, seed), config, seed) for seed in range(seeds) for kind in KINDS]
     noisy = [
-        numbers(honest("noise", seed), SanityConfig(num_images=32, draws=5), seed, "fresh") for seed in range(1)
+        numbers(honest("noise", seed), SanityConfig(num_images=32, draws=5, remedies=NONE), seed, "fresh")
+        for seed in range(1)
     ]
-    little = SanityConfig(num_images=32, iterations=10, restarts=2, draws=3, queries=50)
+    little = SanityConfig(num_images=32, iterations=10, restarts=2, draws=3, queries=50, remedies=NONE)
     base = honest("cnn", seeds)
     bad = {it.__name__: numbers(it(copy.deepcopy(base)).eval(), little, 0) for it in PLANTED}
     print("| check | warns | fails | honest, worst | with noise | fails on |")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from sanity.hashed import HashedNoise, HashedPermutation, HashedResize, NearestInTable, Table
-from sanity.honest import Tempered, Wrapped
+from sanity.honest import Tempered, Wrapped, fashion
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -294,6 +294,79 @@ class Storm(Wrapped):
         return logits + ((images - 0.29).unsqueeze(1) * slopes).sum((2, 3, 4))
 
 
+class MeanSparse(nn.Module):
+    """Values near one of their channel's means, (channels, means), become that mean: no gradient there."""
+
+    def __init__(self, means: Tensor, reach: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("means", means)
+        self.register_buffer("reach", reach)
+
+    def forward(self, values: Tensor) -> Tensor:
+        means, reach = self.means.to(values), self.reach.to(values)
+        away = (values.unsqueeze(-1) - means.view(1, -1, 1, 1, means.shape[1])).abs()
+        nearest = means.gather(1, away.argmin(-1).movedim(1, 0).flatten(1)).unflatten(1, values[:, 0].shape)
+        return torch.where(away.amin(-1) > reach.view(-1, 1, 1), values, nearest.movedim(0, 1))
+
+
+class MeanSparsified(Wrapped):
+    """Activations within two deviations of a mean become that mean (MeanSparse: Amini et al. 2024).
+
+    Of two means per channel, of its values below and above their mean; with one, as in the paper, what still
+    moves is gradient enough for PGD to break this network, and nothing is hidden.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        last = max(place for place, layer in enumerate(network) if isinstance(layer, nn.ReLU))
+        with torch.no_grad():
+            values = network[:last](fashion("train", 200)[0]).movedim(1, 0).flatten(1)
+        middle = values.mean(1, keepdim=True)
+        sides = (values * part for part in (values < middle, values >= middle))
+        means = [side.sum(1) / side.count_nonzero(1) for side in sides]
+        network.insert(last, MeanSparse(torch.stack(means, 1), 2 * values.std(1)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+
+class MultiResolution(Wrapped):
+    """The same image at several resolutions, each shifted and noisy by chance, and the median of their logits.
+
+    After the self-ensemble of Fort & Lakshminarayanan 2024, https://arxiv.org/abs/2408.05446.
+    """
+
+    sides = (16, 14, 12, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = torch.stack([self.network(self.seen(images, side)) for side in self.sides])
+        logits = logits - logits.amax(2, keepdim=True)
+        return logits.median(0).values
+
+    def seen(self, images: Tensor, side: int) -> Tensor:
+        shift = torch.randint(-1, 2, (2,)).tolist()
+        noisy = images + 0.05 * torch.randn_like(images)
+        small = functional.interpolate(noisy.roll(shift, (2, 3)), side, mode="bilinear", antialias=True)
+        return functional.interpolate(small, images.shape[-1], mode="bilinear")
+
+
+class RandomMember(Wrapped):
+    """At every call one of two networks whose gradients point away from each other (Dbouk & Shanbhag 2022).
+
+    To one the finest checkerboard in the image speaks for a class, to the other against it; images have hardly any.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        rows, columns = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
+        coarse = torch.randn(10, 3, 4, 4, generator=torch.Generator().manual_seed(0)).sign()
+        self.register_buffer("slopes", (1 - 2 * ((rows + columns) % 2)) * functional.interpolate(coarse, 16))
+
+    def forward(self, images: Tensor) -> Tensor:
+        side = 2 * int(torch.randint(0, 2, ())) - 1
+        return self.network(images) + 0.3 * side * torch.einsum("nchw,kchw->nk", images, self.slopes.to(images))
+
+
 PLANTED: dict[Callable[[nn.Module], nn.Module], set[str]] = {
     HugeTemperature: {"saturated softmax"},
     RoundedInput: {"quantised input"},
@@ -328,4 +401,34 @@ PLANTED: dict[Callable[[nn.Module], nn.Module], set[str]] = {
     HashedResize: {"shattered gradient", "false gradient"},
     Table: {"discrete output"},
     NearestInTable: {"non-differentiable step"},
+    MeanSparsified: {"non-differentiable step", "vanishing gradient", "masked gradient"},
+    MultiResolution: {"randomness"},
+    RandomMember: {"randomness"},
 }
+
+SAME = 1  # images: what defences that change no prediction may leave more than the bare network does
+LEFT: dict[Callable[[nn.Module], nn.Module], tuple[int, int]] = {
+    HugeTemperature: (SAME, 0),
+    Temperature1e6: (SAME, 0),
+    Temperature1e30: (SAME, 0),
+    RoundedInput: (SAME, 12),
+    Thermometer: (SAME, 12),
+    Jpeg: (SAME, 12),
+    JpegFile: (5, 8),
+    Squashed: (4, 1),
+    Rounding: (3, 2),
+    FlatSlope: (SAME, 0),
+    WrongSign: (SAME, 12),
+    DetachedBranch: (SAME, 12),
+    StraightThrough: (SAME, 8),
+    Argmax: (SAME, 12),
+    Table: (SAME, 12),
+    Ripples: (SAME, 8),
+    Undefined: (SAME, 12),
+    OnlyAtRest: (SAME, 12),
+    SignActivations: (SAME, 8),
+    RoundedLogits: (SAME, 12),
+    MeanSparsified: (SAME, 8),
+    MultiResolution: (3, 1),
+}
+"""Of 24 images: how many more than of the bare network are left at most, how many the remedies break at least."""

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import torch
 from sanity.honest import EPS, Tempered, Wrapped, fashion, honest
-from sanity.planted import PLANTED, OnlyAtRest, Storm
+from sanity.planted import LEFT, PLANTED, OnlyAtRest, Storm
 from torch import Tensor, nn
 from torch.nn import functional
 
 from kapdist.attack.ball import Ball
 from kapdist.cli import file_and_overrides
-from kapdist.config import AttackConfig, SanityConfig
+from kapdist.config import AttackConfig, RemediesConfig, SanityConfig
 from kapdist.config.file import load_config
 from kapdist.errors import InputError
+from kapdist.records.sanity import Acted
 from kapdist.run.files import write_json
 from kapdist.run.paths import AttackDir
 from kapdist.sanity import signal as signals
@@ -32,8 +33,9 @@ from kapdist.sanity.run import run_sanity, stored_violations
 from kapdist.sanity.subject import Loss, Subject, cross_entropy, margin, sharp_cross_entropy
 from kapdist.sanity.verdict import CAUSES, CHECKS, judged, overall
 
-LITTLE = SanityConfig(num_images=24, iterations=10, restarts=2, draws=2, queries=30)
-LEAST = SanityConfig(num_images=8, iterations=2, restarts=2, draws=2, queries=5)
+ENOUGH = RemediesConfig(iterations=10, restarts=2, draws=4, queries=30)
+LITTLE = SanityConfig(num_images=24, iterations=10, restarts=2, draws=2, queries=30, remedies=ENOUGH)
+LEAST = SanityConfig(num_images=8, iterations=2, restarts=2, draws=2, queries=5, remedies=ENOUGH)
 BALL, BALL_L2 = Ball("Linf", EPS), Ball("L2", 0.8)
 
 
@@ -41,6 +43,14 @@ BALL, BALL_L2 = Ball("Linf", EPS), Ball("L2", 0.8)
 def network() -> nn.Module:
     """The honest network that all defences are planted on."""
     return honest("cnn")
+
+
+@cache
+def undefended_left() -> int:
+    """How many images the same attack leaves of the network without a defence, which nothing is done about."""
+    found = report(network())
+    assert "acted" not in found
+    return round(found["num_clean_correct"] * found["attacks"]["pgd, restarts"])
 
 
 def report(model: nn.Module, config: SanityConfig = LITTLE, **options: object) -> dict:
@@ -61,12 +71,18 @@ def test_a_planted_defence_is_flagged_with_its_cause(defence: Callable[[nn.Modul
     found = report(defence(copy.deepcopy(network())).eval().requires_grad_(False))
     assert found["verdict"] == "fail"
     assert set(found["causes"]) & PLANTED[defence], found["causes"]
+    acted = Acted.model_validate(found["acted"])
+    more, broken = LEFT.get(defence, (24, 0))
+    assert acted.num_left <= undefended_left() + more, acted
+    assert acted.num_robust - acted.num_left >= broken, acted
+    assert not acted.believed or broken == 0
 
 
 @pytest.mark.parametrize("kind", ["plain", "adversarial", "kap"])
 def test_an_honest_model_is_not_flagged(kind: str) -> None:
     found = report(honest(kind))
     assert found["verdict"] == "pass", [check for check in found["checks"] if check["status"] in ("warn", "fail")]
+    assert "acted" not in found
     left = found["attacks"]["pgd, restarts"]
     assert left > 0.5 if kind == "adversarial" else left < 0.3
 
@@ -94,6 +110,9 @@ def test_declared_noise_is_examined_and_undeclared_noise_is_flagged() -> None:
     declared = report(noisy, mode="fresh")
     assert declared["draws"] == LITTLE.draws
     assert failures(declared) == []
+    acted = Acted.model_validate(declared["acted"])  # its flips are a warning, and so something was done
+    assert acted.believed
+    assert acted.remedies[0].attack == "averaged gradients"
     assert number(declared, "flips") > 0
     for name in ("agreement", "draws", "transfer off", "transfer fixed"):
         assert number(declared, name) is not None
@@ -133,8 +152,10 @@ def test_a_report_is_a_function_of_its_arguments() -> None:
 
 
 def test_a_surrogate_breaks_what_a_masked_model_hides() -> None:
-    masked = next(defence for defence in PLANTED if defence.__name__ == "RoundedInput")(network()).eval()
-    assert number(report(masked, surrogates=[network()]), "surrogate") > 0.3
+    masked = next(defence for defence in PLANTED if defence.__name__ == "NearestInTable")(network()).eval()
+    found = report(masked, surrogates=[network()])
+    assert number(found, "surrogate") > 0.3
+    assert [row["attack"] for row in found["acted"]["remedies"] if row["num_broken"]] == ["the checks' own attacks"]
     assert number(report(network(), surrogates=[network()]), "surrogate") == 0
 
 
@@ -153,10 +174,10 @@ class Linear(nn.Module):
         return torch.stack([-score, score], 1)
 
 
-def linear() -> tuple[Subject, Tensor, Tensor]:
+def linear(side: int = 4) -> tuple[Subject, Tensor, Tensor]:
     random = torch.Generator().manual_seed(0)
-    weights = torch.randn(3, 4, 4, generator=random)
-    images = 0.3 + 0.4 * torch.rand(16, 3, 4, 4, generator=random)
+    weights = torch.randn(3, side, side, generator=random)
+    images = 0.3 + 0.4 * torch.rand(16, 3, side, side, generator=random)
     subject = Subject(Linear(weights), "off", seed=0, batch_size=5)
     return subject, images, subject.logits(images).argmax(1)
 
@@ -264,13 +285,16 @@ def test_the_command_writes_a_report_and_failures_are_no_errors(kapdist, small_b
         "def build():\n    torch.manual_seed(0)\n    return Rounded()\n"
     )
     (tmp_path / "aa.yaml").write_text(
-        "eps: 8/255\nthreads: 1\nsanity: {num_images: 24, iterations: 3, queries: 20}\n"
+        "eps: 8/255\nthreads: 1\nsanity: {num_images: 24, iterations: 3, queries: 20, "
+        "remedies: {iterations: 3, queries: 20}}\n"
     )
     words = ("attack", "sanity", "run", "aa.yaml", "model.factory=model.py:build", f"data={small_betons[1]}")
     done = kapdist(*words, "device=cpu", "sanity.restarts=2")
     assert done.code == 0, done.output
     assert "quantised input" in done.output
     assert "verdict: fail" in done.output
+    assert "skipped: no surrogate is named" in done.output
+    assert "The report's own PGD said" in done.output
     found = json.loads((tmp_path / "run/attacks/aa/sanity.json").read_text())
     assert found["verdict"] == "fail"
     assert (found["restarts"], found["num_images"], len(found["weights_sha256"])) == (2, 24, 64)
