@@ -1,5 +1,5 @@
 # Everything that a newcomer types. `quickstart` and `test` set up what they need first.
-.PHONY: setup quickstart test lint bench
+.PHONY: setup quickstart test tests lint bench
 
 PYTHON := .venv/bin/python
 
@@ -11,9 +11,17 @@ quickstart: setup
 
 test:
 	tools/setup.sh --test
-	$(MAKE) --no-print-directory lint
-	# Three workers on two cores: the tests of Slurm come first and mostly wait.
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 3 --dist load --durations 15
+	# The tests of Slurm come first and mostly wait: three workers on two cores, and the checks of lint beside them.
+	$(MAKE) --no-print-directory -j 2 lint tests
+
+# Bytecode is written also where the environment asks for none: every job's snapshot would be compiled by each process.
+# torch's compiler does without a pool of processes and without trying what g++ can do; g++ fails if it cannot.
+tests: export PYTHONDONTWRITEBYTECODE =
+tests: export TORCHINDUCTOR_COMPILE_THREADS = 1
+tests: export TORCHINDUCTOR_VEC_ISA_OK = 1
+tests: export OMP_NUM_THREADS = 1
+tests:
+	$(PYTHON) -m pytest -q -n 3 --dist load --durations 15
 
 lint:
 	.venv/bin/ruff check .

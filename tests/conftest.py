@@ -10,7 +10,7 @@ from typing import Any
 import hypothesis
 import long_first
 import pytest
-from processes import Finished, end_ranks, start_ranks
+from processes import SERVED, Finished, end_ranks, serve_warm_starts, start_ranks
 
 # What a machine may lack, CI's too; whatever else a test skips for must be there on CI.
 MAY_BE_ABSENT = ("torchvision", "timm", "imagecorruptions", "CUDA", "GPU", "AVX-512")
@@ -18,6 +18,12 @@ MAY_BE_ABSENT = ("torchvision", "timm", "imagecorruptions", "CUDA", "GPU", "AVX-
 
 hypothesis.settings.register_profile("kapdist", deadline=None)  # the machine is shared: no test is timed
 hypothesis.settings.load_profile("kapdist")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """All workers share what starts processes warm; it starts while they collect."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        os.environ[SERVED] = str(serve_warm_starts())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -26,7 +26,8 @@ import kapdist
 ROOT = Path(kapdist.__file__).parents[1]
 WARM_START = Path(__file__).with_name("warm_start.py")
 WARM_PYTHON = Path(__file__).with_name("warm_python.py")
-LIFELINES: list[socket.socket] = []
+SERVED = "KAPDIST_TESTS_WARM_START"  # the socket of a server that all workers of pytest-xdist share
+SERVERS: list[tuple[subprocess.Popen[bytes], socket.socket]] = []  # with its lifeline
 
 
 class Finished(NamedTuple):
@@ -67,7 +68,18 @@ class WarmProcess:
 
 @functools.cache
 def warm_start() -> Path:
-    """Start the process that forks the others, and return its socket; it ends with this one, by its lifeline."""
+    """Return the socket of the process that forks the others, once it does."""
+    place = Path(os.environ.get(SERVED) or serve_warm_starts())
+    deadline = time.monotonic() + 300
+    while not place.exists():
+        assert all(server.poll() is None for server, _ in SERVERS)
+        assert time.monotonic() < deadline, "no warm start"
+        time.sleep(0.05)
+    return place
+
+
+def serve_warm_starts() -> Path:
+    """Start the process that forks the others; return where its socket will be. It ends with this one."""
     place = Path(tempfile.mkdtemp(prefix="kapdist-warm-")) / "socket"
     atexit.register(shutil.rmtree, place.parent, ignore_errors=True)
     python = write_warm_python(place)
@@ -81,10 +93,7 @@ def warm_start() -> Path:
         start_new_session=True,
     )
     theirs.close()
-    LIFELINES.append(ours)
-    while not place.exists():
-        assert server.poll() is None
-        time.sleep(0.05)
+    SERVERS.append((server, ours))
     return place
 
 

@@ -23,6 +23,19 @@ print(json.dumps(sees))
 print("and said", file=sys.stderr)
 sys.exit(5)
 """
+LEAVES = """
+import atexit, os, threading, time
+import held
+class Left:
+    def __del__(self):
+        os.write(1, b"taken apart ")
+held.left = Left()
+atexit.register(os.write, 1, b"atexit ")
+threading.Thread(target=lambda: (time.sleep(0.2), os.write(1, b"joined "))).start()
+file = open("written", "w")
+file.write("all of it")
+raise SystemExit(6)
+"""
 WAITS = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
@@ -65,6 +78,17 @@ def test_a_copy_of_the_code_is_run_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "kapdist").mkdir()
     (tmp_path / "kapdist" / "__init__.py").write_text("")
     assert look(warm_python(), tmp_path)[0]["kapdist"] == str(tmp_path / "kapdist" / "__init__.py")
+
+
+def test_it_ends_what_it_leaves_as_a_cold_one_does(tmp_path: Path) -> None:
+    """Threads, then what it asked to be called, then its modules' objects; files are written whole."""
+    (tmp_path / "held.py").write_text("")
+    (tmp_path / "program.py").write_text(LEAVES)
+    for python in (warm_python(), sys.executable):
+        (tmp_path / "written").unlink(missing_ok=True)
+        done = subprocess.run([str(python), "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=90)
+        assert (done.stdout, done.stderr, done.returncode) == ("joined atexit taken apart ", "", 6)
+        assert (tmp_path / "written").read_text() == "all of it"
 
 
 def waiting(folder: Path) -> subprocess.Popen[bytes]:

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a bare box has n
 from bench_step import VARIANTS, Trainer, bench_steps, machine
 
 from kapdist.kap import KAPConv2d, KernelAveragePool, kapify, load_noise_state, noise, noise_state
-from kapdist.models import resnet18, resnet50
+from kapdist.models import resnet10, resnet50
 
 # Largest error relative to the largest activation: a few roundings of sums of some hundred products.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -65,7 +65,7 @@ def gpu_setting(steps: int, batch_size: int, pixels: int) -> Setting:
 
 def cpu_setting() -> Setting:
     kinds = ((torch.float32, False), (torch.bfloat16, False))
-    return Setting("cpu", lambda: resnet18(width=0.25), "ResNet-18 of width 0.25", 4, 64, 3, kinds)
+    return Setting("cpu", lambda: resnet10(width=0.25), "ResNet-10 of width 0.25", 4, 64, 3, kinds)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

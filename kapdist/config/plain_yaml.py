@@ -6,6 +6,7 @@ numbers that no machine counts with: whatever the text, its value comes back, or
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -56,13 +57,19 @@ def parse(text: str, place: object) -> Any:
         InputError: it is no YAML, or more than a config holds; names the line of a text that has several.
     """
     try:
-        node = yaml.compose(text, Loader)
+        node = compose(text)
         return None if node is None else Reader().value(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{place}, line {mark.line + 1}" if mark and "\n" in text else place
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or type(error).__name__
         raise InputError(where, "YAML", problem) from None
+
+
+@functools.lru_cache(maxsize=128)
+def compose(text: str) -> yaml.Node | None:
+    """Parse a text, once: many configs build on one base."""
+    return yaml.compose(text, Loader)
 
 
 class Reader:

@@ -18,5 +18,7 @@ def initialise(network: nn.Module) -> None:
     published pre-activation networks do.
     """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
+        if (
+            isinstance(module, nn.Conv2d) and not module.weight.is_meta
+        ):  # torch would import its compiler to draw none
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -88,7 +88,7 @@ class Sandbox:
                 pytest.fail(
                     f"waited {timeout} s until {what}\n{queue}{self.run(['sinfo', '-N'], check=False).stdout}"
                 )
-            time.sleep(0.1)
+            time.sleep(0.25)  # each look is a process
 
     def node_states(self) -> dict[str, str]:
         lines = self.run(["sinfo", "-h", "-N", "-p", "low", "-o", "%N %T"]).stdout.splitlines()
