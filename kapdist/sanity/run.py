@@ -80,7 +80,7 @@ def examined(
             batch_size=config.chunk_size,
             surrogate=surrogate,
             stored=stored_violations(attack),
-            certified=broken_certificates(run, plan.model),
+            certified=broken_certificates(run, plan.model, device),
             tick=Ticks(progress),
         )
     values = describe(plan, config) | found | {"seconds": time.perf_counter() - started}
