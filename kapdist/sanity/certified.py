@@ -6,6 +6,7 @@ counts or the bound.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +16,9 @@ from torch.nn import functional
 
 import kapdist.attack.images as images_of
 from kapdist.attack.averaged import log_mean
-from kapdist.attack.devices import computing
 from kapdist.attack.model import load_model
 from kapdist.certify.draws import NoisyCopies
+from kapdist.errors import InputError
 from kapdist.kap import noise
 from kapdist.records.attack_plan import PlannedModel
 from kapdist.records.certificate import CertificatePlan, read_plan
@@ -25,6 +26,8 @@ from kapdist.records.sealed import read_table
 from kapdist.rng import derive_seed
 from kapdist.run.paths import CertificateDir, RunDir
 from kapdist.statistics.binomial import upper_bound
+
+log = logging.getLogger(__name__)
 
 MOST_IMAGES = 8  # of each certification
 STEPS, DRAWS, JUDGES = 20, 16, 1000
@@ -41,21 +44,23 @@ class Certified(NamedTuple):
     radius: float
 
 
-def broken_certificates(run: Path, model: PlannedModel) -> float | None:
+def broken_certificates(run: Path, model: PlannedModel, device: torch.device) -> float | None:
     """Return the share of certified images that an attack breaks within their radius; None where there are none.
+
+    What cannot be read, or whose images are gone, is said and left out.
 
     Args:
         model: that is examined; certificates of other weights are left alone.
-
-    Raises:
-        InputError: a certification cannot be read, or its images are no longer there.
     """
     broken: list[bool] = []
     for path in sorted(RunDir(run).certificates.glob("*/records.parquet")):
-        directory = CertificateDir(path.parent)
-        plan = read_plan(directory)
-        if plan.subject.model.weights_sha256 == model.weights_sha256:
-            broken += attacked(run, plan, certified_images(directory))
+        try:
+            directory = CertificateDir(path.parent)
+            plan = read_plan(directory)
+            if plan.subject.model.weights_sha256 == model.weights_sha256:
+                broken += attacked(run, plan, certified_images(directory), device)
+        except InputError as error:
+            log.warning("certificates that are not attacked: %s", error)
     return sum(broken) / len(broken) if broken else None
 
 
@@ -65,11 +70,11 @@ def certified_images(directory: CertificateDir) -> list[Certified]:
     return [Certified(*row) for row in rows.drop_nulls().sort("image", "sigma").rows()[:MOST_IMAGES]]
 
 
-def attacked(run: Path, plan: CertificatePlan, certified: list[Certified]) -> list[bool]:
+def attacked(run: Path, plan: CertificatePlan, certified: list[Certified], device: torch.device) -> list[bool]:
     """Return of each image whether it was broken."""
     subject, broken = plan.subject, []
     chunks = [subject.images.index(one.image) // subject.chunk_size for one in certified]
-    with computing(subject) as device, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         network = load_model(subject.model, run).to(device)
         with noise(network, subject.noise, seed=derive_seed(subject.seed, "certify")):
             copies = NoisyCopies(network, subject, device)

@@ -86,7 +86,7 @@ def examined(
             batch_size=config.chunk_size,
             surrogates=surrogates,
             stored=stored_violations(attack),
-            certified=broken_certificates(run, plan.model),
+            certified=broken_certificates(run, plan.model, device),
             verdicts=verdicts.to(device) if verdicts else None,
             tick=Ticks(progress),
         )

@@ -7,13 +7,17 @@ import pytest
 import torch
 from certify.linear import directory, margins, records, settings
 
+import kapdist.attack.images as images_of
 import kapdist.sanity.certified as certified
 from kapdist.certify.run import run_certify
 from kapdist.config.attack import SanityConfig
+from kapdist.errors import InputError
 from kapdist.records.certificate import read_plan
-from kapdist.records.sealed import write_table
+from kapdist.records.sealed import write_json, write_table
 from kapdist.sanity.certified import broken_certificates
 from kapdist.sanity.run import run_sanity
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +27,7 @@ def fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def broken(world) -> float | None:
-    return broken_certificates(world.run, read_plan(directory(world)).subject.model)
+    return broken_certificates(world.run, read_plan(directory(world)).subject.model, CPU)
 
 
 @pytest.mark.parametrize("sigma", [0.15, 0.6])
@@ -49,8 +53,26 @@ def test_radii_up_to_the_margin_hold_and_larger_ones_are_broken(world, linear) -
 def test_without_certificates_of_these_weights_nothing_is_asked(world, linear) -> None:
     run_certify(world.run, settings(world, draws=20))
     subject = read_plan(directory(world)).subject.model
-    assert broken_certificates(world.run, subject.model_copy(update={"weights_sha256": "another"})) is None
-    assert broken_certificates(world.folder / "nowhere", subject) is None
+    other = subject.model_copy(update={"weights_sha256": "another"})
+    assert broken_certificates(world.run, other, CPU) is None
+    assert broken_certificates(world.folder / "nowhere", subject, CPU) is None
+
+
+def test_other_machines_certificates_are_attacked_and_those_whose_images_are_gone_are_named(
+    world, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_certify(world.run, settings(world, draws=100, num_images=5))
+    plan = read_plan(directory(world))
+    elsewhere = plan.subject.model_copy(update={"device": "a GPU", "packages": {"torch": "0"}})
+    write_json(directory(world).plan, plan.model_copy(update={"subject": elsewhere}).model_dump(mode="json"))
+    assert broken(world) == 0
+
+    def gone(plan: object, batches: list[list[int]]) -> None:
+        raise InputError("images.beton", "a beton", "nothing")
+
+    monkeypatch.setattr(images_of, "beton_batches", gone)
+    assert broken(world) is None
+    assert "images.beton: expected a beton, found nothing" in caplog.text
 
 
 def test_the_sanity_report_asks_it(world) -> None:
