@@ -33,6 +33,7 @@ NAMES = re.compile(
     r"|weights/weights\.safetensors|factory/network\.py"
 )
 SUFFIXES = (".zip", ".tar")
+BUNDLE = "a bundle (kapdist export ATTACK --format bundle)"
 MADE = (1980, 1, 1, 0, 0, 0)  # of every member: equal attacks give equal bytes
 BLOCK = 1 << 20
 Add = Callable[[str, bytes], None]
@@ -200,7 +201,9 @@ class Bundle:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with reading(path, "a whole bundle (kapdist export ATTACK --format bundle)"):
+        if not path.is_file():  # a pipe would be waited for
+            raise InputError(path, BUNDLE, "no regular file" if path.exists() else "no such file")
+        with reading(path, f"{BUNDLE}, whole"):
             whole = is_whole(path)
             self.sizes, self.content = zip_contents(path) if is_zip(path) else tar_contents(path)
         if MANIFEST not in self.sizes:
