@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import shutil
 import tarfile
@@ -22,10 +23,11 @@ from kapdist.attack.command import lines
 from kapdist.attack.merge import merge
 from kapdist.attack.plan import plan_attack
 from kapdist.attack.shard import run_shard
-from kapdist.attack.verify import Given, verify
+from kapdist.attack.verify import Given, verify, with_factory
 from kapdist.errors import InputError
 from kapdist.models.factory import call_factory
 from kapdist.records import bundle as bundles
+from kapdist.records.attack_plan import PlannedModel
 from kapdist.records.bundle import MANIFEST, Bundle, seal, write_bundle, zip_writer
 from kapdist.records.sealed import read_array, read_table, write_array
 from kapdist.report.export.bundle import export_bundle
@@ -244,6 +246,31 @@ def test_no_code_of_a_bundle_is_run(world: World, attack: AttackDir) -> None:
         verify(bundle, FACTORY)  # the user named another file than was attacked
     with pytest.raises(InputError, match="the file that was attacked"):
         export_bundle([attack.root], attack.root.parent / "c.zip")
+
+
+def test_a_factory_of_the_run_s_config_is_the_user_s_own_too(world: World) -> None:
+    sections = {"model": {"factory": "theirs.py:build", "num_classes": 5}, "kap": {"pool_size": 1}}
+    values = {
+        "factory": None,
+        "factory_sha256": "s",
+        "architecture": sections,
+        "weights": None,
+        "weights_sha256": "w",
+    }
+    planned = PlannedModel.model_validate(values | {"num_classes": 5, "folded": True})
+    assert planned.by_others == "theirs.py:build"
+    mine = with_factory(planned, "mine.py:build")
+    assert (mine.factory, mine.by_others) == (None, "mine.py:build")
+    assert mine.architecture["model"] == {"factory": "mine.py:build", "num_classes": 5}
+    assert mine.factory_sha256 == "s"
+
+
+@pytest.mark.parametrize("name", ["absent.zip", ".", "pipe", "text.zip"])
+def test_what_is_no_bundle_is_one_line(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "text.zip").write_text("PK, but no zip")
+    with pytest.raises(InputError, match=r"expected a bundle \(kapdist export ATTACK --format bundle\)"):
+        Bundle(tmp_path / name)
 
 
 def test_a_manifest_that_conceals_the_code_does_not_have_it_run(attack: AttackDir, bundle: Path) -> None:
