@@ -127,6 +127,7 @@ def make_plan(run: Path, config: AttackConfig, attack: AttackDir, *, examined: b
             *notes_on_eps(config.norm, eps, image_set),
             *notes_on_functions(functions, config.gradient_of),
             *notes_on_size(config, image_set.data),
+            *notes_on_classes(run_config, model, image_set),
         ),
         costs=costs_of(run, config, attack, model, image_set, images),
         images=images,
@@ -323,6 +324,15 @@ def notes_on_size(config: AttackConfig, data: PlannedData) -> list[str]:
         return []
     told = ", ".join(f"{key} {own[key]:.4g}" if key == "crop_ratio" else f"{key} {own[key]}" for key in differs)
     return [f"the model's own configuration states another way to its images: {told}"]
+
+
+def notes_on_classes(run_config: Config | None, model: PlannedModel, image_set: ImageSet) -> list[str]:
+    """Say where labels are numbers alone: a run's classes have names, a factory's do not."""
+    if run_config is not None or image_set.num_classes == model.num_classes:
+        return []
+    return [
+        f"the images' {image_set.num_classes} classes are taken for the first of the model's {model.num_classes}"
+    ]
 
 
 def notes_on_eps(norm: Norm, eps: float, image_set: ImageSet) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kapdist import kap
 from kapdist.attack.averaged import log_mean
+from kapdist.attack.classifier import check_classifier
 from kapdist.attack.model import check_network
 from kapdist.config import Config, DataConfig, EngineConfig, flatten
 from kapdist.config.evaluation import MAY_DIFFER, EvaluationConfig
@@ -45,8 +46,8 @@ def evaluate_run(path: Path, config: EvaluationConfig) -> EvaluationResult | Non
     Returns: the result on rank 0, None on the others.
 
     Raises:
-        InputError: no finished run, a beton of other classes, weights that give no finite logits, or a result of
-            that name of other settings.
+        InputError: no finished run, a beton of other classes, a network that takes no images of that size, weights
+            that give no finite logits, or a result of that name of other settings.
     """
     run = RunDir(path)
     engine = EngineConfig(device=config.device, threads=config.threads, timeout_minutes=config.timeout_minutes)
@@ -56,6 +57,7 @@ def evaluate_run(path: Path, config: EvaluationConfig) -> EvaluationResult | Non
         info, settings = ranks.together(lambda: open_images(run, known, config))
         inputs = ranks.from_first(lambda: inputs_of(run, info, settings, config))
         model = ranks.together(lambda: load_model(run, known, config, ranks.device))
+        ranks.together(lambda: check_size(model, known, settings))
         loader = ranks.together(lambda: make_loader(known, settings, info, config, ranks))
         found = evaluate(
             model,
@@ -124,6 +126,13 @@ def load_model(run: RunDir, known: Config, config: EvaluationConfig, device: tor
     if known.engine.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     return model.eval().requires_grad_(False).to(device)
+
+
+def check_size(model: nn.Module, known: Config, settings: DataConfig) -> None:
+    """Raise InputError for a network that takes no images of another size than it was trained on."""
+    if settings.resolution != known.data.resolution:
+        place = f"data.resolution={settings.resolution}"
+        check_classifier(model, place, known.model.num_classes, settings.resolution, gradients=False)
 
 
 def make_loader(

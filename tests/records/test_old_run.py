@@ -27,6 +27,7 @@ from kapdist.models.weights import load_weights
 from kapdist.records.attack_plan import read_plan
 from kapdist.records.corruptions import read_corruption_summary
 from kapdist.records.corruptions import read_plan as read_corruption_plan
+from kapdist.records.evaluation import EvaluationResult
 from kapdist.records.sanity import read_sanity
 from kapdist.records.sealed import read_json, read_table
 from kapdist.records.summary import read_summary
@@ -91,10 +92,15 @@ def test_an_evaluation_is_the_same(old: RunDir) -> None:
     found = evaluate_run(old.root, load_config(EvaluationConfig, None, ["device=cpu", "threads=1", "workers=1"]))
     assert found is not None
     again = found.describe()
-    floats = "loss", "loss_sum", "ece", "bins"  # to the last bit on one kind of CPU alone
-    assert {key: again[key] for key in before if key not in floats} == {
-        key: before[key] for key in before if key not in floats
+    other = "loss", "loss_sum", "ece", "bins", "settings"  # to the last bit on one kind of CPU alone; named anew
+    assert {key: again[key] for key in before if key not in other} == {
+        key: before[key] for key in before if key not in other
     }
+    assert (
+        EvaluationResult.model_validate(before).written
+        == found.written
+        == {key: value for key, value in before["settings"].items() if value is not None}
+    )
     assert again["loss"] == pytest.approx(before["loss"], rel=1e-5)
 
 

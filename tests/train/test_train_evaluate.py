@@ -30,7 +30,7 @@ from kapdist.rng import derive_seed
 from kapdist.run.files import file_sha256
 from kapdist.run.paths import RunDir
 from kapdist.train.evaluate import NUM_BINS, Tally, bin_of
-from kapdist.train.evaluate_run import evaluate_run
+from kapdist.train.evaluate_run import check_size, evaluate_run
 
 BATCH = 16  # 70 images are four batches of it and one of six
 FAST = [f"batch_size={BATCH}", "threads=1", "workers=1", "device=cpu"]
@@ -179,6 +179,16 @@ def test_a_centre_crop_may_be_resized_as_pillow_does(run: RunDir) -> None:
     assert (result["num_top1"], result["num_top5"]) == (expected["top1"], expected["top5"])
     assert result["loss"] == pytest.approx(expected["loss"] / 70, rel=1e-5)
     refused(run, ["data.crop=center", "data.crop_ratio=0.8"], "a result of the same settings")
+
+
+def test_a_network_that_takes_no_other_size_is_refused(tiny_config: Path) -> None:
+    known = load_config(Config, tiny_config, [])
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
+    check_size(network, known, known.data)
+    smaller = known.data.model_copy(update={"resolution": 16})
+    expected = r"^data\.resolution=16: expected logits of images \(6, 3, 16, 16\) .* found RuntimeError"
+    with pytest.raises(InputError, match=expected):
+        check_size(network, known, smaller)
 
 
 def test_draws_of_noise_average_probabilities(run: RunDir) -> None:

@@ -12,10 +12,11 @@ import llvmlite.binding  # type: ignore[import-untyped]
 import numpy as np
 from numba.core.typing import signature
 
-from kapdist.data.beton.checksum import checksums, compiled_checksum, xxh64
+from kapdist.data.beton.checksum import checksums, xxh64
 from kapdist.data.beton.layout import DamagedImageError, Layout
 from kapdist.data.load.ffcv import AllocationQuery, SimpleRGBImageDecoder, State, lib
 from kapdist.data.load.jit import compiled
+from kapdist.data.load.pillow import compile_resampling, resample
 from kapdist.data.load.pixels import (
     FULL,
     JPEG,
@@ -28,7 +29,7 @@ from kapdist.data.load.pixels import (
     scaled,
     types,
 )
-from kapdist.data.load.resample import AREA, compiled_resample
+from kapdist.data.load.resample import AREA
 from kapdist.data.load.retouch import make_retouch
 from kapdist.data.load.workers import Workers
 
@@ -119,8 +120,7 @@ def compile_for(recipe: Recipe) -> None:
     if recipe.interpolation == AREA:
         compiled_decode()
     else:
-        compiled_resample()
-        compiled_checksum()
+        compile_resampling()
 
 
 def resample_part(
@@ -135,25 +135,16 @@ def resample_part(
     modes: np.ndarray,
     sums: np.ndarray,
     unverified: np.ndarray,
-    pixels: np.ndarray,
 ) -> int:
-    """Do decode_part's work where Pillow resizes; not in its machine code, which takes long enough to compile."""
-    resample = compiled_resample()
-    for position, start, size, height, width in zip(
-        range(len(images)), starts.tolist(), sizes.tolist(), heights.tolist(), widths.tolist(), strict=True
-    ):
+    """Do decode_part's work where Pillow decodes and resizes."""
+    for position in range(len(images)):
         here = slice(position, position + 1)
         if unverified[position] and checksums(data, starts[here], sizes[here]) != sums[here]:
             return position
-        source = data[start : start + size]
-        if modes[position] == JPEG:
-            address, to = data.ctypes.data + start, pixels.ctypes.data
-            if lib.imdecode(address, size, height, width, to, height, width, 0, 0, FULL, FULL, False, False) != 0:
-                return position
-            source = pixels[0, : height * width * 3]
-        source = source.reshape(height, 3 * width)
-        source.flags.writeable = False
-        resample(source, recipe.interpolation, recipe.centre_ratio, out[position])
+        stored = data[starts[position] : starts[position] + sizes[position]]
+        shape = int(heights[position]), int(widths[position])
+        if not resample(stored, modes[position] == JPEG, shape, recipe, out[position]):
+            return position
     return -1
 
 
@@ -215,7 +206,7 @@ class Decoder(SimpleRGBImageDecoder):
         """Decode what the first arguments of decode_part name; return the first bad position, -1 if none is."""
         recipe = self.recipe
         if recipe.interpolation != AREA:
-            return resample_part(recipe, *here)
+            return resample_part(recipe, *here[:-1])
         options = recipe.crop, recipe.centre_ratio, recipe.pad, recipe.flip, recipe.cutout, recipe.reduced
         return compiled_decode()(*here, np.empty((side, side, 3), np.uint8), key, *options)
 

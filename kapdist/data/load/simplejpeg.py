@@ -18,8 +18,9 @@ from kapdist.data.beton.checksum import compiled_checksum
 from kapdist.data.beton.layout import DamagedImageError
 from kapdist.data.load.jit import compiled
 from kapdist.data.load.passes import Pass
+from kapdist.data.load.pillow import compile_resampling, resample
 from kapdist.data.load.pixels import FULL, JPEG, array_type, crop_window, eighths, render, scaled, types
-from kapdist.data.load.resample import AREA, compiled_resample
+from kapdist.data.load.resample import AREA
 from kapdist.data.load.retouch import Retouch, make_retouch
 from kapdist.data.load.ring import Ring, Rings
 from kapdist.data.load.storage import MappedFile
@@ -72,9 +73,8 @@ class Images:
         recipe, layout = self.task.recipe, self.task.info.layout
         height, width = int(layout.heights[image]), int(layout.widths[image])
         if recipe.interpolation != AREA:
-            source = self.decoded(image, height, width, FULL)
-            source.flags.writeable = False
-            compiled_resample()(source, recipe.interpolation, recipe.centre_ratio, out)
+            if not resample(self.verified(image), layout.modes[image] == JPEG, (height, width), recipe, out):
+                raise DamagedImageError(image)
             return
         choose, complete = compiled_functions()
         scale = FULL
@@ -91,14 +91,18 @@ class Images:
         Raises:
             DamagedImageError: its bytes are not what was written, or no JPEG of its size.
         """
+        stored = self.verified(image)
+        if self.task.info.layout.modes[image] != JPEG:
+            return stored.reshape(height, 3 * width)
+        return decode_jpeg(stored, image, scaled.py_func(height, scale), scaled.py_func(width, scale))
+
+    def verified(self, image: int) -> np.ndarray:
+        """Return the stored bytes of an image; raise DamagedImageError if they are not what was written."""
         data, layout = self.stored.data, self.task.info.layout
         start, size = int(layout.offsets[image]), int(layout.sizes[image])
         if start + size > len(data) or self.checksum(start, size) != self.task.info.checksums[image]:
             raise DamagedImageError(image)
-        stored = data[start : start + size]
-        if layout.modes[image] != JPEG:
-            return stored.reshape(height, 3 * width)
-        return decode_jpeg(stored, image, scaled.py_func(height, scale), scaled.py_func(width, scale))
+        return data[start : start + size]
 
     def checksum(self, start: int, size: int) -> np.uint64:
         found = np.empty(1, np.uint64)
@@ -173,7 +177,7 @@ class TorchBackend:
         if task.recipe.interpolation == AREA:
             compiled_functions()
         else:
-            compiled_resample()
+            compile_resampling()
         compiled_checksum()
 
     def start(self, index_batches: Sequence[np.ndarray], key: int, side: int) -> TorchPass:
