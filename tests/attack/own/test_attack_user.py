@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,9 @@ def test_the_page_says_whose_attack_it_is(world: World) -> None:
     first, second = (setting(attack) for attack in read_run(world.run, "run").attacks)
     assert first != second, "two files are one setting"
     assert first.slug != second.slug
+    long = replace(first, attacks=tuple(f"folder/{number}.py:attack" for number in range(100)))
+    assert len(long.slug) < 200
+    assert long.slug != replace(long, attacks=(*long.attacks, "one.py:more")).slug
 
 
 FORM = "expected images (2, 3, 8, 8), float32, on cpu, found "
