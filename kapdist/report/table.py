@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from kapdist.config.noises import noises
 from kapdist.report.reading import Attack, Run
 from kapdist.report.words import as_255ths, attack_text, plural, with_255ths
 from kapdist.statistics.intervals import Proportion, wilson
+
+LONGEST_SLUG = 120  # characters; a file system takes 255 bytes, and plots put their own before it
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,11 @@ class Setting:
         """The setting as a part of a file name."""
         eps = as_255ths(self.eps).replace("/", "_")
         words = "+".join(self.attacks) if self.version == "custom" else self.version
-        own = "".join(f"-{name}-{(sha256 or 'none')[:6]}" for name, sha256 in self.functions)
-        return re.sub(r"[^\w.+@-]", "_", f"{self.norm}-{eps}-{words}-{self.noise}-{self.num_images}{own}")
+        own = "".join(f"-{(sha256 or name)[:6]}" for name, sha256 in self.functions)
+        whole = re.sub(r"[^\w.+@-]", "_", f"{self.norm}-{eps}-{words}-{self.noise}-{self.num_images}{own}")
+        if len(whole) <= LONGEST_SLUG:
+            return whole
+        return f"{whole[:LONGEST_SLUG]}-{hashlib.blake2b(whole.encode(), digest_size=4).hexdigest()}"
 
 
 @dataclass(frozen=True)

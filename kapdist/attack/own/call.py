@@ -14,7 +14,7 @@ import torch
 FORKED = "others' code under torch.random.fork_rng() and torch.manual_seed(generator.initial_seed())"
 INSTEAD = {
     "torch's": FORKED,
-    "torch's on the GPU": FORKED,
+    "torch's GPU": FORKED,
     "numpy's": "numpy.random.default_rng(generator.initial_seed())",
     "Python's": "random.Random(generator.initial_seed())",
 }
@@ -38,5 +38,5 @@ def global_states(device: torch.device) -> dict[str, Any]:
         "Python's": random.getstate(),
     }
     if device.type == "cuda":
-        states["torch's on the GPU"] = torch.cuda.get_rng_state(device).numpy().tobytes()
+        states["torch's GPU"] = torch.cuda.get_rng_state(device).numpy().tobytes()
     return states

@@ -65,10 +65,10 @@ def load_attacked(plan: AttackPlan, run: Path) -> nn.Module:
 
 
 def sha256_of_functions(attacks: tuple[str, ...], gradient_of: str | None) -> dict[str, str | None]:
-    """Return the sha256 of the source of every function that a config names; None where there is none.
+    """Return the sha256 of the file of every function that a config names; None where there is none.
 
     Raises:
-        InputError: a module of no file of ours cannot be imported.
+        InputError: a module, and not a file, that cannot be imported.
     """
     keys = {name: ATTACKS for name in attacks if is_function(name)}
     keys |= {gradient_of: GRADIENT_OF} if gradient_of else {}

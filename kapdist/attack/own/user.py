@@ -82,7 +82,7 @@ class UserAttack:
         for whose in before:
             if before[whose] != after[whose]:
                 expected = f"random numbers of the generator that it is given alone ({INSTEAD[whose]})"
-                raise InputError(self.place, expected, f"{whose} global ones drawn or seeded")
+                raise InputError(self.place, expected, f"{whose} global one drawn from or seeded")
 
     def checked(self, found: Any, images: Tensor) -> Tensor:
         """Return the images; what rounding left just outside of the ball or of [0, 1] is brought back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,9 @@ def test_the_page_says_whose_attack_it_is(world: World) -> None:
     first, second = (setting(attack) for attack in read_run(world.run, "run").attacks)
     assert first != second, "two files are one setting"
     assert first.slug != second.slug
+    long = replace(first, attacks=tuple(f"folder/{number}.py:attack" for number in range(100)))
+    assert len(long.slug) < 200
+    assert long.slug != replace(long, attacks=(*long.attacks, "one.py:more")).slug
 
 
 FORM = "expected images (2, 3, 8, 8), float32, on cpu, found "
@@ -159,10 +163,10 @@ CALLS = {
     "model.requires_grad_(); return images": "found requires_grad of 0.weight changed",
     "next(model.parameters()).data.add_(1); return images": "found 0.weight changed",
     "list(model.modules())[-1].register_forward_hook(print); return images": "found a hook of 3 changed",
-    "return images + 0 * torch.rand(1)": "found torch's global ones drawn or seeded",
+    "return images + 0 * torch.rand(1)": "found torch's global one drawn from or seeded",
     "torch.manual_seed(1); return images": "torch.manual_seed(generator.initial_seed())), found torch's global",
     "np.random.rand(); return images": "(numpy.random.default_rng(generator.initial_seed())), found numpy's",
-    "random.random(); return images": "(random.Random(generator.initial_seed())), found Python's global ones",
+    "random.random(); return images": "(random.Random(generator.initial_seed())), found Python's global one",
     "return absent": "to be returned, found NameError: name 'absent' is not defined (mine.py, line 8)",
     "calls.append(1); return images / len(calls)": "the same images from the same arguments, found others when",
 }
@@ -221,10 +225,11 @@ def test_what_no_trial_shows_ends_the_shard_in_one_line_and_keeps_the_chunks_bef
 
 
 def attack_alone(make_plan: Callable[..., AttackPlan], function: Callable[..., Any], **fields: Any) -> Any:
+    device = fields.get("device", "cpu")
     plan = make_plan("Linf", 0.02, ("apgd-ce",), num_classes=5, **fields)
     plan = plan.model_copy(update={"attacks": ("f.py:f",)})
-    model = Linear(5).eval().requires_grad_(False)
-    images, labels = images_at((0.9, 0.95, 0.5), 5, "Linf")
+    model = Linear(5).eval().requires_grad_(False).to(device)
+    images, labels = (tensor.to(device) for tensor in images_at((0.9, 0.95, 0.5), 5, "Linf"))
     others = Others(functions={"f.py:f": function})
     return model, lambda: attack_chunk(model, images, labels, plan, 0, others).attacks[0]
 
@@ -289,6 +294,25 @@ def test_others_code_may_draw_from_the_global_generator_in_a_fork_of_it(
     for seed in (1, 1, 2):
         attack_alone(make_plan, forked, seed=seed)[1]()
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_generator_is_there_and_the_global_one_is_watched(
+    make_plan: Callable[..., AttackPlan],
+) -> None:
+    def draws(model: nn.Module, images: torch.Tensor, labels: Any, eps: float, generator: Any) -> torch.Tensor:
+        noise = torch.rand(images.shape, generator=generator, device="cuda")
+        return (images + eps * (2 * noise - 1)).clamp(0, 1)
+
+    def draws_globally(model: nn.Module, images: torch.Tensor, *_: Any) -> torch.Tensor:
+        return images + 0 * torch.rand_like(images)
+
+    _, attack = attack_alone(make_plan, draws, device="cuda")
+    assert attack().attacked.all()
+    _, attack = attack_alone(make_plan, draws_globally, device="cuda")
+    with pytest.raises(InputError, match="found torch's GPU global one drawn from or seeded"):
+        attack()
 
 
 def test_a_list_with_functions_is_of_version_custom_and_written_down_whole(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def page(world: World, short: None) -> World:
 
 
 def attacked(world: World, file: str, *words: str) -> Summary:
-    config = load_config(AttackConfig, Path(file), ["data=images.beton", *SMALL, *words])
+    config = load_config(AttackConfig, Path(file), [*SMALL, *words])
     plan_attack(world.run, config)
     attack = AttackDir(world.run / "attacks" / config.name)
     for shard in (1, 0):
