@@ -36,6 +36,12 @@ class PlannedModel(Exact):
     """As the user wrote it; a file is looked up from the directory that a shard starts in."""
     factory_sha256: str | None
     """Of the file with the factory."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """What the factory is called with, by name."""
+    mean: tuple[float, float, float] | None = None
+    """Of the images' channels, with `std`, as a zoo's network states them; it then normalises inside. None: a
+    factory returns what takes images in [0, 1]."""
+    std: tuple[float, float, float] | None = None
     architecture: dict[str, dict[str, Any]] | None
     """Sections model and kap of the run's config."""
     weights: Path | None
@@ -45,6 +51,17 @@ class PlannedModel(Exact):
     num_classes: int
     folded: bool
     """Averages and norms are folded into the convolutions; the noise is then off for good."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides its logits, JSON values; of plans from before a key, nothing under it."""
+        values = self.model_dump(mode="json", exclude={"weights"})
+        return {key: value for key, value in values.items() if value or key not in ("arguments", "mean", "std")}
+
+    @property
+    def by_others(self) -> str | None:
+        """The factory that made it, an attack's or the run's."""
+        of_the_run: str | None = self.architecture["model"].get("factory") if self.architecture else None
+        return self.factory or of_the_run
 
     def weights_file(self, run: Path) -> Path | None:
         """Return the file with the weights of a model that stands in a run; None where a factory brings its own."""
@@ -148,13 +165,14 @@ class AttackPlan(Exact):
     def identity(self) -> dict[str, Any]:
         """Return what decides the verdicts, JSON values: no names, no places."""
         values = self.model_dump(mode="json", exclude={"name", "run", "notes", "costs", "images"})
-        del values["model"]["weights"], values["data"]["path"]
+        values["model"] = self.model.identity()
+        del values["data"]["path"]
         if self.data.classes is None:
             del values["data"]["classes"]
         if self.own_settings == OwnSettings():
             del values["own_settings"]
         elif self.own_settings.surrogate:
-            del values["own_settings"]["surrogate"]["weights"]
+            values["own_settings"]["surrogate"] = self.own_settings.surrogate.identity()
         return values
 
     def describe(self) -> dict[str, Any]:
