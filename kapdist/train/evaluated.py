@@ -1,0 +1,207 @@
+"""What `kapdist evaluate` looks at: a run, or a network by other people, and images as it is shown them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kapdist.attack import model as attacked
+from kapdist.attack.images import ImageSet, describe_tensors
+from kapdist.attack.plan import plan_model
+from kapdist.config import AttackConfig, Config, DataConfig
+from kapdist.config.evaluation import EvaluationConfig
+from kapdist.config.noises import NOISE_KEYS, noises
+from kapdist.data.beton.classes import classes_of, with_classes
+from kapdist.data.beton.layout import BetonInfo, check_labels, open_beton
+from kapdist.data.load.loader import Batch, Loader
+from kapdist.data.load.tensors import Tensors, is_tensors
+from kapdist.engine import Ranks
+from kapdist.errors import InputError
+from kapdist.models.build import build_model
+from kapdist.models.imported import place_of
+from kapdist.models.weights import load_weights
+from kapdist.models.zoo import stated
+from kapdist.records.attack_plan import PlannedData
+from kapdist.records.evaluation import EvaluatedWeights
+from kapdist.run.paths import RunDir, weights_sha256
+
+CENTRE_CROP = "random-resized"  # in evaluation the centre crop that goes with it
+Images = BetonInfo | Tensors
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A model that can be had and the images that it is shown."""
+
+    info: Images
+    settings: DataConfig
+    num_classes: int
+    weights: Callable[[], EvaluatedWeights]
+    load: Callable[[torch.device], nn.Module]
+    """Builds it, in eval mode, frozen."""
+    seed: int = 0
+    channels_last: bool = False
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Their names; of tensors' labels, numbers."""
+        return tuple(map(str, range(self.num_classes))) if isinstance(self.info, Tensors) else self.info.class_names
+
+    def loader(self, config: EvaluationConfig, ranks: Ranks) -> Loader | TensorLoader:
+        if isinstance(self.info, Tensors):
+            return TensorLoader(self.info, ranks.device)
+        return Loader(
+            self.info,
+            self.settings,
+            training=False,
+            seed=self.seed,
+            max_batch_size=config.batch_size,
+            device=ranks.device,
+            num_workers=config.workers or ranks.cpus,
+            channels_last=self.channels_last,
+        )
+
+
+@dataclass(frozen=True)
+class TensorLoader:
+    """Batches of a file of tensors."""
+
+    file: Tensors
+    device: torch.device
+
+    def batches(self, batches: Sequence[np.ndarray]) -> Iterator[Batch]:
+        for ids, (images, labels) in zip(batches, self.file.batches(batches), strict=True):
+            yield Batch(images.to(self.device), labels.to(self.device), ids)
+
+
+def of_run(run: RunDir, known: Config, config: EvaluationConfig) -> Evaluated:
+    """Return a run's model, and its beton or another of its classes.
+
+    Raises:
+        InputError: a beton of other classes.
+    """
+    info, settings = open_images(run, known, config)
+
+    def weights() -> EvaluatedWeights:
+        path = weights_path(run, config)
+        return EvaluatedWeights(file=path.name, sha256=weights_sha256(path))
+
+    return Evaluated(
+        info=info,
+        settings=settings,
+        num_classes=known.model.num_classes,
+        weights=weights,
+        load=lambda device: load_model(run, known, config, device),
+        seed=known.seed,
+        channels_last=known.engine.channels_last,
+    )
+
+
+def of_factory(run: RunDir, config: EvaluationConfig) -> Evaluated:
+    """Return the model of a factory and a beton, or a file of tensors, which has to be named.
+
+    Raises:
+        InputError: no images are named, nothing says their size, or no such model can be had.
+    """
+    factory = str(config.model.factory)
+    if config.data is None:
+        raise InputError("data", f"a beton with the images for {factory} (data=FILE.beton)", "none")
+    info: Images = Tensors(config.data) if is_tensors(config.data) else open_beton(config.data)
+    shape = shape_of(info, factory, config)
+    settings = DataConfig(train=config.data, validation=config.data, **shape)
+    num_classes = config.num_classes or len(info.class_names)
+    planned = plan_model(run.root, as_attacked(config), None, image_set_of(info, settings))
+    check_numbers(info, num_classes)
+    return Evaluated(
+        info=info,
+        settings=settings,
+        num_classes=num_classes,
+        weights=lambda: EvaluatedWeights(file=factory, sha256=planned.weights_sha256),
+        load=lambda device: attacked.load_model(planned, run.root).to(device),
+    )
+
+
+def check_numbers(info: Images, num_classes: int) -> None:
+    """Raise InputError for a label that a model of num_classes has no logit for."""
+    if isinstance(info, BetonInfo):
+        check_labels(info, num_classes)
+    elif int(info.labels.max()) >= num_classes:
+        expected = f"labels from 0 to {num_classes - 1} (num_classes = {num_classes})"
+        raise InputError(info.path, expected, str(int(info.labels.max())))
+
+
+def as_attacked(config: EvaluationConfig) -> AttackConfig:
+    """Return the attack's config that names the same model."""
+    return AttackConfig(name=config.name, model=config.model, num_classes=config.num_classes, noise=config.noise)
+
+
+def image_set_of(info: Images, settings: DataConfig) -> ImageSet:
+    if isinstance(info, Tensors):
+        return describe_tensors(info.path)
+    shape = settings.model_dump(include={"resolution", "crop", "crop_ratio"})
+    data = PlannedData(path=info.path, fingerprint=info.fingerprint, **shape)
+    return ImageSet(data, info.num_images, info.class_names)
+
+
+def shape_of(info: Images, factory: str, config: EvaluationConfig) -> dict[str, Any]:
+    """Return how images are brought to size: as the config says, else as the network does, else as they are."""
+    said = stated(factory)
+    side = info.resolution if isinstance(info, Tensors) else info.height if info.height == info.width else None
+    wanted = config.resolution or (said.resolution if said else side)
+    if config.crop_ratio is None and wanted is not None and wanted == side:
+        return {"resolution": wanted, "crop": "none"}
+    if isinstance(info, Tensors):
+        raise InputError(
+            info.path, f"images of {wanted} pixels a side, as tensors are taken as they are", str(side)
+        )
+    if wanted is None:
+        raise InputError("resolution", f"the side of the images that {place_of(factory)} sees, pixels", "none")
+    ratio = config.crop_ratio or (said.crop_ratio if said else None)
+    return {"resolution": wanted, "crop": CENTRE_CROP} | ({"crop_ratio": ratio} if ratio else {})
+
+
+def open_images(run: RunDir, known: Config, config: EvaluationConfig) -> tuple[Images, DataConfig]:
+    """Open the beton, its labels as the run's classes; return it and how its images are to be read."""
+    chosen: dict[str, Any] = {"resolution": config.resolution, "crop_ratio": config.crop_ratio}
+    chosen = {key: value for key, value in chosen.items() if value is not None}
+    if config.data is not None and is_tensors(config.data):
+        file = Tensors(config.data)
+        if chosen:
+            raise InputError(next(iter(chosen)), "none with a file of tensors, taken as they are", "one")
+        check_numbers(file, known.model.num_classes)
+        return file, known.data.model_copy(update={"resolution": file.resolution, "crop": "none"})
+    info = open_beton(config.data or known.data.validation)
+    classes = classes_of(run, known)
+    if classes is not None:
+        info = with_classes(info, classes, config.classes or known.data.classes)
+    elif config.data is not None and len(info.class_names) != known.model.num_classes:
+        raise InputError(info.path, f"{known.model.num_classes} classes (the run's)", f"{len(info.class_names)}")
+    check_labels(info, known.model.num_classes)
+    if chosen:
+        chosen["crop"] = CENTRE_CROP
+    return info, known.data.model_copy(update=chosen)
+
+
+def weights_path(run: RunDir, config: EvaluationConfig) -> Path:
+    path = run.weights if config.weights == "final" else run.best_weights
+    if not path.is_file():
+        raise InputError(path, f"the {config.weights} weights of a run that has got so far", "no file")
+    return path
+
+
+def load_model(run: RunDir, known: Config, config: EvaluationConfig, device: torch.device) -> nn.Module:
+    path = weights_path(run, config)
+    if config.noise == "fresh" and not noises(known.model, known.kap):
+        raise InputError("noise=fresh", f"a run with noise ({NOISE_KEYS})", "one without")
+    attacked.check_network(run, known.model.factory)
+    model = build_model(known.model, known.kap)
+    load_weights(model, path)
+    if known.engine.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    return model.eval().requires_grad_(False).to(device)
