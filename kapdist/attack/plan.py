@@ -267,6 +267,11 @@ def notes_on_factory(model: PlannedModel, network: nn.Module) -> list[str]:
     return [remark for remark in remarks if remark]
 
 
+def notes_of_factory(plan: AttackPlan) -> list[str]:
+    """Return the notes of a plan that are on its factory's network, and so on whatever is asked of it."""
+    return [note for note in plan.notes if plan.model.factory and note.startswith(plan.model.factory)]
+
+
 def notes_on_eps(norm: Norm, eps: float, image_set: ImageSet) -> list[str]:
     limit = vacuous_eps(norm, 3 * image_set.data.resolution**2)
     if eps < limit:

@@ -14,7 +14,7 @@ from kapdist.models.factory import call_factory, check_state
 from kapdist.models.images import IMAGENET_MEAN, IMAGENET_STD
 from kapdist.models.imported import place_of
 from kapdist.models.normalised import as_stated, as_they_are, normalised
-from kapdist.models.zoo import stated, with_classes
+from kapdist.models.zoo import stated, states_another, with_classes
 from kapdist.rng import derive_seed
 
 if TYPE_CHECKING:  # the models run where there is no pydantic
@@ -89,6 +89,8 @@ def outside_network(model: ModelConfig, factory: str) -> nn.Module:
         return as_they_are(network)
     if said:
         return as_stated(network, factory, said.mean, said.std)
+    if differs := states_another(network, model.mean, model.std):
+        log.warning("%s states %s, and model.mean and model.std are applied", place_of(factory), differs)
     return normalised(network, factory, model.mean, model.std)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -222,18 +222,35 @@ def refuse_pretrained(factory: str, arguments: dict[str, Any], key: str) -> None
         )
 
 
+NOT_APPLIED = "states a normalisation that is not applied"
+
+
 def not_heeded(network: nn.Module, factory: str) -> str | None:
     """Return what a network by path says of its images where nothing does it; None where it says nothing."""
-    said = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
-    if isinstance(said, Mapping) and "mean" in said and "std" in said:
-        mean, std = ([float(f"{value:g}") for value in said[key]] for key in ("mean", "std"))
-        how = f"mean {mean} and deviation {std}"
+    if said := configured(network):
+        how = in_words(*said)
     elif type(network).__module__.startswith("torchvision.models."):
-        how = "mean and deviation, as all of torchvision's do"
+        how = "mean and std, as all of torchvision's do"
     else:
         return None
-    return f"{factory} {NOT_HEEDED} ({how}): it gets images in [0, 1] as they are; a zoo's name, such as \
-timm:resnet50, normalises inside"
+    by_name = "a zoo's name, such as timm:resnet50, normalises inside"
+    return f"{factory} {NOT_APPLIED} ({how}): it gets images in [0, 1] as they are; {by_name}"
 
 
-NOT_HEEDED = "states a normalisation that is not applied"
+def states_another(network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> str:
+    """Return in words the normalisation that a network's configuration states, if it is another than this one."""
+    said = configured(network)
+    return in_words(*said) if said and said != ([*mean], [*std]) else ""
+
+
+def configured(network: nn.Module) -> tuple[list[float], list[float]] | None:
+    """Return mean and std of the configuration that timm gives to its networks."""
+    said = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
+    if not isinstance(said, Mapping) or "mean" not in said or "std" not in said:
+        return None
+    return [*map(float, said["mean"])], [*map(float, said["std"])]
+
+
+def in_words(mean: Sequence[float], std: Sequence[float]) -> str:
+    mean_, std_ = (", ".join(f"{value:g}" for value in values) for values in (mean, std))
+    return f"mean {mean_} and std {std_}"

@@ -16,7 +16,14 @@ from kapdist.attack.ball import Ball
 from kapdist.attack.devices import computing
 from kapdist.attack.images import ImageSet
 from kapdist.attack.model import load_model
-from kapdist.attack.plan import attack_dir_of, config_of, make_plan, plan_surrogate, protocol_of
+from kapdist.attack.plan import (
+    attack_dir_of,
+    config_of,
+    make_plan,
+    notes_of_factory,
+    plan_surrogate,
+    protocol_of,
+)
 from kapdist.config import AttackConfig
 from kapdist.config.defaults import EXAMINED_IMAGES
 from kapdist.config.noises import described, noises_of
@@ -127,7 +134,7 @@ def load_surrogate(
 
 
 def describe(plan: AttackPlan, config: AttackConfig) -> dict[str, Any]:
-    notes = []
+    notes = notes_of_factory(plan)
     if plan.norm == "Linf" and plan.eps >= VACUOUS_LINF:
         notes.append("eps is so large that every image can become the same grey: no model can pass")
     if config.noise == "off" and (found := noises_of(plan.model.architecture)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 
 from kapdist.attack import model as attacked
 from kapdist.attack.images import ImageSet, describe_tensors
-from kapdist.attack.plan import plan_model
+from kapdist.attack.plan import notes_on_factory, plan_model
 from kapdist.config import AttackConfig, Config, DataConfig
 from kapdist.config.evaluation import EvaluationConfig
 from kapdist.config.noises import NOISE_KEYS, noises
@@ -27,9 +28,11 @@ from kapdist.models.build import build_model
 from kapdist.models.imported import place_of
 from kapdist.models.weights import load_weights
 from kapdist.models.zoo import stated
-from kapdist.records.attack_plan import PlannedData
+from kapdist.records.attack_plan import PlannedData, PlannedModel
 from kapdist.records.evaluation import EvaluatedWeights
 from kapdist.run.paths import RunDir, weights_sha256
+
+log = logging.getLogger(__name__)
 
 CENTRE_CROP = "random-resized"  # in evaluation the centre crop that goes with it
 Images = BetonInfo | Tensors
@@ -123,8 +126,15 @@ def of_factory(run: RunDir, config: EvaluationConfig) -> Evaluated:
         settings=settings,
         num_classes=num_classes,
         weights=lambda: EvaluatedWeights(file=factory, sha256=planned.weights_sha256),
-        load=lambda device: attacked.load_model(planned, run.root).to(device),
+        load=lambda device: told(attacked.load_model(planned, run.root), planned).to(device),
     )
+
+
+def told(network: nn.Module, planned: PlannedModel) -> nn.Module:
+    """Say what a network's own configuration has to say, and nothing does; return the network."""
+    for note in notes_on_factory(planned, network):
+        log.warning("%s", note)
+    return network
 
 
 def check_numbers(info: Images, num_classes: int) -> None:

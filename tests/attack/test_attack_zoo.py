@@ -90,7 +90,7 @@ def test_without_weights_it_says_where_they_come_from(world: World, weights: Pat
 
 def test_a_normalisation_that_nobody_applies_is_told(world: World, weights: Path) -> None:
     told = plan_attack(world.run, world.config(model={"factory": "by_hand.py:told", "weights": weights}))
-    line = "by_hand.py:told states a normalisation that is not applied (mean [0.4, 0.5, 0.6] and deviation [0.2, 0"
+    line = "by_hand.py:told states a normalisation that is not applied (mean 0.4, 0.5, 0.6 and std 0.2, 0.25, 0.3)"
     assert [note for note in told.notes if note.startswith(line)]
     values = {"factory": "timm:small", "weights": weights, "arguments": {"channels": 8}}
     silent = plan_attack(world.run, world.config(name="name", model=values))

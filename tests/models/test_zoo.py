@@ -187,3 +187,13 @@ def test_the_real_ones(factory: str) -> None:
     torch.testing.assert_close(model(images()), expected)
     with pytest.raises(InputError, match=r"nearest: .*resnet"):
         stated(f"{package}:resnet19")
+
+
+def test_training_says_where_a_network_by_path_states_another_normalisation(
+    zoos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = {"name": "small", "num_classes": 5}
+    built("timm.create_model", arguments=arguments, mean=MEAN, std=STD)
+    assert not caplog.records
+    built("timm.create_model", arguments=arguments)
+    assert "states mean 0.4, 0.5, 0.6 and std 0.2, 0.25, 0.3, and model.mean and model.std are" in caplog.text
