@@ -12,12 +12,10 @@ from torch import Tensor, nn
 
 from kapdist import kap
 from kapdist.attack.averaged import log_mean
-from kapdist.attack.classifier import check_classifier
 from kapdist.config import EngineConfig, flatten
 from kapdist.config.evaluation import MAY_DIFFER, OF_A_FACTORY, EvaluationConfig
 from kapdist.engine import join
 from kapdist.errors import InputError
-from kapdist.models.imported import place_of
 from kapdist.records.evaluation import ClassCount, EvaluatedImages, EvaluationInputs, EvaluationResult
 from kapdist.records.record import read_record
 from kapdist.records.sealed import DamagedError, write_json
@@ -46,9 +44,6 @@ def evaluate_run(path: Path, config: EvaluationConfig) -> EvaluationResult | Non
         what = ranks.together(lambda: of_run(run, known, config) if known else of_factory(run, config))
         inputs = ranks.from_first(lambda: inputs_of(run, what, config))
         model = ranks.together(lambda: what.load(ranks.device))
-        if factory is not None:
-            place, side = place_of(factory), what.settings.resolution
-            ranks.together(lambda: check_classifier(model, place, what.num_classes, side, gradients=False))
         loader = ranks.together(lambda: what.loader(config, ranks))
         found = evaluate(
             model,

@@ -14,7 +14,6 @@ from torch import nn
 
 from kapdist.attack import model as attacked
 from kapdist.attack.images import ImageSet, describe_tensors
-from kapdist.attack.plan import notes_on_factory, plan_model
 from kapdist.config import AttackConfig, Config, DataConfig
 from kapdist.config.evaluation import EvaluationConfig
 from kapdist.config.noises import NOISE_KEYS, noises
@@ -112,6 +111,8 @@ def of_factory(run: RunDir, config: EvaluationConfig) -> Evaluated:
     Raises:
         InputError: no images are named, nothing says their size, or no such model can be had.
     """
+    from kapdist.attack.plan import plan_model  # where it is used: it loads the library of attacks
+
     factory = str(config.model.factory)
     if config.data is None:
         raise InputError("data", f"a beton with the images for {factory} (data=FILE.beton)", "none")
@@ -126,12 +127,22 @@ def of_factory(run: RunDir, config: EvaluationConfig) -> Evaluated:
         settings=settings,
         num_classes=num_classes,
         weights=lambda: EvaluatedWeights(file=factory, sha256=planned.weights_sha256),
-        load=lambda device: told(attacked.load_model(planned, run.root), planned).to(device),
+        load=lambda device: checked(planned, run, settings.resolution).to(device),
     )
 
 
-def told(network: nn.Module, planned: PlannedModel) -> nn.Module:
-    """Say what a network's own configuration has to say, and nothing does; return the network."""
+def checked(planned: PlannedModel, run: RunDir, resolution: int) -> nn.Module:
+    """Build a factory's network, see that it gives logits, and say what its configuration says and nothing does.
+
+    Raises:
+        InputError: it cannot be built, or is no classifier.
+    """
+    from kapdist.attack.classifier import check_classifier
+    from kapdist.attack.plan import notes_on_factory
+
+    network = attacked.load_model(planned, run.root)
+    place = place_of(str(planned.factory))
+    check_classifier(network, place, planned.num_classes, resolution, gradients=False)
     for note in notes_on_factory(planned, network):
         log.warning("%s", note)
     return network
