@@ -5,33 +5,15 @@ they are then the functions of `kapdist.api`.
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import Any
 
 CALLED = ("attack", "sanity", "corruptions")
 
 
-class Room(ModuleType):
-    """A package that may be called: then it is the function of its name in `kapdist.api`."""
-
-    def __call__(self, *arguments: Any, **keys: Any) -> Any:
-        return function(self.__name__.rpartition(".")[2])(*arguments, **keys)
-
-
-def function(name: str) -> Any:
-    return getattr(importlib.import_module("kapdist.api"), name)
-
-
-def callable_room(name: str) -> None:
-    """Let the package of this name be called."""
-    sys.modules[name].__class__ = Room
-
-
 def __getattr__(name: str) -> Any:
     """Import what is asked for when it is: this package alone imports nothing."""
     if name == "evaluate":
-        return function(name)
+        return importlib.import_module("kapdist.called").function(name)
     if name in CALLED:
         return importlib.import_module(f"kapdist.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,5 @@
 """AutoAttack in shards: plan, shard, merge. The verdict of an image depends on the plan alone."""
 
-import kapdist
+from kapdist.called import callable_room
 
-kapdist.callable_room(__name__)
+callable_room(__name__)

@@ -1,5 +1,5 @@
 """Common corruptions (Hendrycks & Dietterich 2019, https://arxiv.org/abs/1903.12261) and plain random noise."""
 
-import kapdist
+from kapdist.called import callable_room
 
-kapdist.callable_room(__name__)
+callable_room(__name__)

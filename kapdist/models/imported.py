@@ -12,7 +12,13 @@ from types import ModuleType
 
 from kapdist.errors import InputError
 
-ZOO = ("timm", "torchvision")  # what the extra `zoo` brings
+# What pip is asked for where it is not the package's name; what no registry has, or has broken, from its site.
+INSTALLED_AS = {
+    "timm": "kapdist[zoo]",
+    "torchvision": "kapdist[zoo]",
+    "robustbench": "git+https://github.com/RobustBench/robustbench",
+    "autoattack": "git+https://github.com/fra31/auto-attack",
+}
 
 
 def place_of(factory: str) -> str:
@@ -63,5 +69,4 @@ def said(error: Exception | SystemExit) -> str:
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return line
     package = error.name.partition(".")[0]
-    words = "kapdist[zoo]" if package in ZOO else package
-    return f"{line} (if it is a package: pip install '{words}')"
+    return f"{line} (if it is a package: pip install '{INSTALLED_AS.get(package, package)}')"

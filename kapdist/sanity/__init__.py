@@ -1,5 +1,5 @@
 """Whether an attack's number can be believed: checks that tell robustness from a gradient that hides."""
 
-import kapdist
+from kapdist.called import callable_room
 
-kapdist.callable_room(__name__)
+callable_room(__name__)

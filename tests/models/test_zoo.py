@@ -125,7 +125,11 @@ def test_a_name_that_no_zoo_has(zoos: Path, factory: str, line: str) -> None:
 
 @pytest.mark.parametrize(
     ("package", "how"),
-    [("timm", "kapdist[zoo]"), ("torchvision", "kapdist[zoo]"), ("robustbench", "robustbench")],
+    [
+        ("timm", "kapdist[zoo]"),
+        ("torchvision", "kapdist[zoo]"),
+        ("robustbench", "git+https://github.com/RobustBench/robustbench"),
+    ],
 )
 def test_a_zoo_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, package: str, how: str) -> None:
     without_zoos(monkeypatch)
