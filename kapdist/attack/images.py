@@ -158,7 +158,8 @@ def beton_batches(plan: AttackPlan, batches: list[list[int]]) -> Iterator[tuple[
 
 def check_fingerprint(plan: AttackPlan, found: str) -> None:
     if found != plan.data.fingerprint:
-        expected = f"the images that were planned with (fingerprint {plan.data.fingerprint[:12]})"
+        name = "file" if is_tensors(plan.data.path) else "beton"
+        expected = f"the {name} that was planned with (fingerprint {plan.data.fingerprint[:12]})"
         raise InputError(plan.data.path, expected, f"fingerprint {found[:12]}")
 
 
