@@ -1,1 +1,19 @@
-"""Train Kernel Average Pooling ResNets over many nodes, attack them in shards, believe the number."""
+"""Train Kernel Average Pooling ResNets over many nodes, attack them in shards, believe the number.
+
+The rooms `kapdist.attack`, `kapdist.sanity` and `kapdist.corruptions` may be called, as `kapdist.evaluate` may:
+they are then the functions of `kapdist.api`.
+"""
+
+import importlib
+from typing import Any
+
+CALLED = ("attack", "sanity", "corruptions")
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is: this package alone imports nothing."""
+    if name == "evaluate":
+        return importlib.import_module("kapdist.called").function(name)
+    if name in CALLED:
+        return importlib.import_module(f"kapdist.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

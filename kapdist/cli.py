@@ -151,9 +151,9 @@ app.command()(topography)
 
 
 @attack.command("run")
-def attack_run(run: Run, config: ConfigFile, overrides: Overrides = None) -> None:
+def attack_run(run: Run, words: ConfigWords = None) -> None:
     """Plan, attack all shards in local processes, merge."""
-    resolved = attack_config(config, overrides)
+    resolved = attack_config(words, name="attack")
     from kapdist.attack.run import run_attack
     from kapdist.records.worst import write_worst_case
 
@@ -163,9 +163,9 @@ def attack_run(run: Run, config: ConfigFile, overrides: Overrides = None) -> Non
 
 
 @attack.command("plan")
-def attack_plan(run: Run, config: ConfigFile, overrides: Overrides = None) -> None:
+def attack_plan(run: Run, words: ConfigWords = None) -> None:
     """Fix what is attacked and how; prints the directory's plan."""
-    resolved = attack_config(config, overrides)
+    resolved = attack_config(words, name="attack")
     from kapdist.attack.plan import plan_attack
 
     with work(run):
@@ -284,8 +284,7 @@ def attack_export(
 @attack.command("sanity")
 def attack_sanity(run: Run, words: ConfigWords = None) -> None:
     """Examine whether an attack on the model can be believed; verdicts are results, the exit code is 0."""
-    config, overrides = file_and_overrides(words or [], name="sanity")
-    resolved = attack_config(config, overrides)
+    resolved = attack_config(words, name="sanity")
     from kapdist.sanity.run import print_report, run_sanity
 
     with work(run):
@@ -297,8 +296,7 @@ def attack_sanity(run: Run, words: ConfigWords = None) -> None:
 @attack.command("corruptions")
 def attack_corruptions(run: Run, words: ConfigWords = None) -> None:
     """Measure the accuracy under 15 common corruptions at 5 severities, and under random noise."""
-    config, overrides = file_and_overrides(words or [], name="corruptions")
-    resolved = attack_config(config, overrides)
+    resolved = attack_config(words, name="corruptions")
     from kapdist.corruptions.run import run_corruptions
     from kapdist.corruptions.view import print_summary
 
@@ -332,11 +330,12 @@ def file_and_overrides(words: list[str], name: str) -> tuple[Path | None, list[s
     return None, words if named else [f"name={name}", *words]
 
 
-def attack_config(path: Path | None, overrides: list[str] | None) -> Any:
+def attack_config(words: list[str] | None, name: str) -> Any:
     from kapdist.config import AttackConfig
     from kapdist.config.file import load_config
 
-    return load_config(AttackConfig, path, overrides or [])
+    path, overrides = file_and_overrides(words or [], name)
+    return load_config(AttackConfig, path, overrides)
 
 
 def main() -> None:

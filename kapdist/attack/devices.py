@@ -13,7 +13,7 @@ import torch
 from kapdist.config import AttackConfig
 from kapdist.environment import package_versions
 from kapdist.errors import InputError
-from kapdist.records.attack_plan import PACKAGES, AttackPlan
+from kapdist.records.attack_plan import AttackPlan
 from kapdist.run.paths import RunDir, as_ended
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -66,7 +66,7 @@ def computing(plan: AttackPlan) -> Iterator[torch.device]:
     Raises:
         InputError: another package version or device than the plan's.
     """
-    versions = package_versions(PACKAGES)
+    versions = package_versions(tuple(plan.packages))
     for name, planned in plan.packages.items():
         if versions.get(name) != planned:
             raise InputError("environment", f"{name} {planned} as planned", str(versions.get(name)))

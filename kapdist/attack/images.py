@@ -14,6 +14,7 @@ from torch import Tensor
 from kapdist.config import Config, DataConfig
 from kapdist.config.fields import SIDES
 from kapdist.config.images import CENTER, SHAPE, ImagesConfig
+from kapdist.data.load.tensors import Tensors, is_tensors
 from kapdist.errors import InputError
 from kapdist.models.zoo import Stated
 from kapdist.records.attack_plan import AttackPlan, PlannedData
@@ -59,6 +60,8 @@ def describe_images(
     from kapdist.data.beton.layout import open_beton
 
     path = wanted.beton
+    if path is not None and is_tensors(path):
+        return describe_tensors(path)
     if path is None:
         if config is None:
             expected = "a beton with the images (data=FILE.beton), as this is no run of kapdist"
@@ -112,6 +115,19 @@ def as_they_are(info: BetonInfo) -> dict[str, Any]:
     return {"resolution": info.height, "crop": "none", "crop_ratio": 1.0}
 
 
+def describe_tensors(path: Path) -> ImageSet:
+    """Read what a file of tensors holds; its labels count in the classes of whatever model."""
+    file = Tensors(path)
+    data = PlannedData(
+        path=path.resolve(),
+        fingerprint=file.fingerprint,
+        resolution=file.resolution,
+        crop="none",
+        crop_ratio=1.0,
+    )
+    return ImageSet(data, file.num_images, file.class_names)
+
+
 def check_other_run(place: str, run: Path, config: Config, image_set: ImageSet) -> None:
     """Refuse another run to which the images' labels would mean other classes; one that tells more apart will do.
 
@@ -121,7 +137,7 @@ def check_other_run(place: str, run: Path, config: Config, image_set: ImageSet) 
     from kapdist.data.beton.classes import ClassList, classes_of, first_difference
 
     known, asked = classes_of(RunDir(run), config), image_set.class_names
-    if known and known.names[: len(asked)] != asked:
+    if known and not is_tensors(image_set.data.path) and known.names[: len(asked)] != asked:
         whose = ClassList(asked, f"the images of {image_set.data.path}")
         raise InputError(place, *first_difference(known.names, whose, part=False))
 
@@ -138,14 +154,18 @@ def read_chunks(plan: AttackPlan, chunks: Sequence[int]) -> Iterator[tuple[Tenso
 
 
 def beton_batches(plan: AttackPlan, batches: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    asked = [np.asarray(ids, dtype=np.int64) for ids in batches]
+    if is_tensors(plan.data.path):
+        file = Tensors(plan.data.path)
+        check_fingerprint(plan, file.fingerprint)
+        yield from file.batches(asked)
+        return
     from kapdist.data.beton.classes import ClassList, with_classes
     from kapdist.data.beton.layout import open_beton
     from kapdist.data.load.loader import Loader
 
     info = open_beton(plan.data.path)
-    if info.fingerprint != plan.data.fingerprint:
-        expected = f"the beton that was planned with (fingerprint {plan.data.fingerprint[:12]})"
-        raise InputError(plan.data.path, expected, f"fingerprint {info.fingerprint[:12]}")
+    check_fingerprint(plan, info.fingerprint)
     if plan.data.classes is not None:
         info = with_classes(info, ClassList(plan.data.classes, plan.run), "by-name")
     config = DataConfig(
@@ -163,10 +183,16 @@ def beton_batches(plan: AttackPlan, batches: list[list[int]]) -> Iterator[tuple[
         num_workers=1,
         channels_last=False,  # the library calls .view on images
     )
-    asked = [np.asarray(ids, dtype=np.int64) for ids in batches]
     for batch, ids in zip(loader.batches(asked), asked, strict=True):
         assert np.array_equal(batch.indices, ids), "the loader gave other images than it was asked for"
         yield batch.images, batch.labels
+
+
+def check_fingerprint(plan: AttackPlan, found: str) -> None:
+    if found != plan.data.fingerprint:
+        name = "file" if is_tensors(plan.data.path) else "beton"
+        expected = f"the {name} that was planned with (fingerprint {plan.data.fingerprint[:12]})"
+        raise InputError(plan.data.path, expected, f"fingerprint {found[:12]}")
 
 
 def check_images(plan: AttackPlan, images: Tensor, labels: Tensor) -> None:

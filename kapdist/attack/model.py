@@ -13,8 +13,11 @@ from kapdist.config import KapConfig, ModelConfig
 from kapdist.errors import InputError, first_line
 from kapdist.kap import fold, noise
 from kapdist.models.build import build_model
-from kapdist.models.factory import call_factory, check_factory, check_state, place_of
+from kapdist.models.factory import call_factory, check_factory, check_state
+from kapdist.models.imported import place_of
+from kapdist.models.normalised import as_stated
 from kapdist.models.weights import load_weights
+from kapdist.models.zoo import with_classes
 from kapdist.records.attack_plan import PlannedModel
 from kapdist.run.paths import FACTORY, RunDir, weights_sha256
 
@@ -38,9 +41,7 @@ def load_model(source: PlannedModel, run: Path) -> nn.Module:
         if sections[0].factory is not None:
             check_factory(sections[0].factory, source.factory_sha256)
     else:
-        model = call_factory(source.factory)
-        check_factory(source.factory, source.factory_sha256)
-        check_state(model, place_of(source.factory))
+        model = outside_model(source, source.factory)
     weights = source.weights_file(run)
     if weights is not None:
         check_sha256(weights, file_sha256_of(weights), source.weights_sha256)
@@ -49,6 +50,15 @@ def load_model(source: PlannedModel, run: Path) -> nn.Module:
         check_sha256(place_of(str(source.factory)), state_sha256(model), source.weights_sha256)
     model = model.eval().requires_grad_(False)
     return fast(model, source) if source.factory is None else model
+
+
+def outside_model(source: PlannedModel, factory: str) -> nn.Module:
+    model = call_factory(factory, with_classes(factory, source.arguments, source.num_classes))
+    check_factory(factory, source.factory_sha256)
+    check_state(model, place_of(factory))
+    if source.mean is None or source.std is None:
+        return model
+    return as_stated(model, factory, source.mean, source.std)
 
 
 def fast(model: nn.Module, source: PlannedModel) -> nn.Module:

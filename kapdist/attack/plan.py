@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import kapdist.attack.images as images_of
 from kapdist.attack.balance import chunk_costs
@@ -33,6 +34,8 @@ from kapdist.errors import InputError
 from kapdist.kap import noise
 from kapdist.models import zoo
 from kapdist.models.factory import factory_sha256, find_factory
+from kapdist.models.imported import place_of as factory_place
+from kapdist.models.zoo import check_weights_named, not_heeded, packages_of, remark_of
 from kapdist.records.attack_plan import (
     PACKAGES,
     AttackPlan,
@@ -116,7 +119,7 @@ def make_plan(run: Path, config: AttackConfig, attack: AttackDir, *, examined: b
         threads=resolve_threads(config, attack),
         device=device_kind(config.device),
         keep_adversarial=config.keep_adversarial,
-        packages=package_versions(PACKAGES),
+        packages=package_versions((*PACKAGES, *packages_of(model.by_others))),
         num_images=len(images),
         images_sha256=fingerprint(list(images)),
         chosen=choice.chosen,
@@ -167,7 +170,8 @@ def checked(plan: AttackPlan, run: Path, examined: bool) -> AttackPlan:
         dtype = check_classifier(
             network, place, plan.model.num_classes, plan.data.resolution, plan.passes_gradients
         )
-        plan = plan.model_copy(update={"notes": (*plan.notes, *notes_on_precision(dtype))})
+        notes = *plan.notes, *notes_on_precision(dtype), *notes_on_factory(plan.model, network)
+        plan = plan.model_copy(update={"notes": notes})
         if not examined:
             check_evaluation_mode(network, place)
         if plan.deterministic:
@@ -182,7 +186,7 @@ def checked(plan: AttackPlan, run: Path, examined: bool) -> AttackPlan:
 
 
 def place_of(model: PlannedModel, run: Path) -> str:
-    return f"model.factory={model.factory}" if model.factory else str(run)
+    return factory_place(model.factory) if model.factory else str(run)
 
 
 def config_of(run: Path, config: AttackConfig) -> Config | None:
@@ -196,6 +200,8 @@ def plan_model(run: Path, config: AttackConfig, run_config: Config | None, image
     factory = config.model.factory
     if factory is not None:
         find_factory(factory)  # what is wrong with it is said before anything is hashed
+        check_weights_named(factory, config.model.weights)
+    said = zoo.stated(factory) if factory is not None else None
     weights = config.model.weights.resolve() if config.model.weights else None
     num_classes = config.num_classes or (run_config.model.num_classes if run_config else image_set.num_classes)
     architecture, of_the_run = None, None
@@ -211,6 +217,9 @@ def plan_model(run: Path, config: AttackConfig, run_config: Config | None, image
     planned = PlannedModel(
         factory=factory,
         factory_sha256=factory_sha256(by_others) if by_others else None,
+        arguments=config.model.arguments,
+        mean=said.mean if said else None,
+        std=said.std if said else None,
         architecture=architecture,
         weights=weights,
         weights_sha256="",
@@ -333,6 +342,19 @@ def notes_on_classes(run_config: Config | None, model: PlannedModel, image_set: 
     return [
         f"the images' {image_set.num_classes} classes are taken for the first of the model's {model.num_classes}"
     ]
+
+
+def notes_on_factory(model: PlannedModel, network: nn.Module) -> list[str]:
+    """Say what a network's own configuration has to say, and nothing does."""
+    if model.factory is None:
+        return []
+    remarks = [remark_of(model.factory), None if model.mean else not_heeded(network, model.factory)]
+    return [remark for remark in remarks if remark]
+
+
+def notes_of_factory(plan: AttackPlan) -> list[str]:
+    """Return the notes of a plan that are on its factory's network, and so on whatever is asked of it."""
+    return [note for note in plan.notes if plan.model.factory and note.startswith(plan.model.factory)]
 
 
 def notes_on_eps(norm: Norm, eps: float, image_set: ImageSet) -> list[str]:

@@ -16,11 +16,12 @@ from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir
 
 
-def run_attack(run: Path, config: AttackConfig) -> Summary:
+def run_attack(run: Path, config: AttackConfig, *, here: bool = False) -> Summary:
     """Attack a run's model, or with model.factory any other one; what was done before is not done again.
 
     Args:
         run: a run directory; with model.factory any directory, made if need be.
+        here: all chunks in this process, and not in `num_shards` others.
 
     Raises:
         InputError: as plan_attack, run_shard and merge.
@@ -33,5 +34,5 @@ def run_attack(run: Path, config: AttackConfig) -> Summary:
         plan = write_new_plan(run, config, attack)
         for note in plan.notes:
             print(f"note: {note}", file=sys.stderr, flush=True)
-        do_all(Chunks(attack, plan), config.num_shards, config.timeout_minutes)
+        do_all(Chunks(attack, plan), config.num_shards, config.timeout_minutes, here=here)
         return merge_chunks(attack, plan)

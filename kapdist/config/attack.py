@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from kapdist.config.defaults import ATTACK, ATTACKED_IMAGES
 from kapdist.config.fields import (
     CORRUPTIONS,
+    Arguments,
     Corruption,
     Epsilon,
     ImageChoice,
@@ -30,9 +31,18 @@ class AttackedModelConfig(Section):
     """Owner: attack/model.py. The model of a run directory, or any other one."""
 
     factory: str | None = None
-    """`package.module:function` or `file.py:function` that returns the classifier; default: the run's own model."""
+    """`package.module:function` or `file.py:function` that returns the classifier, or a network of a zoo that is
+    installed, `timm:NAME`, `torchvision:NAME`, `robustbench:NAME`; default: the run's own model."""
+    arguments: Arguments = Field(default_factory=dict)
+    """What the factory is called with, by name: any values."""
     weights: Path | None = None
-    """Weights for the factory's model, safetensors or a plain state_dict."""
+    """Weights for the factory's model, safetensors or a plain state_dict; a zoo's network needs them."""
+
+    @model_validator(mode="after")
+    def keys_go_with_a_factory(self) -> AttackedModelConfig:
+        if self.factory is None and self.arguments:
+            raise ValueError("arguments with a factory only")
+        return self
 
 
 class RemediesConfig(Section):

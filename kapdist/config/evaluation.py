@@ -1,4 +1,4 @@
-"""Evaluation of a trained run: the keys of `kapdist evaluate`."""
+"""Evaluation of a trained run or of another model: the keys of `kapdist evaluate`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from kapdist.config.attack import AttackedModelConfig
 from kapdist.config.defaults import EVALUATION
 from kapdist.config.fields import Name, Natural, Off, Positive, Section
 from kapdist.config.images import ImagesConfig
@@ -18,8 +19,11 @@ class EvaluationConfig(Section):
 
     name: Name = "evaluation"
     """Name of the result: RUN/evaluations/<name>.json."""
+    model: AttackedModelConfig = AttackedModelConfig()
+    num_classes: Annotated[int, Field(ge=2)] | None = None
+    """Classes of a factory's model; default: the data's."""
     weights: Literal["final", "best"] = "final"
-    """The weights at the end of the training, or those of its best evaluation."""
+    """Of a run, the weights at the end of the training, or those of its best evaluation."""
     data: ImagesConfig = ImagesConfig()
     flip: bool = False
     """Test-time flip: the mean of the logits of an image and of its mirror image."""
@@ -42,12 +46,28 @@ class EvaluationConfig(Section):
     """Longest wait of one rank for the others."""
 
     @model_validator(mode="after")
+    def other_models_are_factories(self) -> EvaluationConfig:
+        if self.model.factory is None and (self.model.weights or self.num_classes):
+            raise ValueError("model.weights and num_classes with model.factory only")
+        return self
+
+    @model_validator(mode="after")
     def draws_are_of_noise(self) -> EvaluationConfig:
         if self.draws > 1 and self.noise == "off":
             raise ValueError("draws above 1 with noise fresh only")
         return self
 
 
+OF_A_FACTORY = {"model.factory", "model.arguments", "num_classes"}
 # What decides no number of the result, but for rounding; a rule for classes only refuses, or not, and of the images
 # the result has the fingerprint.
-MAY_DIFFER = {"name", "data.beton", "data.classes", "device", "threads", "workers", "timeout_minutes"}
+MAY_DIFFER = {
+    "name",
+    "model.weights",
+    "data.beton",
+    "data.classes",
+    "device",
+    "threads",
+    "workers",
+    "timeout_minutes",
+}

@@ -20,6 +20,7 @@ from kapdist.config.training import AnySection, Section, dotted_keys
 from kapdist.errors import InputError, first_line, shown
 
 DEFAULTS = "the defaults"  # where a value comes from when no file was named
+ARGUMENTS = "arguments"  # where it comes from when a program said it
 BASE = "base"
 LARGEST_BYTES = 1 << 20
 
@@ -31,14 +32,25 @@ class Layer(NamedTuple):
     values: dict[str, Any]
 
 
-def load_config(model: type[AnySection], path: Path | None, overrides: Sequence[str] = ()) -> AnySection:
+def load_config(
+    model: type[AnySection],
+    path: Path | None,
+    overrides: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
+) -> AnySection:
     """Read a config: defaults, then the file on its base if there are any, then the overrides.
+
+    Args:
+        values: what a program says, nested as in a file, over the file's.
 
     Raises:
         InputError: for an unreadable file, bases that lead back, a duplicate or unknown key (names the nearest), a
             bad value (names the bound and the file that states it).
     """
-    layers = [] if path is None else [in_sections(layer, model) for layer in read_layers(path)]
+    layers = [] if path is None else read_layers(path)
+    if values is not None:
+        layers.append(Layer(Path(ARGUMENTS), dict(values)))
+    layers = [in_sections(layer, model) for layer in layers]
     overrides = [in_full(word, model) for word in overrides]
     container = merged(layers)
     for word in unique(overrides):

@@ -52,7 +52,7 @@ class ModelConfig(Section):
     random_member: bool = False
     """In evaluation and attack with noise on, each image goes through one member, drawn for it; off: the mean."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Per-channel mean of images in [0, 1]; the model normalises inside."""
+    """Per-channel mean of images in [0, 1]; the model normalises inside. A zoo's network states its own."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """Per-channel standard deviation of images in [0, 1]."""
     weights: Path | None = None
@@ -62,9 +62,10 @@ class ModelConfig(Section):
     """Leave the last linear layer as it is initialised, whatever `weights` have for it, to learn other classes."""
     factory: str | None = None
     """`package.module:function` or `file.py:function` that returns another network, for which `name` and the keys
-    of our own ones mean nothing; a file is looked up from the current directory."""
+    of our own ones mean nothing; a file is looked up from the current directory. Or a network of a zoo that is
+    installed: `timm:NAME`, `torchvision:NAME`, `robustbench:NAME`."""
     arguments: Arguments = Field(default_factory=dict)
-    """What the factory is called with, by name: any values."""
+    """What the factory is called with, by name: any values. Zoos' networks get `num_classes` by themselves."""
 
     @model_validator(mode="after")
     def keys_go_with_a_factory(self) -> ModelConfig:

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import PIL
 
-from kapdist.attack.plan import config_of, image_set_of, make_plan, protocol_of
+from kapdist.attack.plan import config_of, image_set_of, make_plan, notes_of_factory, protocol_of
 from kapdist.config import AttackConfig
 from kapdist.config.noises import described, noises_of
 from kapdist.corruptions.frost import DRAWN, FrostSource
@@ -97,7 +97,7 @@ def cells_of(config: AttackConfig) -> tuple[Cell, ...]:
 
 def notes_on(subject: AttackPlan, config: AttackConfig) -> list[str]:
     """Say what a reader of the numbers should know."""
-    notes, side = [], subject.data.resolution
+    notes, side = notes_of_factory(subject), subject.data.resolution
     if side not in SIDES and config.corruptions.kinds:
         published = nearest_side(side, side)
         notes.append(f"images of {side} pixels take the constants of the published set of {published} unscaled")

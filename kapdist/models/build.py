@@ -10,7 +10,11 @@ import torch
 from torch import nn
 
 from kapdist.errors import InputError
-from kapdist.models.factory import as_they_are, call_factory, check_state, normalised, place_of
+from kapdist.models.factory import call_factory, check_state
+from kapdist.models.images import IMAGENET_MEAN, IMAGENET_STD
+from kapdist.models.imported import place_of
+from kapdist.models.normalised import as_stated, as_they_are, normalised
+from kapdist.models.zoo import stated, states_another, with_classes
 from kapdist.rng import derive_seed
 
 if TYPE_CHECKING:  # the models run where there is no pydantic
@@ -74,11 +78,19 @@ def own_network(model: ModelConfig) -> nn.Module:
 
 
 def outside_network(model: ModelConfig, factory: str) -> nn.Module:
-    network = call_factory(factory, model.arguments)
+    said = stated(factory)
+    if said and (model.mean, model.std) != (IMAGENET_MEAN, IMAGENET_STD):
+        found = f"mean {model.mean} and std {model.std}"
+        raise InputError("model.mean", f"none beside {factory}, whose own configuration states it", found)
+    network = call_factory(factory, with_classes(factory, model.arguments, model.num_classes))
     if not torch.empty(0).is_meta:  # where a forecast weighs it
         check_state(network, place_of(factory))
     if not model.normalise:
         return as_they_are(network)
+    if said:
+        return as_stated(network, factory, said.mean, said.std)
+    if differs := states_another(network, model.mean, model.std):
+        log.warning("%s states %s, and model.mean and model.std are applied", place_of(factory), differs)
     return normalised(network, factory, model.mean, model.std)
 
 

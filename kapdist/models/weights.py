@@ -21,8 +21,8 @@ from kapdist.models.ensemble import for_members, networks, starts_of
 
 log = logging.getLogger(__name__)
 
-# timm's trainer, torchvision's, Lightning, the robustness library; averages of weights first, as ours are.
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+# timm's trainer, torchvision's, Lightning, the robustness library, RobustBench; averages of weights first, as ours.
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "last")
 # Of DDP, torch.compile, Lightning, detectors; the robustness library's of its second name for the network.
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "attacker.")
 INNER_NORM = "inner_norm"  # KAPConv2d's name for it
@@ -63,7 +63,7 @@ def load_weights(model: nn.Module, path: Path, start: bool = False, new_head: bo
         log.info("%s: %s%s: not the network's, and not taken", path, next(iter(beside)), more)
     state = for_members(model, without_unused(one, state), path, start)
     said |= describe_normaliser(beside)
-    state = with_inner_norms(model, with_counters(model, state), path)
+    state = with_inner_norms(model, with_counters(model, with_constants(model, state)), path)
     if new_head:
         state = with_own_head(model, state, path)
     check_fit(model, state, path)
@@ -204,6 +204,12 @@ def without_unused(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tens
     """Drop what published files hold of layers that their own forward pass never calls (`UNUSED` of the model)."""
     unused = getattr(model, "UNUSED", ())
     return {key: value for key, value in state.items() if not key.startswith(unused)}
+
+
+def with_constants(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the model's own constants where the file has none of that name (`MAY_LACK` of the model)."""
+    names = getattr(model, "MAY_LACK", ())
+    return {key: value for key, value in model.state_dict().items() if key.rpartition(".")[2] in names} | state
 
 
 def with_counters(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

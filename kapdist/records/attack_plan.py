@@ -62,6 +62,12 @@ class PlannedModel(Exact):
     """As the user wrote it; a file is looked up from the directory that a shard starts in."""
     factory_sha256: str | None
     """Of the file with the factory."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """What the factory is called with, by name."""
+    mean: tuple[float, float, float] | None = None
+    """Of the images' channels, with `std`, as a zoo's network states them; it then normalises inside. None: a
+    factory returns what takes images in [0, 1]."""
+    std: tuple[float, float, float] | None = None
     architecture: dict[str, dict[str, Any]] | None
     """Sections model and kap of the run's config."""
     weights: Path | None
@@ -72,10 +78,16 @@ class PlannedModel(Exact):
     folded: bool
     """Averages and norms are folded into the convolutions; the noise is then off for good."""
 
+    def identity(self) -> dict[str, Any]:
+        """Return what decides its logits, JSON values; of plans from before a key, nothing under it."""
+        values = self.model_dump(mode="json", exclude={"weights"})
+        return {key: value for key, value in values.items() if value or key not in ("arguments", "mean", "std")}
+
     @property
     def by_others(self) -> str | None:
         """What returns the network, of the attack's config or of the run's: code that is none of kapdist's."""
-        return self.factory if self.architecture is None else self.architecture["model"].get("factory")
+        of_the_run: str | None = self.architecture["model"].get("factory") if self.architecture else None
+        return self.factory or of_the_run
 
     def weights_file(self, run: Path) -> Path | None:
         """Return the file with the weights of a model that stands in a run; None where a factory brings its own."""
@@ -133,13 +145,12 @@ class OwnSettings(Exact):
 
     def identity(self) -> dict[str, Any]:
         """Return the settings as JSON values, without places."""
-        values = self.model_dump(mode="json")
-        if not self.surrogates:
-            del values["surrogates"]
+        values = self.model_dump(mode="json", exclude={"surrogate", "surrogates"})
         if not self.fmn_steps:  # unknown to plans that are older than it
             del values["fmn_steps"]
-        for model in filter(None, (values["surrogate"], *values.get("surrogates", {}).values())):
-            del model["weights"]
+        values["surrogate"] = self.surrogate.identity() if self.surrogate else None
+        if self.surrogates:
+            values["surrogates"] = {name: model.identity() for name, model in self.surrogates.items()}
         return values
 
 
@@ -215,7 +226,8 @@ class AttackPlan(Exact):
     def identity(self) -> dict[str, Any]:
         """Return what decides the verdicts, JSON values: no names, no places."""
         values = self.model_dump(mode="json", exclude=OF_NO_VERDICT)
-        del values["model"]["weights"], values["data"]["path"]
+        values["model"] = self.model.identity()
+        del values["data"]["path"]
         if self.data.classes is None:
             del values["data"]["classes"]
         if self.data.interpolation == "area":

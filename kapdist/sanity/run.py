@@ -17,7 +17,15 @@ from kapdist.attack.choice import num_available
 from kapdist.attack.devices import computing
 from kapdist.attack.images import ImageSet
 from kapdist.attack.model import load_model
-from kapdist.attack.plan import attack_dir_of, config_of, image_set_of, make_plan, plan_surrogate, protocol_of
+from kapdist.attack.plan import (
+    attack_dir_of,
+    config_of,
+    image_set_of,
+    make_plan,
+    notes_of_factory,
+    plan_surrogate,
+    protocol_of,
+)
 from kapdist.config import AttackConfig
 from kapdist.config.defaults import EXAMINED_IMAGES
 from kapdist.config.noises import described, noises_of
@@ -136,7 +144,7 @@ def load_surrogates(
 
 
 def describe(plan: AttackPlan, config: AttackConfig, remarks: Sequence[str] = ()) -> dict[str, Any]:
-    notes = list(remarks)
+    notes = [*notes_of_factory(plan), *remarks]
     if plan.norm == "Linf" and plan.eps >= VACUOUS_LINF:
         notes.append("eps is so large that every image can become the same grey: no model can pass")
     if config.noise == "off" and (found := noises_of(plan.model.architecture)):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kapdist import kap
-from kapdist.data.load.loader import Loader
+from kapdist.data.load.loader import Batch
 from kapdist.engine import Ranks
 from kapdist.engine.numerics import tensor_float_32
 from kapdist.plan.training import part
@@ -23,6 +23,12 @@ TOP = 5
 
 Predict = Callable[[Tensor, int], Tensor]
 """From images and the number of their batch to logits (batch, classes)."""
+
+
+class Reader(Protocol):
+    """A Loader, or what else gives batches of the images that it is asked for."""
+
+    def batches(self, index_batches: Sequence[np.ndarray], /) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Evaluation:
 
 def evaluate(
     model: nn.Module,
-    loader: Loader,
+    loader: Reader,
     num_images: int,
     num_classes: int,
     batch_size: int,

@@ -1,4 +1,4 @@
-"""`kapdist evaluate`: a trained run on a beton, exactly, on any number of ranks; it writes one file."""
+"""`kapdist evaluate`: a run or another model on a beton, exactly, on any number of ranks; it writes one file."""
 
 from __future__ import annotations
 
@@ -12,36 +12,22 @@ from torch import Tensor, nn
 
 from kapdist import kap
 from kapdist.attack.averaged import log_mean
-from kapdist.attack.classifier import check_classifier
-from kapdist.attack.model import check_network
-from kapdist.config import Config, DataConfig, EngineConfig, flatten
-from kapdist.config.evaluation import MAY_DIFFER, EvaluationConfig
-from kapdist.config.images import SHAPE
-from kapdist.config.noises import NOISE_KEYS, noises
-from kapdist.data.beton.classes import classes_of, with_classes
-from kapdist.data.beton.layout import BetonInfo, check_labels, open_beton
-from kapdist.data.load.loader import Loader
-from kapdist.engine import Ranks, join
+from kapdist.config import EngineConfig, flatten
+from kapdist.config.evaluation import MAY_DIFFER, OF_A_FACTORY, EvaluationConfig
+from kapdist.engine import join
 from kapdist.errors import InputError
-from kapdist.models.build import build_model
-from kapdist.models.weights import load_weights
-from kapdist.records.evaluation import (
-    ClassCount,
-    EvaluatedImages,
-    EvaluatedWeights,
-    EvaluationInputs,
-    EvaluationResult,
-)
+from kapdist.records.evaluation import ClassCount, EvaluatedImages, EvaluationInputs, EvaluationResult
 from kapdist.records.record import read_record
 from kapdist.records.sealed import DamagedError, write_json
 from kapdist.rng import derive_seed
 from kapdist.run.files import check_outputs, output
-from kapdist.run.paths import RunDir, weights_sha256
+from kapdist.run.paths import RunDir
 from kapdist.train.evaluate import TOP, Evaluation, evaluate
+from kapdist.train.evaluated import Evaluated, of_factory, of_run
 
 
 def evaluate_run(path: Path, config: EvaluationConfig) -> EvaluationResult | None:
-    """Evaluate a run on every rank of the job and write RUN/evaluations/<name>.json.
+    """Evaluate a run, or with model.factory any other model, on every rank; write RUN/evaluations/<name>.json.
 
     Returns: the result on rank 0, None on the others.
 
@@ -52,25 +38,25 @@ def evaluate_run(path: Path, config: EvaluationConfig) -> EvaluationResult | Non
     run = RunDir(path)
     engine = EngineConfig(device=config.device, threads=config.threads, timeout_minutes=config.timeout_minutes)
     with join(engine) as ranks:
-        known = ranks.together(lambda: run.load_config())
+        factory = config.model.factory
+        known = None if factory is not None else ranks.together(lambda: run.load_config())
         ranks.from_first(lambda: check_outputs(run.evaluation(config.name)))
-        info, settings = ranks.together(lambda: open_images(run, known, config))
-        inputs = ranks.from_first(lambda: inputs_of(run, info, settings, config))
-        model = ranks.together(lambda: load_model(run, known, config, ranks.device))
-        ranks.together(lambda: check_size(model, known, settings))
-        loader = ranks.together(lambda: make_loader(known, settings, info, config, ranks))
+        what = ranks.together(lambda: of_run(run, known, config) if known else of_factory(run, config))
+        inputs = ranks.from_first(lambda: inputs_of(run, what, config))
+        model = ranks.together(lambda: what.load(ranks.device))
+        loader = ranks.together(lambda: what.loader(config, ranks))
         found = evaluate(
             model,
             loader,
-            info.num_images,
-            known.model.num_classes,
+            what.info.num_images,
+            what.num_classes,
             config.batch_size,
             ranks,
             stopped=lambda: False,
             predict=Averaged(model, config),
         )
         assert found is not None
-        result = result_of(found, info, inputs)
+        result = result_of(found, what, inputs)
         ranks.from_first(lambda: keep(run, config, result))
     return result if ranks.first else None
 
@@ -96,71 +82,18 @@ class Averaged:
             return (logits + self.model(images.flip(3))) / 2 if self.config.flip else logits
 
 
-def open_images(run: RunDir, known: Config, config: EvaluationConfig) -> tuple[BetonInfo, DataConfig]:
-    """Open the beton, its labels as the run's classes; return it and how its images are to be read."""
-    wanted = config.data
-    info = open_beton(wanted.beton or known.data.validation)
-    classes = classes_of(run, known)
-    if classes is not None:
-        info = with_classes(info, classes, wanted.classes or known.data.classes)
-    elif wanted.beton is not None and len(info.class_names) != known.model.num_classes:
-        raise InputError(info.path, f"{known.model.num_classes} classes (the run's)", f"{len(info.class_names)}")
-    check_labels(info, known.model.num_classes)
-    return info, known.data.model_copy(update=wanted.over(known.data.model_dump(include=SHAPE)))
-
-
-def weights_path(run: RunDir, config: EvaluationConfig) -> Path:
-    path = run.weights if config.weights == "final" else run.best_weights
-    if not path.is_file():
-        raise InputError(path, f"the {config.weights} weights of a run that has got so far", "no file")
-    return path
-
-
-def load_model(run: RunDir, known: Config, config: EvaluationConfig, device: torch.device) -> nn.Module:
-    path = weights_path(run, config)
-    if config.noise == "fresh" and not noises(known.model, known.kap):
-        raise InputError("noise=fresh", f"a run with noise ({NOISE_KEYS})", "one without")
-    check_network(run, known.model.factory)
-    model = build_model(known.model, known.kap)
-    load_weights(model, path)
-    if known.engine.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-    return model.eval().requires_grad_(False).to(device)
-
-
-def check_size(model: nn.Module, known: Config, settings: DataConfig) -> None:
-    """Raise InputError for a network that takes no images of another size than it was trained on."""
-    if settings.resolution != known.data.resolution:
-        place = f"data.resolution={settings.resolution}"
-        check_classifier(model, place, known.model.num_classes, settings.resolution, gradients=False)
-
-
-def make_loader(
-    known: Config, settings: DataConfig, info: BetonInfo, config: EvaluationConfig, ranks: Ranks
-) -> Loader:
-    return Loader(
-        info,
-        settings,
-        training=False,
-        seed=known.seed,
-        max_batch_size=config.batch_size,
-        device=ranks.device,
-        num_workers=config.workers or ranks.cpus,
-        channels_last=known.engine.channels_last,
-    )
-
-
-def inputs_of(run: RunDir, info: BetonInfo, settings: DataConfig, config: EvaluationConfig) -> EvaluationInputs:
+def inputs_of(run: RunDir, what: Evaluated, config: EvaluationConfig) -> EvaluationInputs:
     """Return what the result rests on; refuse to put it in the place of another one."""
-    weights = weights_path(run, config)
+    info, settings = what.info, what.settings
+    unsaid = MAY_DIFFER if config.model.factory is not None else {*MAY_DIFFER, *OF_A_FACTORY}
     inputs = EvaluationInputs(
         name=config.name,
-        settings={key: value for key, value in flatten(config).items() if key not in MAY_DIFFER},
+        settings={key: value for key, value in flatten(config).items() if key not in unsaid},
         resolution=settings.resolution,
         crop_ratio=None if settings.crop == "none" else settings.crop_ratio,
         interpolation=settings.interpolation,
         data=EvaluatedImages(path=str(info.path), fingerprint=info.fingerprint, num_images=info.num_images),
-        weights=EvaluatedWeights(file=weights.name, sha256=weights_sha256(weights)),
+        weights=what.weights(),
     )
     path = run.evaluation(config.name)
     if path.exists():
@@ -179,8 +112,8 @@ def refuse_another(path: Path, inputs: EvaluationInputs) -> None:
         raise InputError(path, "a result of the same settings, weights and images (or another name=)", "another")
 
 
-def result_of(found: Evaluation, info: BetonInfo, inputs: EvaluationInputs) -> EvaluationResult:
-    per_class = zip(info.class_names, found.class_images, found.class_top1, strict=False)
+def result_of(found: Evaluation, what: Evaluated, inputs: EvaluationInputs) -> EvaluationResult:
+    per_class = zip(what.class_names, found.class_images, found.class_top1, strict=False)
     return EvaluationResult(
         **dict(inputs),
         **found.describe(),
@@ -195,9 +128,8 @@ def result_of(found: Evaluation, info: BetonInfo, inputs: EvaluationInputs) -> E
 
 def keep(run: RunDir, config: EvaluationConfig, result: EvaluationResult) -> None:
     if not math.isfinite(result.loss_sum):
-        raise InputError(
-            weights_path(run, config), "weights that give finite logits", f"a loss of {result.loss_sum}"
-        )
+        place = run.root / result.weights.file
+        raise InputError(place, "weights that give finite logits", f"a loss of {result.loss_sum}")
     with output(run.evaluations):
         write_json(run.evaluation(config.name), result.describe())
 

@@ -2,6 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from zoos import zoos  # noqa: F401
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -20,7 +20,8 @@ from kapdist.kap import KAPConv2d, fold, noise
 from kapdist.kap.where import named_like, without_a_match
 from kapdist.models.build import build_model
 from kapdist.models.description import describe
-from kapdist.models.factory import as_they_are, call_factory, factory_sha256, normalised
+from kapdist.models.factory import call_factory, factory_sha256
+from kapdist.models.normalised import as_they_are, normalised
 from kapdist.models.weights import load_weights, save_weights
 from kapdist.plan.training import make_plan
 from kapdist.run.files import file_sha256

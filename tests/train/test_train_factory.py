@@ -22,7 +22,8 @@ from kapdist.engine import Ranks
 from kapdist.errors import InputError
 from kapdist.kap import KAPConv2d, noise, noise_state
 from kapdist.models.build import build_model
-from kapdist.models.factory import as_they_are, call_factory
+from kapdist.models.factory import call_factory
+from kapdist.models.normalised import as_they_are
 from kapdist.models.weights import load_weights
 from kapdist.plan.training import make_plan
 from kapdist.run.paths import RunDir

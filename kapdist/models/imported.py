@@ -1,0 +1,75 @@
+"""Code of other people, named by module or by file, and what went wrong where it cannot be imported."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from kapdist.errors import InputError
+
+# What pip is asked for where it is not the package's name; what no registry has, or has broken, from its site.
+INSTALLED_AS = {
+    "timm": "kapdist[zoo]",
+    "torchvision": "kapdist[zoo]",
+    "robustbench": "git+https://github.com/RobustBench/robustbench",
+    "autoattack": "git+https://github.com/fra31/auto-attack",
+}
+
+
+MODEL = "model.factory"  # the key that most functions of other people are named by
+
+
+def place_of(factory: str, key: str = MODEL) -> str:
+    return f"{key}={factory}"
+
+
+def folder_of(module: str) -> Path:
+    """Return what stands first on the path, as python would have it: the file's folder, or the current one."""
+    return Path(module).resolve().parent if module.endswith(".py") else Path.cwd()
+
+
+def import_module(name: str, place: str) -> ModuleType:
+    """Import a module by name or by file."""
+    is_file = name.endswith(".py")
+    if is_file and not Path(name).is_file():
+        raise InputError(place, f"the file {name}", "no such file")
+    with first_on_path(folder_of(name)):
+        try:
+            return import_file(Path(name)) if is_file else importlib.import_module(name)
+        except (Exception, SystemExit) as error:  # a script without a main guard ends python
+            raise InputError(place, "a module that can be imported", said(error)) from error
+
+
+def import_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"kapdist_factory_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def first_on_path(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
+
+
+def said(error: Exception | SystemExit) -> str:
+    """Return an error as one line, and how to install what is not there."""
+    lines = str(error).strip().splitlines()
+    line = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return line
+    package = error.name.partition(".")[0]
+    return f"{line} (if it is a package: pip install '{INSTALLED_AS.get(package, package)}')"
