@@ -5,6 +5,7 @@ from collections.abc import Callable
 import polars as pl
 import pytest
 import torch
+from attack.kinds import EPS, RandomTemperature, distances, images_at
 from attack.test_attack_known_answers import exact_radius, linear_problem
 from torch import Tensor, nn
 
@@ -123,3 +124,17 @@ def test_records_have_the_smallest_perturbation_whatever_the_shards(world, short
         fallen = tables[0].filter(right & (pl.col("smallest") <= eps))["image"].to_list()
         assert fallen == tables[0].filter(pl.col("broken_eps") <= eps)["image"].to_list()
     assert (tables[0]["smallest"] > 0.02).any()
+
+
+def test_a_noisy_model_s_smallest_perturbation_is_none_of_luck(make_plan: MakePlan) -> None:
+    """Noise that never changes the class: averaged or not, no distance is below the exact one."""
+    shares = (0.5, 0.8, 1.5, -1.0, 3.0)
+    images, labels = images_at(shares, 5, "L2")
+    exact = distances(images, labels, 5, "L2")
+    own = {"own_settings": OwnSettings(fmn_steps=40), "noise": "fresh", "num_classes": 5}
+    plan = make_plan("L2", EPS["L2"], ("fmn",), eot=2, **own)
+    outcome = attack_chunk(RandomTemperature(5).requires_grad_(False), images, labels, plan, 0)
+    right = exact > 0
+    share = outcome.smallest[right] / exact[right]
+    assert 1 <= share.min() <= share.max() < 1.05
+    assert outcome.attacks[0].broke.tolist() == [True, True, False, False, False]
