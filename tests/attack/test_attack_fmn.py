@@ -138,3 +138,11 @@ def test_a_noisy_model_s_smallest_perturbation_is_none_of_luck(make_plan: MakePl
     share = outcome.smallest[right] / exact[right]
     assert 1 <= share.min() <= share.max() < 1.05
     assert outcome.attacks[0].broke.tolist() == [True, True, False, False, False]
+
+
+def test_plans_older_than_it_keep_their_fingerprints(make_plan: MakePlan) -> None:
+    """Chunks of other attacks of ours name the fingerprint of a plan that had no key for its steps."""
+    plan = make_plan("L2", 0.1, ("random-noise",), own_settings=OwnSettings(random_draws=3))
+    assert plan.identity()["own_settings"] == {"random_draws": 3, "hard_label_queries": 0, "surrogate": None}
+    plan = make_plan("L2", 0.1, ("fmn",), own_settings=OwnSettings(fmn_steps=3))
+    assert plan.identity()["own_settings"]["fmn_steps"] == 3
