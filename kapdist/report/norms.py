@@ -40,7 +40,7 @@ def view(run: Run, found: AcrossNorms) -> NormsView:
         (one.norm, eps_text(one.norm, one.eps), accuracy_text(one.robust_accuracy), ", ".join(one.sources))
         for one in found.norms
     ]
-    union = (f"Union of {names}", "", accuracy_text(found.robust_accuracy), "all of these")
+    union = (f"Union of {names}", "–", accuracy_text(found.robust_accuracy), "all of these")
     lead = (
         f"Clean accuracy {accuracy_text(found.clean_accuracy)} on {plural(found.num_images, 'image')}, "
         f"noise {found.noise}. The union has the images that no attack of any norm broke."

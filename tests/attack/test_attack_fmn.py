@@ -5,6 +5,7 @@ from collections.abc import Callable
 import polars as pl
 import pytest
 import torch
+from attack.kinds import EPS, RandomTemperature, distances, images_at
 from attack.test_attack_known_answers import exact_radius, linear_problem
 from torch import Tensor, nn
 
@@ -123,3 +124,25 @@ def test_records_have_the_smallest_perturbation_whatever_the_shards(world, short
         fallen = tables[0].filter(right & (pl.col("smallest") <= eps))["image"].to_list()
         assert fallen == tables[0].filter(pl.col("broken_eps") <= eps)["image"].to_list()
     assert (tables[0]["smallest"] > 0.02).any()
+
+
+def test_a_noisy_model_s_smallest_perturbation_is_none_of_luck(make_plan: MakePlan) -> None:
+    """Noise that never changes the class: averaged or not, no distance is below the exact one."""
+    shares = (0.5, 0.8, 1.5, -1.0, 3.0)
+    images, labels = images_at(shares, 5, "L2")
+    exact = distances(images, labels, 5, "L2")
+    own = {"own_settings": OwnSettings(fmn_steps=40), "noise": "fresh", "num_classes": 5}
+    plan = make_plan("L2", EPS["L2"], ("fmn",), eot=2, **own)
+    outcome = attack_chunk(RandomTemperature(5).requires_grad_(False), images, labels, plan, 0)
+    right = exact > 0
+    share = outcome.smallest[right] / exact[right]
+    assert 1 <= share.min() <= share.max() < 1.05
+    assert outcome.attacks[0].broke.tolist() == [True, True, False, False, False]
+
+
+def test_plans_older_than_it_keep_their_fingerprints(make_plan: MakePlan) -> None:
+    """Chunks of other attacks of ours name the fingerprint of a plan that had no key for its steps."""
+    plan = make_plan("L2", 0.1, ("random-noise",), own_settings=OwnSettings(random_draws=3))
+    assert plan.identity()["own_settings"] == {"random_draws": 3, "hard_label_queries": 0, "surrogate": None}
+    plan = make_plan("L2", 0.1, ("fmn",), own_settings=OwnSettings(fmn_steps=3))
+    assert plan.identity()["own_settings"]["fmn_steps"] == 3
