@@ -152,10 +152,10 @@ def test_a_report_is_a_function_of_its_arguments() -> None:
 
 
 def test_a_surrogate_breaks_what_a_masked_model_hides() -> None:
-    masked = next(defence for defence in PLANTED if defence.__name__ == "NearestInTable")(network()).eval()
+    masked = next(defence for defence in PLANTED if defence.__name__ == "RoundedInput")(network()).eval()
     found = report(masked, surrogates=[network()])
     assert number(found, "surrogate") > 0.3
-    assert [row["attack"] for row in found["acted"]["remedies"] if row["num_broken"]] == ["the checks' own attacks"]
+    assert found["acted"]["remedies"][0]["num_broken"] > 8  # what the check's own transfer broke is counted
     assert number(report(network(), surrogates=[network()]), "surrogate") == 0
 
 
