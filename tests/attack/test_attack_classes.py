@@ -10,6 +10,7 @@ import torch
 from attack.kinds import EPS, Linear, attacked, check, distances, images_at
 
 from kapdist.attack.chunk import attack_chunk
+from kapdist.attack.own.others import Others
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import AttackPlan, OwnSettings
 
@@ -39,7 +40,7 @@ def test_each_attack_breaks_what_is_within_its_reach_and_nothing_else(
         model = Linear(num_classes).requires_grad_(False)
         images, labels = images_at(SHARES, num_classes, norm)
         for chunk, rows in enumerate((slice(4), slice(4, 5))):
-            outcome = attack_chunk(model, images[rows], labels[rows], plan, chunk, model)
+            outcome = attack_chunk(model, images[rows], labels[rows], plan, chunk, Others({"transfer": model}))
             distance, broken = distances(images[rows], labels[rows], num_classes, norm), outcome.attacks[0].broke
             assert torch.equal(outcome.clean_prediction == labels[rows], distance > 0)
             check(plan, images[rows], labels[rows], broken, outcome.adversarial)
