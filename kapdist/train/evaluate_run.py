@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from kapdist import kap
 from kapdist.attack.averaged import log_mean
-from kapdist.attack.classifier import check_classifier
 from kapdist.attack.model import check_network
 from kapdist.config import Config, DataConfig, EngineConfig, flatten
 from kapdist.config.evaluation import MAY_DIFFER, EvaluationConfig
@@ -38,6 +37,7 @@ from kapdist.rng import derive_seed
 from kapdist.run.files import check_outputs, output
 from kapdist.run.paths import RunDir, weights_sha256
 from kapdist.train.evaluate import TOP, Evaluation, evaluate
+from kapdist.train.trainable import as_before, logits_of
 
 
 def evaluate_run(path: Path, config: EvaluationConfig) -> EvaluationResult | None:
@@ -132,7 +132,8 @@ def check_size(model: nn.Module, known: Config, settings: DataConfig) -> None:
     """Raise InputError for a network that takes no images of another size than it was trained on."""
     if settings.resolution != known.data.resolution:
         place = f"data.resolution={settings.resolution}"
-        check_classifier(model, place, known.model.num_classes, settings.resolution, gradients=False)
+        with torch.no_grad(), as_before(model):
+            logits_of(model, 2, settings.resolution, known.model.num_classes, place)
 
 
 def make_loader(
