@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from kapdist.attack import model as attacked
-from kapdist.attack.classifier import check_classifier
 from kapdist.attack.images import ImageSet, describe_tensors, shape_of
 from kapdist.config import AttackConfig, Config, DataConfig
 from kapdist.config.evaluation import EvaluationConfig
@@ -32,6 +31,7 @@ from kapdist.models.zoo import stated
 from kapdist.records.attack_plan import PlannedData, PlannedModel
 from kapdist.records.evaluation import EvaluatedWeights
 from kapdist.run.paths import RunDir, weights_sha256
+from kapdist.train.trainable import as_before, logits_of
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +137,7 @@ def checked(planned: PlannedModel, run: RunDir, resolution: int) -> nn.Module:
     Raises:
         InputError: it cannot be built, or is no classifier.
     """
+    from kapdist.attack.classifier import check_classifier
     from kapdist.attack.plan import notes_on_factory
 
     network = attacked.load_model(planned, run.root)
@@ -230,5 +231,6 @@ def load_model(
     model.eval().requires_grad_(False).to(device)
     if settings.resolution != known.data.resolution:  # there are networks that take no images of another size
         place = f"data.resolution={settings.resolution}"
-        check_classifier(model, place, known.model.num_classes, settings.resolution, gradients=False)
+        with torch.no_grad(), as_before(model):
+            logits_of(model, 2, settings.resolution, known.model.num_classes, place)
     return model

@@ -186,7 +186,7 @@ def test_a_network_that_takes_no_other_size_is_refused(tiny_config: Path) -> Non
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
     check_size(network, known, known.data)
     smaller = known.data.model_copy(update={"resolution": 16})
-    expected = r"^data\.resolution=16: expected logits of images \(6, 3, 16, 16\) .* found RuntimeError"
+    expected = r"^data\.resolution=16: expected logits .* of images \(2, 3, 16, 16\) in .* mode, found RuntimeError"
     with pytest.raises(InputError, match=expected):
         check_size(network, known, smaller)
 
