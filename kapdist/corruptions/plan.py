@@ -10,7 +10,8 @@ from pathlib import Path
 import cv2
 import PIL
 
-from kapdist.attack.plan import config_of, image_set_of, make_plan, notes_of_factory, protocol_of
+from kapdist.attack.notes import notes_of_factory
+from kapdist.attack.plan import config_of, image_set_of, make_plan, protocol_of
 from kapdist.config import AttackConfig
 from kapdist.config.noises import described, noises_of
 from kapdist.corruptions.frost import DRAWN, FrostSource

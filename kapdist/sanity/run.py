@@ -17,12 +17,12 @@ from kapdist.attack.choice import num_available
 from kapdist.attack.devices import computing
 from kapdist.attack.images import ImageSet
 from kapdist.attack.model import load_model
+from kapdist.attack.notes import notes_of_factory
 from kapdist.attack.plan import (
     attack_dir_of,
     config_of,
     image_set_of,
     make_plan,
-    notes_of_factory,
     plan_surrogate,
     protocol_of,
 )

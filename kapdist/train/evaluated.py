@@ -138,7 +138,7 @@ def checked(planned: PlannedModel, run: RunDir, resolution: int) -> nn.Module:
         InputError: it cannot be built, or is no classifier.
     """
     from kapdist.attack.classifier import check_classifier
-    from kapdist.attack.plan import notes_on_factory
+    from kapdist.attack.notes import notes_on_factory
 
     network = attacked.load_model(planned, run.root)
     place = place_of(str(planned.factory))
