@@ -1,13 +1,13 @@
 """Train Kernel Average Pooling ResNets over many nodes, attack them in shards, believe the number.
 
-The rooms `kapdist.attack`, `kapdist.sanity` and `kapdist.corruptions` may be called, as `kapdist.evaluate` may:
-they are then the functions of `kapdist.api`.
+The rooms `kapdist.attack`, `kapdist.sanity`, `kapdist.corruptions` and `kapdist.certify` may be called, as
+`kapdist.evaluate` may: they are then the functions of `kapdist.api`.
 """
 
 import importlib
 from typing import Any
 
-CALLED = ("attack", "sanity", "corruptions")
+CALLED = ("attack", "sanity", "corruptions", "certify")
 
 
 def __getattr__(name: str) -> Any:

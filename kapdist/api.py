@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from kapdist.attack.run import run_attack
+from kapdist.certify.run import run_certify
 from kapdist.config import AttackConfig
+from kapdist.config.certify import CertifyConfig
 from kapdist.config.evaluation import EvaluationConfig
 from kapdist.config.file import load_config
 from kapdist.corruptions.run import run_corruptions
@@ -29,6 +31,7 @@ from kapdist.errors import InputError
 from kapdist.models.live import device_of, given
 from kapdist.models.shown import shown_images
 from kapdist.records.attack_plan import AttackPlan, read_plan
+from kapdist.records.certificate import CertificateSummary
 from kapdist.records.corruptions import CorruptionSummary
 from kapdist.records.evaluation import EvaluationResult
 from kapdist.records.sanity import Sanity
@@ -64,6 +67,16 @@ class Corrupted:
     """Accuracies of every kind at every severity: summary.json."""
     images: pl.DataFrame
     """One row per image and corruption: `kind`, `severity`, `image`, `label`, `prediction`."""
+
+
+@dataclass(frozen=True)
+class Certified:
+    """A smoothed model's certificates."""
+
+    summary: CertificateSummary
+    """Certified accuracy by radius, for every sigma: summary.json."""
+    images: pl.DataFrame
+    """One row per image and sigma: `image`, `label`, `sigma`, `predicted`, `radius` and the counts behind them."""
 
 
 def attack(
@@ -167,6 +180,26 @@ def corruptions(
         summary = run_corruptions(run, resolved)
         cells = sorted(RunDir(run).corrupted(resolved.name).cells.glob("*.parquet"))
         return Corrupted(summary, pl.concat([read_table(cell) for cell in cells]))
+
+
+def certify(
+    model: Model,
+    images: Images | None = None,
+    labels: Tensor | None = None,
+    /,
+    *,
+    config: Path | str | None = None,
+    directory: Path | str | None = None,
+    **keys: Any,
+) -> Certified:
+    """Certify a model that is smoothed by Gaussian noise on its images (`sigma`), as `kapdist certify` does.
+
+    Args and errors are those of `attack`.
+    """
+    with asked(model, images, labels, directory, keys) as (run, values):
+        resolved = load_config(CertifyConfig, *named(config, values, "certificate"))
+        summary = run_certify(run, resolved)
+        return Certified(summary, read_table(RunDir(run).certified(resolved.name).records))
 
 
 def named(

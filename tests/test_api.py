@@ -177,6 +177,18 @@ def test_sanity_and_corruptions_are_those_of_a_factory(net: nn.Module) -> None:
     assert np.array_equal(clean["prediction"].to_numpy(), net(images).argmax(1).numpy())
 
 
+def test_certificates_are_those_of_the_command(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = pictures(net, 5)
+    keys = {"sigma": 0.1, "draws": 60, "selection_draws": 10, "alpha": 0.05, **FAST}
+    found = kapdist.certify(net, images, labels, **keys)
+    words = [f"data={write_tensors(Path('theirs'), images, labels)}", "model.factory=net.py:build", "num_classes=4"]
+    command(monkeypatch, "certify", "theirs", *words, "model.weights=net.pth", *as_words(keys))
+    theirs = pl.read_parquet(RunDir(Path("theirs")).certified("certificate").records)
+    same = ["image", "label", "sigma", "predicted", "radius", "p_a"]
+    assert found.images.select(same).equals(theirs.select(same))
+    assert (found.images.height, found.summary.num_images) == (5, 5)
+
+
 def test_a_beton_and_its_pixels_as_tensors_are_the_same_images(
     net: nn.Module, small_betons: tuple[Path, Path], tmp_path: Path
 ) -> None:
