@@ -13,6 +13,7 @@ from kapdist.attack.choice import num_available
 from kapdist.config import AttackConfig, Config
 from kapdist.config.file import load_config, merged, read_layers
 from kapdist.config.images import ImagesConfig
+from kapdist.config.study import describes_study
 from kapdist.errors import InputError
 from kapdist.forecast.training import Forecast, Machine, Rate, above_zero, at_least, forecast
 from kapdist.plan.adversarial import plan_adversarial
@@ -55,6 +56,9 @@ def answer(question: Question) -> Forecast | AttackForecast:
             a plan that is impossible.
     """
     at_least("--num-images", 1, question.num_images)
+    if describes_study(question.config):
+        found = "a study (kapdist study plan says what it comes to)"
+        raise InputError(question.config, "the config of a training or of an attack", found)
     if describes_training(question.config):
         question.refuse("an attack", "shards", "passes_per_second")
         return answer_training(question)

@@ -20,11 +20,14 @@ from safetensors.torch import load_file
 from kapdist import cli
 from kapdist.config import AttackConfig, Config, flatten
 from kapdist.config.file import load_config
+from kapdist.config.study import describes_study
 from kapdist.data.beton.write import write_beton
 from kapdist.data.sources import fashion_mnist
 from kapdist.engine import Ranks
-from kapdist.forecast.gather import Question, answer_training, describes_training
+from kapdist.errors import InputError
+from kapdist.forecast.gather import Question, answer, answer_training, describes_training
 from kapdist.run.paths import RunDir
+from kapdist.study.design import make_design
 from kapdist.train.job import initial_model
 from kapdist.train.loop import train
 from launch.cluster import ClusterConfig, load_cluster, split_words
@@ -65,11 +68,16 @@ DATA_SETS = {
 @functools.cache
 def trainings() -> list[Path]:
     files = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "cluster"]
-    return sorted(path for path in files if describes_training(path))
+    return sorted(path for path in files if describes_training(path) and not describes_study(path))
+
+
+@functools.cache
+def studies() -> list[Path]:
+    return sorted(path for path in CONFIGS.rglob("*.yaml") if describes_study(path))
 
 
 def others() -> list[Path]:
-    return sorted(set(CONFIGS.rglob("*.yaml")) - set(trainings()))
+    return sorted(set(CONFIGS.rglob("*.yaml")) - set(trainings()) - set(studies()))
 
 
 def called(path: Path) -> str:
@@ -120,6 +128,15 @@ def of_kinds() -> list[Path]:
 @pytest.mark.parametrize("path", others(), ids=called)
 def test_a_config_of_an_attack_or_a_cluster_loads(path: Path) -> None:
     load_config(ClusterConfig if path.parent.name == "cluster" else AttackConfig, path)
+
+
+@pytest.mark.parametrize("path", studies(), ids=called)
+def test_a_study_is_planned_and_is_no_training(path: Path) -> None:
+    design = make_design(path)
+    assert len(design.trained) <= design.config.most_runs
+    assert len(design.config.claims) > 0
+    with pytest.raises(InputError, match="kapdist study plan"):
+        answer(Question(path))
 
 
 @pytest.mark.parametrize("path", trainings(), ids=called)
