@@ -67,6 +67,10 @@ class StudyConfig(Section):
     """{name: {key of an attack's config: value}}; `arms` names those that it is made on, where not on all."""
     sanity: Annotated[tuple[Name, ...], BeforeValidator(one_word)] = ()
     """Attacks that are examined too, on every run that they are made on."""
+    certificate: dict[str, Any] | None = None
+    """{key of a certification's config: value}, and `arms` as for an attack; none, where it is not written."""
+    corruptions: dict[str, Any] | None = None
+    """{key of an attack's config: value} for `kapdist attack corruptions`, and `arms`; likewise."""
     topography: TopographyOfStudy | None = None
     """Whether neighbouring kernels become alike: asked of every run where this is written."""
     claims: tuple[ClaimConfig, ...] = ()

@@ -79,6 +79,8 @@ class Beside(Record):
     setting: str
     sanity: str
     kernels: str
+    certified: str = ""
+    corrupted: str = ""
     attack_passes: int
     """Images passed forward and backward by its attacks."""
 

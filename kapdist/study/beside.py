@@ -9,15 +9,19 @@ from collections import Counter
 from collections.abc import Iterator
 from statistics import fmean
 
+from kapdist.records.certificate import read_certificate_summary
+from kapdist.records.corruptions import read_corruption_summary
 from kapdist.records.metrics import read_metrics
 from kapdist.records.sanity import read_sanity
 from kapdist.records.study import Beside
 from kapdist.records.summary import read_summary
 from kapdist.records.topography import Measure, SubjectTopography, read_topography
+from kapdist.report.words import percent
 from kapdist.run.paths import RunDir
 from kapdist.study.design import Design, Setting
 from kapdist.study.tasks import TOPOGRAPHY, run_dir
 
+SHOWN = 3  # radii of a certificate
 LEVEL = 0.05  # of a layer's test, corrected for all layers
 
 
@@ -29,9 +33,11 @@ def beside(design: Design) -> Iterator[Beside]:
             setting=setting.name,
             sanity=sanity_words(design, places),
             kernels=kernel_words(places),
+            certified=certified_words(places),
+            corrupted=corrupted_words(places),
             attack_passes=sum(passes(place, name) for place in places for name in design.attacks),
         )
-        if line.sanity or line.kernels or line.attack_passes:
+        if any(value for key, value in line if key != "setting"):
             yield line
 
 
@@ -60,6 +66,29 @@ def kernel_words(places: list[RunDir]) -> str:
     others = fmean(fmean(m.others for m in own) for own in layers)
     beyond = ", ".join(f"{sum((m.p_holm or 1) <= LEVEL for m in own)} of {len(own)}" for own in layers)
     return f"neighbours {neighbours:.2f}, others {others:.2f}; beyond chance in {beyond} layers"
+
+
+def certified_words(places: list[RunDir]) -> str:
+    """Say the certified accuracy at a few radii for every sigma, the mean over seeds."""
+    paths = [path for place in places if (path := place.certified("certificate").summary).exists()]
+    found = [read_certificate_summary(path).smoothed for path in paths]
+    said = []
+    for models in zip(*found, strict=True):
+        radii = [at.radius for at in models[0].certified]
+        shown = radii[:: max(1, len(radii) // SHOWN)]
+        at = [[model.certified[radii.index(radius)].accuracy.value for model in models] for radius in shown]
+        shares = [fmean(values) for values in at]
+        pairs = ", ".join(f"{percent(share)}% at {radius:g}" for radius, share in zip(shown, shares, strict=True))
+        said.append(f"σ {models[0].sigma:g}: {pairs}")
+    return "; ".join(said)
+
+
+def corrupted_words(places: list[RunDir]) -> str:
+    """Say the mean accuracy under corruptions, the mean over seeds."""
+    paths = [path for place in places if (path := place.corrupted("corruptions").summary).exists()]
+    found = [summary.mean_corruption_accuracy for summary in map(read_corruption_summary, paths)]
+    means = [mean.value for mean in found if mean is not None]
+    return f"{percent(fmean(means))}% (mCA)" if means else ""
 
 
 def measured(subject: SubjectTopography) -> Iterator[Measure]:

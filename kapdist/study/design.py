@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from kapdist.config import MAY_CHANGE, AnySection, AttackConfig, Config, flatten
+from kapdist.config.certify import CertifyConfig
 from kapdist.config.claims import ClaimConfig
 from kapdist.config.file import load_config, merged, read_layers
 from kapdist.config.following import dotted
@@ -60,12 +61,20 @@ class Trained:
         return self.config.name
 
 
-@dataclass(frozen=True)
-class PlannedAttack:
-    """An attack of a study and the arms that it is made on."""
+Planned = TypeVar("Planned", AttackConfig, CertifyConfig)
 
-    config: AttackConfig
+
+@dataclass(frozen=True)
+class Asked(Generic[Planned]):
+    """What is asked of trained models, and the arms that it is asked of."""
+
+    config: Planned
     arms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PlannedAttack(Asked[AttackConfig]):
+    """An attack of a study."""
 
     @property
     def eps(self) -> tuple[float, ...]:
@@ -81,6 +90,8 @@ class Design:
     """What the config says that every arm starts from, its own bases included."""
     trained: tuple[Trained, ...]
     attacks: Mapping[str, PlannedAttack]
+    certificate: Asked[CertifyConfig] | None
+    corruptions: Asked[AttackConfig] | None
 
     @property
     def dir(self) -> StudyDir:
@@ -107,14 +118,20 @@ class Design:
 
     def described(self) -> dict[str, Any]:
         """Return what decides a number of this study, as JSON values."""
+        asked: list[tuple[str, Asked[Any]]] = [*self.attacks.items()]
+        asked += [(f"the {name}", found) for name, found in self.others.items()]
         return {
             "runs": {run.name: learned(run.config) for run in self.trained},
-            "attacks": {
-                name: found.config.model_dump(mode="json", exclude=WHEREVER) for name, found in self.attacks.items()
-            },
-            "arms": {name: list(found.arms) for name, found in self.attacks.items()},
+            "attacks": {name: found.config.model_dump(mode="json", exclude=WHEREVER) for name, found in asked},
+            "arms": {name: list(found.arms) for name, found in asked},
             "claims": [claim.text for claim in self.config.claims],
         }
+
+    @property
+    def others(self) -> Mapping[str, Asked[Any]]:
+        """What is asked of trained models beside attacks, by its kind."""
+        every = {"certificate": self.certificate, "corruptions": self.corruptions}
+        return {name: found for name, found in every.items() if found is not None}
 
     @property
     def fingerprint(self) -> str:
@@ -135,7 +152,19 @@ def make_design(path: Path, overrides: Sequence[str] = ()) -> Design:
     attacks = {name: planned_attack(path, config, name) for name in config.attacks}
     for name in config.sanity:
         check_known(f"{path}: sanity", "attacks", name, config.attacks)
-    design = Design(config, merged(read_layers(base)), in_turns(trained), attacks)
+    certificate, corruptions = config.certificate, config.corruptions
+    design = Design(
+        config=config,
+        base=merged(read_layers(base)),
+        trained=in_turns(trained),
+        attacks=attacks,
+        certificate=None
+        if certificate is None
+        else asked_of(path, config, "certificate", certificate, CertifyConfig, "certificate"),
+        corruptions=None
+        if corruptions is None
+        else asked_of(path, config, "corruptions", corruptions, AttackConfig, "corruptions"),
+    )
     for claim in config.claims:
         check_claim(path, design, claim)
     return design
@@ -199,12 +228,20 @@ def word(key: str, value: Any) -> str:
 
 
 def planned_attack(path: Path, config: StudyConfig, name: str) -> PlannedAttack:
-    place, values = f"{path}: attacks.{name}", dict(config.attacks[name] or {})
+    found = asked_of(path, config, f"attacks.{name}", config.attacks[name], AttackConfig, name)
+    return PlannedAttack(found.config, found.arms)
+
+
+def asked_of(
+    path: Path, config: StudyConfig, key: str, written: Mapping[str, Any] | None, kind: type[Planned], name: str
+) -> Asked[Planned]:
+    """Resolve what is written under a key of the study."""
+    place, values = f"{path}: {key}", dict(written or {})
     arms = values.pop("arms", list(config.arms))
     for arm in arms:
         check_known(f"{place}.arms", "arms", arm, config.arms)
-    own = {"name": name, "threads": values.get("threads", 1)}  # part of an attack's plan, which no machine decides
-    return PlannedAttack(resolved(place, AttackConfig, None, dotted(values) | own), tuple(arms))
+    own = {"name": name, "threads": values.get("threads", 1)}  # part of a plan, which no machine decides
+    return Asked(resolved(place, kind, None, dotted(values) | own), tuple(arms))
 
 
 def check_names(path: Path, trained: Sequence[Trained]) -> None:

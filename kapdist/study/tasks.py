@@ -14,6 +14,7 @@ from kapdist.run.paths import RunDir
 from kapdist.study.design import Design, Trained
 
 TRAINING, ATTACK, SANITY, TOPOGRAPHY = "train", "attack", "sanity", "topography"
+COMMANDS = {"certificate": ("certify",), "corruptions": ("attack", "corruptions")}
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ def tasks_of(design: Design, run: Trained) -> Iterator[Task]:
         yield Task(run, ATTACK, ("attack", "run", *words), made.summary, place.done, made.lock, name)
         if name in design.config.sanity:
             yield Task(run, SANITY, ("attack", "sanity", *words), made.sanity, made.summary, made.lock, name)
+    made_in = {"certificate": place.certified, "corruptions": place.corrupted}
+    for kind, other in design.others.items():
+        if run.setting.arm in other.arms:
+            found = made_in[kind](kind)
+            words_of = (*COMMANDS[kind], str(place.root), str(other_file(design, kind)))
+            yield Task(run, kind, words_of, found.summary, place.done, found.lock)
     if (asked := design.config.topography) is not None:
         asks = (str(place.root), f"--images={asked.images}", f"--permutations={asked.permutations}")
         look = place.topography(TOPOGRAPHY)
@@ -78,12 +85,17 @@ def attack_file(design: Design, name: str) -> Path:
     return design.dir.attack_config(name)
 
 
+def other_file(design: Design, kind: str) -> Path:
+    return design.dir.configs / "others" / f"{kind}.yaml"
+
+
 def write_configs(design: Design) -> None:
     """Write the config of every training, every attack and the study whole, for the commands and for later."""
     whole = design.config.model_copy(update={"train": Path(design.dir.base.name)})
     files = {config_file(design, run): run.config for run in design.trained}
     texts = {path: dump_config(config) for path, config in files.items()}
     texts |= {attack_file(design, name): dump_config(made.config) for name, made in design.attacks.items()}
+    texts |= {other_file(design, kind): dump_config(found.config) for kind, found in design.others.items()}
     texts |= {design.dir.config: dump_config(whole), design.dir.base: yaml.safe_dump(dict(design.base))}
     for path, text in texts.items():
         if not path.exists() or path.read_text() != text:

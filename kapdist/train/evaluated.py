@@ -229,8 +229,13 @@ def load_model(
     if known.engine.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     model.eval().requires_grad_(False).to(device)
-    if settings.resolution != known.data.resolution:  # there are networks that take no images of another size
+    check_size(model, known, settings)
+    return model
+
+
+def check_size(model: nn.Module, known: Config, settings: DataConfig) -> None:
+    """Raise InputError for a network that takes no images of another size than it was trained on."""
+    if settings.resolution != known.data.resolution:
         place = f"data.resolution={settings.resolution}"
         with torch.no_grad(), as_before(model):
             logits_of(model, 2, settings.resolution, known.model.num_classes, place)
-    return model

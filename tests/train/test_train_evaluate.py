@@ -30,7 +30,8 @@ from kapdist.rng import derive_seed
 from kapdist.run.files import file_sha256
 from kapdist.run.paths import RunDir
 from kapdist.train.evaluate import NUM_BINS, Tally, bin_of
-from kapdist.train.evaluate_run import check_size, evaluate_run
+from kapdist.train.evaluate_run import evaluate_run
+from kapdist.train.evaluated import check_size
 
 BATCH = 16  # 70 images are four batches of it and one of six
 FAST = [f"batch_size={BATCH}", "threads=1", "workers=1", "device=cpu"]
