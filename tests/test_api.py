@@ -21,6 +21,7 @@ from kapdist.attack.images import describe_images
 from kapdist.attack.shard import run_shard
 from kapdist.config import Config
 from kapdist.config.file import dump_config
+from kapdist.config.images import ImagesConfig
 from kapdist.data.load.tensors import Tensors, write_tensors
 from kapdist.errors import InputError
 from kapdist.models.build import build_model
@@ -291,5 +292,5 @@ def test_a_file_of_tensors_that_is_none(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="images, float32"):
             Tensors(tmp_path / f"{name}.safetensors")
     file = write_tensors(tmp_path, torch.rand(3, 3, 8, 8), torch.arange(3))
-    found = describe_images(file, None)
+    found = describe_images(ImagesConfig(beton=file), None)
     assert (found.num_images, found.num_classes, found.data.resolution) == (3, 3, 8)

@@ -46,6 +46,7 @@ REMEDIES: dict[str, tuple[str, ...]] = {
     "quantised input": HIDDEN,
     "false gradient": HIDDEN,
     "broken rules": (),
+    "broken certificate": (),  # another certificate is called for, not another attack
 }
 """Cause -> attacks. Of images that break the rules no attack can tell anything: that one is to be run again."""
 

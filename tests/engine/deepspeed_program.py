@@ -46,7 +46,7 @@ def resnet() -> nn.Module:
     torch.manual_seed(0)
     model = build_model(
         ModelConfig(name="resnet10", num_classes=5, stem="cifar", width=0.125),
-        KapConfig(pool_size=3, norm_first=True),
+        KapConfig(pool_size=3, layout="line", norm_first=True),
     )
     return model.to(memory_format=torch.channels_last)
 

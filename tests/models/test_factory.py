@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -60,6 +61,17 @@ def test_a_function_is_found_by_file_and_by_module(factory: str) -> None:
     assert model(images()).shape == (4, 5)
     assert sys.path[0] != str(Path.cwd())
     assert factory_sha256(factory) == file_sha256(OUTSIDE)
+
+
+def test_a_file_that_changed_at_the_same_time_and_size_is_the_one_that_runs(here: Path, monkeypatch) -> None:
+    """Bytecode is told by these two alone; the sha256 of a plan is that of the file."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    found = []
+    for classes in (3, 4):
+        (here / "quick.py").write_text(f"import torch\ndef build():\n    return torch.nn.Linear(2, {classes})\n")
+        os.utime(here / "quick.py", (1e9, 1e9))
+        found.append(call_factory("quick.py:build").out_features)
+    assert found == [3, 4]
 
 
 def test_it_sees_normalised_images_and_keeps_its_keys() -> None:

@@ -54,7 +54,7 @@ def test_no_remedy_breaks_what_is_out_of_reach_of_a_linear_model(norm: str) -> N
     effort = attacked(subject, images, labels, Ball(norm, eps))  # type: ignore[arg-type]
     right = torch.ones_like(labels, dtype=torch.bool)
     first = copy.deepcopy(subject.model)
-    found = Acted.model_validate(act(effort, right, None, list(CAUSES), subject.model, first))
+    found = Acted.model_validate(act(effort, right, None, list(CAUSES), [subject.model], first))
     assert (found.num_robust, found.num_left) == (int((distance >= eps).sum()),) * 2
     assert found.believed
     assert found.in_words().endswith("stronger attacks broke none of them")

@@ -137,7 +137,7 @@ def test_the_page_says_whose_attack_it_is(world: World) -> None:
     sharded(world, "aa", [0], attacks=("mine.py:attack",), eps=(0.01, 0.02), num_images=4)
     (attack,) = read_run(world.run, "run").attacks
     sha256 = attack.summary.functions["mine.py:attack"]
-    said = f"mine.py:attack@0.02 (the user's own, sha256 {sha256[:12]})"
+    said = f"mine.py:attack (the user's own, sha256 {sha256[:12]})"
     assert said in setting(attack).version_text
     assert "/" not in setting(attack).slug
     write(world, RANDOM + "\n")
