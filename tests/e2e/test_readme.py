@@ -68,6 +68,7 @@ def smaller(command: str) -> str:
         "runs/kap-line num_images=64": "runs/kap-line num_images=4 hard_label_queries=50 random_draws=5",
         "num_images=64": "num_images=4",
         "--images 64": "--images 8",
+        "draws=200 num_images=8": "draws=60 num_images=2",
     }
     for word, fewer in words.items():
         command = command.replace(word, fewer)
