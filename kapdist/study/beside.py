@@ -11,14 +11,13 @@ from statistics import fmean
 
 from kapdist.records.certificate import read_certificate_summary
 from kapdist.records.corruptions import read_corruption_summary
-from kapdist.records.metrics import read_metrics
 from kapdist.records.sanity import read_sanity
 from kapdist.records.study import Beside
 from kapdist.records.summary import read_summary
 from kapdist.records.topography import Measure, SubjectTopography, read_topography
 from kapdist.report.words import percent
 from kapdist.run.paths import RunDir
-from kapdist.study.design import Design, Setting
+from kapdist.study.design import Design
 from kapdist.study.tasks import TOPOGRAPHY, run_dir
 
 SHOWN = 3  # radii of a certificate
@@ -101,13 +100,3 @@ def passes(place: RunDir, attack: str) -> int:
         return 0
     found = read_summary(path)
     return found.forwards + found.backwards
-
-
-def hours(design: Design, setting: Setting) -> tuple[float, float]:
-    """Return (hours of training, hours of attacks) that were used for a setting so far."""
-    places = [run_dir(design, run) for run in design.of_setting(setting)]
-    ends = [read_metrics(place.metrics).end for place in places]
-    trained = sum(end.get("seconds", 0.0) for end in ends if end)
-    summaries = [place.attack(name).summary for place in places for name in design.attacks]
-    attacked = sum(read_summary(path).seconds for path in summaries if path.exists())
-    return trained / 3600, attacked / 3600

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from kapdist.study.beside import hours
 from kapdist.study.design import Design, Trained
+from kapdist.study.hours import hours
 from kapdist.study.tasks import Task, tasks
 
 

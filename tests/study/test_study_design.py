@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -78,6 +80,14 @@ def test_thirty_runs_are_planned_at_once(design) -> None:
     before = time.process_time()
     assert len(design(arms=arms, seeds="5").trained) == 30
     assert time.process_time() - before < 2  # of CPU, whatever the machine's other work
+
+
+def test_a_look_at_a_study_loads_nothing_that_takes_long() -> None:
+    program = "import sys, kapdist.study.view, kapdist.study.tasks, kapdist.study.frozen; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"torch", "polars", "matplotlib", "ffcv"} & set(loaded)
 
 
 WRONG = {
