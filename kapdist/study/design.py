@@ -22,6 +22,7 @@ from kapdist.errors import InputError, shown
 from kapdist.run.files import fingerprint, to_json
 from kapdist.run.paths import StudyDir
 
+OTHERS: dict[str, type[Any]] = {"certificate": CertifyConfig, "corruptions": AttackConfig}
 WHEREVER = {"device", "num_shards", "timeout_minutes"}  # of an attack: where and how fast
 
 
@@ -90,8 +91,8 @@ class Design:
     """What the config says that every arm starts from, its own bases included."""
     trained: tuple[Trained, ...]
     attacks: Mapping[str, PlannedAttack]
-    certificate: Asked[CertifyConfig] | None
-    corruptions: Asked[AttackConfig] | None
+    others: Mapping[str, Asked[Any]]
+    """What is asked of trained models beside attacks, by its kind, a key of OTHERS."""
 
     @property
     def dir(self) -> StudyDir:
@@ -128,12 +129,6 @@ class Design:
         }
 
     @property
-    def others(self) -> Mapping[str, Asked[Any]]:
-        """What is asked of trained models beside attacks, by its kind."""
-        every = {"certificate": self.certificate, "corruptions": self.corruptions}
-        return {name: found for name, found in every.items() if found is not None}
-
-    @property
     def fingerprint(self) -> str:
         return fingerprint(self.described())
 
@@ -152,18 +147,17 @@ def make_design(path: Path, overrides: Sequence[str] = ()) -> Design:
     attacks = {name: planned_attack(path, config, name) for name in config.attacks}
     for name in config.sanity:
         check_known(f"{path}: sanity", "attacks", name, config.attacks)
-    certificate, corruptions = config.certificate, config.corruptions
+    written = {name: getattr(config, name) for name in OTHERS}
     design = Design(
         config=config,
         base=merged(read_layers(base)),
         trained=in_turns(trained),
         attacks=attacks,
-        certificate=None
-        if certificate is None
-        else asked_of(path, config, "certificate", certificate, CertifyConfig, "certificate"),
-        corruptions=None
-        if corruptions is None
-        else asked_of(path, config, "corruptions", corruptions, AttackConfig, "corruptions"),
+        others={
+            name: asked_of(path, config, name, written[name], kind, name)
+            for name, kind in OTHERS.items()
+            if written[name] is not None
+        },
     )
     for claim in config.claims:
         check_claim(path, design, claim)
