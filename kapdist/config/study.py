@@ -75,9 +75,6 @@ class StudyConfig(Section):
     """Whether neighbouring kernels become alike: asked of every run where this is written."""
     claims: tuple[ClaimConfig, ...] = ()
     """What is to be decided, sentences such as "kap over noise, robust accuracy at 8/255"."""
-    frontier: str | None = None
-    """The key that moves an arm along its frontier of clean against robust accuracy; default: the one key that the
-    arms' grids have in common."""
     at_once: Annotated[int, Field(ge=0)] = 0
     """Commands at one time on this machine; 0: as many as its CPUs or GPUs bear."""
     retries: Annotated[int, Field(ge=0)] = 1

@@ -212,6 +212,7 @@ class StudyDir:
         self.configs = self.root / "configs"
         self.runs = self.root / "runs"
         self.logs = self.root / "logs"
+        self.elsewhere = self.root / "elsewhere"  # what another machine began and this one begins anew
         self.report = self.root / "report"
         self.page = self.report / "index.html"
         self.results = self.report / "results.json"

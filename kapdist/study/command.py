@@ -38,6 +38,9 @@ def study_plan(
 def study_run(
     file: File,
     overrides: Overrides = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Commands at one time, instead of at_once: several to a GPU too.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Also where that is more than most_runs trainings.")] = False,
 ) -> None:
     """Do all that is missing on this machine, then write the page; killed anywhere, it may be run again."""
@@ -45,7 +48,8 @@ def study_run(
     from kapdist.study.page import write_study_report
     from kapdist.study.run import run_study
 
-    design = make_design(file, overrides or [])
+    at_once = [] if jobs is None else [f"at_once={jobs}"]
+    design = make_design(file, [*(overrides or []), *at_once])
     check_size(file, design, yes)
     with work(design.root):
         try:

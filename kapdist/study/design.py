@@ -285,8 +285,9 @@ def check_known(place: str, what: str, name: str, known: Iterable[str]) -> None:
 def check_point(place: str, design: Design, claim: ClaimConfig, arm: str) -> None:
     points = design.of_arm(arm)
     if claim.equal_clean:
-        if len(points) < 2:
-            raise InputError(place, "arms with a grid, which makes a frontier", f"one setting of {arm}")
+        if len(points) < 2 or len(keys := points[0].point) > 1:
+            found = "one setting of it" if len(points) < 2 else f"a grid over {' and '.join(keys)}"
+            raise InputError(place, f"of {arm} a grid over one key, which makes a frontier", found)
         return
     if len(fitting := [point for point in points if not point.point or point.matches(claim.where)]) != 1:
         asked = "a `where` that means one of its settings, or at equal clean accuracy"

@@ -17,10 +17,11 @@ from kapdist.environment import usable_cpus
 from kapdist.errors import RESUME, TransientError
 from kapdist.progress import Progress
 from kapdist.run.files import check_outputs
-from kapdist.run.lock import locked, other_at_work
+from kapdist.run.lock import is_alive, locked, other_at_work
 from kapdist.study.design import Design
 from kapdist.study.frozen import freeze
-from kapdist.study.tasks import TRAINING, Task, tasks, write_configs
+from kapdist.study.machine import planned_elsewhere, set_aside, words_here
+from kapdist.study.tasks import SANITY, TRAINING, Task, tasks, write_configs
 
 POLL_SECONDS = 0.2
 
@@ -39,10 +40,7 @@ def run_study(design: Design, without: Collection[str] = ()) -> None:
         queue = Queue(design, [task for task in tasks(design) if task.kind not in without])
         with Progress(design.config.name, unit="commands") as progress, queue.ended():
             queue.work(progress)
-    if queue.given_up:
-        first = queue.given_up[0]
-        found = f"{len(queue.given_up)} of {len(queue.tasks)} commands failed, {first.name} first"
-        raise TransientError(f"{design.root}: {found} (see {log_of(design, first)})")
+    queue.check()
 
 
 @dataclass
@@ -54,6 +52,8 @@ class Queue:
     running: dict[int, tuple[Task, subprocess.Popen[bytes]]] = field(default_factory=dict)
     """By slot."""
     failures: dict[str, int] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    """Commands that are not begun here, and why."""
 
     @property
     def slots(self) -> int:
@@ -70,6 +70,16 @@ class Queue:
     def given_up(self) -> list[Task]:
         most = self.design.config.retries
         return [task for task in self.tasks if self.failures.get(task.name, 0) > most]
+
+    def check(self) -> None:
+        """Raise TransientError for what was given up or left."""
+        if self.given_up:
+            first = self.given_up[0]
+            found = f"{len(self.given_up)} of {len(self.tasks)} commands failed, {first.name} first"
+            raise TransientError(f"{self.design.root}: {found} (see {log_of(self.design, first)})")
+        if left := [task.name for task in self.tasks if task.name in self.left and not task.done]:
+            found = f"{len(left)} of {len(self.tasks)} commands were left, {left[0]} first"
+            raise TransientError(f"{self.design.root}: {found}: {self.left[left[0]]}")
 
     def work(self, progress: Progress) -> None:
         """Start and reap until nothing is left that could be done."""
@@ -107,17 +117,35 @@ class Queue:
                 break
             if task.done or task.name in given_up | at_work or not task.can_begin:
                 continue
-            if other_at_work(task.lock):
+            if (other := other_at_work(task.lock)) and is_alive(other):
                 held = True
-                continue
-            self.start(task)
+            elif other:  # nobody could wait for its end
+                self.left[task.name] = f"{other} may be at work on it (remove {task.lock} if that process is gone)"
+            elif self.fits_here(task):
+                self.left.pop(task.name, None)
+                self.start(task)
         return held
+
+    def fits_here(self, task: Task) -> bool:
+        """Whether a command can go on on this machine; what another machine began and did not end is begun anew."""
+        if not (planned := planned_elsewhere(task)):
+            return True
+        if task.kind == SANITY:  # it examines the attack as it was made
+            self.left[task.name] = f"it takes {planned}, with which its attack was made"
+            return False
+        kept = set_aside(self.design, task)
+        print(
+            f"{task.name}: begun with {planned}, begins anew here; {kept} keeps that", file=sys.stderr, flush=True
+        )
+        return True
 
     def start(self, task: Task) -> None:
         slot = min(set(range(self.slots)) - self.running.keys())
         log = log_of(self.design, task)
         log.parent.mkdir(parents=True, exist_ok=True)
-        words = [*task.words, f"engine.threads={self.threads}"] if task.kind == TRAINING else task.words
+        words = words_here(self.design, task)
+        if task.kind == TRAINING:
+            words = (*words, f"engine.threads={self.threads}")
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)} | own_gpu_of(slot)
         command = [sys.executable, "-m", "kapdist.study.task", *words]
         with log.open("ab") as file:

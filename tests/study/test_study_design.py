@@ -113,7 +113,18 @@ WRONG = {
     "not attacked": ({"claims": "['plain over noise, clean accuracy, under eot']"}, "arms that eot attacks"),
     "which": ({"claims": "['noise over plain, clean accuracy']"}, "a `where` that means one"),
     "none": ({"claims": "['noise over plain, clean accuracy, where noise_std=0.2']"}, "none of noise's"),
-    "frontier": ({"claims": "['noise over plain, robust accuracy, at equal clean accuracy']"}, "arms with a grid"),
+    "frontier": (
+        {"claims": "['noise over plain, robust accuracy, at equal clean accuracy']"},
+        "plain a grid over one key",
+    ),
+    "two keys": (
+        {
+            "arms": "arms: {plain: {kap.noise_std: [0.1, 0.2], kap.pool_size: [1, 3]}, noise: {}}",
+            "claims": "['plain over noise, robust accuracy, at equal clean accuracy']",
+            "attacks": ONE,
+        },
+        r"a grid over kap\.noise_std and kap\.pool_size",
+    ),
     "words": ({"claims": "['noise beats plain']"}, "a claim such as"),
     "twice": ({"claims": "['a over b, clean accuracy', 'a over b, clean accuracy']"}, "each claim once"),
 }

@@ -10,11 +10,18 @@ from pathlib import Path
 
 import pytest
 from processes import end_ranks, start_ranks
+from typer.testing import CliRunner
 
+from kapdist.errors import TransientError
 from kapdist.records.study import StudyResults
+from kapdist.run.files import write_json
+from kapdist.run.lock import locked
+from kapdist.run.paths import AttackDir
+from kapdist.study.command import study
 from kapdist.study.design import make_design
+from kapdist.study.machine import words_here
 from kapdist.study.run import Queue, run_study
-from kapdist.study.tasks import ATTACK, TRAINING, run_dir, tasks
+from kapdist.study.tasks import ATTACK, TRAINING, Task, run_dir, tasks
 
 KILLS = 10
 STUDY = """
@@ -118,3 +125,91 @@ def test_the_rest_of_a_study_is_what_has_no_jobs_of_its_own(folder: Path, monkey
     run_study(design, without=(TRAINING, ATTACK))
     assert asked == [f"{design.trained[0].name}/sanity/quick"]
     assert make_design(design.dir.config).described() == design.described()  # whole, whatever becomes of the file
+
+
+@pytest.fixture
+def begun(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """A study whose first run is trained; what is done of it then is a list of names and words."""
+    monkeypatch.chdir(folder)
+    (folder / "mine.yaml").write_text(STUDY.format(more="sanity: quick"))
+    design = make_design(folder / "mine.yaml", ["seeds=1"])
+    for run in design.trained:
+        run_dir(design, run).root.mkdir(parents=True)
+        run_dir(design, run).done.touch()
+    asked: dict[str, tuple[str, ...]] = {}
+
+    def start(self: Queue, task: Task) -> None:
+        asked[task.name] = words_here(self.design, task)
+        task.result.parent.mkdir(parents=True, exist_ok=True)
+        task.result.touch()
+
+    monkeypatch.setattr(Queue, "start", start)
+    return design, run_dir(design, design.trained[0]).attack("quick"), asked
+
+
+def plan_elsewhere(attack: AttackDir, **differs: object) -> None:
+    attack.chunks.mkdir(parents=True)
+    write_json(attack.plan, {"device": "cpu", "packages": {}} | differs)
+
+
+@pytest.mark.parametrize(
+    "differs", [{"device": "NVIDIA H100 80GB HBM3"}, {"packages": {"torch": "1.0"}}], ids=["device", "version"]
+)
+def test_what_another_machine_began_is_begun_anew_and_kept(begun, differs: dict[str, object], capsys) -> None:
+    design, attack, asked = begun
+    plan_elsewhere(attack, **differs)
+    run_study(design)
+    assert "plain_seed0/attack/quick" in asked
+    assert (design.dir.elsewhere / "plain_seed0-quick-1" / "chunks").is_dir()
+    assert "begins anew here" in capsys.readouterr().err
+
+
+def test_what_another_machine_ended_stays_and_is_examined_there(begun) -> None:
+    design, attack, asked = begun
+    plan_elsewhere(attack, device="NVIDIA H100 80GB HBM3")
+    attack.summary.touch()
+    with pytest.raises(
+        TransientError, match=r"1 of 9 commands were left, plain_seed0/sanity/quick first: it takes"
+    ):
+        run_study(design)
+    assert attack.plan.exists()
+    assert not {"plain_seed0/attack/quick", "plain_seed0/sanity/quick"} & set(asked)
+    assert "kap_0.3_seed0/sanity/quick" in asked
+
+
+@pytest.mark.parametrize(
+    ("machine", "planned", "said"), [("cpu", None, True), ("GPU", None, False), ("GPU", "cpu", True)]
+)
+def test_a_machine_without_a_gpu_attacks_what_was_trained_on_one(
+    begun, monkeypatch, machine, planned, said
+) -> None:
+    """`device=auto` alone would be refused, lest a login node bind the plan to CPUs."""
+    design, attack, asked = begun
+    monkeypatch.setattr("kapdist.study.machine.here", lambda: machine)
+    if planned:
+        plan_elsewhere(attack, device=planned)
+    run_study(design)
+    assert ("device=cpu" in asked["plain_seed0/attack/quick"]) == said
+
+
+def test_a_lock_of_which_nothing_says_whether_it_is_held_is_not_waited_for(begun) -> None:
+    design, attack, asked = begun
+    attack.root.mkdir(parents=True)
+    with locked(attack.lock):
+        held = json.loads(attack.lock.read_text())
+    write_json(attack.lock, held | {"host": "elsewhere", "boot": "another", "job": None})
+    with pytest.raises(TransientError, match=r"commands were left, plain_seed0/attack/quick first: .*remove"):
+        run_study(design)
+    assert "plain_seed0/attack/quick" not in asked
+
+
+def test_jobs_says_how_many_commands_run_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slots: list[int] = []
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("kapdist.study.run.run_study", lambda design: slots.append(Queue(design, []).slots))
+    monkeypatch.setattr("kapdist.study.page.write_study_report", lambda design: design.dir.page)
+    said = [
+        CliRunner().invoke(study, ["run", "mine.yaml", *words]) for words in ([], ["--jobs", "7"], ["--jobs=0"])
+    ]
+    assert slots == [2, 7]
+    assert [one.exit_code for one in said] == [0, 0, 2]

@@ -1,0 +1,62 @@
+"""A study that goes on where another machine left it: what is done stays, what was begun there is begun anew here.
+
+An attack is bound to the kind of device and to the versions that it was planned with, as its chunks are added up.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kapdist.attack.devices import device_kind
+from kapdist.environment import package_versions
+from kapdist.study.design import Design
+from kapdist.study.tasks import ATTACK, SANITY, TRAINING, Task
+
+ON_CPU = "device=cpu"  # what a machine without a GPU has to be told of a model that was trained on one
+
+
+@cache
+def here() -> str:
+    """Return "cpu", or the name of this machine's GPU."""
+    return device_kind("auto")
+
+
+def words_here(design: Design, task: Task) -> tuple[str, ...]:
+    """Return the words of a command as this machine can follow them."""
+    if task.kind not in (ATTACK, SANITY) or design.attacks[task.attack].config.device != "auto":
+        return task.words
+    on_cpu = "cpu" in (here(), read_subject(task.lock.parent / "plan.json").get("device"))
+    return (*task.words, ON_CPU) if on_cpu else task.words
+
+
+def planned_elsewhere(task: Task) -> str:
+    """Say on what a command's work was planned that this machine has not; "" where it may go on here."""
+    plan = read_subject(task.lock.parent / "plan.json") if task.kind != TRAINING else {}
+    if plan.get("device", "cpu") not in (here(), "cpu"):
+        return str(plan["device"])
+    packages = plan.get("packages", {})
+    found = package_versions(tuple(packages))
+    return next((f"{name} {planned}" for name, planned in packages.items() if found[name] != planned), "")
+
+
+def read_subject(path: Path) -> dict[str, Any]:
+    """Return what a plan says of the model and the machine; nothing where there is none, or a damaged one."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    plan = found if isinstance(found, dict) else {}
+    return plan.get("subject", plan)
+
+
+def set_aside(design: Design, task: Task) -> Path:
+    """Move what was begun elsewhere out of the way, so that it can be begun here; return where it is kept."""
+    begun = task.lock.parent
+    name = f"{task.run.name}-{begun.name}"
+    kept = design.dir.elsewhere / f"{name}-{1 + len(list(design.dir.elsewhere.glob(f'{name}-*')))}"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    begun.rename(kept)
+    return kept
