@@ -59,11 +59,14 @@ class Start:
     @property
     def failed(self) -> Path:
         """Says that the job does not start again."""
+        if self.kind == "model":
+            return self.run.not_asked
         return shard_failed(self.attack, self.shard) if self.kind == "shard" else self.attack.failed
 
     def held_by(self, code: int) -> str:
         """Name who is at work where the ranks that ended with this code wanted to be; shards work side by side."""
-        return str(other_at_work(self.run.lock) or "") if code and self.kind != "shard" else ""
+        alone = self.kind not in ("shard", "model")
+        return str(other_at_work(self.run.lock) or "") if code and alone else ""
 
 
 class Ending(NamedTuple):
@@ -93,11 +96,14 @@ def progress_of_aggregation(start: Start) -> tuple[int, bool, str]:
     return 0, reported or has_successor(attack, start.job), "aggregation: "
 
 
+def progress_of_model(start: Start) -> tuple[int, bool, str]:
+    """Count what there is of all that the model is asked; it is done when the job has got to its end."""
+    made = [path for names in ("*.json", "chunks/*", "cells/*") for path in start.place.glob(f"*/*/{names}")]
+    return len(made), start.run.asked.exists(), "model: "
+
+
 def progress_of_study(start: Start) -> tuple[int, bool, str]:
-    """Count what there is of all its runs; it is done when the job has got to its end."""
-    study = StudyDir(start.place)
-    made = len([path for kind in ("sanity.json", "topography.json") for path in study.runs.glob(f"*/*/*/{kind}")])
-    return made, study.finished.exists(), "study: "
+    return 0, StudyDir(start.place).finished.exists(), "study: "
 
 
 ENDINGS: dict[Kind, Ending] = {
@@ -111,6 +117,7 @@ ENDINGS: dict[Kind, Ending] = {
         lambda start: (0, is_planned_as_submitted(start.attack), "plan: "),
         "the attack was not planned: {why}; see {slurm}\n",
     ),
+    "model": Ending("ends/model.jsonl", progress_of_model, "{why}; exit code {code} (job {job})\n"),
     "study": Ending("ends/study.jsonl", progress_of_study, "the study was not finished: {why}; see {slurm}\n"),
     "shard": Ending("ends/shard-{shard}.jsonl", progress_of_shard, "{why}; exit code {code} (job {job})\n"),
     "aggregate": Ending(

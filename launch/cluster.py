@@ -12,7 +12,7 @@ from kapdist.config.fields import Name, Natural, NonNegative, Section
 from kapdist.config.file import load_config
 
 PREFIX = "cluster."
-Kind = Literal["train", "plan", "shard", "aggregate", "study"]
+Kind = Literal["train", "plan", "shard", "aggregate", "model", "study"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # What kapdist gives to sbatch itself, and what would keep it from learning the job's number, and where to say it.
@@ -135,8 +135,10 @@ class ClusterConfig(Section):
     """What each shard asks for instead."""
     aggregate: JobConfig = JobConfig()
     """What the aggregation asks for instead: it needs no GPU."""
+    model: JobConfig = JobConfig()
+    """What the job of each trained model of a study asks for instead: attacks, sanity, topography and the like."""
     study: JobConfig = JobConfig()
-    """What the last job of a study asks for instead: sanity, topography and the page, one command after another."""
+    """What the last job of a study asks for instead: the page, which needs no GPU."""
 
     @property
     def ranks(self) -> int:

@@ -1,9 +1,10 @@
-"""What jobs call: a rank of a training (also python -m launch.rank ROOT), the plan of an attack, a study's rest."""
+"""What jobs call: a rank of a training (or python -m launch.rank ROOT), the plan of an attack, parts of a study."""
 
 from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from kapdist.run.asked import ASK, heard, keep_for_all
@@ -33,20 +34,24 @@ def plan_attack(run: Path, config: Path) -> None:
     remember_plan(RunDir(run).attack(asked.name), config)
 
 
-def finish_study(config: Path) -> None:
-    """Do what is left of a study but trainings and attacks, which have jobs of their own, and write the page."""
-    from kapdist.run.paths import StudyDir
+def ask_model(config: Path, run: str, without: Sequence[str]) -> None:
+    """Do what is missing of all that a study asks of one trained model, but for some kinds of commands."""
     from kapdist.study.design import make_design
-    from kapdist.study.page import write_study_report
-    from kapdist.study.run import run_study
-    from kapdist.study.tasks import ATTACK, TRAINING
+    from kapdist.study.run import ask_of
 
     design = make_design(config)
-    try:
-        run_study(design, without=(TRAINING, ATTACK))
-    finally:
-        write_study_report(design)
-    StudyDir(design.root).finished.touch()
+    ask_of(design, run, without)
+    design.dir.run(run).asked.touch()
+
+
+def finish_study(config: Path) -> None:
+    """Write the page of a study when all its other jobs have ended, however that was."""
+    from kapdist.study.design import make_design
+    from kapdist.study.page import write_study_report
+
+    design = make_design(config)
+    write_study_report(design)
+    design.dir.finished.touch()
 
 
 if __name__ == "__main__":

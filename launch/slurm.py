@@ -94,7 +94,7 @@ def queued(
     text = ask(*words, seconds=seconds)
     if text is None:
         return None
-    wanted = set(jobs)
+    wanted = {job.partition("_")[0] for job in jobs}
     rows = (line.split("|", 2) for line in text.splitlines() if line.count("|") >= 2)
     return {job: (state, reason) for job, state, reason in rows if job.partition("_")[0] in wanted}
 
@@ -121,7 +121,7 @@ def elements(name: str) -> list[str]:
 def alive(jobs: Iterable[str]) -> list[str]:
     """Return those of the jobs that wait or run, and those that may: Slurm did not answer for them."""
     jobs = list(jobs)
-    queued = ask("squeue", "--me", "--noheader", "--format=%A|%F")
+    queued = ask("squeue", "--me", "--noheader", "--array", "--format=%i|%F")
     if queued is None:
         return jobs if shutil.which("squeue") else []
     numbers = {number for line in queued.splitlines() for number in line.split("|")}

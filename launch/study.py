@@ -1,6 +1,6 @@
 """Queue all that is missing of a study on Slurm: python launch/study.py STUDY.yaml [key=value ...]
 
-Trainings, the attacks behind each, and behind all of them one job for the rest: sanity, topography, the page.
+Trainings are one array; behind each element all that is asked of its model, an array too; behind all the page.
 Whatever of it fails, the others go on; submitting it again queues what is missing only.
 """
 
@@ -12,17 +12,16 @@ from pathlib import Path
 # The checkout that this file lies in is what is submitted, whatever else is installed.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from kapdist.config.file import dump_config
 from kapdist.run.files import output, write_atomic
 from kapdist.run.lock import check_free
-from kapdist.run.paths import StudyDir
-from kapdist.study.design import Design, check_size, make_design
+from kapdist.run.paths import RunDir, StudyDir
+from kapdist.study.design import Design, Trained, check_size, make_design
 from kapdist.study.frozen import freeze
-from kapdist.study.tasks import ATTACK, tasks, write_configs
+from kapdist.study.tasks import ATTACK, TRAINING, tasks, write_configs
 from launch import jobs, slurm
 from launch.after import CLUSTER, Start
 from launch.attack import AttackCommand
@@ -30,12 +29,13 @@ from launch.call import Call
 from launch.cluster import ClusterConfig, load_cluster, split_words
 from launch.command import command_line, parser_of, submit
 from launch.snapshot import describe, snapshot
-from launch.submission import Submission, submission
+from launch.study_jobs import Behind, StudyJobs
 from launch.train import TrainCommand
 
 
 def main() -> None:
-    parser = parser_of("study", __doc__, "YAML file of the study", "cancel the study's last job and queue it anew")
+    force = "cancel the study's jobs and queue what is missing"
+    parser = parser_of("study", __doc__, "YAML file of the study", force)
     parser.add_argument("--yes", action="store_true", help="also where that is more than most_runs trainings")
     arguments = parser.parse_intermixed_args()
     words, cluster_words = split_words(arguments.words)
@@ -55,37 +55,45 @@ class StudyCommand:
     def directory(self) -> StudyDir:
         return StudyDir(self.design.root.absolute())
 
-    def commands(self) -> Iterator[tuple[TrainCommand, list[AttackCommand]]]:
-        """Yield each training and the attacks on it, whether they are done or not."""
-        every = tasks(self.design)
-        for run in self.design.trained:
-            place = self.directory.run(run.name)
-            own = [task.attack for task in every if task.run is run and task.kind == ATTACK]
-            attacks = [AttackCommand(place, self.design.attacks[name].config, self.cluster) for name in own]
-            yield TrainCommand(place, run.config, self.cluster), attacks
+    def runs(self, chosen: Iterable[Trained]) -> list[RunDir]:
+        return [self.directory.run(run.name) for run in chosen]
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each attack has jobs of its own: its plan, its shards, its aggregation."""
+        return self.cluster.shards > 1
+
+    def missing(self) -> list[Trained]:
+        names = {task.run.name for task in tasks(self.design) if not task.done}
+        return [run for run in self.design.trained if run.name in names]
 
     def dry_run(self) -> str:
-        """Return how much would be queued, and the script of the last job."""
-        every = [(train, attacks) for train, attacks in self.commands() if not train.directory.done.exists()]
+        """Return the scripts of the arrays and of the last job."""
         code = self.directory.code / "1"
-        names = [f"# {train.directory.root}, and {len(attacks)} attacks on it" for train, attacks in every]
-        return "\n".join([*names, self.rest([], code).script(), f"# {describe(code)}"])
+        queued = StudyJobs(self.directory, self.cluster, code)
+        untrained = [run for run in self.runs(self.missing()) if not run.done.exists()]
+        trained = [run for run in self.runs(self.missing()) if run.done.exists()]
+        scripts = [queued.trainings(piece).script() for piece in queued.pieces(untrained)]
+        scripts += [queued.models(Behind(piece, "TRAIN")).script() for piece in queued.pieces(untrained)]
+        scripts += [queued.models(Behind(piece)).script() for piece in queued.pieces(trained)]
+        return "\n\n".join([*scripts, queued.page([]).script(), f"# {describe(code)}"])
 
     def is_needed(self, force: bool) -> bool:
-        """Say so where all is done, or the study's last job waits or runs; `force` cancels that."""
-        if self.directory.finished.exists() and all(task.done for task in tasks(self.design)) and not force:
-            print(f"{self.directory.root}: done: {self.directory.page} (--force writes the page anew)")
+        """Say so where all is done, or jobs of the study wait or run; `force` cancels those."""
+        place = self.directory
+        if place.finished.exists() and not self.missing() and not force:
+            print(f"{place.root}: done: {place.page} (--force writes the page anew)")
             return False
-        living = slurm.alive(line["job"] for line in jobs.remembered(self.directory.slurm))
+        living = slurm.alive(line["job"] for line in jobs.remembered(place.slurm))
         if living and not force:
-            print(f"{self.directory.root}: job {', '.join(living)} waits or runs (--force cancels it)")
+            print(f"{place.root}: job {', '.join(living)} waits or runs (--force cancels it and queues the rest)")
             return False
         slurm.cancel_and_wait(living)
-        check_free(self.directory.lock)
+        check_free(place.lock)
         return True
 
     def queue(self) -> str:
-        """Queue every training and attack that is missing, then the job behind them."""
+        """Queue what is missing: trainings, what is asked of each model behind its own, the page behind all."""
         place = self.directory
         with output(place.root):
             freeze(self.design)
@@ -94,35 +102,63 @@ class StudyCommand:
         Start("study", place.root).ends.forget()
         for path in (place.finished, place.failed):
             path.unlink(missing_ok=True)
-        before = [job for train, attacks in self.commands() for job in queued(train, attacks)]
-        what = self.rest(before, snapshot(place.code, place.root.parent))
-        job = slurm.submit(what, [Call("launch.rank:finish_study", (place.config,))])
-        jobs.remember(place.slurm, job, what)
-        return f"{place.root}: {len(before)} jobs, then job {job}"
+        missing = self.missing()
+        for run in missing:
+            self.prepare(run)
+        queued = StudyJobs(place, self.cluster, snapshot(place.code, place.root.parent))
+        before = [job for behind in self.trained_by(missing, queued) for job in self.asked(behind, queued)]
+        last = queued.queue(queued.page(before), [Call("launch.rank:finish_study", (place.config,))])
+        return f"{place.root}: {len(missing)} models in job {', '.join(before) or 'none'}, then job {last}"
 
-    def rest(self, before: list[str], code: Path) -> Submission:
-        """Return the job that does what is left when all others have ended, however that was."""
-        place = self.directory
-        after = {"dependency": f"afterany:{':'.join(before)}"} if before else {}
-        last_word = f"launch.after study {shlex.quote(str(place.root))}"
-        cluster = self.cluster.of("study")
-        return submission(place.name, place.slurm, cluster, code, last_word, sbatch=after, kind="study")
+    def prepare(self, run: Trained) -> None:
+        """Write what the jobs of a model read, and forget how earlier ones ended."""
+        place = self.directory.run(run.name)
+        if not place.done.exists() and not training_job(place):
+            check_free(place.lock)
+            TrainCommand(place, run.config, self.cluster).prepare()
+        write_atomic(place.slurm / CLUSTER, dump_config(self.cluster))
+        Start("model", place.root).ends.forget()
+        for path in (place.asked, place.not_asked):
+            path.unlink(missing_ok=True)
+
+    def trained_by(self, missing: Sequence[Trained], queued: StudyJobs) -> Iterator[Behind]:
+        """Queue the trainings; yield the models by what they wait for."""
+        places = self.runs(missing)
+        trained = [run for run in places if run.done.exists()]
+        by_others = {run: job for run in places if run not in trained and (job := training_job(run))}
+        for piece in queued.pieces([run for run in places if run not in trained and run not in by_others]):
+            calls = [Call("launch.rank:train", (run.root,)) for run in piece]
+            yield Behind(piece, queued.queue(queued.trainings(piece), calls, piece))
+        yield from (Behind([run], job) for run, job in by_others.items())
+        yield from map(Behind, queued.pieces(trained))
+
+    def asked(self, behind: Behind, queued: StudyJobs) -> list[str]:
+        """Queue what is asked of some models; return the jobs that the page waits for."""
+        without = (TRAINING, ATTACK) if self.sharded else (TRAINING,)
+        if self.sharded:
+            behind = replace(behind, attacks=[job for run in behind.runs for job in self.attacks_on(run)])
+        left = {task.run.name for task in tasks(self.design) if task.kind not in without and not task.done}
+        if not left & {run.name for run in behind.runs}:
+            return [*filter(None, [behind.trainings]), *behind.attacks]
+        calls = [Call("launch.rank:ask_model", (self.directory.config, run.name, without)) for run in behind.runs]
+        return [queued.queue(queued.models(behind), calls, behind.runs)]
+
+    def attacks_on(self, run: RunDir) -> Iterator[str]:
+        """Queue the attacks on a run that are missing, each with jobs of its own; yield the last job of each."""
+        possible = run.done.exists() or training_job(run)  # of what has failed meanwhile there is no attack
+        for task in tasks(self.design) if possible else ():
+            if task.run.name == run.name and task.kind == ATTACK:
+                command = AttackCommand(run, self.design.attacks[task.attack].config, self.cluster)
+                with slurm.submitting(command.directory.slurm):
+                    if command.is_needed(force=False):
+                        command.queue()
+                yield from slurm.alive([line["job"] for line in jobs.remembered(command.directory.slurm)][-1:])
 
 
-def queued(train: TrainCommand, attacks: list[AttackCommand]) -> list[str]:
-    """Queue a training and its attacks where they are needed; return the last job of each that will still run."""
-    found = alive_after(train)
-    if found or train.directory.done.exists():  # there are no attacks on what has failed meanwhile
-        found += [job for attack in attacks for job in alive_after(attack)]
-    return found
-
-
-def alive_after(command: TrainCommand | AttackCommand) -> list[str]:
-    folder = command.directory.slurm
-    with slurm.submitting(folder):
-        if command.is_needed(force=False):
-            command.queue()
-    return slurm.alive([line["job"] for line in jobs.remembered(folder)][-1:])
+def training_job(run: RunDir) -> str:
+    """Return the job that trains a run, "" if none does."""
+    lines = [line["job"] for line in jobs.remembered(run.slurm) if line["kind"] == "train"]
+    return next(iter(slurm.alive(lines[-1:])), "")
 
 
 if __name__ == "__main__":

@@ -87,8 +87,8 @@ class TrainCommand:
             run.done.rename(run.attempts / str(run.last_attempt()) / "DONE")
         return True
 
-    def queue(self) -> str:
-        """Make the run directory this config's, with what the job reads in it; snapshot the code and submit.
+    def prepare(self) -> None:
+        """Make the run directory this config's, with what the job reads in it, and forget how earlier ones ended.
 
         Raises:
             InputError: the directory belongs to another config, or cannot be written.
@@ -99,6 +99,11 @@ class TrainCommand:
             write_atomic(run.slurm / CLUSTER, dump_config(self.cluster))
         Start("train", run.root).ends.forget()
         run.failed.unlink(missing_ok=True)
+
+    def queue(self) -> str:
+        """Prepare the run's directory, snapshot the code and submit."""
+        run = self.directory
+        self.prepare()
         if self.local:
             return ""
         what = self.submission(snapshot(run.code, run.root.parent))

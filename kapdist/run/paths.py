@@ -45,6 +45,8 @@ class RunDir:
         self.failed = self.root / "FAILED"
         self.lock = self.root / "LOCK"
         self.launcher = self.slurm / "LOCK"  # whoever starts the ranks here, without Slurm
+        self.asked = self.slurm / "asked"  # a study's job has asked all that it had to ask of this model, or
+        self.not_asked = self.slurm / "failed" / "model"  # has given it up
 
     @property
     def name(self) -> str:

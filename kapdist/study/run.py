@@ -7,14 +7,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kapdist.attack.devices import own_gpu
 from kapdist.attack.units import end, ended_by_sigterm
 from kapdist.environment import usable_cpus
-from kapdist.errors import RESUME, TransientError
+from kapdist.errors import RESUME, InputError, TransientError
 from kapdist.progress import Progress
 from kapdist.run.files import check_outputs
 from kapdist.run.lock import is_alive, locked, other_at_work
@@ -26,20 +26,37 @@ from kapdist.study.tasks import SANITY, TRAINING, Task, tasks, write_configs
 POLL_SECONDS = 0.2
 
 
-def run_study(design: Design, without: Collection[str] = ()) -> None:
-    """Do all that is missing of a study, but for some kinds of commands.
+def run_study(design: Design) -> None:
+    """Do all that is missing of a study.
 
     Raises:
         InputError: the directory holds another study, or somebody is at work in it.
         TransientError: commands failed as often as `retries` allows; all others were done.
     """
     check_outputs(design.dir.lock)
-    with locked(design.dir.lock), ended_by_sigterm():
+    with locked(design.dir.lock):
         freeze(design)
         write_configs(design)
-        queue = Queue(design, [task for task in tasks(design) if task.kind not in without])
-        with Progress(design.config.name, unit="commands") as progress, queue.ended():
-            queue.work(progress)
+        do(design, tasks(design))
+
+
+def ask_of(design: Design, name: str, without: Collection[str] = ()) -> None:
+    """Do what is missing of all that is asked of one trained model; other processes may ask others meanwhile.
+
+    Raises:
+        InputError: the model is not trained.
+        TransientError: as `run_study`.
+    """
+    place = design.dir.run(name)
+    if not place.done.exists():
+        raise InputError(place.root, "a run that is done", "none")
+    do(design, [task for task in tasks(design) if task.run.name == name and task.kind not in without])
+
+
+def do(design: Design, wanted: Sequence[Task]) -> None:
+    queue = Queue(design, list(wanted))
+    with ended_by_sigterm(), Progress(design.config.name, unit="commands") as progress, queue.ended():
+        queue.work(progress)
     queue.check()
 
 

@@ -31,6 +31,8 @@ class JobStatus:
     """{Slurm's word: number of elements}; UNKNOWN where Slurm has none."""
     reason: str = ""
     """Why it waits, in Slurm's word."""
+    logs: str = ""
+    """Where its logs are, if that is not beside the record of the job."""
 
     @property
     def runs(self) -> bool:
@@ -71,6 +73,7 @@ class Answers:
             submitted=line["submitted"],
             states=dict(found),
             reason=next((reason for reason in reasons if reason != "None"), ""),
+            logs=line.get("logs", ""),
         )
 
 

@@ -261,7 +261,7 @@ def explanation(run: RunDir, found: Verdict, jobs: list[JobStatus], ends: list[E
     # The rank that wrote first failed first; the others fail because it left.
     logs = sorted(folder.glob("rank-*.log"), key=lambda path: path.stat().st_mtime)
     if jobs and (found.state == "FAILED" or (ends and ends[-1].failed)):
-        logs += sorted(run.slurm.glob(f"{jobs[-1].job}_*_log.out"))
+        logs += sorted(Path(jobs[-1].logs or run.slurm).glob(f"{jobs[-1].job}_*_log.out"))
     return explain(run.failed, logs)
 
 

@@ -25,7 +25,7 @@ def queued() -> list[tuple[str, int]]:
 
 def test_all_calls_are_found() -> None:
     functions = [function.rpartition(":")[2] for function, _ in queued()]
-    assert functions == ["run_shard", "aggregate", "finish_study", "plan_attack", "train"]
+    assert functions == ["run_shard", "aggregate", "ask_model", "finish_study", "plan_attack", "train"]
 
 
 @pytest.mark.parametrize(("function", "arguments"), queued())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from processes import warm_python
 from kapdist.records.study import StudyResults
 from kapdist.run.paths import StudyDir
 from launch.after import newest_step
+from launch.jobs import remembered
 
 ROOT = Path(__file__).parents[2]
 STUDY = """
@@ -43,10 +45,21 @@ def test_a_study_ends_with_its_page_whatever_befell_it(slurm, tmp_path: Path, ti
     words = [sys.executable, ROOT / "launch" / "study.py", "mine.yaml", *cluster]
     said = slurm.run(words, cwd=tmp_path, timeout=180).stdout
     study = StudyDir(tmp_path / "studies" / "mine")
-    assert f"{study.root}: 8 jobs, then job " in said
+    trainings, models, page = remembered(study.slurm)
+    assert f"{study.root}: 4 models in job {models['job']}, then job {page['job']}" in said
+    assert (
+        trainings["models"]
+        == models["models"]
+        == [f"{name}_seed0" for name in ("plain", "noise", "broken")] + ["plain_seed1"]
+    )
     assert "waits or runs" in slurm.run(words, cwd=tmp_path).stdout
 
     preempted = study.run("plain_seed0")
+    own = [line["job"] for line in remembered(preempted.slurm)]
+    assert own == [f"{trainings['job']}_0", f"{models['job']}_0"]
+    status = [sys.executable, ROOT / "launch" / "status.py", preempted.root, "--json"]
+    (job,) = json.loads(slurm.run(status, cwd=tmp_path).stdout)["training"]["jobs"]
+    assert (job["job"], sum(job["states"].values())) == (own[0], 1)
     slurm.wait_until(lambda: newest_step(preempted) > 0, "a checkpoint", 120)
     high = slurm.submit("-p", "high", "-N2", "--exclusive", "--wrap", "sleep 1")
     slurm.wait_for_state(high, "COMPLETED", 120)
@@ -64,3 +77,12 @@ def test_a_study_ends_with_its_page_whatever_befell_it(slurm, tmp_path: Path, ti
         ("not decided", "broken under quick has no result for seed 0")
     ] * 2
     assert "nowhere.beton" in study.run("broken_seed0").failed.read_text()
+    assert not (study.run("broken_seed0").slurm / "ends" / "model.jsonl").exists()  # nobody asked it anything
+
+    (study.run("plain_seed1").attack("quick").summary).unlink()
+    again = slurm.run(words, cwd=tmp_path, timeout=180).stdout
+    trainings, models, others, page = remembered(study.slurm)[3:]
+    assert (trainings["models"], others["models"]) == (["broken_seed0"], ["plain_seed1"])
+    assert f"2 models in job {models['job']}, {others['job']}, then job {page['job']}" in again
+    slurm.wait_until(lambda: study.finished.exists(), "the page again", 200)
+    assert study.run("plain_seed1").attack("quick").summary.exists()

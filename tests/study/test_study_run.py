@@ -12,16 +12,17 @@ import pytest
 from processes import end_ranks, start_ranks
 from typer.testing import CliRunner
 
-from kapdist.errors import TransientError
+from kapdist.errors import InputError, TransientError
 from kapdist.records.study import StudyResults
 from kapdist.run.files import write_json
 from kapdist.run.lock import locked
 from kapdist.run.paths import AttackDir
 from kapdist.study.command import study
 from kapdist.study.design import make_design
+from kapdist.study.frozen import freeze
 from kapdist.study.machine import words_here
-from kapdist.study.run import Queue, run_study
-from kapdist.study.tasks import ATTACK, TRAINING, Task, run_dir, tasks
+from kapdist.study.run import Queue, ask_of, run_study
+from kapdist.study.tasks import ATTACK, TRAINING, Task, run_dir, tasks, write_configs
 
 KILLS = 10
 STUDY = """
@@ -110,20 +111,25 @@ def test_an_arm_that_always_fails_is_named_and_decides_nothing(folder: Path) -> 
     assert "one seed, and how much seeds differ is not known" in page
 
 
-def test_the_rest_of_a_study_is_what_has_no_jobs_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the last job on Slurm does it: a training that is missing stays missing."""
+def test_a_model_is_asked_what_is_missing_of_it_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an element of an array does it on Slurm, where attacks may have jobs of their own."""
     monkeypatch.chdir(folder)
     (folder / "mine.yaml").write_text(STUDY.format(more="sanity: quick"))
     design = make_design(folder / "mine.yaml")
-    asked = []
+    asked: list[str] = []
     monkeypatch.setattr(Queue, "start", lambda self, task: asked.append(task.name) or task.result.touch())
-    for run in design.trained[:2]:
-        place = run_dir(design, run)
-        place.attack("quick").root.mkdir(parents=True)
-        place.done.touch()
-    run_dir(design, design.trained[0]).attack("quick").summary.touch()
-    run_study(design, without=(TRAINING, ATTACK))
-    assert asked == [f"{design.trained[0].name}/sanity/quick"]
+    first, other = design.trained[:2]
+    with pytest.raises(InputError, match="a run that is done"):
+        ask_of(design, first.name)
+    for run in (first, other):
+        run_dir(design, run).attack("quick").root.mkdir(parents=True)
+        run_dir(design, run).done.touch()
+    ask_of(design, first.name, without=(TRAINING, ATTACK))
+    assert asked == []
+    ask_of(design, first.name, without=(TRAINING,))
+    assert asked == [f"{first.name}/{kind}/quick" for kind in ("attack", "sanity")]
+    freeze(design)
+    write_configs(design)
     assert make_design(design.dir.config).described() == design.described()  # whole, whatever becomes of the file
 
 
