@@ -109,7 +109,7 @@ def progress_of_study(start: Start) -> tuple[int, bool, str]:
 ENDINGS: dict[Kind, Ending] = {
     "train": Ending(
         "ends.jsonl",
-        lambda start: (newest_step(start.run), start.run.done.exists(), ""),
+        lambda start: (start.run.newest_step(), start.run.done.exists(), ""),
         "given up: {why}\n{cause}",
     ),
     "plan": Ending(
@@ -178,11 +178,6 @@ def cause_of(run: RunDir, code: int) -> str:
     if died:
         return "; ".join(died)
     return f"a rank died of {killed_by(code)} (exit code {code})" if killed_by(code) else ""
-
-
-def newest_step(run: RunDir) -> int:
-    """Return the step of the newest checkpoint by its name, 0 if there is none."""
-    return max((int(path.name.removeprefix("step-")) for path in run.checkpoints.glob("step-*")), default=0)
 
 
 def shard_failed(attack: AttackDir, shard: int) -> Path:

@@ -1,4 +1,4 @@
-"""Say where a run, its jobs and its attacks stand: python launch/status.py RUN [--watch [SECONDS]] [--json]"""
+"""Say where a run or a study, and its jobs, stand: python launch/status.py RUN [--watch [SECONDS]] [--json]"""
 
 from __future__ import annotations
 
@@ -14,30 +14,43 @@ import math
 import time
 from collections.abc import Iterator
 
+from rich.console import RenderableType
+
 from kapdist.run.files import to_json
 from launch.command import command_line
+from launch.jobs import time_in
 from launch.status.run import Status, read_status
+from launch.status.study import StudyJobsStatus, is_study, read_study_jobs
 
 WATCH_SECONDS = 10.0
+Anything = Status | StudyJobsStatus
 
 
 def main() -> None:
     arguments = parse()
     if arguments.json:
-        print(to_json(read_status(arguments.run).describe(), indent=2))
+        print(to_json(look(arguments.run).describe(), indent=2))
     elif arguments.watch is None:
         from rich.console import Console
 
-        from launch.status.table import render
-
-        Console().print(render(read_status(arguments.run)))
+        Console().print(drawn(look(arguments.run)))
     else:
         watch(arguments.run, arguments.watch)
 
 
+def look(root: Path) -> Anything:
+    return read_study_jobs(root, time_in(root)) if is_study(root) else read_status(root)
+
+
+def drawn(found: Anything) -> RenderableType:
+    from launch.status.table import render
+
+    return found.render() if isinstance(found, StudyJobsStatus) else render(found)
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="launch/status.py", description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="run directory, or attack directory")
+    parser.add_argument("run", type=Path, help="directory of a run, of an attack, or of a study")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print everything as JSON")
     how.add_argument(
@@ -66,21 +79,19 @@ def watch(root: Path, pause: float) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from launch.status.table import render
-
     console = Console()
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as shown:
         live = shown.enter_context(Live(console=console, auto_refresh=False)) if console.is_terminal else None
         for found in statuses(root, pause):
             if live:
-                live.update(render(found), refresh=True)
+                live.update(drawn(found), refresh=True)
             else:
-                console.print(render(found), "")
+                console.print(drawn(found), "")
 
 
-def statuses(root: Path, pause: float) -> Iterator[Status]:
+def statuses(root: Path, pause: float) -> Iterator[Anything]:
     """Yield the status again and again; after the last, nothing more will happen by itself."""
-    while not (found := read_status(root)).ended:
+    while not (found := look(root)).ended:
         yield found
         time.sleep(pause)
     yield found

@@ -77,6 +77,10 @@ class RunDir:
         """Number of the newest attempt; 0 before the first."""
         return max((int(path.name) for path in self.attempts.glob("*") if path.name.isdigit()), default=0)
 
+    def newest_step(self) -> int:
+        """Step of the newest checkpoint by its name; 0 before the first."""
+        return max((int(path.name.removeprefix("step-")) for path in self.checkpoints.glob("step-*")), default=0)
+
     @property
     def begun(self) -> bool:
         """Whether there is anything that another config would spoil: a checkpoint, or what a run ends with."""

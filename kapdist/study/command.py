@@ -34,6 +34,26 @@ def study_plan(
             print_plan(design)
 
 
+@study.command("status")
+def study_status(
+    place: Annotated[Path, typer.Argument(metavar="STUDY", help="The study's directory, or its file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say how far a study is: settings times seeds, hours used, lost and left; nothing is written."""
+    from kapdist.study.status import find_design, read_study_status
+
+    found = read_study_status(find_design(place))
+    if as_json:
+        say(found.describe())
+        return
+    from rich.console import Console
+
+    from kapdist.study.view import render
+
+    with result():
+        Console().print(render(found))
+
+
 @study.command("run")
 def study_run(
     file: File,

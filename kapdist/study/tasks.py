@@ -10,6 +10,7 @@ import yaml
 
 from kapdist.config.file import dump_config
 from kapdist.run.files import write_atomic
+from kapdist.run.lock import holder_of, lives_here
 from kapdist.run.paths import RunDir
 from kapdist.study.design import Design, Trained
 
@@ -40,6 +41,12 @@ class Task:
     @property
     def done(self) -> bool:
         return self.result.exists()
+
+    @property
+    def at_work(self) -> bool:
+        """Whether somebody seems to be at work on it; Slurm is not asked whether one on another machine lives."""
+        holder = holder_of(self.lock)
+        return holder is not None and lives_here(holder) is not False
 
     @property
     def can_begin(self) -> bool:

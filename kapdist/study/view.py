@@ -1,15 +1,18 @@
-"""A study on one screen: settings times seeds, and what of each is done."""
+"""A study on one screen: settings times seeds, what of each is done, hours used, lost and left."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
-from kapdist.study.design import Design, Trained
-from kapdist.study.hours import hours
-from kapdist.study.tasks import Task, tasks
+from kapdist.study.design import Design
+from kapdist.study.hours import Hours
+from kapdist.study.status import Cell, StudyStatus, read_study_status
+from kapdist.study.tasks import tasks
 
 
 def described(design: Design) -> dict[str, Any]:
@@ -22,30 +25,59 @@ def described(design: Design) -> dict[str, Any]:
             {"name": task.name, "command": ["kapdist", *task.words], "done": task.done} for task in tasks(design)
         ],
         "claims": [claim.text for claim in design.config.claims],
+        "hours_left": read_study_status(design).hours.left,
     }
 
 
 def print_plan(design: Design) -> None:
-    every = tasks(design)
-    table = Table(
-        title=f"{design.config.name}: {sum(task.done for task in every)} of {len(every)} commands are done"
-    )
-    table.add_column("setting")
-    seeds = sorted({run.seed for run in design.trained})
-    for seed in seeds:
-        table.add_column(f"seed {seed}", justify="right")
-    table.add_column("hours trained", justify="right")
-    table.add_column("attacked", justify="right")
-    for setting in design.settings:
-        runs = {run.seed: run for run in design.of_setting(setting)}
-        used = (f"{value:.2f}" if value else "" for value in hours(design, setting))
-        table.add_row(setting.name, *(cell(every, runs.get(seed)) for seed in seeds), *used)
     console = Console()
-    console.print(table)
-    for claim in design.config.claims:
-        console.print(f"claim: {claim.text}", markup=False, highlight=False)
+    found = read_study_status(design)
+    console.print(render(found))
+    for claim in found.claims:
+        console.print(f"claim: {claim}", markup=False, highlight=False)
 
 
-def cell(every: tuple[Task, ...], run: Trained | None) -> str:
-    own = [task for task in every if run is not None and task.run.name == run.name]
-    return f"{sum(task.done for task in own)}/{len(own)}" if own else ""
+def render(found: StudyStatus) -> RenderableType:
+    """Draw a study's status."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_footer=True)
+    table.add_column("setting", Text("all"), no_wrap=True)
+    for seed in found.seeds:
+        table.add_column(f"seed {seed}", justify="right", no_wrap=True)
+    for name, value in zip(("used", "lost", "left"), in_words(found.hours), strict=True):
+        table.add_column(name, Text(value), justify="right", no_wrap=True)
+    for setting in found.settings:
+        by_seed = {cell.seed: cell for cell in setting.cells}
+        cells = [mark(by_seed[seed]) if seed in by_seed else Text("") for seed in found.seeds]
+        table.add_row(setting.name, *cells, *in_words(setting.hours))
+    models = f"{len(found.settings)} settings, {len(found.cells)} models"
+    title = Text(f"{found.name}: {found.done} of {found.commands} commands are done ({models})", style="bold")
+    failed = [cell.failed for cell in found.cells if cell.failed]
+    notes = [Text(f"failed: {', '.join(failed)}", style="red")] if failed else []
+    units = "commands done of each model; hours of one process (rank): used, lost thereof, left"
+    notes.append(Text(units, style="dim"))
+    return Group(title, table, *notes)
+
+
+def mark(cell: Cell) -> Text:
+    """Say how far a model is in a word."""
+    if cell.failed:
+        return Text("failed", style="red")
+    if cell.done == cell.commands:
+        return Text("done", style="green")
+    if not cell.done and (cell.trained or cell.at_work):
+        return Text(f"{cell.trained:.0%}", style="cyan")
+    word = f"{cell.done}/{cell.commands}" if cell.done else "-"
+    return Text(word, style="cyan" if cell.at_work else "")
+
+
+def in_words(hours: Hours) -> tuple[str, str, str]:
+    lost = figure(hours.lost) if hours.lost else ""
+    more = "+ ?" if hours.left and hours.more else "?" if hours.more else ""
+    left = figure(hours.left) if hours.left or not hours.more else ""
+    return figure(hours.used) if hours.used else "", lost, f"{left} {more}".strip()
+
+
+def figure(hours: float) -> str:
+    if not hours:
+        return "0"
+    return f"{hours:.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}"

@@ -41,6 +41,7 @@ class Watchdog:
         self.folder, self.ranks, self.limit_seconds, self.failed = folder, ranks, limit_seconds, failed
         self.interval = min(SLOWEST_BEAT_SECONDS, limit_seconds / 4)
         self.step, self.progressed = 0, time.monotonic()
+        self.first, self.began = 0, self.progressed
         self.reader = ranks.rank - ranks.local_rank
         self.verdict = ""
         self.ended = threading.Event()
@@ -59,10 +60,12 @@ class Watchdog:
             self.name_the_gone()
         self.ended.set()
         self.thread.join(self.interval + 5)
+        self.write()  # how long it was
 
     def beat(self, step: int) -> None:
         """Say that this rank has made progress: a step, a batch of an evaluation, a file."""
         self.step, self.progressed = step, time.monotonic()
+        self.first = self.first or step
 
     def path(self, rank: int) -> Path:
         return self.folder / f"heartbeat-{rank}.json"
@@ -72,7 +75,8 @@ class Watchdog:
         idle = time.monotonic() - self.progressed
         path = self.path(self.ranks.rank)
         aside = path.with_name(f".{path.name}.tmp")
-        beat = {"step": self.step, "idle_seconds": round(idle, 1)}
+        lived = {"first_step": self.first, "seconds": round(self.progressed - self.began + idle, 1)}
+        beat = {"step": self.step, "idle_seconds": round(idle, 1)} | lived
         try:
             aside.write_text(to_json(beat | ({"stuck": self.verdict} if self.verdict else {})))
             os.replace(aside, path)

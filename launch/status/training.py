@@ -14,7 +14,7 @@ from typing import Any
 from kapdist.run.ends import deaths
 from kapdist.run.lock import holder_of, lives_here
 from kapdist.run.paths import RunDir
-from launch.after import Start, newest_step
+from launch.after import Start
 from launch.jobs import time_in
 from launch.restarts import End
 from launch.status.explanation import LogLine, explain, last_line, tail
@@ -242,7 +242,7 @@ def newest_lines(path: Path) -> list[dict[str, Any]]:
 
 def newest_checkpoint(run: RunDir) -> dict[str, Any]:
     """Return the step of the newest checkpoint and its age, by its name: whether it is whole is for the resume."""
-    step = newest_step(run)
+    step = run.newest_step()
     if not step:
         return {}
     with contextlib.suppress(FileNotFoundError):

@@ -11,7 +11,6 @@ from processes import warm_python
 
 from kapdist.records.study import StudyResults
 from kapdist.run.paths import StudyDir
-from launch.after import newest_step
 from launch.jobs import remembered
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +59,7 @@ def test_a_study_ends_with_its_page_whatever_befell_it(slurm, tmp_path: Path, ti
     status = [sys.executable, ROOT / "launch" / "status.py", preempted.root, "--json"]
     (job,) = json.loads(slurm.run(status, cwd=tmp_path).stdout)["training"]["jobs"]
     assert (job["job"], sum(job["states"].values())) == (own[0], 1)
-    slurm.wait_until(lambda: newest_step(preempted) > 0, "a checkpoint", 120)
+    slurm.wait_until(lambda: preempted.newest_step() > 0, "a checkpoint", 120)
     high = slurm.submit("-p", "high", "-N2", "--exclusive", "--wrap", "sleep 1")
     slurm.wait_for_state(high, "COMPLETED", 120)
 

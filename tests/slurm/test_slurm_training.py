@@ -18,7 +18,6 @@ from results import numbers
 from safetensors.torch import load_file
 
 from kapdist.run.paths import RunDir
-from launch.after import newest_step
 from launch.restarts import Restarts
 
 ROOT = Path(__file__).parents[2]
@@ -82,8 +81,8 @@ class Queued:
     def wait_for_a_checkpoint(self) -> None:
         """Wait until a new attempt has gone further than the ones before it."""
         self.slurm.wait_until(lambda: self.run.last_attempt() > self.attempt, f"attempt {self.attempt + 1}", 240)
-        self.attempt, step = self.run.last_attempt(), newest_step(self.run)
-        self.slurm.wait_until(lambda: newest_step(self.run) > step, f"a checkpoint after step {step}", 240)
+        self.attempt, step = self.run.last_attempt(), self.run.newest_step()
+        self.slurm.wait_until(lambda: self.run.newest_step() > step, f"a checkpoint after step {step}", 240)
 
     def wait_for_restart(self, before: int) -> None:
         self.slurm.wait_until(lambda: self.restarts() > before, f"restart {before + 1} of job {self.job}", 240)

@@ -1,0 +1,153 @@
+"""How far a study is, and what it took: hours that are known, from files that real runs leave."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from kapdist.errors import InputError
+from kapdist.records.sealed import write_json
+from kapdist.run.lock import locked
+from kapdist.run.paths import RunDir
+from kapdist.study.command import study
+from kapdist.study.design import Design, make_design
+from kapdist.study.frozen import freeze
+from kapdist.study.hours import Attempt, Hours, hours_of_tasks, used_and_lost
+from kapdist.study.status import find_design, read_study_status
+from kapdist.study.tasks import run_dir, tasks, write_configs
+from launch.status.study import read_study_jobs
+
+STUDY = """
+train: base.yaml
+seeds: 5
+arms: {plain: {}, noise: {kap.noise_std: [0.1, 0.3]}, kap: {kap: {pool_size: 3, noise_std: [0.1, 0.2, 0.3]}}}
+attacks: {standard: {}, eot: {version: eot-standard, noise: fresh, arms: [noise]}}
+sanity: standard
+"""
+BASE = """
+data: {train: train.beton, validation: test.beton}
+model: {name: resnet10, num_classes: 10, width: 0.25}
+kap: {pool_size: 1}
+"""
+
+
+@pytest.fixture
+def design(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Design:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.yaml").write_text(BASE)
+    (tmp_path / "mine.yaml").write_text(STUDY)
+    found = make_design(tmp_path / "mine.yaml")
+    freeze(found)
+    write_configs(found)
+    return found
+
+
+def beat(run: RunDir, number: int, first: int, last: int, seconds: float, ranks: int = 1) -> None:
+    folder = run.rank_log(number, 0).parent
+    folder.mkdir(parents=True)
+    for rank in range(ranks):
+        said = {"step": last, "idle_seconds": 0.1, "first_step": first, "seconds": seconds}
+        (folder / f"heartbeat-{rank}.json").write_text(json.dumps(said))
+
+
+def test_what_an_attempt_did_beyond_the_next_one_s_beginning_was_lost() -> None:
+    """Steps 1 to 101 in 100 s; resumed at 51: half is lost; an attempt without a step is lost whole."""
+    attempts = [Attempt(1, 101, 100.0), Attempt(0, 0, 7.0), Attempt(51, 151, 200.0)]
+    assert used_and_lost(attempts, 151) == (307.0, pytest.approx(50 + 7))
+    assert used_and_lost(attempts, 101) == (307.0, pytest.approx(50 + 7 + 100))  # its end was killed at step 151
+    assert used_and_lost([], 0) == (0.0, 0.0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50), st.floats(0, 1e4)), max_size=6), st.integers(0, 60)
+)
+def test_no_more_is_lost_than_was_used(starts: list[tuple[int, int, float]], end: int) -> None:
+    attempts = [Attempt(first, first + more, seconds) for first, more, seconds in starts]
+    used, lost = used_and_lost(attempts, end)
+    assert -1e-9 <= lost <= used + 1e-9
+
+
+def test_hours_are_those_of_all_ranks_and_what_is_left_is_what_its_kind_took(design: Design) -> None:
+    first, second = (run_dir(design, run) for run in design.trained[:2])
+    beat(first, 1, 1, 101, 3600.0, ranks=2)
+    beat(first, 2, 51, 151, 3600.0, ranks=2)
+    first.done.touch()
+    second.root.mkdir(parents=True)
+    write_json(second.plan, {"total_steps": 200})
+    second.checkpoint(50).mkdir(parents=True)
+    write_json(first.attack("standard").summary, {"seconds": 1800.0})
+    hours = hours_of_tasks(design, tasks(design))
+    assert hours[f"{first.name}/train"] == Hours(used=4.0, lost=1.0)
+    assert hours[f"{second.name}/train"].left == pytest.approx(
+        3.0 * 0.75
+    )  # of useful hours, a quarter is behind it
+    assert hours[f"{second.name}/attack/standard"] == Hours(left=0.5)
+    assert hours[f"{second.name}/attack/eot"].more  # nothing tells
+    whole = read_study_status(design).hours
+    assert (whole.used, whole.lost, whole.more) == (4.5, 1.0, True)
+    assert whole.left == pytest.approx(3.0 * 28 + 3.0 * 0.75 + 0.5 * 29)
+
+
+def test_a_study_that_has_not_begun_takes_what_its_file_says(design: Design, tmp_path: Path) -> None:
+    said = make_design(tmp_path / "mine.yaml", ["hours_per_run=0.5"])
+    assert read_study_status(said).hours == Hours(left=15.0)
+
+
+def test_one_screen_says_who_is_done_at_work_and_failed(design: Design, tmp_path: Path) -> None:
+    done, failed, at_work, part = (run_dir(design, run) for run in design.trained[:4])
+    for task in tasks(design):
+        if task.run.name == done.name or (task.run.name == part.name and task.kind == "train"):
+            task.result.parent.mkdir(parents=True, exist_ok=True)
+            write_json(task.result, {"seconds": 60.0})
+    failed.root.mkdir(parents=True)
+    failed.failed.write_text("why\n")
+    at_work.root.mkdir(parents=True)
+    with locked(at_work.lock):
+        found = read_study_status(design)
+        assert [cell.run for cell in found.cells if cell.at_work] == [at_work.name]
+        assert not read_study_jobs(design.root, time.time()).ended
+        said = CliRunner().invoke(study, ["status", str(design.root)], env={"COLUMNS": "120"})
+    assert said.exit_code == 0, said.output
+    words = {row[0]: row[1] for line in said.output.splitlines() if len(row := line.split()) > 3}
+    names = [setting.name for setting in design.settings]
+    assert [words[name] for name in names[:4]] == ["done", "failed", "0%", "1/3"]
+    assert f"failed: {failed.name}/train" in said.output
+    assert read_study_jobs(design.root, time.time()).ended
+    as_json = json.loads(CliRunner().invoke(study, ["status", str(design.root), "--json"]).output)
+    assert (as_json["done"], as_json["commands"]) == (found.done, len(tasks(design)))
+
+
+def test_a_directory_is_the_study_of_the_file_it_was_made_from(design: Design, tmp_path: Path, monkeypatch) -> None:
+    moved = tmp_path / "elsewhere" / "mine"
+    moved.parent.mkdir()
+    design.root.rename(moved)
+    monkeypatch.chdir(moved.parent)
+    assert find_design(Path("mine")).fingerprint == design.fingerprint
+    with pytest.raises(InputError, match="directory of one that has begun"):
+        find_design(tmp_path)
+    with pytest.raises(InputError, match="nowhere"):
+        find_design(tmp_path / "nowhere")
+
+
+def test_a_look_at_thirty_runs_takes_less_than_a_second_and_no_torch(design: Design) -> None:
+    assert len(design.trained) == 30
+    program = (
+        "import sys, time, pathlib; from kapdist.study.status import *; import kapdist.study.view as v\n"
+        "v.render(read_study_status(find_design(pathlib.Path(sys.argv[1]))))\n"
+        "print(time.process_time(), *(set(sys.modules) & {'torch', 'polars', 'matplotlib'}))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program, design.root], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert len(said) == 1
+    assert (
+        float(said[0]) < 1.5
+    )  # of CPU, imports and all, where others are at work; tools/bench_study.py says how long
