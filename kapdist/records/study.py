@@ -51,6 +51,8 @@ class Decision(Record):
     more: str = ""
     """What it would take to decide it."""
     later: bool = False
+    dominance: str = ""
+    """Where frontiers are compared: whether one arm is better on both accuracies, beside the verdict."""
 
 
 class Row(Record):
@@ -83,6 +85,29 @@ class Beside(Record):
     corrupted: str = ""
     attack_passes: int
     """Images passed forward and backward by its attacks."""
+    alike: tuple[float, float] | None = None
+    """How alike kernels answer, of neighbours and of others, the mean over layers and seeds."""
+
+
+class Cost(Record):
+    """What a setting took, hours of one process each, and where; another run of the same study takes others."""
+
+    setting: str
+    trained: float
+    lost: float
+    """Of the trained: steps that were repeated after a kill, and starts that came to nothing."""
+    attacked: float
+    asked: float
+    """Sanity, topography, certificates, corruptions."""
+    machines: tuple[str, ...]
+
+
+class StudyCosts(Record):
+    """costs.json."""
+
+    format: Literal[1] = 1
+    name: str
+    costs: tuple[Cost, ...]
 
 
 class StudyResults(Record):

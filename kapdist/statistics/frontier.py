@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from kapdist.rng import generator
-from kapdist.statistics.seeds import Interval
+from kapdist.statistics.seeds import Interval, crossed_interval
 from kapdist.statistics.student import quantile, two_sided_p
 
 IMAGE_DRAWS = 300  # their variance is known to a twelfth by then
+SEED_DRAWS = 300
+BAND_POINTS = 25
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,7 @@ def frontier_difference(
     of_seeds = float(np.var(per_seed, ddof=1)) / num_seeds
     of_images = image_variance(first, second, seed)
     error = math.sqrt(of_seeds + of_images)
-    spread = of_seeds**2 / (num_seeds - 1) + of_images**2 / (num_images - 1)
-    freedom = min((of_seeds + of_images) ** 2 / spread, 1e9) if spread else 1e9
+    freedom = freedom_of(of_seeds, of_images, num_seeds, num_images)
     half = quantile(0.975, freedom) * error
     p = two_sided_p((whole.mean - margin) / error, freedom) if error else float(whole.mean == margin)
     method = "t over seeds and images, of interpolated frontiers"
@@ -118,3 +119,82 @@ def image_variance(first: Frontier, second: Frontier, seed: int) -> float:
     drawn = [counts @ table.T / num_images for table in tables]
     found = [distance(*(table[n] for table in drawn)) for n in range(IMAGE_DRAWS)]
     return float(np.var([one.mean for one in found if one is not None], ddof=1))
+
+
+@dataclass(frozen=True)
+class Band:
+    """A frontier and where it may lie: 95% at each clean accuracy between its ends, for each of them alone."""
+
+    clean: np.ndarray
+    robust: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    method: str
+
+
+def band(frontier: Frontier, seed: int = 0) -> Band:
+    """Return the region in which a frontier lies: its height at each clean accuracy, seeds and images drawn again.
+
+    Both are drawn, and the points move in both directions, through the interpolation. The bootstrap gives the
+    variances, that of the seeds times S / (S - 1); the width is t's, with Satterthwaite's degrees of freedom (in
+    quarters, rounded down), as the percentiles of so few seeds would be too narrow. With one seed the images alone.
+    """
+    num_seeds, num_images = frontier.clean.shape[1:]
+    clean, robust = means(frontier)
+    at = np.linspace(clean.min(), clean.max(), BAND_POINTS)
+    random = generator(seed, "bootstrap", "region of a frontier")
+    images = random.multinomial(num_images, np.full(num_images, 1 / num_images), size=IMAGE_DRAWS) / num_images
+    of_images = variance_of_heights(frontier.clean.mean(1), frontier.robust.mean(1), images, at)
+    of_seeds = np.zeros_like(of_images)
+    if num_seeds > 1:
+        seeds = random.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=SEED_DRAWS) / num_seeds
+        drawn = variance_of_heights(frontier.clean.mean(2), frontier.robust.mean(2), seeds, at)
+        of_seeds = drawn * num_seeds / (num_seeds - 1)
+    parts = zip(of_seeds.tolist(), of_images.tolist(), strict=True)
+    freedoms = [freedom_of(*pair, num_seeds, num_images) for pair in parts]
+    factors = [quantile(0.975, math.floor(4 * freedom) / 4) for freedom in freedoms]
+    half = np.array(factors) * np.sqrt(of_seeds + of_images)
+    middle = heights(clean, robust, at)
+    method = "bootstrap over seeds and images, t" if num_seeds > 1 else "bootstrap over images, of one seed alone"
+    return Band(at, middle, np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1), method)
+
+
+def variance_of_heights(clean: np.ndarray, robust: np.ndarray, weights: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Return the variance of a frontier's height over draws: (points, units) tables and (draws, units) weights."""
+    drawn = [heights(*pair, at) for pair in zip(weights @ clean.T, weights @ robust.T, strict=True)]
+    return np.var(drawn, axis=0, ddof=1)
+
+
+def freedom_of(of_seeds: float, of_images: float, num_seeds: int, num_images: int) -> float:
+    """Return the degrees of freedom of a variance that has two parts (Satterthwaite 1946)."""
+    spread = of_seeds**2 / max(1, num_seeds - 1) + of_images**2 / max(1, num_images - 1)
+    return min((of_seeds + of_images) ** 2 / spread, 1e9) if spread else 1e9
+
+
+def dominance(first: Frontier, second: Frontier) -> float:
+    """Return the p-value of "the first does not dominate the second".
+
+    It dominates where each point of the second has a point of the first that is better on both, without an attack
+    and under one. Both have to be shown, for all of the second's points, so the largest of their p-values holds
+    (intersection-union, Berger 1982); the choice among the first's points is paid for by their number (Bonferroni).
+
+    Raises:
+        ValueError: as `frontier_difference`.
+    """
+    if first.clean.shape[1:] != second.clean.shape[1:] or first.clean.shape[1] < 2:
+        raise ValueError(f"the same seeds, two or more, and images, found {first.clean.shape, second.clean.shape}")
+    choices = len(first.clean)
+    return max(
+        min(1.0, choices * min(max(one_sided_p(first, a, second, b)) for a in range(choices)))
+        for b in range(len(second.clean))
+    )
+
+
+def one_sided_p(first: Frontier, a: int, second: Frontier, b: int) -> tuple[float, float]:
+    """Return the p-values of "point a is no better than point b", without an attack and under one."""
+    found = []
+    for mine, theirs in ((first.clean[a], second.clean[b]), (first.robust[a], second.robust[b])):
+        differences = mine.astype(np.int8) - theirs.astype(np.int8)
+        p = crossed_interval(differences).p
+        found.append(p / 2 if differences.mean() > 0 else 1 - p / 2)
+    return found[0], found[1]

@@ -1,10 +1,11 @@
 """What stands beside the accuracies of each setting: what the sanity checks said, its kernels, what it cost.
 
-Costs on the page are passes, the same whoever was killed; hours, which are not, are in `kapdist study plan`.
+Passes are the same whoever was killed; hours, which are not, are in costs.json and in the page's last section.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from statistics import fmean
@@ -12,15 +13,18 @@ from statistics import fmean
 from kapdist.records.certificate import read_certificate_summary
 from kapdist.records.corruptions import read_corruption_summary
 from kapdist.records.sanity import read_sanity
-from kapdist.records.study import Beside
+from kapdist.records.sealed import read_json
+from kapdist.records.study import Beside, Cost
 from kapdist.records.summary import read_summary
 from kapdist.records.topography import Measure, SubjectTopography, read_topography
 from kapdist.report.words import percent
 from kapdist.run.paths import RunDir
 from kapdist.study.design import Design
-from kapdist.study.tasks import TOPOGRAPHY, run_dir
+from kapdist.study.hours import hours_of_tasks, total
+from kapdist.study.tasks import ATTACK, TOPOGRAPHY, TRAINING, Task, run_dir, tasks
 
 SHOWN = 3  # radii of a certificate
+KINDS = (TRAINING, ATTACK)  # whose hours have a column of their own
 LEVEL = 0.05  # of a layer's test, corrected for all layers
 
 
@@ -35,9 +39,39 @@ def beside(design: Design) -> Iterator[Beside]:
             certified=certified_words(places),
             corrupted=corrupted_words(places),
             attack_passes=sum(passes(place, name) for place in places for name in design.attacks),
+            alike=alike(places),
         )
         if any(value for key, value in line if key != "setting"):
             yield line
+
+
+def costs(design: Design) -> Iterator[Cost]:
+    """Yield what each setting took, as far as it is recorded."""
+    every = tasks(design)
+    hours = hours_of_tasks(design, every)
+    for setting in design.settings:
+        own = [task for task in every if task.run.setting.name == setting.name]
+        of_kind = {kind: total(hours, [task.name for task in own if task.kind == kind]) for kind in KINDS}
+        rest = total(hours, [task.name for task in own if task.kind not in KINDS])
+        yield Cost(
+            setting=setting.name,
+            trained=of_kind[TRAINING].used,
+            lost=of_kind[TRAINING].lost,
+            attacked=of_kind[ATTACK].used,
+            asked=rest.used,
+            machines=tuple(dict.fromkeys(filter(None, map(machine, own)))),
+        )
+
+
+def machine(task: Task) -> str:
+    """Say where a command was done, as far as its results do."""
+    if not task.done:
+        return ""
+    if task.kind == TRAINING:
+        found = json.loads(path.read_bytes()) if (path := RunDir(task.result.parent).environment).exists() else {}
+        return f"trained on {found['host']} ({found.get('device', 'cpu')})" if "host" in found else ""
+    device = read_json(task.result).get("device", "") if task.kind == ATTACK else ""
+    return f"attacked on {device}" if device else ""
 
 
 def sanity_words(design: Design, places: list[RunDir]) -> str:
@@ -56,15 +90,28 @@ def sanity_words(design: Design, places: list[RunDir]) -> str:
 
 def kernel_words(places: list[RunDir]) -> str:
     """Say how alike neighbouring kernels answer, and in how many layers beyond chance, over the seeds."""
-    records = [path for place in places if (path := place.topography(TOPOGRAPHY).record).exists()]
-    found = [read_topography(path).subjects[0] for path in records]
-    layers = [asked for one in found if (asked := list(measured(one)))]
-    if not layers:
+    layers, means = layers_of(places), alike(places)
+    if means is None:
         return ""
-    neighbours = fmean(fmean(m.neighbours for m in own) for own in layers)
-    others = fmean(fmean(m.others for m in own) for own in layers)
+    neighbours, others = means
     beyond = ", ".join(f"{sum((m.p_holm or 1) <= LEVEL for m in own)} of {len(own)}" for own in layers)
     return f"neighbours {neighbours:.2f}, others {others:.2f}; beyond chance in {beyond} layers"
+
+
+def alike(places: list[RunDir]) -> tuple[float, float] | None:
+    """Return how alike neighbouring kernels answer and how alike others do; None where nobody asked."""
+    layers = layers_of(places)
+    if not layers:
+        return None
+    neighbours = fmean(fmean(m.neighbours for m in own) for own in layers)
+    return neighbours, fmean(fmean(m.others for m in own) for own in layers)
+
+
+def layers_of(places: list[RunDir]) -> list[list[Measure]]:
+    """Return the measured layers of each model."""
+    records = [path for place in places if (path := place.topography(TOPOGRAPHY).record).exists()]
+    found = [read_topography(path).subjects[0] for path in records]
+    return [asked for one in found if (asked := list(measured(one)))]
 
 
 def certified_words(places: list[RunDir]) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from kapdist.config.claims import ClaimConfig
 from kapdist.records.study import Decision
-from kapdist.statistics.frontier import Frontier, frontier_difference
+from kapdist.statistics.frontier import Frontier, dominance, frontier_difference
 from kapdist.statistics.holm import holm
 from kapdist.statistics.power import detectable_by_seeds, seeds_needed
 from kapdist.statistics.seeds import Interval, seed_difference, variances
@@ -18,6 +18,7 @@ from kapdist.study.results import Attacked, Results
 
 LEVEL = 0.05  # of a claim's test, corrected for all claims of the study
 FEWEST_SEEDS = 2
+FEW_SEEDS = 10  # below which percentiles of a bootstrap over seeds cover less than 93% (tools/interval_coverage.py)
 ONE_SEED = "one seed, and how much seeds differ is not known"
 
 
@@ -39,6 +40,7 @@ class Compared:
     clean: tuple[float, float] | None
     more: Callable[[], str]
     """What it would take to decide it."""
+    dominance: str = ""
 
 
 def decide(results: Results, later: tuple[str, ...] = ()) -> tuple[Decision, ...]:
@@ -69,7 +71,7 @@ def decision(claim: ClaimConfig, found: Compared | str, p_holm: float | None, fa
     return Decision(
         claim=claim.text,
         verdict=("shown" if above else "refuted") if decided else "not decided",
-        why=f"{found.interval.method}, {len(found.seeds)} seeds, {found.num_images} images{of_family}",
+        why=f"{method_in_words(found)}, {found.num_images} images{of_family}",
         first=found.first,
         over=found.over,
         difference=found.value,
@@ -83,8 +85,16 @@ def decision(claim: ClaimConfig, found: Compared | str, p_holm: float | None, fa
         num_images=found.num_images,
         clean=found.clean,
         more="" if decided else found.more(),
+        dominance=found.dominance,
         later=later,
     )
+
+
+def method_in_words(found: Compared) -> str:
+    """Say which method was used, and why no other where one fails."""
+    seeds = len(found.seeds)
+    why = " (of so few a bootstrap's percentiles would be too narrow)" if seeds < FEW_SEEDS else ""
+    return f"{found.interval.method}, {seeds} seeds{why}"
 
 
 def compare(results: Results, claim: ClaimConfig) -> Compared:
@@ -126,13 +136,7 @@ def between_frontiers(results: Results, claim: ClaimConfig, attack: str) -> Comp
     ]
     seeds = common_seeds(*arms[0], *arms[1])
     eps = eps_of(results.design, claim, attack)
-    first, second = (
-        Frontier(
-            np.stack([found.right(0)[found.of_seeds(seeds)] for found in points]),
-            np.stack([found.right(eps)[found.of_seeds(seeds)] for found in points]),
-        )
-        for points in arms
-    )
+    first, second = (frontier_of(points, seeds, eps) for points in arms)
     found = frontier_difference(first, second, margin=claim.margin)
     if found is None:
         raise UndecidedError("the frontiers have no clean accuracy in common, for all seeds or for one of them")
@@ -147,7 +151,25 @@ def between_frontiers(results: Results, claim: ClaimConfig, attack: str) -> Comp
         interval=found.decides,
         clean=found.clean,
         more=more,
+        dominance=dominance_in_words(claim, first, second),
     )
+
+
+def frontier_of(points: Sequence[Attacked], seeds: tuple[int, ...], eps: float) -> Frontier:
+    return Frontier(
+        np.stack([found.right(0)[found.of_seeds(seeds)] for found in points]),
+        np.stack([found.right(eps)[found.of_seeds(seeds)] for found in points]),
+    )
+
+
+def dominance_in_words(claim: ClaimConfig, first: Frontier, second: Frontier) -> str:
+    """Say whether one of two arms is better on both accuracies, whichever setting of the other one takes."""
+    ways = ((claim.first, claim.over, first, second), (claim.over, claim.first, second, first))
+    found = [(dominance(mine, theirs), name, other) for name, other, mine, theirs in ways]
+    p, name, other = min(found)
+    if p <= LEVEL:
+        return f"{name} dominates {other}: better on both accuracies than each of its settings (p = {p:.2g})"
+    return f"neither arm dominates the other (p = {found[0][0]:.2g} and {found[1][0]:.2g})"
 
 
 def complete(results: Results, setting: Setting, attack: str) -> Attacked:

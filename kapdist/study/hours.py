@@ -134,3 +134,10 @@ def read_beat(path: Path) -> dict[str, Any]:
 
 def total(hours: Mapping[str, Hours], names: Sequence[str]) -> Hours:
     return sum((hours[name] for name in names), Hours())
+
+
+def figure(hours: float) -> str:
+    """Write hours with two or three digits."""
+    if not hours:
+        return "0"
+    return f"{hours:.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}"

@@ -8,19 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
+import numpy as np
 import polars as pl
 
 from kapdist.environment import package_version
-from kapdist.records.study import Decision, FrozenStudy, Row, StudyResults, write_study_record
+from kapdist.records.study import Beside, Decision, FrozenStudy, Row, StudyCosts, StudyResults, write_study_record
 from kapdist.report.page import svg_uri
 from kapdist.report.plots import Plot
 from kapdist.report.words import eps_text, percent, points, short
 from kapdist.run.files import check_outputs, write_atomic
-from kapdist.study.beside import beside
-from kapdist.study.claims import decide
+from kapdist.statistics.frontier import Band, band
+from kapdist.study.beside import beside, costs
+from kapdist.study.claims import decide, frontier_of
 from kapdist.study.design import Design
 from kapdist.study.frozen import freeze
-from kapdist.study.plots import curve_plot, frontier_plot
+from kapdist.study.hours import figure
+from kapdist.study.plots import curve_plot, frontier_plot, topography_plot
 from kapdist.study.results import Results, read_results
 from kapdist.study.tasks import tasks
 
@@ -36,14 +39,16 @@ def write_study_report(design: Design) -> Path:
     frozen = freeze(design)
     results = read_results(design)
     found = conclude(design, results, frozen)
-    plots = [plot for plot in pictures(results) if plot is not None]
+    spent = StudyCosts(name=design.config.name, costs=tuple(costs(design)))
+    plots = [plot for plot in pictures(results, found.beside) if plot is not None]
     for plot in plots:
         write_atomic(out / f"{plot.name}.png", plot.png)
     write_study_record(design.dir.results, found)
+    write_study_record(out / "costs.json", spent)
     write_atomic(out / "table.csv", csv_text(found.rows))
     write_parquet(out / "table.parquet", found.rows)
     write_atomic(out / "table.tex", latex(found.rows))
-    write_atomic(design.dir.page, render(design, found, plots))
+    write_atomic(design.dir.page, render(design, found, spent, plots))
     return design.dir.page
 
 
@@ -63,15 +68,30 @@ def conclude(design: Design, results: Results, frozen: FrozenStudy) -> StudyResu
     )
 
 
-def pictures(results: Results) -> list[Plot | None]:
+def pictures(results: Results, asked: Sequence[Beside]) -> list[Plot | None]:
     drawn: list[Plot | None] = []
     for name, attack in results.design.attacks.items():
-        drawn += [frontier_plot(results.rows, name, eps) for eps in attack.eps]
+        drawn += [frontier_plot(results.rows, name, eps, bands(results, name, eps)) for eps in attack.eps]
         drawn.append(curve_plot(results.rows, name))
+    first, attack = next(iter(results.design.attacks.items()))
+    drawn.append(topography_plot(results.rows, asked, first, max(attack.eps)))
     return drawn
 
 
-def render(design: Design, found: StudyResults, plots: Sequence[Plot]) -> str:
+def bands(results: Results, attack: str, eps: float) -> dict[str, Band]:
+    """Return the regions of the arms' frontiers, of those whose settings all have results of the same seeds."""
+    regions = {}
+    for arm in results.design.config.arms:
+        settings = results.design.of_arm(arm)
+        points = [found for setting in settings if (found := results.of(setting, attack))]
+        if len(points) < max(2, len(settings)) or any(found.seeds != points[0].seeds for found in points):
+            continue
+        if all(np.array_equal(found.images, points[0].images) for found in points):
+            regions[arm] = band(frontier_of(points, points[0].seeds, eps))
+    return regions
+
+
+def render(design: Design, found: StudyResults, spent: StudyCosts, plots: Sequence[Plot]) -> str:
     loader = jinja2.ChoiceLoader(
         [jinja2.PackageLoader(f"kapdist.{room}", package_path="") for room in ("study", "report")]
     )
@@ -81,6 +101,8 @@ def render(design: Design, found: StudyResults, plots: Sequence[Plot]) -> str:
     environment.filters |= {"svg_uri": svg_uri}
     return environment.get_template("study.html.j2").render(
         study=found,
+        costs=spent.costs,
+        figure=figure,
         design=design,
         tables=tables(found.rows),
         plots=plots,

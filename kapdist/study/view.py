@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kapdist.study.design import Design
-from kapdist.study.hours import Hours
+from kapdist.study.hours import Hours, figure
 from kapdist.study.status import Cell, StudyStatus, read_study_status
 from kapdist.study.tasks import tasks
 
@@ -75,9 +75,3 @@ def in_words(hours: Hours) -> tuple[str, str, str]:
     more = "+ ?" if hours.left and hours.more else "?" if hours.more else ""
     left = figure(hours.left) if hours.left or not hours.more else ""
     return figure(hours.used) if hours.used else "", lost, f"{left} {more}".strip()
-
-
-def figure(hours: float) -> str:
-    if not hours:
-        return "0"
-    return f"{hours:.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}"
