@@ -93,7 +93,7 @@ def decision(claim: ClaimConfig, found: Compared | str, p_holm: float | None, fa
 def method_in_words(found: Compared) -> str:
     """Say which method was used, and why no other where one fails."""
     seeds = len(found.seeds)
-    why = " (of so few a bootstrap's percentiles would be too narrow)" if seeds < FEW_SEEDS else ""
+    why = " (a bootstrap of so few would be too narrow)" if seeds < FEW_SEEDS else ""
     return f"{found.interval.method}, {seeds} seeds{why}"
 
 

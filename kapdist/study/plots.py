@@ -92,7 +92,8 @@ def curve_plot(rows: Sequence[Row], attack: str) -> Plot | None:
         axes.set_ylim(0, 100)
         arm_legend(figure, axes)
         said = "; ".join(f"{name}: " + ", ".join(percent(row.value) for row in own) for name, own in found.items())
-        return drawn(figure, f"curve-{attack}", f"Accuracy against eps under {attack}", f"In percent. {said}.")
+        alt = f"In percent; of one arm's lines the fuller is further along its grid. {said}."
+        return drawn(figure, f"curve-{attack}", f"Accuracy against eps under {attack}", alt)
 
 
 def shades_of(rows: Sequence[Row], found: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
@@ -102,13 +103,13 @@ def shades_of(rows: Sequence[Row], found: Mapping[str, Sequence[Row]]) -> list[d
     for number, arm in enumerate(arms):
         nth, many = arms[:number].count(arm), arms.count(arm)
         alpha = 1.0 if many == 1 else FAINTEST + (1 - FAINTEST) * nth / (many - 1)
-        named = {} if nth < many - 1 else {"label": arm if many == 1 else f"{arm} (fuller along its grid)"}
+        named = {"label": arm} if nth == many - 1 else {}
         shades.append(style[arm] | {"alpha": alpha} | named)
     return shades
 
 
 def topography_plot(rows: Sequence[Row], asked: Sequence[Beside], attack: str, eps: float) -> Plot | None:
-    """Draw how much more alike neighbouring kernels are than others beside robust accuracy; None if none was asked."""
+    """Draw how much more alike neighbours are than other kernels beside robust accuracy; None if none was asked."""
     robust = {row.setting: row for row in rows if (row.attack, row.eps) == (attack, eps)}
     beyond = {one.setting: one.alike[0] - one.alike[1] for one in asked if one.alike and one.setting in robust}
     if not beyond:

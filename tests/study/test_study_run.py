@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from processes import end_ranks, start_ranks
 from typer.testing import CliRunner
 
 from kapdist.errors import InputError, TransientError
-from kapdist.records.study import StudyResults
+from kapdist.records.study import StudyCosts, StudyResults
 from kapdist.run.files import write_json
 from kapdist.run.lock import locked
 from kapdist.run.paths import AttackDir
@@ -25,6 +26,7 @@ from kapdist.study.run import Queue, ask_of, run_study
 from kapdist.study.tasks import ATTACK, TRAINING, Task, run_dir, tasks, write_configs
 
 KILLS = 10
+HOURS = '<section aria-labelledby="costs">'
 STUDY = """
 train: tiny.yaml
 seeds: 2
@@ -66,9 +68,17 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_page(folder: 
         process.wait(60)
     (end,) = end_ranks(start_ranks(WORDS, 1, folder), 240)
     assert end.code == 0, end
-    for file in ("index.html", "results.json", "table.csv", "table.tex", "table.parquet"):
-        mine, theirs = ((root / "studies" / "mine" / "report" / file).read_bytes() for root in (folder, whole))
+    reports = [root / "studies" / "mine" / "report" for root in (folder, whole)]
+    for file in ("results.json", "table.csv", "table.tex", "table.parquet"):
+        mine, theirs = ((report / file).read_bytes() for report in reports)
         assert mine == theirs, file
+    # The hours are those of the very study.
+    mine, theirs = ((report / "index.html").read_text().partition(HOURS)[0] for report in reports)
+    assert mine == theirs
+    costs = [StudyCosts.model_validate_json((report / "costs.json").read_bytes()).costs for report in reports]
+    assert all(cost.trained > 0 and cost.attacked > 0 for own in costs for cost in own)
+    assert sum(cost.lost for cost in costs[0]) > sum(cost.lost for cost in costs[1]) == 0
+    assert all(f"trained on {socket.gethostname()} (cpu)" in cost.machines for cost in costs[0])
     found = StudyResults.model_validate_json((folder / "studies/mine/report/results.json").read_text())
     assert (found.num_done, found.missing) == (found.num_tasks, ())
     assert {row.seeds for row in found.rows} == {(0, 1)}
@@ -79,8 +89,10 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_page(folder: 
 
     design = make_design(folder / "mine.yaml")
     made = {task.name: os.stat(folder / task.result).st_mtime_ns for task in tasks(design)}
+    page = (reports[0] / "index.html").read_bytes()
     (end,) = end_ranks(start_ranks(WORDS, 1, folder), 60)
     assert {task.name: os.stat(folder / task.result).st_mtime_ns for task in tasks(design)} == made  # nothing again
+    assert (reports[0] / "index.html").read_bytes() == page  # hours and all
 
 
 def counted(run: Path, eps: float) -> float:
