@@ -2,8 +2,8 @@
 
     python tools/bench_study.py [--studies 500] [--repeats 3]
 
-A study of 30 models is planned and looked at as a user does it, a new process each time: seconds by the clock and of
-the CPU, the best of the repeats. On a machine that others use the latter say more. Then tools/interval_coverage.py.
+A study of 30 models is planned and looked at as a user does it, a new process each time: seconds by the clock and
+of the CPU, the best of the repeats. On a machine that others use the latter say more. Then interval_coverage.py.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from fractions import Fraction
+from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
@@ -52,7 +53,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def is_what_it_looks_like(cls, value: Any, info: ValidationInfo) -> Any:
-        kinds = kinds_in(cls.model_fields[info.field_name].annotation) if info.field_name else set()
+        kinds = kinds_of(cls, info.field_name) if info.field_name else frozenset()
         parts = value if isinstance(value, list | tuple) else [value]
         if kinds & {int, float} and bool not in kinds and any(isinstance(part, bool) for part in parts):
             raise ValueError("a number, not true or false")
@@ -83,6 +84,12 @@ def is_encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+@cache
+def kinds_of(section: type[Section], key: str) -> frozenset[Any]:
+    """Return the types that a key's annotation is made of."""
+    return frozenset(kinds_in(section.model_fields[key].annotation))
 
 
 def kinds_in(annotation: Any) -> set[Any]:

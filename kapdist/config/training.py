@@ -5,6 +5,7 @@ defaults < YAML file < ``section.key=value``. Nothing mutates a config; whatever
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -319,11 +320,12 @@ def flatten(section: Section, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def dotted_keys(model: type[Section], prefix: str = "") -> list[str]:
+@cache
+def dotted_keys(model: type[Section], prefix: str = "") -> tuple[str, ...]:
     """Return every dotted key of a config class, sections included."""
-    keys = []
+    keys: list[str] = []
     for key, field in model.model_fields.items():
         keys.append(prefix + key)
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             keys += dotted_keys(field.annotation, f"{prefix}{key}.")
-    return keys
+    return tuple(keys)

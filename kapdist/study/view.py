@@ -39,11 +39,11 @@ def print_plan(design: Design) -> None:
 
 def render(found: StudyStatus) -> RenderableType:
     """Draw a study's status."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_footer=True)
-    table.add_column("setting", Text("all"), no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_footer=True)
+    table.add_column("seed", Text("all"), no_wrap=True)
     for seed in found.seeds:
-        table.add_column(f"seed {seed}", justify="right", no_wrap=True)
-    for name, value in zip(("used", "lost", "left"), in_words(found.hours), strict=True):
+        table.add_column(str(seed), justify="right", no_wrap=True)
+    for name, value in zip((" used", " lost", " left"), in_words(found.hours), strict=True):
         table.add_column(name, Text(value), justify="right", no_wrap=True)
     for setting in found.settings:
         by_seed = {cell.seed: cell for cell in setting.cells}
@@ -61,7 +61,7 @@ def render(found: StudyStatus) -> RenderableType:
 def mark(cell: Cell) -> Text:
     """Say how far a model is in a word."""
     if cell.failed:
-        return Text("failed", style="red")
+        return Text("fail", style="red")
     if cell.done == cell.commands:
         return Text("done", style="green")
     if not cell.done and (cell.trained or cell.at_work):

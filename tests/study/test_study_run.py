@@ -77,7 +77,8 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_page(folder: 
     assert mine == theirs
     costs = [StudyCosts.model_validate_json((report / "costs.json").read_bytes()).costs for report in reports]
     assert all(cost.trained > 0 and cost.attacked > 0 for own in costs for cost in own)
-    assert sum(cost.lost for cost in costs[0]) > sum(cost.lost for cost in costs[1]) == 0
+    assert all(0 <= cost.lost < cost.trained for cost in costs[0])
+    assert all(cost.lost == 0 for cost in costs[1])
     assert all(f"trained on {socket.gethostname()} (cpu)" in cost.machines for cost in costs[0])
     found = StudyResults.model_validate_json((folder / "studies/mine/report/results.json").read_text())
     assert (found.num_done, found.missing) == (found.num_tasks, ())

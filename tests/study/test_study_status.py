@@ -118,7 +118,7 @@ def test_one_screen_says_who_is_done_at_work_and_failed(design: Design, tmp_path
     assert said.exit_code == 0, said.output
     words = {row[0]: row[1] for line in said.output.splitlines() if len(row := line.split()) > 3}
     names = [setting.name for setting in design.settings]
-    assert [words[name] for name in names[:4]] == ["done", "failed", "0%", "1/3"]
+    assert [words[name] for name in names[:4]] == ["done", "fail", "0%", "1/3"]
     assert f"failed: {failed.name}/train" in said.output
     assert read_study_jobs(design.root, time.time()).ended
     as_json = json.loads(CliRunner().invoke(study, ["status", str(design.root), "--json"]).output)
