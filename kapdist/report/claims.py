@@ -19,6 +19,7 @@ from kapdist.report.words import accuracy_text, enumeration, plural, points
 from kapdist.statistics.paired import PairedDifference, compare
 
 NO_NOISE = "None of these models has noise of its own, so there was none to switch off in this attack."
+OTHER_IMAGES = "The two were not given the same images, so nothing is decided."
 ONE_TRAINING = (
     "The intervals are 95% intervals over images, and the tests are over images too. They do not cover how much a "
     "result changes when a model is trained again with another seed."
@@ -72,6 +73,7 @@ def claims(block: Block, runs: Sequence[Run]) -> tuple[Claim, ...]:
     return (
         *noise_claims(block),
         *gap_claims(block),
+        *two_claims(block),
         Claim(ONE_TRAINING),
         *image_claims(block),
         *(claim for row in block.rows for claim in row_claims(row)),
@@ -113,6 +115,19 @@ def gap_claims(block: Block) -> Iterator[Claim]:
             yield Claim(text, warns=True)
 
 
+def two_claims(block: Block) -> Iterator[Claim]:
+    """Decide between the only two models of a block, image by image, where neither is the other with KAP."""
+    if len(block.rows) != 2 or gaps(block):
+        return
+    first, second = sorted(block.rows, key=lambda row: -attack_of(row).summary.robust_accuracy.value)
+    found = paired(first, second)
+    if found is None:
+        yield Claim(OTHER_IMAGES)
+        return
+    decided = "more robust" if found.p < LEVEL else "not shown to be more robust"
+    yield Claim(f"{image_by_image(first, second, found)}: {first.name} is {decided}.")
+
+
 def gaps(block: Block) -> tuple[Gap, ...]:
     """Pair every model with KAP with the most similar one that has the same noise and K = 1."""
     found = []
@@ -141,15 +156,19 @@ def verdict(gap: Gap) -> str:
     """Decide by the images on which only one of the two models withstood; two intervals decide nothing."""
     found = gap.paired
     if found is None:
-        return "The two were not given the same images, so nothing is decided."
-    counts = (
-        f"Image by image, {found.num_first} withstood the attack only on {gap.kap.name} and {found.num_second} "
-        f"only on {gap.reference.name} (difference {paired_text(found)})"
-    )
+        return OTHER_IMAGES
+    counts = image_by_image(gap.kap, gap.reference, found)
     if found.p >= LEVEL:
         return f"{counts}: it is not decided whether KAP changes robust accuracy here."
     side = "above" if gap.robust > 0 else "below"
     return f"{counts}: the model with KAP is {side} the one without it."
+
+
+def image_by_image(first: Row, second: Row, found: PairedDifference) -> str:
+    return (
+        f"Image by image, {found.num_first} withstood the attack only on {first.name} and {found.num_second} "
+        f"only on {second.name} (difference {paired_text(found)})"
+    )
 
 
 def paired_text(found: PairedDifference) -> str:

@@ -85,3 +85,11 @@ def test_a_study_ends_with_its_page_whatever_befell_it(slurm, tmp_path: Path, ti
     assert f"2 models in job {models['job']}, {others['job']}, then job {page['job']}" in again
     slurm.wait_until(lambda: study.finished.exists(), "the page again", 200)
     assert study.run("plain_seed1").attack("quick").summary.exists()
+    status = [sys.executable, ROOT / "launch" / "status.py", study.root, "--json"]
+    slurm.wait_until(lambda: json.loads(slurm.run(status, cwd=tmp_path).stdout)["ended"], "the last job's end", 60)
+    seen = json.loads(slurm.run(status, cwd=tmp_path).stdout)
+    assert (seen["study"]["done"], seen["study"]["commands"]) == (6, 8)
+    assert [job["job"] for job in seen["jobs"]] == [page["job"]]
+    assert [cell["run"] for row in seen["study"]["settings"] for cell in row["cells"] if cell["failed"]] == [
+        "broken_seed0"
+    ]
