@@ -118,6 +118,19 @@ def test_other_images_decide_nothing(make_run: MakeRun) -> None:
     assert "so nothing is decided" in text
 
 
+def test_any_two_models_are_compared_image_by_image(make_run: MakeRun) -> None:
+    """34 of 90 images against 20, the same order of falling: 14 only on one side, 2 ** -13 by a fair coin."""
+    roots = [attacked(make_run, name, 1, noise, robust=n) for name, noise, n in (("a", 0.1, 20), ("b", 0.3, 34))]
+    (text,) = (text for text in said(roots) if "McNemar" in text)
+    assert text.startswith(
+        "Image by image, 14 withstood the attack only on b and 0 only on a (difference +14.0 points ["
+    )
+    assert text.endswith("McNemar's exact p = 0.00012): b is more robust.")
+    close = [roots[0], attacked(make_run, "c", 1, 0.4, robust=21)]
+    assert any(text.endswith("p = 1): c is not shown to be more robust.") for text in said(close))
+    assert not any("McNemar" in text for text in said([*roots, close[1]]))  # of three, which two
+
+
 def test_kap_with_noise_without_noise_alone_is_warned_of(make_run: MakeRun) -> None:
     roots = [attacked(make_run, "plain", 1, 0.0, 0), attacked(make_run, "kap", 3, 0.3, 50)]
     (warning,) = warned(roots)

@@ -57,6 +57,17 @@ def test_heartbeats_are_not_flushed_to_the_disk(tmp_path: Path, monkeypatch: pyt
     assert [path.name for path in tmp_path.iterdir()] == ["heartbeat-0.json"]
 
 
+def test_a_heartbeat_says_from_where_to_where_and_how_long(tmp_path: Path) -> None:
+    """What an attempt took and did is read off its last one, whatever ended it."""
+    with watchdog(tmp_path, 0) as mine:
+        mine.beat(40)
+        mine.beat(55)
+        time.sleep(0.2)
+    last = json.loads((tmp_path / "heartbeat-0.json").read_text())
+    assert (last["first_step"], last["step"]) == (40, 55)
+    assert 0.2 <= last["seconds"] < 60
+
+
 def test_a_first_beat_that_cannot_be_written_ends_no_watchdog(tmp_path: Path) -> None:
     folder = tmp_path / "not yet"
     with watchdog(folder, 0, limit_seconds=0.2) as dog:
