@@ -76,7 +76,9 @@ class StudyCommand:
         scripts = [queued.trainings(piece).script() for piece in queued.pieces(untrained)]
         scripts += [queued.models(Behind(piece, "TRAIN")).script() for piece in queued.pieces(untrained)]
         scripts += [queued.models(Behind(piece)).script() for piece in queued.pieces(trained)]
-        return "\n\n".join([*scripts, queued.page([]).script(), f"# {describe(code)}"])
+        attacks = len([task for task in tasks(self.design) if task.kind == ATTACK and not task.done])
+        own = [f"# and {attacks} attacks with jobs of their own (launch/attack.py)"] if self.sharded else []
+        return "\n\n".join([*scripts, queued.page([]).script(), *own, f"# {describe(code)}"])
 
     def is_needed(self, force: bool) -> bool:
         """Say so where all is done, or jobs of the study wait or run; `force` cancels those."""

@@ -93,3 +93,27 @@ def test_a_study_ends_with_its_page_whatever_befell_it(slurm, tmp_path: Path, ti
     assert [cell["run"] for row in seen["study"]["settings"] for cell in row["cells"] if cell["failed"]] == [
         "broken_seed0"
     ]
+
+
+SHARDED = """
+train: tiny.yaml
+seeds: 1
+arms: {noise: {kap.pool_size: 1, train.epochs: 1}}
+attacks: {loud: {version: custom, attacks: [random-noise], random_draws: 2, eps: 1/255, num_images: 20, chunk_size: 10}}
+topography: {images: 4, permutations: 199}
+"""
+
+
+@pytest.mark.slow
+def test_attacks_in_shards_have_jobs_of_their_own(slurm, tmp_path: Path, tiny_config: Path) -> None:
+    slurm.restore()
+    (tmp_path / "mine.yaml").write_text(SHARDED)
+    cluster = ["cluster.partition=low0", "cluster.shards=2", f"cluster.python={warm_python()}"]
+    slurm.run([sys.executable, ROOT / "launch" / "study.py", "mine.yaml", *cluster], cwd=tmp_path, timeout=180)
+    study = StudyDir(tmp_path / "studies" / "mine")
+    slurm.wait_until(lambda: study.finished.exists() or study.failed.exists(), "the page", 300)
+    found = StudyResults.model_validate_json(study.results.read_text())
+    assert (found.missing, found.num_done) == ((), 3)
+    run = study.run("noise_seed0")
+    assert [line["kind"] for line in remembered(run.attack("loud").slurm)] == ["plan", "shards", "aggregate"]
+    assert [line["kind"] for line in remembered(study.slurm)] == ["train", "model", "study"]
