@@ -18,7 +18,9 @@ from kapdist.study.results import Attacked, Results
 
 LEVEL = 0.05  # of a claim's test, corrected for all claims of the study
 FEWEST_SEEDS = 2
-FEW_SEEDS = 10  # below which percentiles of a bootstrap over seeds cover less than 93% (tools/interval_coverage.py)
+FEW_SEEDS = (
+    10  # below which percentiles of a bootstrap cover too little where seeds differ (tools/interval_coverage.py)
+)
 ONE_SEED = "one seed, and how much seeds differ is not known"
 
 
@@ -93,7 +95,7 @@ def decision(claim: ClaimConfig, found: Compared | str, p_holm: float | None, fa
 def method_in_words(found: Compared) -> str:
     """Say which method was used, and why no other where one fails."""
     seeds = len(found.seeds)
-    why = " (a bootstrap of so few would be too narrow)" if seeds < FEW_SEEDS else ""
+    why = " (a bootstrap of so few may be too narrow)" if seeds < FEW_SEEDS else ""
     return f"{found.interval.method}, {seeds} seeds{why}"
 
 

@@ -99,7 +99,8 @@ SHARDED = """
 train: tiny.yaml
 seeds: 1
 arms: {noise: {kap.pool_size: 1, train.epochs: 1}}
-attacks: {loud: {version: custom, attacks: [random-noise], random_draws: 2, eps: 1/255, num_images: 20, chunk_size: 10}}
+attacks:
+  loud: {version: custom, attacks: [random-noise], random_draws: 2, eps: 1/255, num_images: 20, chunk_size: 10}
 topography: {images: 4, permutations: 199}
 """
 

@@ -122,7 +122,7 @@ def test_frontiers_are_compared_at_equal_clean_accuracy() -> None:
     assert shown.verdict == "shown"
     assert shown.difference == pytest.approx(0.1, abs=0.03)
     assert "neither arm dominates" in shown.dominance
-    assert "3 seeds (a bootstrap of so few would be too narrow)" in shown.why
+    assert "3 seeds (a bootstrap of so few may be too narrow)" in shown.why
 
 
 def test_frontiers_that_do_not_meet_decide_nothing() -> None:
