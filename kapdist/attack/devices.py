@@ -73,18 +73,28 @@ def computing(plan: AttackPlan) -> Iterator[torch.device]:
     device = "cpu" if plan.device == "cpu" else "cuda"
     if device_kind(device) != plan.device:
         raise InputError("device", f"{plan.device} as planned", device_kind(device))
-    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    threads, rounded = torch.get_num_threads(), (cudnn.allow_tf32, products.allow_tf32)
+    cudnn, threads = torch.backends.cudnn, torch.get_num_threads()
     repeats = cudnn.deterministic, cudnn.benchmark
     torch.set_num_threads(plan.threads)
     cudnn.deterministic, cudnn.benchmark = True, False
-    cudnn.allow_tf32 = products.allow_tf32 = False
     try:
-        yield torch.device(device)
+        with tensor_float_32(False):
+            yield torch.device(device)
     finally:
         torch.set_num_threads(threads)
         cudnn.deterministic, cudnn.benchmark = repeats
-        cudnn.allow_tf32, products.allow_tf32 = rounded
+
+
+@contextlib.contextmanager
+def tensor_float_32(allowed: bool) -> Iterator[None]:
+    """Let convolutions and products of fp32 round their factors to 10 bits on GPUs, or not."""
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, products.allow_tf32
+    cudnn.allow_tf32 = products.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, products.allow_tf32 = before
 
 
 def own_gpu(planned: str, shard: int, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
