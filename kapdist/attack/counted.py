@@ -17,7 +17,7 @@ class CountedModel(nn.Module):
 
     The library resets torch's global seed at every attack. A model that draws from the global generator would
     start over with it, so its forwards draw from a stream apart. Its logits become float32, which the library takes
-    for granted (FAB fails on others); `dtype` is what they were. Rough passes are those of a model in several forms.
+    for granted (FAB fails on others); `dtype` is what they were. Rough passes are those of `Forms`.
 
     Args:
         inference: pass without a gradient in inference mode; not for models that may keep a tensor for later.
