@@ -3,9 +3,9 @@
     python tools/bench_passes.py [--device cuda] [--model resnet18] [--size 32] [--batch 64] [--rounds 3]
         [--precision fp32] [--no-graphs] [--attacks apgd-ce fab-t square] [--check]
 
-A folded model that no attack breaks (eps 1e-6, random images, labels as the model says) is attacked with a few of the
-library's steps: images passed forward and back, and their time, beside the time that as many passes take of the bare
-network, in turn; seconds of the CPU, on a GPU of the clock. The bare network passes eagerly, as `model(images)`.
+A folded model that no attack breaks (eps 1e-6, random images, labels as the model says) is attacked with a few of
+the library's steps: images passed forward and back, and their time, beside the time that as many passes take of the
+bare network, in turn; seconds of the CPU, on a GPU of the clock. The bare network passes eagerly, `model(images)`.
 --check says what graphs, batches and precisions do to logits and verdicts (on a GPU), on a network that falls.
 """
 
@@ -122,8 +122,8 @@ def rates(options: argparse.Namespace) -> Iterator[str]:
             alone = (forwards - backwards) * forward + backwards * both
             ratios.append(alone / options.batch / took)
         yield (
-            f"{attack}: {statistics.median(ratios):.3f} of the bare rate (median of {len(ratios)}, {min(ratios):.3f} "
-            f"to {max(ratios):.3f}); {forwards} forward, {backwards} back in {took:.2f} s; bare forward "
+            f"{attack}: {statistics.median(ratios):.3f} of the bare rate (median of {len(ratios)}, "
+            f"{min(ratios):.3f} to {max(ratios):.3f}); {forwards} forward, {backwards} back in {took:.2f} s; bare forward "
             f"{1e3 * forward:.2f} ms, with its way back {1e3 * both:.2f} ms"
         )
 
@@ -160,7 +160,7 @@ def checks(options: argparse.Namespace) -> Iterator[str]:
         took, outcome = seconds(lambda form=form, plan=plan: attack_chunk(form, images, labels, plan, 0), "cuda")
         verdicts[name] = torch.stack([attack.broke for attack in outcome.attacks])
         yield (
-            f"{name}: {verdicts[name].sum(1).tolist()} of {options.batch} fall, {took:.2f} s; verdicts unlike eager "
+            f"{name}: {verdicts[name].sum(1).tolist()} of {options.batch} fall, {took:.2f} s; unlike eager "
             f"{int((verdicts[name].any(0) != verdicts['eager'].any(0)).sum())}; passes {passes_of(outcome)}"
         )
     plan = planned(options, ["apgd-ce", "apgd-t", "fab-t", "square"], smallest, device="cpu", precision="fp32")

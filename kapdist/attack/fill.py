@@ -1,4 +1,4 @@
-"""How many images fill a GPU: the rows of a chunk, and of the largest batch of draws, where the config leaves them."""
+"""How many images fill a GPU: the rows of a chunk, and of the largest batch of draws, where no config says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network in the forms that an attack passes through: exact where a verdict is decided, else as fast as is asked."""
+"""A network in the forms that an attack passes through: exact where a verdict is decided, else as is asked."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """What a deterministic network was asked before has the answer that it had.
 
-The library asks for much twice. Every step of FAB passes its new point forward to see whether it is adversarial, and
-the next step passes the same point forward again for its gradient. The clean image is passed anew for every target,
-and so is what an attack hands back. APGD takes a gradient of its last point, which nobody reads. Square proposes,
-now and then, the image that it has.
+The library asks for much twice. Every step of FAB passes its new point forward to see whether it is adversarial;
+where it is not, the next step passes the same point forward again for its gradient. The clean image is passed anew
+for every target, and so is what an attack hands back. APGD takes a gradient of its last point, which nobody reads.
+Square proposes, now and then, the image that it has.
 """
 
 from __future__ import annotations

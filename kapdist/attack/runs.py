@@ -148,8 +148,8 @@ class Run:
 class Queries:
     """A run of Square: of each image that is left, in order, a point at a time is asked about.
 
-    A point that equals the best one so far has its answer, and is no better. The library leaves an image out as soon
-    as its margin is not positive.
+    A point that equals the best one so far has its answer, and is no better. The library leaves an image out as
+    soon as its margin is not positive.
     """
 
     def __init__(self, rows: Tensor, labels: Tensor) -> None:

@@ -68,8 +68,8 @@ class WatchedModel(nn.Module):
         compact: compute nothing that is known; for deterministic models.
         remember: remember the hardest points; for noisy models.
         passes_each: passes of the network that one pass of `model` is, its draws.
-        rough: the runs of the library's attacks pass in the model's lower precision, and what is wrong there, within
-            the ball, is passed exactly before the library sees it.
+        rough: the runs of the library's attacks pass in the model's lower precision, and what is wrong there,
+            within the ball, is passed exactly before the library sees it.
     """
 
     def __init__(

@@ -189,17 +189,17 @@ class AttackConfig(Section):
     rescore: Annotated[int, Field(ge=0)] = 100
     """Fresh draws that clean and adversarial images are scored under afterwards, if the noise is fresh."""
     images_per_pass: Annotated[int, Field(ge=0)] = 0
-    """Rows of the largest batch of draws, the bound on memory; a gradient of more costs a second forward pass. 0 takes
-    512 on CPUs, and on a GPU as many as its memory has room for."""
+    """Rows of the largest batch of draws, the bound on memory; a gradient of more costs a second forward pass. 0
+    takes 512 on CPUs, and on a GPU as many as its memory has room for."""
     screen: Annotated[int, Field(ge=0)] = 10
     """Steps of a short APGD before the list, whose finds count; 0 has none. Never with single noisy draws."""
     compact: bool = True
     """Compute an image no more within an attack once it has fallen, and nothing that was computed before
     (deterministic models): the same verdicts."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """Of the passes of the library's attacks, forward and back. Whatever breaks an image there is predicted again in
-    fp32, and counts by that alone. Others may break another few images; tf32 is for GPUs, bf16 for CPUs too that
-    multiply it."""
+    """Of the passes of the library's attacks, forward and back. Whatever breaks an image there is predicted again
+    in fp32, and counts by that alone. Others than fp32 may break another few images; tf32 is for GPUs, bf16 for
+    CPUs too that multiply it."""
     fold: bool = True
     """Attack a run's model, if its noise is off, with averages and norms folded into its convolutions: the same
     function to rounding, in half the time. Factories' models are attacked as they are."""
