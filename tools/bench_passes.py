@@ -6,12 +6,13 @@
 A folded model that no attack breaks (eps 1e-6, random images, labels as the model says) is attacked with a few of
 the library's steps: images passed forward and back, and their time, beside the time that as many passes take of the
 bare network, in turn; seconds of the CPU, on a GPU of the clock. The bare network passes eagerly, `model(images)`.
---check says what graphs, batches and precisions do to logits and verdicts (on a GPU), on a network that falls.
+--check says what graphs, batches and precisions do to logits and verdicts, on a network that falls.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
 import time
@@ -117,14 +118,14 @@ def rates(options: argparse.Namespace) -> Iterator[str]:
         for _ in range(options.rounds):
             forward = bare_seconds(model, images, False, options)
             both = bare_seconds(model, images, True, options)
-            took, outcome = seconds(lambda plan=plan: attack_chunk(forms, images, labels, plan, 0), options.device)
+            took, outcome = seconds(functools.partial(attack_chunk, forms, images, labels, plan, 0), options.device)
             forwards, backwards = passes_of(outcome)
             alone = (forwards - backwards) * forward + backwards * both
             ratios.append(alone / options.batch / took)
         yield (
             f"{attack}: {statistics.median(ratios):.3f} of the bare rate (median of {len(ratios)}, "
-            f"{min(ratios):.3f} to {max(ratios):.3f}); {forwards} forward, {backwards} back in {took:.2f} s; bare forward "
-            f"{1e3 * forward:.2f} ms, with its way back {1e3 * both:.2f} ms"
+            f"{min(ratios):.3f} to {max(ratios):.3f}); {forwards} forward, {backwards} back in {took:.2f} s; "
+            f"bare forward {1e3 * forward:.2f} ms, with its way back {1e3 * both:.2f} ms"
         )
 
 
@@ -141,7 +142,8 @@ def checks(options: argparse.Namespace) -> Iterator[str]:
     """Compare graphs with eager passes, a row with itself in other batches, and verdicts in every form."""
     model = network(options)
     images, labels = given(model, options)
-    graphed = Forms(model, "fp32", options.batch)
+    graphs = options.batch if options.device != "cpu" and options.graphs else 0
+    graphed = Forms(model, "fp32", graphs)
     with torch.no_grad(), tensor_float_32(False):
         eager, whole = model(images), graphed(images)
         alone = torch.cat([graphed(images[:3]), graphed(images[3:5]), graphed(images[5:])])
@@ -152,12 +154,14 @@ def checks(options: argparse.Namespace) -> Iterator[str]:
     yield f"other sizes of a batch: {((alone - whole).abs().max() / scale).item():.2e}; other mates: equal {mates}"
     yield f"gradients: {gradients_apart(model, graphed, images):.2e} of the largest"
     forms = {"eager": model, "graphs": graphed}
-    forms |= {word: Forms(model, word, options.batch) for word in ("tf32", "bf16")}
+    forms |= {word: Forms(model, word, graphs) for word in ("tf32", "bf16")}
     verdicts, smallest = {}, eps_that_breaks_half(model, images, labels)
     for name, form in forms.items():
         precision = name if name in ("tf32", "bf16") else "fp32"
         plan = planned(options, ["apgd-ce", "apgd-t", "fab-t", "square"], smallest, precision=precision)
-        took, outcome = seconds(lambda form=form, plan=plan: attack_chunk(form, images, labels, plan, 0), "cuda")
+        took, outcome = seconds(
+            lambda form=form, plan=plan: attack_chunk(form, images, labels, plan, 0), options.device
+        )
         verdicts[name] = torch.stack([attack.broke for attack in outcome.attacks])
         yield (
             f"{name}: {verdicts[name].sum(1).tolist()} of {options.batch} fall, {took:.2f} s; unlike eager "
@@ -166,7 +170,7 @@ def checks(options: argparse.Namespace) -> Iterator[str]:
     plan = planned(options, ["apgd-ce", "apgd-t", "fab-t", "square"], smallest, device="cpu", precision="fp32")
     outcome = attack_chunk(model.cpu(), images.cpu(), labels.cpu(), plan, 0)
     broke = torch.stack([attack.broke for attack in outcome.attacks]).any(0)
-    yield f"CPU: verdicts unlike the GPU's {int((broke != verdicts['eager'].any(0).cpu()).sum())}"
+    yield f"CPU: verdicts unlike eager {int((broke != verdicts['eager'].any(0).cpu()).sum())}"
 
 
 def gradients_apart(model: nn.Module, graphed: nn.Module, images: Tensor) -> float:

@@ -19,16 +19,16 @@ from kapdist.attack.averaged import AveragedModel
 from kapdist.attack.ball import Ball, drop_rounding
 from kapdist.attack.counted import CountedModel
 from kapdist.attack.forms import Forms, is_ours_alone, rounding_of
+from kapdist.attack.judged import finite_logits, place_of, predict
 from kapdist.attack.kept import Kept
 from kapdist.attack.known import equal_rows
 from kapdist.attack.own.fmn import FastMinimumNorm
 from kapdist.attack.own.others import Others
 from kapdist.attack.rescore import Votes, cast_votes
 from kapdist.attack.stock import perturb, stock_library
-from kapdist.attack.watch import WatchedModel, passes_of_a_run, turned
+from kapdist.attack.watch import Border, WatchedModel, passes_of_a_run, turned
 from kapdist.errors import InputError
 from kapdist.kap import noise
-from kapdist.models.shown import where_not_finite
 from kapdist.records.attack_plan import SCREEN, AttackPlan, Stage, is_library
 from kapdist.rng import derive_seed
 
@@ -94,6 +94,8 @@ class Search:
     """As the outcome has it."""
     nearest: Nearest | None = None
     """None: not looked for yet."""
+    border: Border | None = None
+    """What FAB with targets found at a smaller eps; None where it has not run."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,9 @@ def attack_survivors(
     attacked, found = search.robust.clone(), search.images.clone()
     prediction = torch.zeros_like(search.labels)
     ball = Ball(plan.norm, stage.eps)
-    if stage.attack == "fmn":
+    if stage.attack == "fab-t" and search.border is not None:
+        found, prediction = beyond_smaller_eps(library, search.border, ball, search, plan, chunk)
+    elif stage.attack == "fmn":
         found, prediction = nearest_inside(watched, ball, search, plan, chunk)
     elif attacked.any():
         found[attacked] = attack_batch(library, stage, search)[attacked]
@@ -270,16 +274,44 @@ def attack_batch(library: AutoAttack, stage: Stage, search: Search) -> Tensor:
     found = search.images.clone()
     # Functions of the user's and attacks of our own ask what they ask.
     clean = search.logits[rows] if stage.attack == SCREEN or is_library(stage.attack) else None
-    fallen = ~search.robust[rows], search.adversarial[rows]
-    with watched.given(images, labels, stage.eps, *fallen, clean) as batch, rounding_of(watched):
+    fallen, border = (~search.robust[rows], search.adversarial[rows]), None
+    if stage.attack == "fab-t" and watched.compact and not watched.rough:
+        far = torch.full((len(rows), library.fab.n_target_classes), torch.inf, dtype=torch.float64)
+        border = Border(images.clone(), far.to(images.device))
+    with watched.given(images, labels, stage.eps, *fallen, clean, border) as batch, rounding_of(watched):
         adversarial = drop_rounding(perturb(library, stage.attack, images, labels).detach())
         adversarial = Ball(watched.norm, stage.eps).pull_back(adversarial, images)
         adversarial[batch.broken] = batch.found[batch.broken]
         found[rows] = adversarial
+    if border is not None:
+        search.border = border.among(rows, search.images)
     harder = batch.margins < search.margins[rows]
     search.hardest[rows[harder]] = batch.hardest[harder]
     search.margins[rows[harder]] = batch.margins[harder]
     return found
+
+
+def beyond_smaller_eps(
+    library: AutoAttack, border: Border, ball: Ball, search: Search, plan: AttackPlan, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """Return what FAB with targets finds at another eps than the smallest: what it found there, if that is near.
+
+    Without random starts its way does not depend on eps, which only says whether its nearest find counts.
+    """
+    watched, attacked = library.model, search.robust
+    near = attacked & ball.inside(border.points, search.images)
+    found = torch.where(near.view(-1, 1, 1, 1), border.points, search.images)
+    prediction = search.labels.clone()
+    if near.any():
+        prediction[near] = predict(watched, found[near], plan, chunk, near)
+    # The library goes from target to target until one of them is near enough.
+    reached = border.distances <= ball.largest_distance(search.images[0].numel())
+    targets = (reached.cumsum(1) == 0).sum(1).add(1).clamp(max=reached.shape[1])[attacked].sum().item()
+    library.fab.targeted = True
+    forwards, backwards = passes_of_a_run(library.fab, plan.model.num_classes)
+    watched.asked_forwards += int(2 * attacked.sum() - near.sum() + targets * (forwards + 1))
+    watched.asked_backwards += int(targets * backwards)
+    return found, prediction
 
 
 def nearest_inside(
@@ -330,23 +362,6 @@ def count_screened(library: AutoAttack, stage: Stage, search: Search) -> None:
         watched.asked_backwards += kept * backwards
 
 
-def predict(model: nn.Module, images: Tensor, plan: AttackPlan, chunk: int, chosen: Tensor | None = None) -> Tensor:
-    """Return the classes, (batch,), of the images of a chunk, or of those `chosen`, (images of the chunk,) bool."""
-    return finite_logits(model, images, plan, chunk, chosen).argmax(1)
-
-
-def finite_logits(
-    model: nn.Module, images: Tensor, plan: AttackPlan, chunk: int, chosen: Tensor | None = None
-) -> Tensor:
-    logits: Tensor = model(images)
-    if not logits.isfinite().all():
-        ids = plan.chunk_images(chunk)
-        rows = range(len(ids)) if chosen is None else chosen.nonzero().squeeze(1).tolist()
-        found = where_not_finite(logits, images, [f"image {ids[row]}" for row in rows])
-        raise InputError(place_of(plan), "finite logits on every image", found)
-    return logits
-
-
 def check_repeats(counted: CountedModel, search: Search, clean: Tensor, plan: AttackPlan) -> None:
     """Predict the clean images and those that broke the model again, each kind as one batch.
 
@@ -386,7 +401,3 @@ def check_state_kept(before: Kept, plan: AttackPlan) -> None:
     if changed := before.changed_tensor():
         expected = "a model whose parameters and buffers stay as they are under attack"
         raise InputError(place_of(plan), expected, f"{changed} changed")
-
-
-def place_of(plan: AttackPlan) -> str:
-    return f"model.factory={plan.model.factory}" if plan.model.factory else plan.run

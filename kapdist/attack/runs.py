@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from kapdist.attack.known import Told, equal_rows
-
-if TYPE_CHECKING:
-    from kapdist.attack.watch import Later
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """(images, rows of the batch that they are points of) to logits."""
@@ -24,6 +20,21 @@ Network = Callable[[Tensor, Tensor], Tensor]
 
 class AllBrokenError(Exception):
     """Every image of a run has fallen; nothing is left to compute."""
+
+
+class Later:
+    """Whether any of (rows,) bool is true: asked of a GPU now, answered when it has come so far."""
+
+    def __init__(self, which: Tensor) -> None:
+        self.which, self.flag, self.done = which, which.any().to("cpu", non_blocking=True), None
+        if which.is_cuda:
+            self.done = torch.cuda.Event()
+            self.done.record()
+
+    def any(self) -> bool:
+        if self.done is not None:
+            self.done.synchronize()
+        return bool(self.flag)
 
 
 @dataclass
@@ -41,6 +52,8 @@ class Run:
     """Passes that the library had asked for when the run began."""
     num_forwards: int
     """Of the whole run."""
+    target: int | None
+    """Of FAB's, from 0."""
     looks_ahead: bool
     """FAB with a target: points are asked about first, and then for their gradient along one direction."""
     done: int = 0

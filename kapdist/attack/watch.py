@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from kapdist.attack.ball import Ball
 from kapdist.attack.known import places_of
-from kapdist.attack.runs import AllBrokenError, Queries, Run
+from kapdist.attack.runs import AllBrokenError, Later, Queries, Run
 from kapdist.records.attack_plan import Norm
 
 SURELY = 1e-4  # of the largest logit: no batch size rounds a misclassification of this margin away
@@ -57,6 +57,27 @@ class Batch:
     """(B,) there: logit of the label less the largest other one; infinity where nothing was seen."""
     clean: Tensor | None
     """(B, classes): logits of the images; None where they are to be asked for."""
+    border: Border | None = None
+    """Where FAB found it, to be written; None where nobody asks."""
+
+
+@dataclass
+class Border:
+    """The misclassified points, at any distance, that FAB found nearest to each of B images."""
+
+    points: Tensor
+    distances: Tensor
+    """(B, targets), float64: of the nearest one found on the way to each target; infinity where there was none."""
+
+    def among(self, rows: Tensor, images: Tensor) -> Border:
+        """Return it for more images, of which `rows` are these."""
+        distances = self.distances.new_full((len(images), self.distances.shape[1]), torch.inf)
+        return Border(images.index_copy(0, rows, self.points), distances.index_copy(0, rows, self.distances))
+
+    def note(self, rows: Tensor, points: Tensor, distances: Tensor, target: int) -> None:
+        nearest = distances < self.distances[rows].amin(1)
+        self.points[rows[nearest]] = points[nearest]
+        self.distances[rows, target] = distances.minimum(self.distances[rows, target])
 
 
 class WatchedModel(nn.Module):
@@ -144,8 +165,18 @@ class WatchedModel(nn.Module):
         margin = own - logits.scatter(1, labels, -torch.inf).amax(1)
         if self.remember:
             self.remember_hardest(run, run.points, margin)
+        if run.target is not None and self.batch.border is not None:
+            self.note_border(run, margin < -SURELY * logits.abs().amax(1), run.target)
         if run.may_drop:
             run.fallen = Later(run.live & (margin < -SURELY * logits.abs().amax(1)))
+
+    def note_border(self, run: Run, wrong: Tensor, target: int) -> None:
+        assert self.batch is not None
+        assert self.batch.border is not None
+        which = (run.live & wrong).nonzero().squeeze(1)
+        points, rows = run.points[which], run.rows[which]
+        distances = Ball(self.norm, torch.inf).distance(points, self.batch.images[rows])
+        self.batch.border.note(rows, points, distances, target)
 
     def settle(self, run: Run) -> None:
         """Leave out what was seen to have fallen; a GPU has come so far by now and is not waited for."""
@@ -171,12 +202,20 @@ class WatchedModel(nn.Module):
 
     @contextlib.contextmanager
     def given(
-        self, images: Tensor, labels: Tensor, eps: float, broken: Tensor, found: Tensor, clean: Tensor | None
+        self,
+        images: Tensor,
+        labels: Tensor,
+        eps: float,
+        broken: Tensor,
+        found: Tensor,
+        clean: Tensor | None,
+        border: Border | None,
     ) -> Iterator[Batch]:
         """Say what the attack in this block is given; `broken` are the rows that had fallen before."""
         margins = torch.full((len(images),), torch.inf, dtype=torch.float32, device=images.device)
         clean = clean if self.compact else None
-        self.batch = Batch(images, labels, eps, broken.clone(), found.clone(), images.clone(), margins, clean)
+        points = broken.clone(), found.clone(), images.clone()
+        self.batch = Batch(images, labels, eps, *points, margins, clean, border)
         try:
             yield self.batch
         finally:
@@ -201,6 +240,7 @@ class WatchedModel(nn.Module):
             remembers=self.compact,
             asked=(self.asked_forwards, self.asked_backwards),
             num_forwards=passes_of_a_run(attack, num_classes)[0],
+            target=attack.target_class - 2 if not is_apgd and attack.targeted else None,
             looks_ahead=not is_apgd and bool(attack.targeted),
         )
         if batch.clean is not None and not is_apgd:
@@ -235,21 +275,6 @@ class WatchedModel(nn.Module):
         each = len(run.rows) * self.passes_each
         self.asked_forwards = run.asked[0] + forwards * each
         self.asked_backwards = run.asked[1] + backwards * each
-
-
-class Later:
-    """Whether any of (rows,) bool is true: asked of a GPU now, answered when it has come so far."""
-
-    def __init__(self, which: Tensor) -> None:
-        self.which, self.flag, self.done = which, which.any().to("cpu", non_blocking=True), None
-        if which.is_cuda:
-            self.done = torch.cuda.Event()
-            self.done.record()
-
-    def any(self) -> bool:
-        if self.done is not None:
-            self.done.synchronize()
-        return bool(self.flag)
 
 
 def passes_of_a_run(attack: APGDAttack | FABAttack_PT, num_classes: int) -> tuple[int, int]:
