@@ -71,7 +71,7 @@ class Run:
         """Of the last pass, for every row; of those that are left out, the logits that they saw last."""
         self.has_gradient = torch.zeros_like(self.live)
         self.crossed = torch.ones_like(self.live)
-        """Was on the far side of the border when it was last asked about, and will be again, as FAB's points are."""
+        """Was across the border when it was last asked about, and will be again, as FAB's points are."""
 
     def expects(self, images: Tensor) -> bool:
         return len(images) == len(self.rows)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from kapdist.attack.ball import Ball
 from kapdist.attack.known import places_of
+from kapdist.attack.own.bpda import Straight
 from kapdist.attack.runs import AllBrokenError, Later, Queries, Run
 from kapdist.records.attack_plan import Norm
 
@@ -155,7 +156,8 @@ class WatchedModel(nn.Module):
             return rough
         with torch.no_grad():
             exact = self.model(points[doubtful])
-        return rough + torch.zeros_like(said).index_copy(0, doubtful, exact - said[doubtful])
+        confirmed: Tensor = Straight.apply(said.index_copy(0, doubtful, exact), rough)
+        return confirmed
 
     def look_at(self, run: Run, logits: Tensor) -> None:
         """Note which images have fallen, and the hardest point of each."""
