@@ -63,7 +63,7 @@ def trained(steps: int) -> nn.Module:
 
 
 def robust_images(model: nn.Module, num_images: int, eps: float) -> tuple[Tensor, Tensor, str]:
-    pixels, labels = (values[: 20 * num_images + 100] for values in read("val"))
+    pixels, labels = (values[: 20 * num_images + 100] for values in read("test"))
     images, ball = as_images(pixels), Ball("Linf", eps)
     right = model(images).argmax(1) == labels
     points = images
