@@ -121,11 +121,12 @@ def forecast_attack(
 
 
 def passes_of_all(config: AttackConfig, protocol: Protocol, listed: tuple[Passes, ...]) -> tuple[Passes, ...]:
-    """Return what every stage takes: screen and list at each eps (fmn once), draws one by one, the re-scoring."""
+    """Return what every stage takes: screen and list at each eps (some once), draws one by one, the re-scoring."""
     clean, *attacks = listed
     if protocol.screen:
         attacks = [screen_passes(protocol.screen), *attacks]
-    every = [repeated(attack, 1 if attack.name == "fmn" else len(protocol.sweep)) for attack in attacks]
+    once = {"fmn", "fab-t"} if protocol.compact and config.precision == "fp32" else {"fmn"}
+    every = [repeated(attack, 1 if attack.name in once else len(protocol.sweep)) for attack in attacks]
     in_parts = protocol.eot > 1 and protocol.eot * config.rows_of_a_chunk > config.rows_of_a_pass
     if config.gradient_of:
         every = [attack if asks_no_gradient(attack.name) else straight_through(attack) for attack in every]
