@@ -29,11 +29,13 @@ class Forms(nn.Module):
     def __init__(self, model: nn.Module, precision: Precision, graphs_to: int = 0) -> None:
         super().__init__()
         self.model, self.precision, self.graphs_to = model, precision, graphs_to
-        self.exact: Callable[[Tensor], Tensor] = model
-        self.rough: Callable[[Tensor], Tensor] = self.cast if precision == "bf16" else model
+        # Not the module itself, which would become a part of this one once more.
+        self.exact: Callable[[Tensor], Tensor] = model.__call__
+        self.rough: Callable[[Tensor], Tensor] = self.cast if precision == "bf16" else self.exact
         if graphs_to:
-            self.exact = Graphed(self.exact, graphs_to)
-            self.rough = self.exact if precision == "fp32" else Graphed(self.rough, graphs_to, self.rounding)
+            exact = Graphed(self.exact, graphs_to)
+            self.rough = exact if precision == "fp32" else Graphed(self.rough, graphs_to, self.rounding)
+            self.exact = exact
 
     def forward(self, images: Tensor) -> Tensor:
         with tensor_float_32(False):
