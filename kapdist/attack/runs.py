@@ -175,15 +175,16 @@ class Queries:
         return len(images) == len(self.left)
 
     def answer(self, network: Network, images: Tensor) -> Tensor:
-        left, known = self.left, torch.zeros_like(self.left, dtype=torch.bool)
+        left = self.left
         if len(self.best):
-            known = equal_rows(images, self.best[left])
-        rows = (~known).nonzero().squeeze(1)
-        logits = self.logits[left] if len(self.best) else torch.empty(0)
-        if len(rows) == len(left):
+            best = self.best if len(left) == len(self.best) else self.best[left]
+            rows = (~equal_rows(images, best)).nonzero().squeeze(1)
+        if not len(self.best) or len(rows) == len(left):
             logits = network(images, self.rows[left])
-        elif len(rows):
-            logits = logits.index_copy(0, rows, network(images[rows], self.rows[left[rows]]))
+        else:
+            logits = self.logits[left]
+            if len(rows):
+                logits[rows] = network(images[rows], self.rows[left[rows]])
         self.judge(left, images, logits)
         return logits.clone()  # the library writes into it
 
@@ -194,7 +195,8 @@ class Queries:
         if not len(self.best):
             self.best, self.logits = torch.empty_like(images), torch.empty_like(logits)
         better = (margin < self.margin[left]) | (margin <= 0)
-        self.best[left] = torch.where(better.view(-1, 1, 1, 1), images, self.best[left])
-        self.logits[left] = torch.where(better[:, None], logits, self.logits[left])
-        self.margin[left] = margin.where(better, self.margin[left])
-        self.left = left[self.margin[left] > 0]
+        rows = better.nonzero().squeeze(1)
+        if len(rows):
+            which = left[rows]
+            self.best[which], self.logits[which], self.margin[which] = images[rows], logits[rows], margin[rows]
+            self.left = left[self.margin[left] > 0]
