@@ -8,11 +8,16 @@ at a time is waiting for its way back; one that is overtaken by another is passe
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from kapdist.errors import first_line
+
+log = logging.getLogger(__name__)
 
 WARM_UP = 3  # passes before a capture: what libraries set up on first use cannot be captured
 STEPS = 4  # sizes of a graph to a doubling
@@ -42,15 +47,25 @@ class Graphed:
         size = next((size for size in self.sizes if size >= len(images)), None)
         if size is None or not len(images):
             return self.network(images)
-        shape = size, *images.shape[1:]
-        if shape not in self.captured:
-            with self.rounding():
-                self.captured[shape] = Captured(self, images.detach().new_zeros(shape))
-        captured = self.captured[shape]
+        captured = self.captured_of((size, *images.shape[1:]), images)
+        if captured is None:
+            return self.network(images)
         if images.requires_grad and torch.is_grad_enabled():
             replayed: Tensor = _Replayed.apply(images, captured)
             return replayed
         return captured.forward(images)
+
+    def captured_of(self, shape: tuple[int, ...], images: Tensor) -> Captured | None:
+        """Return the graphs of a shape; None where a pass cannot be captured, and from then on."""
+        if shape not in self.captured:
+            try:
+                with self.rounding():
+                    self.captured[shape] = Captured(self, images.detach().new_zeros(shape))
+            except RuntimeError as error:  # CUDA's own, of all that a capture may not do
+                log.warning("passes are launched layer by layer, not as graphs: %s", first_line(error))
+                self.sizes = []
+                return None
+        return self.captured[shape]
 
 
 class Captured:
