@@ -119,7 +119,7 @@ class AttackCommand:
             total = min(self.cluster.shards, num_chunks(self.directory))
             return list(missing_shards(self.directory, total)) or [0], total
         asked = self.config.num_asked(None)
-        chunks = -(-asked // self.config.chunk_size) if asked else self.cluster.shards
+        chunks = -(-asked // self.config.rows_of_a_chunk) if asked else self.cluster.shards
         total = min(self.cluster.shards, chunks)
         return list(range(total)), total
 

@@ -22,7 +22,7 @@ PLANNED = "planned.yaml"  # the one that was planned, both in slurm/
 
 AS_THEY_ARE = ("seed", "norm", "version", "noise", "images_per_pass", "chunk_size", "keep_adversarial")
 NOT_PLANNED = ("name", "num_shards", "timeout_minutes", "sanity.", "corruptions.")
-WHAT_IS_THERE = {"threads": 0, "device": "auto"}
+WHAT_IS_THERE = {"threads": 0, "device": "auto", "chunk_size": 0, "images_per_pass": 0}
 """These values stand for those of the plan."""
 MATTERS: dict[str, Callable[[AttackConfig], bool]] = {
     "eot": lambda config: config.noise == "fresh",

@@ -18,15 +18,17 @@ from torch import Tensor, nn
 from kapdist.attack.averaged import AveragedModel
 from kapdist.attack.ball import Ball, drop_rounding
 from kapdist.attack.counted import CountedModel
+from kapdist.attack.forms import Forms, is_ours_alone, rounding_of
+from kapdist.attack.judged import finite_logits, place_of, predict
 from kapdist.attack.kept import Kept
+from kapdist.attack.known import equal_rows
 from kapdist.attack.own.fmn import FastMinimumNorm
 from kapdist.attack.own.others import Others
 from kapdist.attack.rescore import Votes, cast_votes
 from kapdist.attack.stock import perturb, stock_library
-from kapdist.attack.watch import WatchedModel, passes_of_a_run, turned
+from kapdist.attack.watch import Border, WatchedModel, passes_of_a_run, turned
 from kapdist.errors import InputError
 from kapdist.kap import noise
-from kapdist.models.shown import where_not_finite
 from kapdist.records.attack_plan import SCREEN, AttackPlan, Stage, is_library
 from kapdist.rng import derive_seed
 
@@ -76,6 +78,8 @@ class Search:
 
     images: Tensor
     labels: Tensor
+    logits: Tensor
+    """(B, classes), of the images as they are."""
     right: Tensor
     """(B,) bool: classified correctly as it is."""
     robust: Tensor
@@ -90,6 +94,8 @@ class Search:
     """As the outcome has it."""
     nearest: Nearest | None = None
     """None: not looked for yet."""
+    border: Border | None = None
+    """What FAB with targets found at a smaller eps; None where it has not run."""
 
 
 @dataclass(frozen=True)
@@ -127,12 +133,11 @@ def attack_chunk(
     noise_seed = derive_seed(plan.seed, "noise", chunk)
     before = Kept(model)
     with torch.random.fork_rng(devices=devices), noise(model, plan.noise, seed=noise_seed), torch.no_grad():
-        own = plan.model.factory is None and plan.noise == "off" and plan.gradient_of is None
-        counted = CountedModel(model, images.device, derive_seed(plan.seed, "model", chunk), inference=own)
+        counted = counted_model(model, images.device, plan, chunk)
         watched = watched_model(counted, plan, chunk)
         surrogates = counted_surrogates(others.surrogates, images.device, plan, chunk)
-        prediction = predict(watched, images, plan, chunk)
-        search = new_search(images, labels, prediction)
+        logits = finite_logits(watched, images, plan, chunk)
+        search, prediction = new_search(images, labels, logits), logits.argmax(1)
         networks, others = (counted, *surrogates.values()), Others(surrogates, others.functions)
         outcomes = attack_at_every_eps(watched, networks, others, search, plan, chunk)
         if plan.deterministic:
@@ -152,13 +157,21 @@ def attack_chunk(
     )
 
 
+def counted_model(model: nn.Module, device: torch.device, plan: AttackPlan, chunk: int) -> CountedModel:
+    model = model if isinstance(model, Forms) or plan.precision == "fp32" else Forms(model, plan.precision)
+    own = plan.model.factory is None and plan.noise == "off" and plan.gradient_of is None
+    seed, graphs = derive_seed(plan.seed, "model", chunk), isinstance(model, Forms) and model.graphs_to > 0
+    return CountedModel(model, device, seed, inference=own and not graphs, drawless=is_ours_alone(plan))
+
+
 def watched_model(counted: CountedModel, plan: AttackPlan, chunk: int) -> WatchedModel:
     """Return the model that the attacks see: averaged over draws where the plan says so."""
     model: nn.Module = counted
     if plan.eot > 1:
         seed = derive_seed(plan.seed, "eot", chunk)
         model = AveragedModel(counted, plan.eot, plan.images_per_pass, seed, plan.draws_together)
-    return WatchedModel(model, plan.norm, plan.compact, bool(plan.rescore), plan.eot)
+    rough = plan.precision != "fp32"
+    return WatchedModel(model, plan.norm, plan.compact, bool(plan.rescore), plan.eot, rough)
 
 
 def counted_surrogates(
@@ -173,13 +186,14 @@ def passes_through(networks: tuple[CountedModel, ...]) -> tuple[int, int]:
     return sum(network.forwards for network in networks), sum(network.backwards for network in networks)
 
 
-def new_search(images: Tensor, labels: Tensor, prediction: Tensor) -> Search:
-    margins = torch.full(labels.shape, torch.inf, device=images.device)
+def new_search(images: Tensor, labels: Tensor, logits: Tensor) -> Search:
+    margins, prediction = torch.full(labels.shape, torch.inf, device=images.device), logits.argmax(1)
     nothing = torch.zeros_like(labels, dtype=torch.bool)
     right = prediction == labels
     smallest = torch.where(right, torch.inf, 0.0).double()
     points = images.clone(), images.clone()
-    return Search(images, labels, right, right.clone(), prediction.clone(), *points, margins, nothing, smallest)
+    before = images, labels, logits, right
+    return Search(*before, right.clone(), prediction.clone(), *points, margins, nothing, smallest)
 
 
 def attack_at_every_eps(
@@ -215,11 +229,17 @@ def attack_survivors(
     attacked, found = search.robust.clone(), search.images.clone()
     prediction = torch.zeros_like(search.labels)
     ball = Ball(plan.norm, stage.eps)
-    if stage.attack == "fmn":
+    if stage.attack == "fab-t" and search.border is not None:
+        found, prediction = beyond_smaller_eps(library, search.border, ball, search, plan, chunk)
+    elif stage.attack == "fmn":
         found, prediction = nearest_inside(watched, ball, search, plan, chunk)
     elif attacked.any():
         found[attacked] = attack_batch(library, stage, search)[attacked]
-        prediction[attacked] = predict(watched, found[attacked], plan, chunk, attacked)
+        prediction[attacked] = search.labels[attacked]
+        judged = attacked & ~(equal_rows(found, search.images) & plan.compact)
+        watched.asked_forwards += (attacked.sum() - judged.sum()).item() * watched.passes_each
+        if judged.any():
+            prediction[judged] = predict(watched, found[judged], plan, chunk, judged)
     count_screened(library, stage, search)
     broke = attacked & (prediction != search.labels)
     ball.check(stage.name, found[broke], search.images[broke])
@@ -252,15 +272,46 @@ def attack_batch(library: AutoAttack, stage: Stage, search: Search) -> Tensor:
     rows = (search.robust | places_kept(watched, stage, search)).nonzero().squeeze(1)
     images, labels = search.images[rows], search.labels[rows]
     found = search.images.clone()
-    with watched.given(images, labels, stage.eps, ~search.robust[rows], search.adversarial[rows]) as batch:
+    # Functions of the user's and attacks of our own ask what they ask.
+    clean = search.logits[rows] if stage.attack == SCREEN or is_library(stage.attack) else None
+    fallen, border = (~search.robust[rows], search.adversarial[rows]), None
+    if stage.attack == "fab-t" and watched.compact and not watched.rough:
+        far = torch.full((len(rows), library.fab.n_target_classes), torch.inf, dtype=torch.float64)
+        border = Border(images.clone(), far.to(images.device))
+    with watched.given(images, labels, stage.eps, *fallen, clean, border) as batch, rounding_of(watched):
         adversarial = drop_rounding(perturb(library, stage.attack, images, labels).detach())
         adversarial = Ball(watched.norm, stage.eps).pull_back(adversarial, images)
         adversarial[batch.broken] = batch.found[batch.broken]
         found[rows] = adversarial
+    if border is not None:
+        search.border = border.among(rows, search.images)
     harder = batch.margins < search.margins[rows]
     search.hardest[rows[harder]] = batch.hardest[harder]
     search.margins[rows[harder]] = batch.margins[harder]
     return found
+
+
+def beyond_smaller_eps(
+    library: AutoAttack, border: Border, ball: Ball, search: Search, plan: AttackPlan, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """Return what FAB with targets finds at another eps than the smallest: what it found there, if that is near.
+
+    Without random starts its way does not depend on eps, which only says whether its nearest find counts.
+    """
+    watched, attacked = library.model, search.robust
+    near = attacked & ball.inside(border.points, search.images)
+    found = torch.where(near.view(-1, 1, 1, 1), border.points, search.images)
+    prediction = search.labels.clone()
+    if near.any():
+        prediction[near] = predict(watched, found[near], plan, chunk, near)
+    # The library goes from target to target until one of them is near enough.
+    reached = border.distances <= ball.largest_distance(search.images[0].numel())
+    targets = (reached.cumsum(1) == 0).sum(1).add(1).clamp(max=reached.shape[1])[attacked].sum().item()
+    library.fab.targeted = True
+    forwards, backwards = passes_of_a_run(library.fab, plan.model.num_classes)
+    watched.asked_forwards += int(2 * attacked.sum() - near.sum() + targets * (forwards + 1))
+    watched.asked_backwards += int(targets * backwards)
+    return found, prediction
 
 
 def nearest_inside(
@@ -311,18 +362,6 @@ def count_screened(library: AutoAttack, stage: Stage, search: Search) -> None:
         watched.asked_backwards += kept * backwards
 
 
-def predict(model: nn.Module, images: Tensor, plan: AttackPlan, chunk: int, chosen: Tensor | None = None) -> Tensor:
-    """Return the classes, (batch,), of the images of a chunk, or of those `chosen`, (images of the chunk,) bool."""
-    logits = model(images)
-    if not logits.isfinite().all():
-        ids = plan.chunk_images(chunk)
-        rows = range(len(ids)) if chosen is None else chosen.nonzero().squeeze(1).tolist()
-        found = where_not_finite(logits, images, [f"image {ids[row]}" for row in rows])
-        raise InputError(place_of(plan), "finite logits on every image", found)
-    prediction: Tensor = logits.max(dim=1)[1]
-    return prediction
-
-
 def check_repeats(counted: CountedModel, search: Search, clean: Tensor, plan: AttackPlan) -> None:
     """Predict the clean images and those that broke the model again, each kind as one batch.
 
@@ -362,7 +401,3 @@ def check_state_kept(before: Kept, plan: AttackPlan) -> None:
     if changed := before.changed_tensor():
         expected = "a model whose parameters and buffers stay as they are under attack"
         raise InputError(place_of(plan), expected, f"{changed} changed")
-
-
-def place_of(plan: AttackPlan) -> str:
-    return f"model.factory={plan.model.factory}" if plan.model.factory else plan.run

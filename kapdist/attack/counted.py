@@ -17,15 +17,18 @@ class CountedModel(nn.Module):
 
     The library resets torch's global seed at every attack. A model that draws from the global generator would
     start over with it, so its forwards draw from a stream apart. Its logits become float32, which the library takes
-    for granted (FAB fails on others); `dtype` is what they were.
+    for granted (FAB fails on others); `dtype` is what they were. Rough passes are those of `Forms`.
 
     Args:
         inference: pass without a gradient in inference mode; not for models that may keep a tensor for later.
+        drawless: it draws no random numbers, so that none need to be kept apart.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, seed: int, inference: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, device: torch.device, seed: int, inference: bool = False, drawless: bool = False
+    ) -> None:
         super().__init__()
-        self.model, self.inference = model, inference
+        self.model, self.inference, self.drawless = model, inference, drawless
         self.stream = RandomStream(device, seed)
         self.forwards = 0
         self.backwards = 0
@@ -36,13 +39,14 @@ class CountedModel(nn.Module):
         self.stream.start(seed)
         seed_noise(self.model, seed)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, rough: bool = False) -> Tensor:
         networks = self.model.passes(images) if isinstance(self.model, StraightThrough) else 1
         self.forwards += networks * len(images)
         bare = self.inference and not torch.is_grad_enabled()
-        with self.stream, torch.inference_mode() if bare else contextlib.nullcontext():
-            logits: Tensor = self.model(images)
-            self.dtype, logits = logits.dtype, logits.float()
+        stream = contextlib.nullcontext() if self.drawless else self.stream
+        with stream, torch.inference_mode() if bare else contextlib.nullcontext():
+            logits: Tensor = self.model.rough(images) if rough else self.model(images)  # type: ignore[operator]
+            self.dtype, logits = self.dtype if rough else logits.dtype, logits.float()
         if bare:
             logits = logits.clone()  # an ordinary tensor again: Square writes into it
         if logits.requires_grad:

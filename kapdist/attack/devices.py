@@ -46,6 +46,30 @@ def refuse_auto_elsewhere(run: Path, config: AttackConfig) -> None:
         raise InputError("device=auto", expected, f"none on this machine; trained on {trained_on}")
 
 
+def check_precision(config: AttackConfig) -> None:
+    """Refuse a precision that the device would only imitate.
+
+    Raises:
+        InputError: tf32 on a CPU, or on a GPU from before them; bf16 where neither multiplies it.
+    """
+    place, on_cpu = f"precision={config.precision}", device_kind(config.device) == "cpu"
+    if config.precision == "tf32" and on_cpu:
+        raise InputError(place, "a GPU for tf32", "device cpu")
+    if config.precision == "bf16" and on_cpu and not multiplies_bf16():
+        raise InputError(place, "a CPU with AMX or AVX512-BF16 (or fp32, which is faster here)", "neither")
+    if config.precision != "fp32" and not on_cpu and torch.cuda.get_device_capability() < AMPERE:
+        expected = "a GPU of compute capability 8.0 or later (or fp32, which is faster here)"
+        raise InputError(place, expected, ".".join(map(str, torch.cuda.get_device_capability())))
+
+
+AMPERE = 8, 0
+
+
+def multiplies_bf16() -> bool:
+    """Return whether this CPU has instructions for products of bfloat16."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def gpu_of(run: RunDir) -> str:
     """Return the GPU that a run was trained on, "" if it was none or nothing tells."""
     try:
@@ -73,18 +97,28 @@ def computing(plan: AttackPlan) -> Iterator[torch.device]:
     device = "cpu" if plan.device == "cpu" else "cuda"
     if device_kind(device) != plan.device:
         raise InputError("device", f"{plan.device} as planned", device_kind(device))
-    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    threads, rounded = torch.get_num_threads(), (cudnn.allow_tf32, products.allow_tf32)
+    cudnn, threads = torch.backends.cudnn, torch.get_num_threads()
     repeats = cudnn.deterministic, cudnn.benchmark
     torch.set_num_threads(plan.threads)
     cudnn.deterministic, cudnn.benchmark = True, False
-    cudnn.allow_tf32 = products.allow_tf32 = False
     try:
-        yield torch.device(device)
+        with tensor_float_32(False):
+            yield torch.device(device)
     finally:
         torch.set_num_threads(threads)
         cudnn.deterministic, cudnn.benchmark = repeats
-        cudnn.allow_tf32, products.allow_tf32 = rounded
+
+
+@contextlib.contextmanager
+def tensor_float_32(allowed: bool) -> Iterator[None]:
+    """Let convolutions and products of fp32 round their factors to 10 bits on GPUs, or not."""
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, products.allow_tf32
+    cudnn.allow_tf32 = products.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, products.allow_tf32 = before
 
 
 def own_gpu(planned: str, shard: int, environ: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -15,7 +15,8 @@ from kapdist.attack.classifier import (
     check_evaluation_mode,
     noise_differs_by_row,
 )
-from kapdist.attack.devices import device_kind, refuse_auto_elsewhere
+from kapdist.attack.devices import check_precision, device_kind, refuse_auto_elsewhere
+from kapdist.attack.fill import rows_of
 from kapdist.attack.images import ImageSet
 from kapdist.attack.model import can_fold, check_network, file_sha256_of, load_model, state_sha256
 from kapdist.attack.notes import (
@@ -97,6 +98,9 @@ def make_plan(run: Path, config: AttackConfig, attack: AttackDir, *, examined: b
     functions = sha256_of_functions(attacks, config.gradient_of)
     choice = choose_images(config, image_set)
     images = choice.images
+    check_precision(config)
+    before = read_plan(attack) if attack.plan.exists() else None
+    chunk_size, images_per_pass = rows_of(config, before, model, run, image_set.data.resolution)
     plan = AttackPlan(
         name=config.name,
         run=RunDir(run).name,
@@ -112,14 +116,15 @@ def make_plan(run: Path, config: AttackConfig, attack: AttackDir, *, examined: b
         gradient_of=config.gradient_of,
         functions=functions,
         noise=config.noise,
+        precision=config.precision,
         screen=protocol.screen,
         compact=protocol.compact,
         eot=protocol.eot,
-        images_per_pass=config.images_per_pass,
+        images_per_pass=images_per_pass,
         rescore=protocol.rescore,
         seed=config.seed,
-        chunk_size=config.chunk_size,
-        threads=resolve_threads(config, attack),
+        chunk_size=chunk_size,
+        threads=resolve_threads(config, before),
         device=device_kind(config.device),
         keep_adversarial=config.keep_adversarial,
         packages=package_versions((*PACKAGES, *packages_of(model.by_others))),
@@ -135,7 +140,7 @@ def make_plan(run: Path, config: AttackConfig, attack: AttackDir, *, examined: b
             *notes_on_size(config, image_set.data),
             *notes_on_classes(run_config, model, image_set),
         ),
-        costs=costs_of(run, config, attack, model, image_set, images),
+        costs=costs_of(run, before, model, image_set, images, chunk_size),
         images=images,
     )
     return checked(plan, run, examined)
@@ -150,16 +155,16 @@ def image_set_of(run: Path, config: AttackConfig, run_config: Config | None) -> 
 
 def costs_of(
     run: Path,
-    config: AttackConfig,
-    attack: AttackDir,
+    before: AttackPlan | None,
     model: PlannedModel,
     image_set: ImageSet,
     images: tuple[int, ...],
+    chunk_size: int,
 ) -> tuple[float, ...]:
     """Return the expected work of each chunk; a plan that is there keeps its own, or shards would deal anew."""
-    if attack.plan.exists() and (before := read_plan(attack)).images == images:
+    if before is not None and before.images == images and before.chunk_size == chunk_size:
         return before.costs
-    return chunk_costs(run, model, image_set.data, images, config.chunk_size)
+    return chunk_costs(run, model, image_set.data, images, chunk_size)
 
 
 def checked(plan: AttackPlan, run: Path, examined: bool) -> AttackPlan:
@@ -287,10 +292,10 @@ def sha256_of_weights(planned: PlannedModel, run: Path) -> str:
     return state_sha256(load_model(planned, run)) if path is None else file_sha256_of(path)
 
 
-def resolve_threads(config: AttackConfig, attack: AttackDir) -> int:
+def resolve_threads(config: AttackConfig, before: AttackPlan | None) -> int:
     """Return the threads of a shard; 0 keeps those of the plan that is there, so that shards may be re-dealt."""
-    if config.threads == 0 and attack.plan.exists():
-        return read_plan(attack).threads
+    if config.threads == 0 and before is not None:
+        return before.threads
     return config.threads or usable_cpus(config.num_shards)
 
 

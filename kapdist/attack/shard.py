@@ -11,6 +11,7 @@ from torch import Tensor
 import kapdist.attack.images as images_of
 from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.devices import computing
+from kapdist.attack.forms import forms_of
 from kapdist.attack.own.others import load_attacked, load_others
 from kapdist.attack.rows import chunk_table
 from kapdist.attack.units import Tell, Work, do_shard
@@ -60,7 +61,8 @@ class Chunks(Work[int]):
         check_outputs(*self.files_of(chunks[0]))
         with computing(plan) as device:
             run = run_of(attack)
-            model, others = load_attacked(plan, run).to(device), load_others(plan, run, device)
+            model = forms_of(load_attacked(plan, run).to(device), plan, device)
+            others = load_others(plan, run, device)
             batches = zip(chunks, images_of.read_chunks(plan, chunks), strict=True)
             for done, (chunk, (images, labels)) in enumerate(batches, start=1):
                 outcome = attack_chunk(model, images.to(device), labels.to(device), plan, chunk, others)

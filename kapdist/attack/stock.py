@@ -69,7 +69,15 @@ def stock_library(
     if plan.compact or plan.rescore:
         for attack in (library.screen, library.apgd, library.apgd_targeted, library.fab):
             watch(attack, model, plan.model.num_classes)
+    if plan.compact:
+        watch(library.square, model, plan.model.num_classes)
+    library.square.random_int = random_int
     return library
+
+
+def random_int(low: int = 0, high: int = 1, shape: Sequence[int] = (1,)) -> Tensor:
+    """Return Square's own random numbers, left on the CPU: as bounds of a slice a GPU would be waited for."""
+    return (low + (high - low) * torch.rand(shape)).long()
 
 
 def short_apgd(model: nn.Module, plan: AttackPlan, eps: float, steps: int, device: torch.device) -> APGDAttack:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from kapdist.attack.averaged import AveragedModel
 from kapdist.attack.ball import Ball
-from kapdist.attack.chunk import predict
 from kapdist.attack.counted import CountedModel
+from kapdist.attack.judged import predict
 from kapdist.attack.merge import read_chunk_files
 from kapdist.attack.model import load_model
 from kapdist.environment import package_versions

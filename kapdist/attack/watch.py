@@ -1,10 +1,11 @@
-"""The model as the library is handed it: whatever it tries is looked at, and what has fallen is not computed again.
+"""The model as the library is handed it: whatever it tries is looked at, and nothing is computed that is known.
 
 The library's APGD and FAB go on for all their iterations with images that they have broken already. On a
 deterministic model the first image inside the ball that is misclassified, by more than rounding, decides the
 verdict; from then on the image's row is left out of the batch that the network computes, and the library sees the
 logits that it saw last. Rows do not look at each other in these attacks, and the library's batch keeps its shape
-and so its random starts: the verdicts of the others are those without the leaving out.
+and so its random starts: the verdicts of the others are those without the leaving out. What is asked twice is
+answered from memory (runs.py).
 
 With a noisy model nothing is left out, as the next draw may differ; there the hardest point that was seen of each
 image is remembered, to be scored afresh.
@@ -21,9 +22,13 @@ from typing import Any
 import torch
 from pyautoattack.autopgd_base import APGDAttack
 from pyautoattack.fab_pt import FABAttack_PT
+from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from kapdist.attack.ball import Ball
+from kapdist.attack.known import places_of
+from kapdist.attack.own.bpda import Straight
+from kapdist.attack.runs import AllBrokenError, Later, Queries, Run
 from kapdist.records.attack_plan import Norm
 
 SURELY = 1e-4  # of the largest logit: no batch size rounds a misclassification of this margin away
@@ -34,10 +39,6 @@ def turned(logits: Tensor, prediction: Tensor) -> Tensor:
     said = logits.gather(1, prediction[:, None]).squeeze(1)
     rounding = max(SURELY, 16 * torch.finfo(logits.dtype).eps) if logits.is_floating_point() else SURELY
     return logits.amax(1) - said > rounding * logits.abs().amax(1)
-
-
-class AllBrokenError(Exception):
-    """Every image of a run has fallen; nothing is left to compute."""
 
 
 @dataclass
@@ -55,20 +56,29 @@ class Batch:
     """Like images: the point inside the ball where the model came closest to being wrong, if asked for."""
     margins: Tensor
     """(B,) there: logit of the label less the largest other one; infinity where nothing was seen."""
+    clean: Tensor | None
+    """(B, classes): logits of the images; None where they are to be asked for."""
+    border: Border | None = None
+    """Where FAB found it, to be written; None where nobody asks."""
 
 
 @dataclass
-class Run:
-    """One call of attack_single_run: the rows of the batch that it works on, in order."""
+class Border:
+    """The misclassified points, at any distance, that FAB found nearest to each of B images."""
 
-    rows: Tensor
-    live: Tensor
-    """(rows,) bool: still computed."""
-    logits: Tensor | None
-    """What the rows that are not live last saw."""
-    may_drop: bool
-    asked: tuple[int, int]
-    """Passes that the library had asked for when the run began."""
+    points: Tensor
+    distances: Tensor
+    """(B, targets), float64: of the nearest one found on the way to each target; infinity where there was none."""
+
+    def among(self, rows: Tensor, images: Tensor) -> Border:
+        """Return it for more images, of which `rows` are these."""
+        distances = self.distances.new_full((len(images), self.distances.shape[1]), torch.inf)
+        return Border(images.index_copy(0, rows, self.points), distances.index_copy(0, rows, self.distances))
+
+    def note(self, rows: Tensor, points: Tensor, distances: Tensor, target: int) -> None:
+        nearest = distances < self.distances[rows].amin(1)
+        self.points[rows[nearest]] = points[nearest]
+        self.distances[rows, target] = distances.minimum(self.distances[rows, target])
 
 
 class WatchedModel(nn.Module):
@@ -77,28 +87,39 @@ class WatchedModel(nn.Module):
     Args:
         model: images to logits, counted or averaged.
         norm: of the ball.
-        compact: leave rows out once they have fallen; for deterministic models.
+        compact: compute nothing that is known; for deterministic models.
         remember: remember the hardest points; for noisy models.
         passes_each: passes of the network that one pass of `model` is, its draws.
+        rough: the runs of the library's attacks pass in the model's lower precision, and what is wrong there,
+            within the ball, is passed exactly before the library sees it.
     """
 
     def __init__(
-        self, model: nn.Module, norm: Norm, compact: bool = False, remember: bool = False, passes_each: int = 1
+        self,
+        model: nn.Module,
+        norm: Norm,
+        compact: bool = False,
+        remember: bool = False,
+        passes_each: int = 1,
+        rough: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.norm, self.passes_each = model, norm, passes_each
-        self.compact, self.remember = compact, remember
+        self.compact, self.remember, self.rough = compact, remember, rough
         self.asked_forwards = self.asked_backwards = 0
         self.batch: Batch | None = None
-        self.run: Run | None = None
+        self.run: Run | Queries | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         run = self.run
-        if run is None or len(images) != len(run.rows):
-            logits: Tensor = self.model(images)
+        if run is None or not run.expects(images):
+            logits = self.outside(images)
+        elif isinstance(run, Queries):
+            logits = run.answer(self.network, images)
         else:
-            logits = self.compute_live(run, images)
-            self.look_at(run, images.detach(), logits.detach())
+            self.settle(run)
+            logits = run.answer(self.network, images)
+            self.look_at(run, logits.detach())
         self.asked_forwards += len(images) * self.passes_each
         if logits.requires_grad:
             logits.register_hook(self.count_backward)
@@ -107,45 +128,70 @@ class WatchedModel(nn.Module):
     def count_backward(self, gradient: Tensor) -> None:
         self.asked_backwards += len(gradient) * self.passes_each
 
-    def compute_live(self, run: Run, images: Tensor) -> Tensor:
-        if bool(run.live.all()):
+    def outside(self, images: Tensor) -> Tensor:
+        """Answer between runs, where the library mostly asks for images as they were given."""
+        batch = self.batch
+        if batch is None or batch.clean is None or images.requires_grad:
             logits: Tensor = self.model(images)
             return logits
-        rows = run.live.nonzero().squeeze(1)
-        if not len(rows):
-            raise AllBrokenError
-        computed = self.model(images[rows])
-        if run.logits is None:  # rows that had fallen before: any wrong answer will do
-            run.logits = self.wrong_answers(run, computed.shape[1]).to(computed.dtype)
-        return run.logits.index_copy(0, rows, computed)
+        places = places_of(images, batch.images)
+        rest = (places < 0).nonzero().squeeze(1)
+        logits = batch.clean[places]
+        return logits.index_copy(0, rest, self.model(images[rest])) if len(rest) else logits
 
-    def wrong_answers(self, run: Run, num_classes: int) -> Tensor:
-        assert self.batch is not None
-        wrong = (self.batch.labels[run.rows] + 1) % num_classes
-        return nn.functional.one_hot(wrong, num_classes)
+    def network(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Pass some rows of the batch; what decides a verdict is never rough."""
+        if not self.rough:
+            logits: Tensor = self.model(images)
+            return logits
+        batch = self.batch
+        assert batch is not None
+        rough: Tensor = self.model(images, rough=True)
+        said = rough.detach()
+        own = said.gather(1, batch.labels[rows, None]).squeeze(1)
+        points = images.detach()
+        inside = Ball(self.norm, batch.eps).inside(points, batch.images[rows])
+        doubtful = ((said.amax(1) > own) & inside).nonzero().squeeze(1)
+        if not len(doubtful):
+            return rough
+        with torch.no_grad():
+            exact = self.model(points[doubtful])
+        confirmed: Tensor = Straight.apply(said.index_copy(0, doubtful, exact), rough)
+        return confirmed
 
-    def look_at(self, run: Run, images: Tensor, logits: Tensor) -> None:
+    def look_at(self, run: Run, logits: Tensor) -> None:
         """Note which images have fallen, and the hardest point of each."""
         assert self.batch is not None
         labels = self.batch.labels[run.rows][:, None]
         own = logits.gather(1, labels).squeeze(1)
         margin = own - logits.scatter(1, labels, -torch.inf).amax(1)
         if self.remember:
-            self.remember_hardest(run, images, margin)
+            self.remember_hardest(run, run.points, margin)
+        if run.target is not None and self.batch.border is not None:
+            self.note_border(run, margin < -SURELY * logits.abs().amax(1), run.target)
         if run.may_drop:
-            fallen = run.live & (margin < -SURELY * logits.abs().amax(1))
-            if bool(fallen.any()):
-                self.drop(run, fallen.nonzero().squeeze(1), images, logits)
+            run.fallen = Later(run.live & (margin < -SURELY * logits.abs().amax(1)))
 
-    def drop(self, run: Run, fallen: Tensor, images: Tensor, logits: Tensor) -> None:
-        batch = self.batch
+    def note_border(self, run: Run, wrong: Tensor, target: int) -> None:
+        assert self.batch is not None
+        assert self.batch.border is not None
+        which = (run.live & wrong).nonzero().squeeze(1)
+        points, rows = run.points[which], run.rows[which]
+        distances = Ball(self.norm, torch.inf).distance(points, self.batch.images[rows])
+        self.batch.border.note(rows, points, distances, target)
+
+    def settle(self, run: Run) -> None:
+        """Leave out what was seen to have fallen; a GPU has come so far by now and is not waited for."""
+        fallen, run.fallen = run.fallen, None
+        if fallen is None or not fallen.any():
+            return
+        batch, which = self.batch, fallen.which.nonzero().squeeze(1)
         assert batch is not None
-        rows = run.rows[fallen]
-        sure = Ball(self.norm, batch.eps).inside(images[fallen], batch.images[rows])
+        rows, points = run.rows[which], run.points[which]
+        sure = Ball(self.norm, batch.eps).inside(points, batch.images[rows])
         batch.broken[rows[sure]] = True
-        batch.found[rows[sure]] = images[fallen[sure]]
-        run.live[fallen[sure]] = False
-        run.logits = logits.clone()
+        batch.found[rows[sure]] = points[sure]
+        run.leave_out(which[sure])
 
     def remember_hardest(self, run: Run, images: Tensor, margin: Tensor) -> None:
         batch = self.batch
@@ -157,30 +203,73 @@ class WatchedModel(nn.Module):
         batch.margins[rows[fits]] = margin[harder[fits]].float()
 
     @contextlib.contextmanager
-    def given(self, images: Tensor, labels: Tensor, eps: float, broken: Tensor, found: Tensor) -> Iterator[Batch]:
+    def given(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        eps: float,
+        broken: Tensor,
+        found: Tensor,
+        clean: Tensor | None,
+        border: Border | None,
+    ) -> Iterator[Batch]:
         """Say what the attack in this block is given; `broken` are the rows that had fallen before."""
         margins = torch.full((len(images),), torch.inf, dtype=torch.float32, device=images.device)
-        self.batch = Batch(images, labels, eps, broken.clone(), found.clone(), images.clone(), margins)
+        clean = clean if self.compact else None
+        points = broken.clone(), found.clone(), images.clone()
+        self.batch = Batch(images, labels, eps, *points, margins, clean, border)
         try:
             yield self.batch
         finally:
             self.batch = None
 
     @contextlib.contextmanager
-    def running(self, attack: APGDAttack | FABAttack_PT, images: Tensor, labels: Tensor) -> Iterator[Run]:
+    def running(
+        self, attack: APGDAttack | FABAttack_PT, images: Tensor, labels: Tensor, num_classes: int
+    ) -> Iterator[Run]:
         batch = self.batch
         assert batch is not None
-        rows = rows_of(images, labels, batch)
+        rows = self.rows_of(images, labels)
         is_apgd = isinstance(attack, APGDAttack)
         # FAB looks for the images that are right at first, and so must see all of them as they are.
         live = ~batch.broken[rows] if self.compact and is_apgd else torch.ones_like(rows, dtype=torch.bool)
         # With L1, APGD starts out beyond eps, where nothing that falls would count.
-        may_drop = self.compact and attack.eps <= batch.eps
-        self.run = Run(rows, live, None, may_drop, (self.asked_forwards, self.asked_backwards))
+        run = Run(
+            rows,
+            batch.labels[rows],
+            live,
+            may_drop=self.compact and attack.eps <= batch.eps,
+            remembers=self.compact,
+            asked=(self.asked_forwards, self.asked_backwards),
+            num_forwards=passes_of_a_run(attack, num_classes)[0],
+            target=attack.target_class - 2 if not is_apgd and attack.targeted else None,
+            looks_ahead=not is_apgd and bool(attack.targeted),
+        )
+        if batch.clean is not None and not is_apgd:
+            run.note(images.detach(), batch.clean[rows])
+        self.run = run
         try:
-            yield self.run
+            yield run
+        finally:
+            self.settle(run)
+            self.run = None
+
+    @contextlib.contextmanager
+    def querying(self, images: Tensor, labels: Tensor) -> Iterator[None]:
+        """Watch a run of Square."""
+        self.run = Queries(self.rows_of(images, labels), labels)
+        try:
+            yield
         finally:
             self.run = None
+
+    def rows_of(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return which rows of the batch these are: some of them, bit by bit, in order."""
+        batch = self.batch
+        assert batch is not None
+        rows = places_of(images, batch.images, labels[:, None] == batch.labels[None])
+        assert bool((rows >= 0).all()), "the library was given other images"
+        return rows
 
     def count_the_rest(self, run: Run, attack: APGDAttack | FABAttack_PT, num_classes: int) -> None:
         """Add what the library would have asked for, had its run gone on to the end."""
@@ -199,20 +288,18 @@ def passes_of_a_run(attack: APGDAttack | FABAttack_PT, num_classes: int) -> tupl
     return 1 + targeted + 2 * attack.n_iter, attack.n_iter * (1 if targeted else num_classes)
 
 
-def rows_of(images: Tensor, labels: Tensor, batch: Batch) -> Tensor:
-    """Return which rows of the batch these are: some of them, bit by bit, in order."""
-    rows, row = [], 0
-    for image, label in zip(images, labels, strict=True):
-        while label != batch.labels[row] or not torch.equal(image, batch.images[row]):
-            row += 1
-        rows.append(row)
-        row += 1
-    return torch.tensor(rows, device=images.device)
-
-
-def watch(attack: APGDAttack | FABAttack_PT, model: WatchedModel, num_classes: int) -> None:
+def watch(attack: APGDAttack | FABAttack_PT | SquareAttack, model: WatchedModel, num_classes: int) -> None:
     """Let every attack_single_run of an attack of the library run under the eyes of `model`."""
-    attack.attack_single_run = functools.partial(watched_run, attack, model, num_classes, attack.attack_single_run)
+    run = attack.attack_single_run
+    if isinstance(attack, SquareAttack):
+        attack.attack_single_run = functools.partial(queried_run, model, run)
+    else:
+        attack.attack_single_run = functools.partial(watched_run, attack, model, num_classes, run)
+
+
+def queried_run(model: WatchedModel, stock: Callable[..., Any], x: Tensor, y: Tensor) -> Any:
+    with model.querying(x, y):
+        return stock(x, y)
 
 
 def watched_run(
@@ -226,16 +313,16 @@ def watched_run(
     **options: Any,
 ) -> Any:
     """Do what the stock attack_single_run does; hand back, for what has fallen, the image that broke it."""
-    with model.running(attack, x, y) as run:
-        assert model.batch is not None
+    with model.running(attack, x, y, num_classes) as run:
         result: Any = None
         with contextlib.suppress(AllBrokenError):
             result = stock(x, y, *words, **options)
-        if result is None:
-            model.count_the_rest(run, attack, num_classes)
-            result = nothing_left(attack, model.batch.found[run.rows], y)
-        hand_back(result, run, model.batch)
-        return result
+    assert model.batch is not None
+    if result is None:
+        model.count_the_rest(run, attack, num_classes)
+        result = nothing_left(attack, model.batch.found[run.rows], y)
+    hand_back(result, run, model.batch)
+    return result
 
 
 def nothing_left(attack: APGDAttack | FABAttack_PT, found: Tensor, labels: Tensor) -> Any:

@@ -132,6 +132,9 @@ class CorruptionsConfig(Section):
         return value
 
 
+CHUNK_ON_CPU, PASS_ON_CPU = 64, 512  # images
+
+
 class AttackConfig(Section):
     """An attack on a trained model."""
 
@@ -185,17 +188,24 @@ class AttackConfig(Section):
     """Noise draws averaged inside the model; 0 takes 20 for eot-standard, and else 1, no average."""
     rescore: Annotated[int, Field(ge=0)] = 100
     """Fresh draws that clean and adversarial images are scored under afterwards, if the noise is fresh."""
-    images_per_pass: Natural = 512
-    """Rows of the largest batch of draws, the bound on memory; a gradient of more costs a second forward pass."""
+    images_per_pass: Annotated[int, Field(ge=0)] = 0
+    """Rows of the largest batch of draws, the bound on memory; a gradient of more costs a second forward pass. 0
+    takes 512 on CPUs, and on a GPU as many as its memory has room for."""
     screen: Annotated[int, Field(ge=0)] = 10
     """Steps of a short APGD before the list, whose finds count; 0 has none. Never with single noisy draws."""
     compact: bool = True
-    """Compute an image no more within an attack once it has fallen (deterministic models): the same verdicts."""
+    """Compute an image no more within an attack once it has fallen, and nothing that was computed before
+    (deterministic models): the same verdicts."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Of the passes of the library's attacks, forward and back. Whatever breaks an image there is predicted again
+    in fp32, and counts by that alone. Others than fp32 may break another few images; tf32 is for GPUs, bf16 for
+    CPUs too that multiply it."""
     fold: bool = True
     """Attack a run's model, if its noise is off, with averages and norms folded into its convolutions: the same
     function to rounding, in half the time. Factories' models are attacked as they are."""
-    chunk_size: Natural = 64
-    """Images per chunk: the unit of work, of seeding and of resume."""
+    chunk_size: Annotated[int, Field(ge=0)] = 0
+    """Images per chunk: the unit of work, of seeding and of resume. 0 takes 64 on CPUs, and on a GPU as many as its
+    memory has room for, a power of two up to 512; a plan that is there keeps its own."""
     num_shards: Natural = 1
     """Local processes of `attack run`; more shards never change the verdict."""
     threads: Annotated[int, Field(ge=0)] = 0
@@ -210,6 +220,15 @@ class AttackConfig(Section):
     """The report of `attack sanity` on this model."""
     corruptions: CorruptionsConfig = CorruptionsConfig()
     """What `attack corruptions` does to the images."""
+
+    @property
+    def rows_of_a_chunk(self) -> int:
+        """Images per chunk as far as the config says, else those of a CPU's."""
+        return self.chunk_size or CHUNK_ON_CPU
+
+    @property
+    def rows_of_a_pass(self) -> int:
+        return self.images_per_pass or PASS_ON_CPU
 
     @property
     def list_name(self) -> str | None:
@@ -250,4 +269,10 @@ class AttackConfig(Section):
             raise ValueError("noise=fresh for an average over draws (eot, version eot-standard)")
         if self.version == "rand" and self.eot > 1:
             raise ValueError("eot of 0 or 1 with version rand, which has an average of its own")
+        return self
+
+    @model_validator(mode="after")
+    def precision_is_confirmed(self) -> AttackConfig:
+        if self.precision != "fp32" and not (self.noise == "off" and self.compact and self.gradient_of is None):
+            raise ValueError("precision of fp32 with noise, with gradient_of or with compact=false")
         return self

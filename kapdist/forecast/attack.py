@@ -96,9 +96,9 @@ def forecast_attack(
     own = own_settings_of(config)
     passes = passes_of_all(config, protocol, passes_per_image(attacks, settings, num_classes, own))
     per_image = sum(attack.total for attack in passes)
-    num_chunks = count_chunks(num_images, config.chunk_size)
+    num_chunks = count_chunks(num_images, config.rows_of_a_chunk)
     chunks = [len(chunks_of(num_chunks, shard, num_shards)) for shard in range(num_shards)]
-    images = images_of_shards(num_images, config.chunk_size, num_shards)
+    images = images_of_shards(num_images, config.rows_of_a_chunk, num_shards)
     rate, source = passes_per_second, "--passes-per-second" if passes_per_second else None
     if rate is None and measured:
         rate, source = measured.passes_per_second, measured.source
@@ -121,12 +121,13 @@ def forecast_attack(
 
 
 def passes_of_all(config: AttackConfig, protocol: Protocol, listed: tuple[Passes, ...]) -> tuple[Passes, ...]:
-    """Return what every stage takes: screen and list at each eps (fmn once), draws one by one, the re-scoring."""
+    """Return what every stage takes: screen and list at each eps (some once), draws one by one, the re-scoring."""
     clean, *attacks = listed
     if protocol.screen:
         attacks = [screen_passes(protocol.screen), *attacks]
-    every = [repeated(attack, 1 if attack.name == "fmn" else len(protocol.sweep)) for attack in attacks]
-    in_parts = protocol.eot > 1 and protocol.eot * config.chunk_size > config.images_per_pass
+    once = {"fmn", "fab-t"} if protocol.compact and config.precision == "fp32" else {"fmn"}
+    every = [repeated(attack, 1 if attack.name in once else len(protocol.sweep)) for attack in attacks]
+    in_parts = protocol.eot > 1 and protocol.eot * config.rows_of_a_chunk > config.rows_of_a_pass
     if config.gradient_of:
         every = [attack if asks_no_gradient(attack.name) else straight_through(attack) for attack in every]
     found = [averaged(attack, protocol.eot, in_parts) for attack in (clean, *every)]

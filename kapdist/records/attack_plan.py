@@ -27,7 +27,7 @@ OWN_ATTACKS = frozenset({SCREEN, "random-noise", "hard-label", TRANSFER, "fmn"})
 GRADIENT_FREE = frozenset({"square", "random-noise", "hard-label", TRANSFER})
 Norm = Literal["Linf", "L2", "L1"]
 PLAN_AGAIN = "remove it and plan again: chunks of the same plan are kept"
-LATER = ("gradient_of", "functions")
+LATER = ("gradient_of", "functions", "precision")
 """Keys of the plan that older ones lack: what has their default has the fingerprint that it always had."""
 OF_NO_VERDICT = {"name", "run", "notes", "costs", "images", "chosen", "list_sha256"}  # images_sha256 says which
 ROBUSTBENCH_LIST_SHA256 = "d4121626d07722a0126c35b1563042e46a546f1a05ce705f2cdc635896d58574"
@@ -185,10 +185,12 @@ class AttackPlan(Exact):
     """Every function of the user's, attacks and `gradient_of`, and the sha256 of its file; None: it has none."""
     noise: Literal["off", "fixed", "fresh"]
     """fresh: the model is noisy. Any other says that it is deterministic."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Of the passes of the library's attacks; what decides a verdict is fp32."""
     screen: int = 0
     """Steps of the short attack that goes first; 0: none."""
     compact: bool = False
-    """What has fallen is not computed again within an attack (deterministic models)."""
+    """What has fallen, or was asked before, is not computed again within an attack (deterministic models)."""
     eot: int = 1
     """Draws that are averaged inside the model; 1: none are."""
     draws_together: bool = True

@@ -91,7 +91,7 @@ def examined(
             config.sanity,
             mode=config.noise,
             seed=config.seed,
-            batch_size=config.chunk_size,
+            batch_size=config.rows_of_a_chunk,
             surrogates=surrogates,
             stored=stored_violations(attack),
             certified=broken_certificates(run, plan.model, device),

@@ -42,11 +42,13 @@ class StraightThrough(nn.Module):
             return alone
         with torch.no_grad():
             logits = self.model(images)
-        straight: Tensor = _Straight.apply(logits, self.smooth(images))
+        straight: Tensor = Straight.apply(logits, self.smooth(images))
         return straight
 
 
-class _Straight(torch.autograd.Function):
+class Straight(torch.autograd.Function):
+    """Logits, and the gradient of other ones."""
+
     @staticmethod
     def forward(ctx: Any, logits: Tensor, smooth: Tensor) -> Tensor:
         ctx.dtype = smooth.dtype

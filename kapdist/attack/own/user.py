@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kapdist.attack.averaged import AveragedModel
 from kapdist.attack.ball import Ball, drop_rounding
 from kapdist.attack.counted import CountedModel
+from kapdist.attack.forms import Forms
 from kapdist.attack.kept import Kept
 from kapdist.attack.own.call import INSTEAD, global_states, where
 from kapdist.attack.watch import WatchedModel
@@ -108,7 +109,7 @@ class UserAttack:
 
 def network_in(model: Any) -> nn.Module:
     """Return the user's own model, without what counts and averages around it."""
-    while isinstance(model, WatchedModel | AveragedModel | CountedModel):
+    while isinstance(model, WatchedModel | AveragedModel | CountedModel | Forms):
         model = model.model
     network: nn.Module = model
     return network

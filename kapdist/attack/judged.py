@@ -1,0 +1,30 @@
+"""What a model takes images for: the only way from logits to a verdict."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from kapdist.errors import InputError
+from kapdist.models.shown import where_not_finite
+from kapdist.records.attack_plan import AttackPlan
+
+
+def predict(model: nn.Module, images: Tensor, plan: AttackPlan, chunk: int, chosen: Tensor | None = None) -> Tensor:
+    """Return the classes, (batch,), of the images of a chunk, or of those `chosen`, (images of the chunk,) bool."""
+    return finite_logits(model, images, plan, chunk, chosen).argmax(1)
+
+
+def finite_logits(
+    model: nn.Module, images: Tensor, plan: AttackPlan, chunk: int, chosen: Tensor | None = None
+) -> Tensor:
+    logits: Tensor = model(images)
+    if not logits.isfinite().all():
+        ids = plan.chunk_images(chunk)
+        rows = range(len(ids)) if chosen is None else chosen.nonzero().squeeze(1).tolist()
+        found = where_not_finite(logits, images, [f"image {ids[row]}" for row in rows])
+        raise InputError(place_of(plan), "finite logits on every image", found)
+    return logits
+
+
+def place_of(plan: AttackPlan) -> str:
+    return f"model.factory={plan.model.factory}" if plan.model.factory else plan.run
