@@ -15,7 +15,7 @@ from numba.core.typing import signature
 from kapdist.data.beton.checksum import checksums, xxh64
 from kapdist.data.beton.layout import DamagedImageError, Layout
 from kapdist.data.load.ffcv import AllocationQuery, SimpleRGBImageDecoder, State, lib
-from kapdist.data.load.jit import compiled
+from kapdist.jit import compiled
 from kapdist.data.load.pillow import compile_resampling, resample
 from kapdist.data.load.pixels import (
     FULL,

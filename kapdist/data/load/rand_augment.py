@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from kapdist.data.load.augment import operation
-from kapdist.data.load.jit import compiled
+from kapdist.jit import compiled
 from kapdist.data.load.operations import (
     POSTERIZE,
     ROTATE,

@@ -16,7 +16,7 @@ import torch
 
 from kapdist.data.beton.checksum import compiled_checksum
 from kapdist.data.beton.layout import DamagedImageError
-from kapdist.data.load.jit import compiled
+from kapdist.jit import compiled
 from kapdist.data.load.passes import Pass
 from kapdist.data.load.pillow import compile_resampling, resample
 from kapdist.data.load.pixels import FULL, JPEG, array_type, crop_window, eighths, render, scaled, types

@@ -21,7 +21,7 @@ from kapdist.data.beton.write import write_beton
 from kapdist.data.beton.writer import WriterError
 from kapdist.data.load.decode import Decoder
 from kapdist.data.load.ffcv import nothing_compiled
-from kapdist.data.load.jit import cache_directory, cached
+from kapdist.jit import cache_directory, cached
 from kapdist.data.load.loader import Loader
 from kapdist.data.load.order import epoch_order
 from kapdist.environment import usable_cpus

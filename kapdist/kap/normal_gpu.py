@@ -1,0 +1,104 @@
+"""The numbers of `kapdist.kap.normal`, drawn, scaled and added in one Triton kernel.
+
+Key and count of the draws lie on the device, and the kernel counts its own draw: what a CUDA graph replays draws anew.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kapdist.kap.normal import BLOCK, RUN
+
+_TILE = 2  # blocks of places at once
+_MOST_PROGRAMS = 1056  # each counts itself once, at one address: 8 for each multiprocessor of a large GPU
+_LANES = tl.constexpr(RUN)
+_ANGLE = tl.constexpr(2 * math.pi / 4096)
+_LN2 = tl.constexpr(math.log(2))
+
+
+@triton.jit
+def _pair(word, ANGLE: tl.constexpr, LN2: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Two normal numbers from a word; polynomials, since Triton's sine reduces its argument in software."""
+    share = ((word >> 12).to(tl.float32) + 0.5) * (1 / 1048576)
+    radius = tl.sqrt(tl.maximum(-2 * LN2 * tl.log2(share), 0))  # an approximate logarithm may be above 0
+    quadrant = (word >> 10) & 3
+    turn = ((word & 1023).to(tl.float32) - 511.5) * ANGLE
+    square = turn * turn
+    sine = turn * (1 + square * (-1.6666654611e-1 + square * (8.3321608736e-3 - square * 1.9515295891e-4)))
+    cosine = 1 + square * (-0.5 + square * (4.1666645683e-2 + square * (-1.3887316255e-3 + square * 2.44331571e-5)))
+    crosswise = (quadrant & 1) == 1
+    along, across = tl.where(crosswise, sine, cosine), tl.where(crosswise, cosine, sine)
+    along = tl.where(((quadrant + 1) & 2) == 2, -along, along)
+    across = tl.where(quadrant >= 2, -across, across)
+    return radius * along, radius * across
+
+
+@triton.jit
+def _add_to(z, out, places, numel, number, ADDS: tl.constexpr):  # type: ignore[no-untyped-def]
+    exists = places < numel
+    if ADDS:
+        number += tl.load(z + places, mask=exists, other=0).to(tl.float32)
+    tl.store(out + places, number.to(out.dtype.element_ty), mask=exists)
+
+
+@triton.jit(do_not_specialize=["numel"])
+def _add_normal(  # type: ignore[no-untyped-def]
+    z, out, state, std, numel, ADDS: tl.constexpr, TILE: tl.constexpr,
+    LANES: tl.constexpr, ANGLE: tl.constexpr, LN2: tl.constexpr,
+):  # fmt: skip
+    key, draw = tl.load(state), tl.load(state + 1)
+    lane = tl.arange(0, LANES)[None, :]
+    tiles = tl.cdiv(numel, TILE * 8 * LANES)
+    tile = tl.program_id(0)
+    while tile < tiles:
+        block = tile.to(tl.int64) * TILE + tl.arange(0, TILE)[:, None]
+        counter = (block * LANES + lane).to(tl.uint32)
+        zero = counter * 0
+        words = tl.philox(key, counter, zero + draw.to(tl.uint32), zero + (draw >> 32).to(tl.uint32), zero)
+        for j in tl.static_range(4):
+            along, across = _pair(words[j], ANGLE, LN2)
+            places = block * (8 * LANES) + (2 * j * LANES) + lane
+            _add_to(z, out, places, numel, along * std, ADDS)
+            _add_to(z, out, places + LANES, numel, across * std, ADDS)
+        tile += tl.num_programs(0)
+    # The last program to come here counts the draw: every other one has read the count before.
+    tl.debug_barrier()
+    if tl.atomic_add(state + 2, 1) == tl.num_programs(0) - 1:
+        tl.store(state + 2, 0)
+        tl.store(state + 1, draw + 1)
+
+
+_compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+
+def add_normal(z: Tensor | None, out: Tensor, std: float, state: Tensor) -> None:
+    """Writes z + std * n into out, which may be z, and counts the draw; without z, std * n alone.
+
+    Shapes: z and out are flat and contiguous, state is (key, draws, 0) in int64. Computed in float32.
+    """
+    programs = min(_MOST_PROGRAMS, triton.cdiv(out.numel(), _TILE * BLOCK))
+    source = out if z is None else z
+    arguments = (source, out, state, std, out.numel(), z is not None, _TILE, RUN, _ANGLE, _LN2)
+    launch(_add_normal, programs, arguments, (out.device.index, source.dtype, out.dtype, z is None))
+
+
+def launch(kernel: Any, programs: int, arguments: tuple[Any, ...], kind: tuple[Any, ...]) -> None:
+    """Launches a kernel: past Triton's own look into the arguments, which takes longer than a small kernel.
+
+    `kind` tells what of the arguments has to be compiled apart, pointers' alignment aside.
+    """
+    pointers = [argument.data_ptr() for argument in arguments if isinstance(argument, Tensor)]
+    kind = (kernel, *kind, any(pointer % 16 for pointer in pointers))
+    found = _compiled.get(kind)
+    if found is not None:
+        found[(programs, 1, 1)](*arguments)
+        return
+    with torch.cuda.device(arguments[0].device) if arguments[0].is_cuda else torch.no_grad():
+        compiled = kernel[(programs,)](*arguments)
+    if compiled is not None:  # as by Triton's interpreter
+        _compiled[kind] = compiled
