@@ -2,11 +2,12 @@
 
 On a GPU the weights of a layer are so small that averaging them one by one waits for launches. So a model that
 `kapify` has changed averages them together as its forward pass begins, at once in the precision that autocast would
-cast them to: that takes the place of autocast's cast of each weight. Some millions of entries at a time, so that DDP
-can send the gradients of one lot while those of the next are worked out.
+cast them to: that takes the place of autocast's cast of each weight. Some millions of entries at a time, so that
+DDP can send the gradients of one lot while those of the next are worked out.
 
-A layer finds its averages here while the model's forward pass runs, and works its own out where there are none: on its
-own, within a part of the model, under torch.compile (which makes one kernel of average and cast itself), on a CPU.
+A layer finds its averages here while the model's forward pass runs, and works its own out where there are none: on
+its own, within a part of the model, under torch.compile (which makes one kernel of average and cast itself), on a
+CPU.
 """
 
 import threading

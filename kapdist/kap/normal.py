@@ -1,15 +1,15 @@
 """Standard normal numbers as a function of (key, draw, place): the definition, in torch's own operations.
 
-A stream has a key of 64 bits; its draws are counted. The number at a place of a draw comes from Philox4x32-10 of the
-key, the draw and the place, so it depends neither on who computes it nor in how many pieces: `normal_cpu` and
+A stream has a key of 64 bits; its draws are counted. The number at a place of a draw comes from Philox4x32-10 of
+the key, the draw and the place, so it depends neither on who computes it nor in how many pieces: `normal_cpu` and
 `normal_gpu` are the same function, to rounding, for CPUs with numba and GPUs with Triton.
 
-Places lie in blocks of 8 runs of 128. One call of Philox gives four words, each word a pair of normal numbers by Box
-and Muller's method, of which the first lies in an even run and the second in the next: 20 bits of the word for the
-radius (at most 5.4 standard deviations), 12 for the angle.
+Places lie in blocks of 8 runs of 128. One call of Philox gives four words, each word a pair of normal numbers by
+Box and Muller's method, of which the first lies in an even run and the second in the next: 20 bits of the word for
+the radius (at most 5.4 standard deviations), 12 for the angle.
 
-Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 3.3; Box and Muller, "A note on
-the generation of random normal deviates", 1958.
+Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 3.3; Box and Muller, "A note
+on the generation of random normal deviates", 1958.
 """
 
 import math

@@ -12,7 +12,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 
 @njit(inline="always")  # type: ignore[untyped-decorator]
 def _words(words, first, draw, key):  # type: ignore[no-untyped-def]
-    """Philox4x32-10 of 128 counters from `first` on, each word the lower half of 64 bits: so products need no more."""
+    """Philox4x32-10 of 128 counters from `first` on, each word the lower half of 64 bits, as products need."""
     for i in range(128):
         a, b, c, d = np.uint64(first + i), draw, draw >> np.uint64(32), np.uint64(0)
         k, m = key & _LOW, key >> np.uint64(32)

@@ -1,6 +1,7 @@
 """The numbers of `kapdist.kap.normal`, drawn, scaled and added in one Triton kernel.
 
-Key and count of the draws lie on the device, and the kernel counts its own draw: what a CUDA graph replays draws anew.
+Key and count of the draws lie on the device, and the kernel counts its own draw: a CUDA graph that is
+replayed draws anew.
 """
 
 import math
@@ -14,20 +15,20 @@ from torch import Tensor
 
 from kapdist.kap.normal import BLOCK, RUN
 
+_INT32 = 2**31 - 1
 _TILE = 2  # blocks of places at once
 _MOST_PROGRAMS = 1056  # each counts itself once, at one address: 8 for each multiprocessor of a large GPU
-_LANES = tl.constexpr(RUN)
-_ANGLE = tl.constexpr(2 * math.pi / 4096)
-_LN2 = tl.constexpr(math.log(2))
+_ANGLE = 2 * math.pi / 4096
+_MINUS_2_LN_2 = -2 * math.log(2)
 
 
 @triton.jit
-def _pair(word, ANGLE: tl.constexpr, LN2: tl.constexpr):  # type: ignore[no-untyped-def]
+def _pair(word, angle: tl.constexpr, ln: tl.constexpr):  # type: ignore[no-untyped-def]
     """Two normal numbers from a word; polynomials, since Triton's sine reduces its argument in software."""
     share = ((word >> 12).to(tl.float32) + 0.5) * (1 / 1048576)
-    radius = tl.sqrt(tl.maximum(-2 * LN2 * tl.log2(share), 0))  # an approximate logarithm may be above 0
+    radius = tl.sqrt(tl.maximum(ln * tl.log2(share), 0))  # an approximate logarithm may be above 0
     quadrant = (word >> 10) & 3
-    turn = ((word & 1023).to(tl.float32) - 511.5) * ANGLE
+    turn = ((word & 1023).to(tl.float32) - 511.5) * angle
     square = turn * turn
     sine = turn * (1 + square * (-1.6666654611e-1 + square * (8.3321608736e-3 - square * 1.9515295891e-4)))
     cosine = 1 + square * (-0.5 + square * (4.1666645683e-2 + square * (-1.3887316255e-3 + square * 2.44331571e-5)))
@@ -39,32 +40,32 @@ def _pair(word, ANGLE: tl.constexpr, LN2: tl.constexpr):  # type: ignore[no-unty
 
 
 @triton.jit
-def _add_to(z, out, places, numel, number, ADDS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _add_to(z, out, places, numel, number, adds: tl.constexpr):  # type: ignore[no-untyped-def]
     exists = places < numel
-    if ADDS:
+    if adds:
         number += tl.load(z + places, mask=exists, other=0).to(tl.float32)
     tl.store(out + places, number.to(out.dtype.element_ty), mask=exists)
 
 
 @triton.jit(do_not_specialize=["numel"])
 def _add_normal(  # type: ignore[no-untyped-def]
-    z, out, state, std, numel, ADDS: tl.constexpr, TILE: tl.constexpr,
-    LANES: tl.constexpr, ANGLE: tl.constexpr, LN2: tl.constexpr,
+    z, out, state, std, numel, adds: tl.constexpr, step: tl.constexpr,
+    lanes: tl.constexpr, angle: tl.constexpr, ln: tl.constexpr,
 ):  # fmt: skip
     key, draw = tl.load(state), tl.load(state + 1)
-    lane = tl.arange(0, LANES)[None, :]
-    tiles = tl.cdiv(numel, TILE * 8 * LANES)
+    lane = tl.arange(0, lanes)[None, :]
+    tiles = tl.cdiv(numel, step * 8 * lanes)
     tile = tl.program_id(0)
     while tile < tiles:
-        block = tile.to(tl.int64) * TILE + tl.arange(0, TILE)[:, None]
-        counter = (block * LANES + lane).to(tl.uint32)
+        block = tile.to(tl.int64) * step + tl.arange(0, step)[:, None]
+        counter = (block * lanes + lane).to(tl.uint32)
         zero = counter * 0
         words = tl.philox(key, counter, zero + draw.to(tl.uint32), zero + (draw >> 32).to(tl.uint32), zero)
         for j in tl.static_range(4):
-            along, across = _pair(words[j], ANGLE, LN2)
-            places = block * (8 * LANES) + (2 * j * LANES) + lane
-            _add_to(z, out, places, numel, along * std, ADDS)
-            _add_to(z, out, places + LANES, numel, across * std, ADDS)
+            along, across = _pair(words[j], angle, ln)
+            places = block * (8 * lanes) + (2 * j * lanes) + lane
+            _add_to(z, out, places, numel, along * std, adds)
+            _add_to(z, out, places + lanes, numel, across * std, adds)
         tile += tl.num_programs(0)
     # The last program to come here counts the draw: every other one has read the count before.
     tl.debug_barrier()
@@ -83,8 +84,13 @@ def add_normal(z: Tensor | None, out: Tensor, std: float, state: Tensor) -> None
     """
     programs = min(_MOST_PROGRAMS, triton.cdiv(out.numel(), _TILE * BLOCK))
     source = out if z is None else z
-    arguments = (source, out, state, std, out.numel(), z is not None, _TILE, RUN, _ANGLE, _LN2)
-    launch(_add_normal, programs, arguments, (out.device.index, source.dtype, out.dtype, z is None))
+    arguments = (source, out, state, std, out.numel(), z is not None, _TILE, RUN, _ANGLE, _MINUS_2_LN_2)
+    launch(
+        _add_normal,
+        programs,
+        arguments,
+        (out.device.index, source.dtype, out.dtype, z is None, out.numel() > _INT32),
+    )
 
 
 def launch(kernel: Any, programs: int, arguments: tuple[Any, ...], kind: tuple[Any, ...]) -> None:
@@ -93,12 +99,14 @@ def launch(kernel: Any, programs: int, arguments: tuple[Any, ...], kind: tuple[A
     `kind` tells what of the arguments has to be compiled apart, pointers' alignment aside.
     """
     pointers = [argument.data_ptr() for argument in arguments if isinstance(argument, Tensor)]
-    kind = (kernel, *kind, any(pointer % 16 for pointer in pointers))
-    found = _compiled.get(kind)
-    if found is not None:
+    found = _compiled.get(key := (kernel, *kind, any(pointer % 16 for pointer in pointers)))
+    device = arguments[0].device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            launch(kernel, programs, arguments, kind)
+    elif found is not None:
         found[(programs, 1, 1)](*arguments)
-        return
-    with torch.cuda.device(arguments[0].device) if arguments[0].is_cuda else torch.no_grad():
+    else:
         compiled = kernel[(programs,)](*arguments)
-    if compiled is not None:  # as by Triton's interpreter
-        _compiled[kind] = compiled
+        if compiled is not None:  # as by Triton's interpreter
+            _compiled[key] = compiled
