@@ -101,7 +101,9 @@ def check_models() -> Iterator[Checked]:
         model = kapify(nn.Sequential(*layers), layout=layout).cuda().to(memory_format=memory_format)
         x = torch.randn(4, 3, 17, 13, device="cuda").to(memory_format=memory_format)
         seen: list[bool] = []
-        model[2].register_forward_pre_hook(lambda conv, _, seen=seen: seen.append(averages_of(conv, conv.weight) is not None))
+        model[2].register_forward_pre_hook(
+            lambda conv, _, seen=seen: seen.append(averages_of(conv, conv.weight) is not None)
+        )
 
         def gradients(
             run: object, model: nn.Module = model, x: Tensor = x, dtype: torch.dtype | None = dtype

@@ -16,7 +16,7 @@ from torch import Tensor
 from kapdist.kap.normal import BLOCK, RUN
 
 _INT32 = 2**31 - 1
-_TILE = 2  # blocks of places at once
+_TILE = 4  # blocks of places at once
 _MOST_PROGRAMS = 1056  # each counts itself once, at one address: 8 for each multiprocessor of a large GPU
 _ANGLE = 2 * math.pi / 4096
 _MINUS_2_LN_2 = -2 * math.log(2)
@@ -47,7 +47,7 @@ def _add_to(z, out, places, numel, number, adds: tl.constexpr):  # type: ignore[
     tl.store(out + places, number.to(out.dtype.element_ty), mask=exists)
 
 
-@triton.jit(do_not_specialize=["numel"])
+@triton.jit
 def _add_normal(  # type: ignore[no-untyped-def]
     z, out, state, std, numel, adds: tl.constexpr, step: tl.constexpr,
     lanes: tl.constexpr, angle: tl.constexpr, ln: tl.constexpr,
@@ -82,15 +82,12 @@ def add_normal(z: Tensor | None, out: Tensor, std: float, state: Tensor) -> None
 
     Shapes: z and out are flat and contiguous, state is (key, draws, 0) in int64. Computed in float32.
     """
-    programs = min(_MOST_PROGRAMS, triton.cdiv(out.numel(), _TILE * BLOCK))
+    numel = out.numel()
+    programs = min(_MOST_PROGRAMS, triton.cdiv(numel, _TILE * BLOCK))
     source = out if z is None else z
-    arguments = (source, out, state, std, out.numel(), z is not None, _TILE, RUN, _ANGLE, _MINUS_2_LN_2)
-    launch(
-        _add_normal,
-        programs,
-        arguments,
-        (out.device.index, source.dtype, out.dtype, z is None, out.numel() > _INT32),
-    )
+    arguments = (source, out, state, std, numel, z is not None, _TILE, RUN, _ANGLE, _MINUS_2_LN_2)
+    size = numel == 1, numel % 16 == 0, numel > _INT32
+    launch(_add_normal, programs, arguments, (out.device.index, source.dtype, out.dtype, z is None, *size))
 
 
 def launch(kernel: Any, programs: int, arguments: tuple[Any, ...], kind: tuple[Any, ...]) -> None:
