@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from kapdist.kap.average import check_window
 from kapdist.kap.draw import HAS_TRITON
-from kapdist.kap.rows import Rows, rows_of, tables
+from kapdist.kap.rows import Rows, average_rows, rows_of, tables
 
+_Memory = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides
 _MOST_ENTRIES = 2**23  # 32 MiB in float32, about DDP's bucket
 
 
@@ -93,8 +94,9 @@ def _make(model: nn.Module) -> None:
         _lots[model] = [Lot(layers) for layers in _divided(_averaging(model))]
     made: list[nn.Module] = []
     for lot in _lots[model]:
-        if not any(layer in _local.found for layer in lot.layers) and lot.can_be_made():
-            _local.found.update(lot.make())
+        parameters = lot.parameters()
+        if _local.found.keys().isdisjoint(lot.layers) and lot.can_be_made(parameters):
+            _local.found.update(lot.make(parameters))
             made += lot.layers
     _local.made_by[model] = made
 
@@ -129,45 +131,87 @@ def _precision(weight: Tensor) -> torch.dtype:
 
 
 class Lot:
-    """Layers that are averaged in one launch."""
+    """Layers that are averaged in one launch, and what of them need not be looked up in every pass."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
         self.layers = list(layers)
+        self.has_bias = [layer.bias is not None for layer in layers]
         self.rows = [rows for layer in layers for rows in _rows(layer)]
-        self.after = sum(rows.after for rows in self.rows)
-        self.tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.before, self.after = sum(rows.before for rows in self.rows), sum(rows.after for rows in self.rows)
+        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._checked: tuple[int, ...] = ()
+        self._staged: dict[Any, tuple[Tensor, list[Tensor]]] = {}
+        self.memories: list[_Memory] = []
 
     def parameters(self) -> list[Tensor]:
-        return [each for layer in self.layers for each in (layer.weight, layer.bias) if each is not None]
+        """Weights and biases in order; none where one is no parameter, but made anew in every pass."""
+        own = [layer._parameters.get(name) for layer in self.layers for name in ("weight", "bias")]
+        found = [each for each in own if each is not None]
+        return found if len(found) == len(self.rows) else []
 
-    def can_be_made(self) -> bool:
-        """Whether all are parameters of one kind, on a device where it pays, and of the sizes they had."""
-        if any("weight" not in layer._parameters for layer in self.layers):
-            return False  # made anew in every pass
-        parameters = self.parameters()
+    def can_be_made(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether all are of one kind, on a device where it pays, and of the sizes they had."""
+        try:
+            places = tuple([each.data_ptr() for each in parameters])
+        except RuntimeError:  # torch.func's tensors have none
+            return False
+        if not places or places == self._checked:
+            return bool(places)
         first = parameters[0]
         alike = all(each.device == first.device and each.dtype == first.dtype for each in parameters)
         sizes = [each.numel() for each in parameters] == [rows.before for rows in self.rows]
-        plain = not any(torch._C._functorch.is_functorch_wrapped_tensor(each) for each in parameters)
-        return (
-            alike
-            and sizes
-            and plain
-            and _worthwhile(first.device)
-            and not any(each.is_inference() for each in parameters)
-        )
+        if not (alike and sizes and _worthwhile(first.device)) or any(each.is_inference() for each in parameters):
+            return False
+        self._checked, self._staged = places, {}
+        self.memories = [_memory(each) for each in parameters]
+        return True
 
-    def make(self) -> Iterator[tuple[nn.Module, Averages]]:
-        parameters = self.parameters()
+    def make(self, parameters: Sequence[Tensor]) -> Iterator[tuple[nn.Module, Averages]]:
         averaged = iter(_Averages.apply(self, _precision(parameters[0]), *parameters))
-        for layer in self.layers:
-            weight, bias = next(averaged), None if layer.bias is None else next(averaged)
-            yield layer, Averages(weight, bias, layer.weight, layer.weight._version, torch.is_grad_enabled())
+        sources, with_gradient = iter(parameters), torch.is_grad_enabled()
+        for layer, has_bias in zip(self.layers, self.has_bias, strict=True):
+            weight, source = next(averaged), next(sources)
+            bias = next(averaged) if has_bias and next(sources) is not None else None
+            yield layer, Averages(weight, bias, source, source._version, with_gradient)
 
-    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self.tables:
-            self.tables[device] = tables(self.rows, device)
-        return self.tables[device]
+    def averaged(self, flat: Tensor, transposed: bool, dtype: torch.dtype) -> Tensor:
+        if flat.device not in self._tables:
+            self._tables[flat.device] = tables(self.rows, flat.device)
+        numel = self.before if transposed else self.after
+        arguments = (flat, *self._tables[flat.device], transposed, numel, dtype)
+        if not torch.is_grad_enabled():
+            return average_rows(*arguments)  # an operator's way through the dispatcher costs time
+        found: Tensor = torch.ops.kapdist.average_rows(*arguments)
+        return found
+
+    def gathered(self, tensors: Sequence[Tensor], memories: Sequence[_Memory], transposed: bool) -> Tensor:
+        """The tensors one after another, in kernels' order: by one operation for all, into memory that is kept.
+
+        It is free again when the launch after it has read it, on the same stream. (Of gradients whose own gradient
+        is wanted a copy is made that torch can follow.)
+        """
+        if torch.is_grad_enabled():
+            return _flat(tensors, memories)
+        first, strides = tensors[0], tuple([each.stride() for each in tensors])
+        stream = torch.cuda.current_stream(first.device).cuda_stream if first.is_cuda else 0
+        key = (transposed, first.dtype, stream, strides)
+        if key not in self._staged:
+            self._staged = {other: kept for other, kept in self._staged.items() if other[0] != transposed}
+            self._staged[key] = _staged(tensors, memories)
+        flat, pieces = self._staged[key]
+        torch._foreach_copy_(pieces, list(tensors))
+        return flat
+
+
+def _staged(tensors: Sequence[Tensor], memories: Sequence[_Memory]) -> tuple[Tensor, list[Tensor]]:
+    """A flat tensor and its pieces, with the tensors' own strides where they come to the same."""
+    with torch.inference_mode(False), torch.no_grad():
+        flat = torch.empty(sum(each.numel() for each in tensors), dtype=tensors[0].dtype, device=tensors[0].device)
+        own = [
+            (shape, tensor.stride() if _has_order(tensor, shape, strides) else strides)
+            for tensor, (shape, strides) in zip(tensors, memories, strict=True)
+        ]
+        return flat, list(_pieces(flat, own))
 
 
 def _rows(layer: Any) -> list[Rows]:
@@ -182,42 +226,23 @@ class _Averages(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, lot: Lot, dtype: torch.dtype, *parameters: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.lot, ctx.dtype, ctx.source = lot, dtype, parameters[0].dtype
-        ctx.before = [_memory(each) for each in parameters]
+        ctx.lot, ctx.source, ctx.before = lot, parameters[0].dtype, lot.memories
         ctx.after = [
-            ((rows.after // rows.rest, *shape[1:]), stride)
-            for (shape, stride), rows in zip(ctx.before, lot.rows, strict=True)
+            ((rows.after // rows.rest, *shape[1:]), strides)
+            for (shape, strides), rows in zip(lot.memories, lot.rows, strict=True)
         ]
-        flat = _flat(parameters, ctx.before)
-        return _pieces(_averaged(lot, flat, False, lot.after, dtype), ctx.after)
+        return _pieces(lot.averaged(lot.gathered(parameters, ctx.before, False), False, dtype), ctx.after)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        lot = ctx.lot
-        device = next(grad.device for grad in grads if grad is not None)
+        lot, given = ctx.lot, next(grad for grad in grads if grad is not None)
         whole = [
-            torch.zeros(shape, dtype=ctx.dtype, device=device) if grad is None else grad
+            given.new_zeros(shape) if grad is None else grad
             for grad, (shape, _) in zip(grads, ctx.after, strict=True)
         ]
-        numel = sum(rows.before for rows in lot.rows)
-        found = _pieces(_averaged(lot, _flat(whole, ctx.after), True, numel, ctx.source), ctx.before)
-        needed = ctx.needs_input_grad[2:]
-        return (
-            None,
-            None,
-            *(
-                piece if need and grad is not None else None
-                for piece, need, grad in zip(found, needed, grads, strict=True)
-            ),
-        )
-
-
-_Memory = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides
-
-
-def _averaged(lot: Lot, flat: Tensor, transposed: bool, numel: int, dtype: torch.dtype) -> Tensor:
-    found: Tensor = torch.ops.kapdist.average_rows(flat, *lot.on(flat.device), transposed, numel, dtype)
-    return found
+        found = _pieces(lot.averaged(lot.gathered(whole, ctx.after, True), True, ctx.source), ctx.before)
+        kept = zip(found, ctx.needs_input_grad[2:], grads, strict=True)
+        return None, None, *(piece if need and grad is not None else None for piece, need, grad in kept)
 
 
 def _memory(parameter: Tensor) -> _Memory:

@@ -10,7 +10,7 @@ from kapdist.jit import compiled
 _LOW = np.uint64(0xFFFFFFFF)
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@njit(inline="always")
 def _words(words, first, draw, key):  # type: ignore[no-untyped-def]
     """Philox4x32-10 of 128 counters from `first` on, each word the lower half of 64 bits, as products need."""
     for i in range(128):
@@ -24,7 +24,7 @@ def _words(words, first, draw, key):  # type: ignore[no-untyped-def]
         words[0, i], words[1, i], words[2, i], words[3, i] = np.uint32(a), np.uint32(b), np.uint32(c), np.uint32(d)
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@njit(inline="always")
 def _log(x):  # type: ignore[no-untyped-def]
     """The logarithm of x / 2^20, x above 0: Cephes' polynomial."""
     bits = np.float32(x).view(np.int32)
@@ -42,7 +42,7 @@ def _log(x):  # type: ignore[no-untyped-def]
     return m + tail + np.float32(exponent - np.int32(20)) * np.float32(math.log(2))
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@njit(inline="always")
 def _pairs(even, odd, words, std):  # type: ignore[no-untyped-def]
     for i in range(128):
         word = words[i]

@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra import libdevice
 
 from kapdist.kap.normal import BLOCK, RUN
 
@@ -23,19 +24,15 @@ _MINUS_2_LN_2 = -2 * math.log(2)
 
 
 @triton.jit
-def _pair(word, angle: tl.constexpr, ln: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Two normal numbers from a word; polynomials, since Triton's sine reduces its argument in software."""
+def _pair(word, angle: tl.constexpr, ln: tl.constexpr, fast: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Two normal numbers from a word; by the GPU's own functions, which Triton's interpreter lacks."""
     share = ((word >> 12).to(tl.float32) + 0.5) * (1 / 1048576)
-    radius = tl.sqrt(tl.maximum(ln * tl.log2(share), 0))  # an approximate logarithm may be above 0
-    quadrant = (word >> 10) & 3
-    turn = ((word & 1023).to(tl.float32) - 511.5) * angle
-    square = turn * turn
-    sine = turn * (1 + square * (-1.6666654611e-1 + square * (8.3321608736e-3 - square * 1.9515295891e-4)))
-    cosine = 1 + square * (-0.5 + square * (4.1666645683e-2 + square * (-1.3887316255e-3 + square * 2.44331571e-5)))
-    crosswise = (quadrant & 1) == 1
-    along, across = tl.where(crosswise, sine, cosine), tl.where(crosswise, cosine, sine)
-    along = tl.where(((quadrant + 1) & 2) == 2, -along, along)
-    across = tl.where(quadrant >= 2, -across, across)
+    turn = ((word & 4095).to(tl.float32) - 511.5) * angle
+    if fast:
+        logarithm, along, across = libdevice.fast_log2f(share), libdevice.fast_cosf(turn), libdevice.fast_sinf(turn)
+    else:
+        logarithm, along, across = tl.log2(share), tl.cos(turn), tl.sin(turn)
+    radius = tl.sqrt(tl.maximum(ln * logarithm, 0))  # an approximate logarithm may be above 0
     return radius * along, radius * across
 
 
@@ -50,7 +47,7 @@ def _add_to(z, out, places, numel, number, adds: tl.constexpr):  # type: ignore[
 @triton.jit
 def _add_normal(  # type: ignore[no-untyped-def]
     z, out, state, std, numel, adds: tl.constexpr, step: tl.constexpr,
-    lanes: tl.constexpr, angle: tl.constexpr, ln: tl.constexpr,
+    lanes: tl.constexpr, angle: tl.constexpr, ln: tl.constexpr, fast: tl.constexpr,
 ):  # fmt: skip
     key, draw = tl.load(state), tl.load(state + 1)
     lane = tl.arange(0, lanes)[None, :]
@@ -62,7 +59,7 @@ def _add_normal(  # type: ignore[no-untyped-def]
         zero = counter * 0
         words = tl.philox(key, counter, zero + draw.to(tl.uint32), zero + (draw >> 32).to(tl.uint32), zero)
         for j in tl.static_range(4):
-            along, across = _pair(words[j], angle, ln)
+            along, across = _pair(words[j], angle, ln, fast)
             places = block * (8 * lanes) + (2 * j * lanes) + lane
             _add_to(z, out, places, numel, along * std, adds)
             _add_to(z, out, places + lanes, numel, across * std, adds)
@@ -74,6 +71,7 @@ def _add_normal(  # type: ignore[no-untyped-def]
         tl.store(state + 1, draw + 1)
 
 
+_FAST = isinstance(_add_normal, triton.JITFunction) and torch.version.hip is None
 _compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
 
@@ -85,7 +83,7 @@ def add_normal(z: Tensor | None, out: Tensor, std: float, state: Tensor) -> None
     numel = out.numel()
     programs = min(_MOST_PROGRAMS, triton.cdiv(numel, _TILE * BLOCK))
     source = out if z is None else z
-    arguments = (source, out, state, std, numel, z is not None, _TILE, RUN, _ANGLE, _MINUS_2_LN_2)
+    arguments = (source, out, state, std, numel, z is not None, _TILE, RUN, _ANGLE, _MINUS_2_LN_2, _FAST)
     size = numel == 1, numel % 16 == 0, numel > _INT32
     launch(_add_normal, programs, arguments, (out.device.index, source.dtype, out.dtype, z is None, *size))
 

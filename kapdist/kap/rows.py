@@ -64,8 +64,7 @@ torch.library.define(
 )
 
 
-@torch.library.impl("kapdist::average_rows", "default")
-def _average_rows(
+def average_rows(
     flat: Tensor, owners: Tensor, table: Tensor, transposed: bool, numel: int, dtype: torch.dtype
 ) -> Tensor:
     out = torch.empty(numel, dtype=dtype, device=flat.device)
@@ -92,6 +91,9 @@ def _one_layer(flat: Tensor, out: Tensor, row: Sequence[int], transposed: bool) 
     else:
         z = flat[whole].view(-1, rest)
         out[pooled] = kernel_average(z, 2 * half + 1, stride=stride, layout=layout, dim=0).flatten()
+
+
+torch.library.impl("kapdist::average_rows", "default", average_rows)
 
 
 @torch.library.register_fake("kapdist::average_rows")
