@@ -2,14 +2,15 @@
 
     python tools/bench_step.py [--network resnet50] [--steps 10] [--batch-size 16] [--pixels 160] [--threads N]
                                 [--variants plain kap noise kap-noise norm-first norm-first-noise]
-                                [--device cuda] [--precision bf16] [--compile]
+                                [--device cuda] [--precision fp32 bf16 fp16] [--compile | --graph] [--cpu-seconds]
 
 Claims: KAP at most 1.05 times plain, KAP with noise at most 1.05 times the noise alone; norm_first is stated, with
 the aim of 1.3. Beside the ratio to the plain step stands that to the variant's twin, the same without averages (of
 those with noise, the noise alone). Needs torch alone. Each round times one step of every variant, in turn, so that
 whatever else the machine does falls on all of them alike; a ratio is between two steps of the same round, never
 between two averages. Beside it stands the ratio of the fastest steps: on a machine with other work the one that
-others touch least.
+others touch least. With --graph each step is a CUDA graph that is replayed, with --cpu-seconds a step's time is
+what its process computes on all threads.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,7 @@ from kapdist.kap import KernelAveragePool, kapify
 from kapdist.models import resnet18, resnet50
 
 NOISE_STD = 0.3
+Clock = Callable[[], float]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -112,7 +115,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 class Trainer:
     """One variant with its optimizer; a call takes one training step on the same batch."""
 
-    def __init__(self, model: nn.Module, images: Tensor, dtype: torch.dtype, compiled: bool) -> None:
+    def __init__(
+        self, model: nn.Module, images: Tensor, dtype: torch.dtype, compiled: bool, clock: Clock = time.perf_counter
+    ) -> None:
         self.device = images.device
         model = model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model = model.train()
@@ -121,8 +126,30 @@ class Trainer:
         self.images = images
         self.labels = torch.zeros(len(images), dtype=torch.long, device=self.device)
         self.dtype = dtype
+        self.clock = clock
+        self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
+        if self.graph is None:
+            self.step()
+        else:
+            self.graph.replay()
+
+    def capture(self, pool: Any) -> None:
+        """From now on a call replays one step as a CUDA graph, whose memory others of the same pool use too."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self.step()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.optimizer.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            self.step()
+        self.graph = graph
+
+    def step(self) -> None:
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             loss = nn.functional.cross_entropy(self.model(self.images), self.labels)
         self.optimizer.zero_grad(set_to_none=True)
@@ -132,10 +159,10 @@ class Trainer:
     def seconds(self) -> float:
         """Of one step, the device's queue drained before and after."""
         self._wait()
-        start = time.perf_counter()
+        start = self.clock()
         self()
         self._wait()
-        return time.perf_counter() - start
+        return self.clock() - start
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -152,6 +179,8 @@ def bench_steps(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     compiled: bool = False,
+    graph: bool = False,
+    clock: Clock = time.perf_counter,
     network: Callable[[], nn.Module] = resnet50,
 ) -> list[StepRow]:
     """A row for each variant, in this order, after `steps` paired rounds; channels_last throughout.
@@ -161,11 +190,14 @@ def bench_steps(
     images = torch.rand(batch_size, 3, pixels, pixels, device=device).to(memory_format=torch.channels_last)
     untrained = network()
     trainers = {
-        name: Trainer(VARIANTS[name](copy.deepcopy(untrained)), images, dtype, compiled) for name in variants
+        name: Trainer(VARIANTS[name](copy.deepcopy(untrained)), images, dtype, compiled, clock) for name in variants
     }
+    pool = torch.cuda.graph_pool_handle() if graph else None
     for trainer in trainers.values():
         for _ in range(warmup):
             trainer()
+        if graph:
+            trainer.capture(pool)
     rounds = [{name: trainer.seconds() for name, trainer in trainers.items()} for _ in range(steps)]
     return [step_row(name, variants[0], rounds, batch_size) for name in variants]
 
@@ -219,27 +251,36 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=CLAIMED)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="autocast's, fp32 for none")
-    parser.add_argument("--compile", action="store_true", help="every variant under torch.compile")
+    parser.add_argument(
+        "--precision", nargs="+", choices=PRECISIONS, default=["fp32"], help="autocast's, fp32 for none"
+    )
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--compile", action="store_true", help="every variant under torch.compile")
+    way.add_argument("--graph", action="store_true", help="every step a CUDA graph that is replayed")
+    parser.add_argument("--cpu-seconds", action="store_true", help="time the process's own, for busy machines")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     print("a training step with KAP (K = 3) beside the same without; goals: 1.05 times, and 1.3 with norm_first")
     print(f"machine:  {machine(options.device)}")
     print(f"command:  python {' '.join(sys.argv)}")
-    size = f"batch {options.batch_size}, {options.pixels} px, channels_last, {options.precision}, SGD with momentum"
+    size = f"batch {options.batch_size}, {options.pixels} px, channels_last, SGD with momentum"
     print(f"runs:     {options.steps} paired rounds; {options.network}, {size}", flush=True)
-    rows = bench_steps(
-        options.variants,
-        steps=options.steps,
-        batch_size=options.batch_size,
-        pixels=options.pixels,
-        device=options.device,
-        dtype=PRECISIONS[options.precision],
-        compiled=options.compile,
-        network=NETWORKS[options.network],
-    )
-    print(step_table(rows))
+    for precision in options.precision:
+        rows = bench_steps(
+            options.variants,
+            steps=options.steps,
+            batch_size=options.batch_size,
+            pixels=options.pixels,
+            device=options.device,
+            dtype=PRECISIONS[precision],
+            compiled=options.compile,
+            graph=options.graph,
+            clock=time.process_time if options.cpu_seconds else time.perf_counter,
+            network=NETWORKS[options.network],
+        )
+        way = "compiled" if options.compile else "as a CUDA graph" if options.graph else "eager"
+        print(f"\n{precision}, {way}\n{step_table(rows)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -54,5 +54,5 @@ def weigh(tensors: Iterable[Tensor]) -> int:
 def generators(model: nn.Module) -> int:
     """Return the bytes of what a rank on a CPU saves of its own: torch's stream, the noise's seeds and streams."""
     noisy = layers_with_noise(model)
-    seeds = kap.noise_state(model).values()  # its streams, one for each layer, begin with the first draw
-    return weigh(seeds) + (1 + len(noisy)) * weigh([torch.get_rng_state()])
+    seeds = list(kap.noise_state(model).values())  # its streams, one for each layer, begin with the first draw
+    return weigh([*seeds, torch.get_rng_state()]) + len(noisy) * weigh(seeds[:1])

@@ -126,23 +126,28 @@ class _KernelAverage(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        pooled = _as_sheets(grad, [math.ceil(side / ctx.stride) for side in ctx.grid], ctx.dim)
-        if ctx.stride == 1 and _shifts_pay(pooled):
-            means = shifted_means_transposed(_flat(pooled), ctx.pool_size, _sides(ctx.grid))
-            return _from_flat(means, grad, ctx.grid, ctx.dim), None, None, None, None
-        sheets = pooled if ctx.stride == 1 else _spread(pooled, ctx.stride, _sides(ctx.grid))
-        sizes, strides, paddings = _window(ctx.pool_size, 1, ctx.grid)
-        if ctx.pool_size > 1:
-            # Of tensors that only stand for others (torch's fake ones) none may be kept for the next call.
-            shares_of = _edge_shares if type(grad) is Tensor else _edge_shares.__wrapped__
-            sheets = sheets * shares_of(ctx.pool_size, ctx.grid, grad.dtype, grad.device)
-        shares = functional.avg_pool2d(sheets, sizes, strides, paddings, count_include_pad=True)
-        return _from_sheets(shares, grad, ctx.dim), None, None, None, None
+        return transposed_average(grad, ctx.pool_size, ctx.stride, ctx.grid, ctx.dim), None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         average: Tensor = _KernelAverage.apply(tangent, ctx.pool_size, ctx.stride, ctx.grid, ctx.dim)
         return average
+
+
+def transposed_average(grad: Tensor, pool_size: int, stride: int, grid: Sequence[int], dim: int) -> Tensor:
+    """The transpose of the average along `dim`."""
+    pooled = _as_sheets(grad, [math.ceil(side / stride) for side in grid], dim)
+    if stride == 1 and _shifts_pay(pooled):
+        means = shifted_means_transposed(_flat(pooled), pool_size, _sides(grid))
+        return _from_flat(means, grad, grid, dim)
+    sheets = pooled if stride == 1 else _spread(pooled, stride, _sides(grid))
+    sizes, strides, paddings = _window(pool_size, 1, grid)
+    if pool_size > 1:
+        # Of tensors that only stand for others (torch's fake ones) none may be kept for the next call.
+        shares_of = _edge_shares if type(grad) is Tensor else _edge_shares.__wrapped__
+        sheets = sheets * shares_of(pool_size, tuple(grid), grad.dtype, grad.device)
+    shares = functional.avg_pool2d(sheets, sizes, strides, paddings, count_include_pad=True)
+    return _from_sheets(shares, grad, dim)
 
 
 @functools.lru_cache(maxsize=256)

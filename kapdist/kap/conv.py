@@ -7,8 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from kapdist.kap.ahead import averages_of
 from kapdist.kap.average import check_window, kernel_average, pooled_channels
-from kapdist.kap.noise import NoiseSource, NoisyLayer, draw_noise
+from kapdist.kap.noise import NoiseSource, NoisyLayer, add_noise
 from kapdist.kap.norms import PLAIN
 
 
@@ -126,8 +127,16 @@ class KAPConv2d(NoisyLayer, nn.Conv2d):
 
     def averaged_parameters(self) -> tuple[Tensor, Tensor | None]:
         """A W and A b, of W and b with the inner norm taken in."""
+        ahead = averages_of(self, self.weight)
+        if ahead is not None:
+            return ahead
         weight, bias = self.normed_parameters()
         return self.average(weight, dim=0), None if bias is None else self.average(bias, dim=0)
+
+    @property
+    def averages_its_weight(self) -> bool:
+        """Whether W and b themselves are what is averaged, in every pass."""
+        return self.inner_norm is None and self.groups == 1 and self.pool_size * self.pool_stride > 1
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 3:  # one image: nn.Conv2d takes it, and its channels are not dimension 1
@@ -151,7 +160,7 @@ class KAPConv2d(NoisyLayer, nn.Conv2d):
     def _add_noise(self, z: Tensor) -> Tensor:
         if not self.is_noisy():
             return z
-        return z.add(draw_noise(self.noise_source, z, self.noise_layer), alpha=self.noise_std)
+        return add_noise(self.noise_source, z, self.noise_std, self.noise_layer)
 
     def extra_repr(self) -> str:
         pool = f"pool_size={self.pool_size}, pool_stride={self.pool_stride}, layout={self.layout}"

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from kapdist.kap.ahead import no_longer_ahead
 from kapdist.kap.conv import KAPConv2d
 from kapdist.kap.kapify import check_permanent, conv_arguments, is_made_anew, replace_modules
 from kapdist.kap.noise import layers_with_noise
@@ -37,6 +38,7 @@ def fold(model: nn.Module, *, norms: bool = False, dense: bool = False) -> nn.Mo
     copied = copy.deepcopy(model)
     if norms:
         copied.eval()
+    no_longer_ahead(copied)
     for layer in layers_with_noise(copied):
         layer.silence()
     frozen = []

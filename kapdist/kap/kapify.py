@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from kapdist.kap.ahead import average_ahead
 from kapdist.kap.average import check_window
 from kapdist.kap.conv import KAPConv2d, check_noise_std
 from kapdist.kap.left_out import linear_convolutions
@@ -55,6 +56,8 @@ def kapify(
     }
     model = replace_modules(model, new)
     share_noise_source(model)
+    if not isinstance(model, KAPConv2d):
+        average_ahead(model)
     return model
 
 

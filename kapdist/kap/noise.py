@@ -62,45 +62,67 @@ class NoiseSource:
         self.load(state["seed"], state["states"])
 
 
+def add_noise(source: NoiseSource, z: Tensor, std: float, layer: int) -> Tensor:
+    """z + std * noise, z's gradient for its own; z itself is written to where nothing else is made of it.
+
+    For z that no operation's derivative needs, such as what a convolution or an average has just given: noise is
+    added in place, behind autograd's back, which has nothing to keep for it.
+
+    Shapes: (batch, channels, height, width), as z.
+    Raises: RuntimeError while the model is exported or traced.
+    """
+    _check_runs_here()
+    if source.mode == "fixed":
+        return z.add(draw_noise(source, z, layer), alpha=std)
+    lines = _in_memory_order(z)
+    if torch.compiler.is_compiling():
+        noisy: Tensor = torch.ops.kapdist.add_noise(lines, std, source.handle, layer)
+        return noisy if lines is z else noisy.permute(0, 3, 1, 2)
+    if not lines.is_contiguous() or torch._C._functorch.is_functorch_wrapped_tensor(z):
+        return z.add(draw_noise(source, z, layer), alpha=std)
+    flat = lines.detach().view(-1)
+    source.streams.add_fresh(flat, flat, std, layer)
+    return z
+
+
 def draw_noise(source: NoiseSource, z: Tensor, layer: int) -> Tensor:
     """Standard normal noise for z, without a gradient, in z's memory format.
 
     Shapes: (batch, channels, height, width), as z; batch is 1 in mode "fixed".
     Raises: RuntimeError while the model is exported or traced.
     """
+    _check_runs_here()
+    z = z.detach()
+    if source.mode == "fixed":
+        fixed: Tensor = torch.ops.kapdist.fixed_noise(z, (1, *z.shape[1:]), source.handle, layer)
+        return fixed
+    lines = _in_memory_order(z)
+    drawn: Tensor = torch.ops.kapdist.fresh_noise(z, lines.shape, source.handle, layer)
+    return drawn if lines is z else drawn.permute(0, 3, 1, 2)
+
+
+def _check_runs_here() -> None:
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         raise RuntimeError(
             "activation noise cannot be exported, its source is an object of this process: export within "
             "kapdist.kap.noise(model, 'off'), or what kapdist.kap.fold returns"
         )
-    batch, channels, height, width = z.shape
-    z = z.detach()
-    if source.mode == "fixed":
-        fixed: Tensor = torch.ops.kapdist.fixed_noise(z, (1, channels, height, width), source.handle, layer)
-        return fixed
-    # Drawn in memory order: torch fills a tensor that is not contiguous one by one, 5 times as slowly.
-    if z.is_contiguous(memory_format=torch.channels_last) and not z.is_contiguous():
-        shape = (batch, height, width, channels)
-        return _draw_fresh(source, z, shape, layer).permute(0, 3, 1, 2)
-    return _draw_fresh(source, z, (batch, channels, height, width), layer)
 
 
-def _draw_fresh(source: NoiseSource, z: Tensor, shape: tuple[int, ...], layer: int) -> Tensor:
-    if not torch.compiler.is_compiling():
-        return source.streams.fresh(
-            shape, layer, z
-        )  # an operator's way through the dispatcher costs time at every layer
-    drawn: Tensor = torch.ops.kapdist.fresh_noise(z, shape, source.handle, layer)
-    return drawn
+def _in_memory_order(z: Tensor) -> Tensor:
+    """z, or (batch, height, width, channels) for what lies in channels_last: places are counted in memory."""
+    last = z.is_contiguous(memory_format=torch.channels_last) and not z.is_contiguous()
+    return z.permute(0, 2, 3, 1) if last else z
 
 
-# torch.compile cannot follow a generator, and breaking the graph at each layer would leave it nothing to
-# compile. As operators the draws stay opaque to it; the tag keeps it from merging or repeating them.
-# Operators take no Python objects, so the source travels as its handle.
+# torch.compile cannot follow a stream, and breaking the graph at each layer would leave it nothing to compile. As
+# operators the draws stay opaque to it; the tag keeps it from merging or repeating them. Operators take no Python
+# objects, so the source travels as its handle.
 _SEEDED = (torch.Tag.nondeterministic_seeded,)
 _SCHEMA = "(Tensor like, SymInt[] shape, int source, int layer) -> Tensor"
 torch.library.define("kapdist::fresh_noise", _SCHEMA, tags=_SEEDED)
 torch.library.define("kapdist::fixed_noise", _SCHEMA, tags=_SEEDED)
+torch.library.define("kapdist::add_noise", "(Tensor z, float std, int source, int layer) -> Tensor", tags=_SEEDED)
 
 
 @torch.library.impl("kapdist::fresh_noise", "default")
@@ -113,10 +135,29 @@ def _fixed_noise(like: Tensor, shape: Sequence[int], source: int, layer: int) ->
     return _live_sources[source].streams.fixed(tuple(shape), layer, like)
 
 
+@torch.library.impl("kapdist::add_noise", "default")
+def _add_noise(z: Tensor, std: float, source: int, layer: int) -> Tensor:
+    noisy = torch.empty_like(z, memory_format=torch.contiguous_format)
+    _live_sources[source].streams.add_fresh(z.detach().contiguous().view(-1), noisy.view(-1), std, layer)
+    return noisy
+
+
 @torch.library.register_fake("kapdist::fresh_noise")
 @torch.library.register_fake("kapdist::fixed_noise")
 def _noise_meta(like: Tensor, shape: Sequence[int], source: int, layer: int) -> Tensor:
     return like.new_empty(shape)
+
+
+@torch.library.register_fake("kapdist::add_noise")
+def _add_noise_meta(z: Tensor, std: float, source: int, layer: int) -> Tensor:
+    return torch.empty_like(z, memory_format=torch.contiguous_format)
+
+
+def _pass_through(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    return grad, None, None, None
+
+
+torch.library.register_autograd("kapdist::add_noise", _pass_through)
 
 
 class NoisyLayer(nn.Module):
@@ -181,8 +222,8 @@ def noise_state(model: nn.Module) -> dict[str, Tensor]:
 def load_noise_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Continues the streams that `noise_state` saved.
 
-    A state of older versions, one stream for all layers, cannot be continued: the layers' streams begin anew, as
-    a function of it, with a warning.
+    A state of older versions, of torch's generators, cannot be continued: the layers' streams begin anew, as a
+    function of it, with a warning.
 
     Raises: ValueError when the model has another number of noise sources than the state.
     """
@@ -193,8 +234,11 @@ def load_noise_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     for number, source in enumerate(sources):
         streams = {key.partition(".")[2]: value for key, value in state.items() if key.startswith(f"{number}.")}
         seed = int(streams.pop("seed"))
-        if any("." not in place for place in streams):
-            warnings.warn("the noise state has one stream for all layers: their own ones begin anew", stacklevel=2)
+        if any(value.dtype == torch.uint8 for value in streams.values()):
+            warnings.warn(
+                "the noise state is of torch's generators, as older versions drew: its streams begin anew",
+                stacklevel=2,
+            )
             digest = [hashlib.blake2b(value.cpu().numpy().tobytes()).hexdigest() for value in streams.values()]
             seed, streams = mix(seed, *digest), {}
         source.load(seed, streams)

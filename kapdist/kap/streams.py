@@ -5,17 +5,20 @@ import hashlib
 import torch
 from torch import Tensor
 
+from kapdist.kap.draw import add_draw
+
 
 class Streams:
     """Standard normal draws; a layer's depend on the seed and on its own earlier draws, on no other layer's.
 
-    So the order in which layers draw is free: torch.compile runs branches in an order of its own.
+    So the order in which layers draw is free: torch.compile runs branches in an order of its own. A stream is a key
+    and a count of its draws, two numbers on the layer's device (`kapdist.kap.normal`).
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self._generators: dict[tuple[int, str], torch.Generator] = {}
-        self._saved: dict[tuple[int, str], Tensor] = {}  # of streams whose device has not been used yet
+        self._streams: dict[tuple[int, str], Tensor] = {}  # (key, draws, 0)
+        self._saved: dict[tuple[int, str], int] = {}  # draws, of streams whose device has not been used yet
         self._fixed: dict[int, Tensor] = {}
         self._begun_in = torch._C._current_graph_task_id()
 
@@ -23,6 +26,15 @@ class Streams:
         """New noise of this shape, of like's dtype and device.
 
         Raises: RuntimeError within a backward pass, unless the streams began within the same one.
+        """
+        drawn = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self.add_fresh(None, drawn.view(-1), 1.0, layer)
+        return drawn
+
+    def add_fresh(self, z: Tensor | None, out: Tensor, std: float, layer: int) -> None:
+        """Writes z (without one, 0) + std * new noise into out, which may be z: flat and contiguous both.
+
+        Raises: RuntimeError as `fresh` does.
         """
         # A forward within a backward works out again what was not kept, and has to see the same noise. Who seeds
         # anew within the pass says which noise that is.
@@ -32,8 +44,7 @@ class Streams:
                 "other noise there than in the forward pass; use kapdist.kap.noise(model, 'off' or 'fixed'), or "
                 "no checkpointing"
             )
-        normal = torch.empty(shape, dtype=like.dtype, device=like.device)
-        return normal.normal_(generator=self._generator(layer, like.device))
+        add_draw(z, out, std, self._stream(layer, out.device))
 
     def fixed(self, shape: tuple[int, ...], layer: int, like: Tensor) -> Tensor:
         """The layer's own noise of this shape, of like's dtype and device."""
@@ -46,26 +57,25 @@ class Streams:
         return self._fixed[layer].to(like.dtype, copy=True)
 
     def states(self) -> dict[str, Tensor]:
-        """The state of each stream that has begun, as "<layer>.<device type>"."""
-        now = self._saved | {place: generator.get_state() for place, generator in self._generators.items()}
-        return {f"{layer}.{kind}": state for (layer, kind), state in sorted(now.items())}
+        """How many draws each stream that has begun has made, as "<layer>.<device type>"."""
+        now = self._saved | {place: int(stream[1]) for place, stream in self._streams.items()}
+        return {f"{layer}.{kind}": torch.tensor(draws) for (layer, kind), draws in sorted(now.items())}
 
     def load_states(self, states: dict[str, Tensor]) -> None:
-        for place, state in states.items():
+        for place, draws in states.items():
             layer, _, kind = place.partition(".")
-            self._saved[int(layer), kind] = state.cpu().clone()
+            self._saved[int(layer), kind] = int(draws)
 
-    def _generator(self, layer: int, device: torch.device) -> torch.Generator:
+    def _stream(self, layer: int, device: torch.device) -> Tensor:
         place = (layer, device.type)
-        generator = self._generators.get(place)
-        if generator is None or generator.device.index not in (None, device.index):
-            if generator is not None:  # the model moved to another device of this type: the stream moves along
-                self._saved[place] = generator.get_state()
-            generator = torch.Generator(device=device).manual_seed(mix(self.seed, "fresh", layer))
-            if place in self._saved:
-                generator.set_state(self._saved.pop(place))
-            self._generators[place] = generator
-        return generator
+        stream = self._streams.get(place)
+        if stream is None or (device.index is not None and stream.device != device):
+            if stream is not None:  # the model moved to another device of this type: the stream moves along
+                self._saved[place] = int(stream[1])
+            with torch.inference_mode(False):
+                start = [mix(self.seed, "fresh", layer), self._saved.pop(place, 0), 0]
+                stream = self._streams[place] = torch.tensor(start, device=device)
+        return stream
 
 
 def mix(seed: int, *identity: int | str) -> int:

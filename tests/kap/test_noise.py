@@ -179,13 +179,16 @@ def test_saved_state_continues_the_stream(x: Tensor, tmp_path: Path) -> None:
         assert torch.equal(other(x), model(x))
 
 
-def test_a_state_of_one_stream_for_all_layers_begins_new_ones(x: Tensor) -> None:
+@pytest.mark.parametrize("place", ["0.cpu", "0.1.cpu"])
+def test_a_state_of_generators_begins_new_streams(x: Tensor, place: str) -> None:
     """As older versions wrote it: every rank's differs, and so must what it continues with."""
     model = small_cnn()
-    old = [{"0.seed": torch.tensor(11), "0.cpu": torch.Generator().manual_seed(s).get_state()} for s in (1, 1, 2)]
+    old = [{"0.seed": torch.tensor(11), place: torch.Generator().manual_seed(s).get_state()} for s in (1, 1, 2)]
     logits = []
     for state in old:
-        with pytest.warns(UserWarning, match="one stream for all layers: their own ones begin anew"):
+        with pytest.warns(
+            UserWarning, match="of torch's generators, as older versions drew: its streams begin anew"
+        ):
             load_noise_state(model, state)
         logits.append(model(x))
     assert torch.equal(logits[0], logits[1])

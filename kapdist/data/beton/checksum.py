@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numba import types as numba_types
 
-from kapdist.data.load.jit import compiled
+from kapdist.jit import compiled
 
 types: Any = numba_types  # numba's own annotations do not know that a type can be called
 

@@ -15,7 +15,6 @@ from numba.core.typing import signature
 from kapdist.data.beton.checksum import checksums, xxh64
 from kapdist.data.beton.layout import DamagedImageError, Layout
 from kapdist.data.load.ffcv import AllocationQuery, SimpleRGBImageDecoder, State, lib
-from kapdist.data.load.jit import compiled
 from kapdist.data.load.pillow import compile_resampling, resample
 from kapdist.data.load.pixels import (
     FULL,
@@ -32,6 +31,7 @@ from kapdist.data.load.pixels import (
 from kapdist.data.load.resample import AREA
 from kapdist.data.load.retouch import make_retouch
 from kapdist.data.load.workers import Workers
+from kapdist.jit import compiled
 
 # By name instead of by address, as FFCV calls it, so that compiled code may be cached on disk.
 llvmlite.binding.add_symbol("kapdist_ffcv_imdecode", ctypes.cast(lib.imdecode, ctypes.c_void_p).value)

@@ -9,8 +9,8 @@ import numpy as np
 from numba import njit
 
 from kapdist.data.load.augment import GOLDEN, erased, hole, mix, noise_stream
-from kapdist.data.load.jit import compiled
 from kapdist.data.load.pixels import array_type, types
+from kapdist.jit import compiled
 
 
 @njit(nogil=True)

@@ -12,7 +12,6 @@ import numpy as np
 from numba import njit
 
 from kapdist.data.load.augment import operation
-from kapdist.data.load.jit import compiled
 from kapdist.data.load.operations import (
     POSTERIZE,
     ROTATE,
@@ -24,6 +23,7 @@ from kapdist.data.load.operations import (
     operate,
 )
 from kapdist.data.load.pixels import array_type, types
+from kapdist.jit import compiled
 
 MOST = 30  # the largest magnitude
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit, types
 
-from kapdist.data.load.jit import compiled
 from kapdist.data.load.resize import U1, U2, U3
+from kapdist.jit import compiled
 
 AREA, BILINEAR, BICUBIC = 0, 1, 2
 INTERPOLATIONS = {"area": AREA, "bilinear": BILINEAR, "bicubic": BICUBIC}

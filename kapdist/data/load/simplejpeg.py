@@ -16,7 +16,6 @@ import torch
 
 from kapdist.data.beton.checksum import compiled_checksum
 from kapdist.data.beton.layout import DamagedImageError
-from kapdist.data.load.jit import compiled
 from kapdist.data.load.passes import Pass
 from kapdist.data.load.pillow import compile_resampling, resample
 from kapdist.data.load.pixels import FULL, JPEG, array_type, crop_window, eighths, render, scaled, types
@@ -27,6 +26,7 @@ from kapdist.data.load.storage import MappedFile
 from kapdist.data.load.task import Task
 from kapdist.data.load.workers import Workers
 from kapdist.errors import InputError
+from kapdist.jit import compiled
 
 
 def scale_of(key, image, height, width, crop, centre_ratio, side):  # type: ignore[no-untyped-def]

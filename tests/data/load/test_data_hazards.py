@@ -21,11 +21,11 @@ from kapdist.data.beton.write import write_beton
 from kapdist.data.beton.writer import WriterError
 from kapdist.data.load.decode import Decoder
 from kapdist.data.load.ffcv import nothing_compiled
-from kapdist.data.load.jit import cache_directory, cached
 from kapdist.data.load.loader import Loader
 from kapdist.data.load.order import epoch_order
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
+from kapdist.jit import cache_directory, cached
 
 BATCHES = np.array_split(np.arange(300), 30)
 

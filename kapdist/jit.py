@@ -19,11 +19,18 @@ from kapdist.environment import cache_root, package_version
 config: Any = numba_config  # its settings are made at run time
 
 HERE = Path(__file__).parent
-JITTED = (
-    *("augment", "decode", "erase", "jit", "operations", "pixels", "rand_augment", "resample", "resize"),
+_LOADING = (
+    "augment",
+    "decode",
+    "erase",
+    "operations",
+    "pixels",
+    "rand_augment",
+    "resample",
+    "resize",
     "simplejpeg",
-    "../beton/checksum",
 )
+JITTED = ("jit", "data/beton/checksum", "kap/normal_cpu", *(f"data/load/{name}" for name in _LOADING))
 
 
 class ByCode(caching.UserProvidedCacheLocator):
