@@ -22,6 +22,7 @@ from kapdist.train.batches import InputNoise
 from kapdist.train.job import Job, LastEvaluation
 from kapdist.train.metrics import LossMeter
 from kapdist.train.optim import make_optimizer
+from kapdist.train.speed import Speed
 
 SIDE, CLASSES = 8, 5
 CPU = torch.device("cpu")
@@ -54,7 +55,19 @@ def make_job(config: Config, model: nn.Module, num_images: int, ranks: Ranks | N
     running = ENGINES[settings.name](model, make_optimizer(model, config.optim), settings, ranks)
     adversary = Adversary(config, plan, plan.adversarial, running, ranks) if plan.adversarial else None
     noise, meter = InputNoise(0.0, config.seed, CPU), LossMeter(ranks)
-    parts = (RunDir(Path("none")), plan, running, None, *[NOTHING] * 4, noise, adversary, meter, LastEvaluation())
+    speed = Speed(ranks, None, lambda side: None)
+    parts = (
+        RunDir(Path("none")),
+        plan,
+        running,
+        None,
+        *[NOTHING] * 4,
+        noise,
+        adversary,
+        meter,
+        speed,
+        LastEvaluation(),
+    )
     return Job(config, ranks, *parts, *[NOTHING] * 4)
 
 
