@@ -4,8 +4,9 @@
 
 From memory: the trainer's loop, engine and all, beside a loop of forward, backward and update, on random images
 that lie on the device. From files: its loop and loader on a beton of JPEGs beside timm's on a folder of the same
-JPEGs. timm's wheel has no train.py: its side is that script's loop, written from timm's create_model, create_optimizer_v2,
-create_dataset and create_loader, with the same autocast. Each round takes `steps` steps of everybody in turn.
+JPEGs. timm's wheel has no train.py: its side is that script's loop, written from timm's create_model,
+create_optimizer_v2, create_dataset and create_loader, with the same autocast. Each round takes `steps` steps of
+everybody in turn.
 """
 
 from __future__ import annotations
