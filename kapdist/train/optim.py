@@ -45,7 +45,12 @@ def make_optimizer(model: nn.Module, config: OptimConfig, fused: bool = False) -
 
 def make_sgd(groups: list[dict[str, object]], config: OptimConfig, **settings: Any) -> torch.optim.Optimizer:
     nesterov = config.nesterov and config.momentum > 0
-    return torch.optim.SGD(groups, momentum=config.momentum, nesterov=nesterov, **settings)
+    optimizer = torch.optim.SGD(groups, momentum=config.momentum, nesterov=nesterov, **settings)
+    if settings["fused"] and config.momentum:
+        # torch would begin with memory as it finds it, and leave it so where the first step overflows.
+        for weight in (weight for group in optimizer.param_groups for weight in group["params"]):
+            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return optimizer
 
 
 def make_adamw(groups: list[dict[str, object]], config: OptimConfig, **settings: Any) -> torch.optim.Optimizer:
