@@ -4,7 +4,7 @@ from kapdist.kap.average import kernel_average
 from kapdist.kap.conv import KAPConv2d
 from kapdist.kap.fold import fold
 from kapdist.kap.kapify import kapify
-from kapdist.kap.noise import load_noise_state, noise, noise_generators, noise_state, seed_noise
+from kapdist.kap.noise import load_noise_state, noise, noise_state, seed_noise
 from kapdist.kap.norms import NoNormError
 from kapdist.kap.pool import KernelAveragePool
 from kapdist.kap.topography import kernel_similarity
@@ -19,7 +19,6 @@ __all__ = [
     "kernel_similarity",
     "load_noise_state",
     "noise",
-    "noise_generators",
     "noise_state",
     "seed_noise",
 ]

@@ -178,12 +178,6 @@ def noise_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def noise_generators(model: nn.Module) -> list[torch.Generator]:
-    """The generators on GPUs that the model's fresh noise has drawn from: a CUDA graph has to know them."""
-    drawn = [generator for source in _sources(model) for generator in source.streams.generators()]
-    return [generator for generator in drawn if generator.device.type == "cuda"]
-
-
 def load_noise_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Continues the streams that `noise_state` saved.
 

@@ -45,10 +45,6 @@ class Streams:
         self._fixed[layer] = image.to(like.device)
         return self._fixed[layer].to(like.dtype, copy=True)
 
-    def generators(self) -> list[torch.Generator]:
-        """The generators of the streams that have begun."""
-        return list(self._generators.values())
-
     def states(self) -> dict[str, Tensor]:
         """The state of each stream that has begun, as "<layer>.<device type>"."""
         now = self._saved | {place: generator.get_state() for place, generator in self._generators.items()}

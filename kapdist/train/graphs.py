@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kapdist import kap
 from kapdist.errors import InputError
+from kapdist.kap.noise import layers_with_noise
 from kapdist.train.adversarial import Part
 
 WARM_UP_STEPS = 11
@@ -76,7 +76,7 @@ class Graphs:
 
     def record(self, parts: Sequence[Part], compute: Compute) -> Recorded:
         graph = torch.cuda.CUDAGraph()
-        for generator in kap.noise_generators(self.model):
+        for generator in generators_of(self.model):
             graph.register_generator_state(generator)
         try:
             # Threads that load, save and watch go on: theirs is not what is recorded.
@@ -90,6 +90,13 @@ class Graphs:
         """Let go of all graphs: a group of ranks cannot be left while one holds its messages."""
         self.recorded.clear()
         self.inputs.clear()
+
+
+def generators_of(model: nn.Module) -> list[torch.Generator]:
+    """Return the generators on GPUs that the model's noise draws from; a stream may be a tensor instead."""
+    streams = {layer.noise_source.streams for layer in layers_with_noise(model)}
+    drawn = [generator for one in streams for generator in vars(one).get("_generators", {}).values()]
+    return [generator for generator in drawn if generator.device.type == "cuda"]
 
 
 def fill(place: Part, part: Part) -> None:
