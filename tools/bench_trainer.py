@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,6 @@ from kapdist.train.stop import Stop
 from kapdist.train.watchdog import Watchdog
 
 CLASSES = 1000
-JPEG_SIDES, JPEG_QUALITY = (375, 500), 90  # the median of ImageNet's, and ffcv-imagenet's
 
 Steps = Callable[[], None]
 """Takes the steps of one round."""
@@ -213,69 +211,6 @@ def timms_files(setting: Setting, folder: Path) -> Iterator[tuple[Tensor, Tensor
         yield from ((images.to(setting.device), labels.to(setting.device)) for images, labels in loader)
 
 
-def photographs(folder: Path, num_images: int, workers: int) -> None:
-    """Write JPEGs of smooth noise with some grain, which take about as long as photographs, in class folders."""
-    import simplejpeg
-
-    def write(number: int) -> None:
-        random = np.random.default_rng(number)
-        height, width = JPEG_SIDES
-        coarse = torch.from_numpy(random.random((1, 3, 12, 16), np.float32))
-        smooth = F.interpolate(coarse, (height, width), mode="bilinear")[0].permute(1, 2, 0).numpy()
-        pixels = 255 * smooth + random.normal(0, 6, smooth.shape).astype(np.float32)
-        image = np.ascontiguousarray(pixels.clip(0, 255).astype(np.uint8))
-        path = folder / f"class-{number % 10}" / f"{number:06d}.jpeg"
-        path.write_bytes(simplejpeg.encode_jpeg(image, quality=JPEG_QUALITY, colorsubsampling="420"))
-
-    for label in range(10):
-        (folder / f"class-{label}").mkdir(parents=True)
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(write, range(num_images)))
-
-
-def as_beton(folder: Path, beton: Path) -> None:
-    """Write the JPEGs of class folders, byte for byte, as `kapdist data write` does where there is an FFCV."""
-    from kapdist.data.beton import container
-    from kapdist.data.beton.checksum import compiled_checksum
-    from kapdist.data.beton.layout import read_layout
-    from kapdist.data.beton.manifest import Manifest, content_fingerprint, write_manifest
-    from kapdist.run.files import file_sha256
-
-    paths = sorted(folder.glob("*/*.jpeg"))
-    names = tuple(sorted(path.name for path in folder.iterdir()))
-    contents = [path.read_bytes() for path in paths]
-    records = np.zeros(len(paths), container.RECORD)
-    records["label"] = [names.index(path.parent.name) for path in paths]
-    records["size"], records["kept"] = [len(content) for content in contents], 1
-    records["height"], records["width"] = JPEG_SIDES
-    page = 1 << 21
-    start = container.data_start(len(paths), page)
-    begins, end = container.place(0, records["size"], page)
-    container.begin(beton, len(paths), page)
-    with beton.open("r+b") as file:
-        for begin, content in zip(begins.tolist(), contents, strict=True):
-            file.seek(start + begin)
-            file.write(content)
-    container.finish(beton, records, begins, end, start, page)
-    sums = np.empty(len(paths), np.uint64)
-    compiled_checksum()(np.memmap(beton, np.uint8, "r"), start + begins, records["size"].astype(np.int64), sums)
-    facts = {"smallest": JPEG_SIDES, "largest": JPEG_SIDES, "encoding": "jpeg", "max_side": None, "skipped": ()}
-    manifest = Manifest(
-        source="bench",
-        num_images=len(paths),
-        class_names=names,
-        per_class=tuple(np.bincount(records["label"]).tolist()),
-        **facts,
-        size_bytes=beton.stat().st_size,
-        sha256=file_sha256(beton),
-        layout_sha256=read_layout(beton).sha256,
-        fingerprint=content_fingerprint(sums, records["label"], names),
-        packages={},
-        checksums=sums,
-    )
-    write_manifest(beton, manifest)
-
-
 def from_beton(setting: Setting, beton: Path) -> Callable[[Config, Plan], Iterator[Batch]]:
     """Return what makes the trainer's batches of a beton, by its own loader and order."""
     from kapdist.data.beton.layout import open_beton
@@ -314,6 +249,8 @@ def contestants(setting: Setting, num_images: int, folder: Path, stack: contextl
         print("timm: not installed, left out")
     if not num_images:
         return found
+    from photographs import as_beton, photographs  # what they are made with may be absent
+
     started = time.perf_counter()
     photographs(folder / "jpeg", num_images, setting.workers)
     as_beton(folder / "jpeg", folder / "train.beton")
