@@ -101,10 +101,15 @@ def on_device(setting: Setting) -> list[Batch]:
     ]
 
 
+def placed(model: nn.Module, setting: Setting) -> nn.Module:
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    return model.to(setting.device).train()
+
+
 def bare(setting: Setting, batches: list[Batch]) -> Steps:
     """Forward, backward, update, and nothing else."""
     config = setting.config(graphs=False)
-    model = build_model(config.model, config.kap).to(setting.device, memory_format=torch.channels_last).train()
+    model = placed(build_model(config.model, config.kap), setting)
     optimizer = make_optimizer(model, config.optim, fused=setting.device.type == "cuda")
     source = itertools.cycle(batches)
 
@@ -135,7 +140,7 @@ def trainer(setting: Setting, source: Any, num_images: int, graphs: bool, stack:
     config = setting.config(graphs)
     ranks = Ranks(device=setting.device)
     plan = make_plan(config, num_images, 1)
-    model = build_model(config.model, config.kap).to(setting.device, memory_format=torch.channels_last).train()
+    model = placed(build_model(config.model, config.kap), setting)
     optimizer = make_optimizer(model, config.optim, fused=ranks.on_gpu)
     engine = DDPEngine(model, optimizer, config.engine, ranks)
     run = RunDir(Path(stack.enter_context(tempfile.TemporaryDirectory())))
@@ -145,12 +150,13 @@ def trainer(setting: Setting, source: Any, num_images: int, graphs: bool, stack:
     watchdog = Watchdog(run.root, ranks, 600.0, run.failed)
     recorded = Graphs(model, mixes=False) if graphs else None
     batches, counter = source(config, plan), itertools.count(0, setting.steps)
-    parts = noise, None, LossMeter(ranks), speed, LastEvaluation(), nothing, nothing, Stop(ranks), watchdog
+    data = nothing, nothing, nothing, nothing
+    parts: Any = noise, None, LossMeter(ranks), speed, LastEvaluation(), nothing, nothing, Stop(ranks), watchdog
 
     def steps() -> None:
         step = next(counter)
         until = Until(**{**vars(plan), "last": step + setting.steps})
-        job = Job(config, ranks, run, until, engine, None, *[nothing] * 4, *parts, graphs=recorded)
+        job = Job(config, ranks, run, until, engine, None, *data, *parts, graphs=recorded)
         take_steps(job, batches, step, WithoutEvaluation(config.train, until, step), metrics)
 
     return steps
@@ -172,8 +178,7 @@ def timms(setting: Setting, batches: Iterator[tuple[Tensor, Tensor]]) -> Steps:
     import timm
     from timm.optim import create_optimizer_v2
 
-    model = timm.create_model("resnet50", num_classes=CLASSES)
-    model = model.to(setting.device, memory_format=torch.channels_last).train()
+    model = placed(timm.create_model("resnet50", num_classes=CLASSES), setting)
     optimizer = create_optimizer_v2(model, opt="sgd", lr=0.1, weight_decay=1e-4, momentum=0.9)
     loss_of = nn.CrossEntropyLoss(label_smoothing=0.1)
 

@@ -40,7 +40,6 @@ def photographs(folder: Path, num_images: int, workers: int) -> None:
 
 def as_beton(folder: Path, beton: Path) -> None:
     """Write the JPEGs of class folders, byte for byte, as `kapdist data write` does where there is an FFCV."""
-
     paths = sorted(folder.glob("*/*.jpeg"))
     names = tuple(sorted(path.name for path in folder.iterdir()))
     contents = [path.read_bytes() for path in paths]
@@ -59,13 +58,16 @@ def as_beton(folder: Path, beton: Path) -> None:
     container.finish(beton, records, begins, end, start, page)
     sums = np.empty(len(paths), np.uint64)
     compiled_checksum()(np.memmap(beton, np.uint8, "r"), start + begins, records["size"].astype(np.int64), sums)
-    facts = {"smallest": JPEG_SIDES, "largest": JPEG_SIDES, "encoding": "jpeg", "max_side": None, "skipped": ()}
     manifest = Manifest(
         source="bench",
         num_images=len(paths),
         class_names=names,
         per_class=tuple(np.bincount(records["label"]).tolist()),
-        **facts,
+        smallest=JPEG_SIDES,
+        largest=JPEG_SIDES,
+        encoding=f"jpeg quality {JPEG_QUALITY}",
+        max_side=None,
+        skipped=(),
         size_bytes=beton.stat().st_size,
         sha256=file_sha256(beton),
         layout_sha256=read_layout(beton).sha256,
