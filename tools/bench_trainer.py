@@ -1,6 +1,6 @@
 """The trainer's images/s on one device: beside a bare loop, and beside timm's own parts where timm is installed.
 
-    python tools/bench_trainer.py [--device cuda] [--rounds 5] [--steps 20] [--batch-size 256] [--pixels 160]
+    python tools/bench_trainer.py [--device cuda] [--rounds 4] [--steps 15] [--batch-size 256] [--pixels 160]
 
 From memory: the trainer's loop, engine and all, beside a loop of forward, backward and update, on random images
 that lie on the device. From files: its loop and loader on a beton of JPEGs beside timm's on a folder of the same
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ from kapdist.train.stop import Stop
 from kapdist.train.watchdog import Watchdog
 
 CLASSES = 1000
+COPIES = 20  # of each file in an epoch: a round should hold no end of one
 
 Steps = Callable[[], None]
 """Takes the steps of one round."""
@@ -153,11 +154,13 @@ def trainer(setting: Setting, source: Any, num_images: int, graphs: bool, stack:
     data = nothing, nothing, nothing, nothing
     parts: Any = noise, None, LossMeter(ranks), speed, LastEvaluation(), nothing, nothing, Stop(ranks), watchdog
 
+    job = Job(config, ranks, run, plan, engine, None, *data, *parts)
+
     def steps() -> None:
         step = next(counter)
         until = Until(**{**vars(plan), "last": step + setting.steps})
-        job = Job(config, ranks, run, until, engine, None, *data, *parts, graphs=recorded)
-        take_steps(job, batches, step, WithoutEvaluation(config.train, until, step), metrics)
+        clock = WithoutEvaluation(config.train, until, step)
+        take_steps(replace(job, plan=until, graphs=recorded), batches, step, clock, metrics)
 
     return steps
 
@@ -254,16 +257,17 @@ def contestants(setting: Setting, num_images: int, folder: Path, stack: contextl
         print("timm: not installed, left out")
     if not num_images:
         return found
-    from photographs import as_beton, photographs  # what they are made with may be absent
+    from photographs import as_beton, link_copies, photographs  # what they are made with may be absent
 
     started = time.perf_counter()
     photographs(folder / "jpeg", num_images, setting.workers)
-    as_beton(folder / "jpeg", folder / "train.beton")
+    as_beton(folder / "jpeg", folder / "train.beton", COPIES)
+    link_copies(folder / "jpeg", COPIES)
     size = statistics.mean(path.stat().st_size for path in folder.glob("jpeg/*/*")) / 1000
     print(f"{num_images} JPEGs of {size:.0f} kB on average, written in {time.perf_counter() - started:.1f} s")
     graphs = setting.device.type == "cuda"
     found["trainer, files"] = trainer(
-        setting, from_beton(setting, folder / "train.beton"), num_images, graphs, stack
+        setting, from_beton(setting, folder / "train.beton"), num_images * COPIES, graphs, stack
     )
     if have_timm:
         found["timm, files"] = timms(setting, timms_files(setting, folder / "jpeg"))
@@ -322,8 +326,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if cuda else "cpu")
     parser.add_argument("--precision", choices=("bf16", "fp16", "fp32"), default="bf16" if cuda else "fp32")
-    parser.add_argument("--rounds", type=int, default=5 if cuda else 2)
-    parser.add_argument("--steps", type=int, default=20 if cuda else 2, help="of each round")
+    parser.add_argument("--rounds", type=int, default=4 if cuda else 2)
+    parser.add_argument("--steps", type=int, default=15 if cuda else 2, help="of each round")
     parser.add_argument("--batch-size", type=int, default=256 if cuda else 4)
     parser.add_argument("--pixels", type=int, default=160 if cuda else 32)
     parser.add_argument("--width", type=float, default=1.0 if cuda else 0.125)
@@ -350,7 +354,8 @@ def main() -> None:
     with contextlib.ExitStack() as stack, stream:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         found = contestants(setting, num_images, folder, stack)
-        warm_up = math.ceil(14 / setting.steps)  # graphs are recorded after eleven steps
+        # Graphs are recorded after eleven steps, and one of logged ones.
+        warm_up = math.ceil(30 / setting.steps) if cuda else 1
         for line in report(measure(found, setting, options.rounds, warm_up)):
             print(line, flush=True)
 

@@ -38,8 +38,18 @@ def photographs(folder: Path, num_images: int, workers: int) -> None:
         list(pool.map(write, range(num_images)))
 
 
-def as_beton(folder: Path, beton: Path) -> None:
-    """Write the JPEGs of class folders, byte for byte, as `kapdist data write` does where there is an FFCV."""
+def link_copies(folder: Path, copies: int) -> None:
+    """Let each file appear so many times, for an epoch that is longer than what was written."""
+    for path in list(folder.glob("*/*.jpeg")):
+        for copy in range(1, copies):
+            path.with_name(f"{path.stem}-{copy}.jpeg").hardlink_to(path)
+
+
+def as_beton(folder: Path, beton: Path, copies: int = 1) -> None:
+    """Write the JPEGs of class folders, byte for byte, as `kapdist data write` does where there is an FFCV.
+
+    Of `copies` of an image the bytes are there once.
+    """
     paths = sorted(folder.glob("*/*.jpeg"))
     names = tuple(sorted(path.name for path in folder.iterdir()))
     contents = [path.read_bytes() for path in paths]
@@ -48,19 +58,20 @@ def as_beton(folder: Path, beton: Path) -> None:
     records["size"], records["kept"] = [len(content) for content in contents], 1
     records["height"], records["width"] = JPEG_SIDES
     page = 1 << 21
-    start = container.data_start(len(paths), page)
+    start = container.data_start(copies * len(paths), page)
     begins, end = container.place(0, records["size"], page)
     container.begin(beton, len(paths), page)
     with beton.open("r+b") as file:
         for begin, content in zip(begins.tolist(), contents, strict=True):
             file.seek(start + begin)
             file.write(content)
+    records, begins = np.tile(records, copies), np.tile(begins, copies)
     container.finish(beton, records, begins, end, start, page)
-    sums = np.empty(len(paths), np.uint64)
+    sums = np.empty(len(records), np.uint64)
     compiled_checksum()(np.memmap(beton, np.uint8, "r"), start + begins, records["size"].astype(np.int64), sums)
     manifest = Manifest(
         source="bench",
-        num_images=len(paths),
+        num_images=len(records),
         class_names=names,
         per_class=tuple(np.bincount(records["label"]).tolist()),
         smallest=JPEG_SIDES,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kapdist.config import EngineConfig, OptimConfig
-from kapdist.engine import DDPEngine, Ranks
+from kapdist.engine import ENGINES, DDPEngine, Ranks
+from kapdist.engine.ddp import wrap
 from kapdist.engine.numerics import computing
 from kapdist.kap import kapify
 from kapdist.train.job import Job
@@ -167,18 +169,57 @@ def test_a_gpu_is_waited_for_in_no_step_that_is_not_measured(kind: str, precisio
             torch.cuda.set_sync_debug_mode("default")
 
 
+def end_of(kind: str, precision: str, graphs: bool) -> dict[str, torch.Tensor]:
+    """Return what a GPU ends with after forty steps, every fourth of them measured."""
+    with gpu(deterministic=True) as ranks:
+        job = job_of(kind, ranks, precision=precision, graphs=graphs)
+        list(take(job, 40, measured=4))
+        if job.graphs:
+            assert len(job.graphs.recorded) == 2, "measured and not"
+            job.graphs.release()
+        state = job.engine.state()["model"] | job.ema.module.state_dict(prefix="ema.")
+        return {name: tensor.clone() for name, tensor in state.items()} | {"loss": job.meter.sum.clone()}
+
+
 @NEEDS_GPU
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_recorded_steps_are_the_others_to_the_last_bit(kind: str, precision: str) -> None:
-    ends = []
-    for graphs in (False, True):
-        with gpu(deterministic=True) as ranks:
-            job = job_of(kind, ranks, precision=precision, graphs=graphs)
-            list(take(job, 40, measured=4))
-            if job.graphs:
-                assert len(job.graphs.recorded) == 2, "measured and not"
-                job.graphs.release()
-            state = job.engine.state()["model"] | job.ema.module.state_dict(prefix="ema.")
-            ends.append({name: tensor.clone() for name, tensor in state.items()} | {"loss": job.meter.sum.clone()})
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    launched, recorded = (end_of(kind, precision, graphs) for graphs in (False, True))
+    assert all(torch.equal(launched[name], recorded[name]) for name in launched)
+
+
+class Wrapped(DDPEngine):
+    """DDP, its messages and all, around the model of a rank that is alone."""
+
+    def start(self, config: EngineConfig) -> None:
+        super().start(config)
+        self.network = wrap(self.network)
+
+    def forward_each(self, *batches: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with self.autocast():
+            return self.network(*batches)
+
+    @contextlib.contextmanager
+    def accumulating(self, more: bool) -> Iterator[None]:
+        with self.network.no_sync() if more else contextlib.nullcontext():
+            yield
+
+
+@NEEDS_GPU
+@pytest.mark.parametrize("kind", ["plain", "accumulated", "trades"])
+def test_recorded_messages_are_the_others_to_the_last_bit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of NCCL; the group can be left once graphs are let go of."""
+    alone = end_of(kind, "bf16", False)
+    monkeypatch.setitem(ENGINES, "ddp", Wrapped)
+    device = torch.device("cuda", 0)
+    torch.distributed.init_process_group(
+        "nccl", store=torch.distributed.HashStore(), rank=0, world_size=1, device_id=device
+    )
+    try:
+        ends = [end_of(kind, "bf16", graphs) for graphs in (False, True)]
+    finally:
+        gc.collect()
+        torch.distributed.destroy_process_group()
+    for end in ends:
+        assert all(torch.equal(alone[name], end[name]) for name in alone)
