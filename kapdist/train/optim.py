@@ -54,7 +54,9 @@ def make_sgd(groups: list[dict[str, object]], config: OptimConfig, **settings: A
 
 
 def make_adamw(groups: list[dict[str, object]], config: OptimConfig, **settings: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, **settings)
+    lr = settings["lr"]
+    recorded = isinstance(lr, Tensor) and lr.is_cuda  # torch wants to be told that a graph may hold its steps
+    return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, capturable=recorded, **settings)
 
 
 OPTIMIZERS = {"sgd": make_sgd, "adamw": make_adamw}

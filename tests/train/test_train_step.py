@@ -169,10 +169,10 @@ def test_a_gpu_is_waited_for_in_no_step_that_is_not_measured(kind: str, precisio
             torch.cuda.set_sync_debug_mode("default")
 
 
-def end_of(kind: str, precision: str, graphs: bool) -> dict[str, torch.Tensor]:
+def end_of(kind: str, precision: str, graphs: bool, optim: dict[str, Any] | None = None) -> dict[str, torch.Tensor]:
     """Return what a GPU ends with after forty steps, every fourth of them measured."""
     with gpu(deterministic=True) as ranks:
-        job = job_of(kind, ranks, precision=precision, graphs=graphs)
+        job = job_of(kind, ranks, optim, precision=precision, graphs=graphs)
         list(take(job, 40, measured=4))
         if job.graphs:
             assert len(job.graphs.recorded) == 2, "measured and not"
@@ -204,6 +204,13 @@ class Wrapped(DDPEngine):
     def accumulating(self, more: bool) -> Iterator[None]:
         with self.network.no_sync() if more else contextlib.nullcontext():
             yield
+
+
+@NEEDS_GPU
+def test_recorded_steps_of_adamw_are_the_others_to_the_last_bit() -> None:
+    told = {"name": "adamw", "lr": 0.01}
+    launched, recorded = (end_of("mixup", "fp16", graphs, told) for graphs in (False, True))
+    assert all(torch.equal(launched[name], recorded[name]) for name in launched)
 
 
 @NEEDS_GPU
