@@ -19,12 +19,13 @@ from kapdist.plan.training import make_plan, part
 from kapdist.run.paths import RunDir
 from kapdist.train.adversarial import Adversary
 from kapdist.train.batches import InputNoise
+from kapdist.train.graphs import Graphs
 from kapdist.train.job import Job, LastEvaluation
 from kapdist.train.metrics import LossMeter
-from kapdist.train.optim import make_optimizer
+from kapdist.train.optim import make_ema, make_optimizer
+from kapdist.train.speed import Speed
 
 SIDE, CLASSES = 8, 5
-CPU = torch.device("cpu")
 NOTHING: Any = SimpleNamespace()
 
 
@@ -47,15 +48,18 @@ def linear() -> nn.Module:
 
 
 def make_job(config: Config, model: nn.Module, num_images: int, ranks: Ranks | None = None, **engine: Any) -> Job:
-    """Put a job together around a model, with an engine's keys."""
+    """Put a job together around a model, with an engine's keys, on the ranks' device."""
     ranks = ranks or Ranks()
-    settings = EngineConfig(**{"device": "cpu", "channels_last": False} | engine)
+    settings = EngineConfig(**{"device": ranks.device.type, "channels_last": False} | engine)
     plan = make_plan(config, num_images, ranks.world_size)
-    running = ENGINES[settings.name](model, make_optimizer(model, config.optim), settings, ranks)
+    model, ema = model.to(ranks.device), make_ema(model, config.optim)
+    optimizer = make_optimizer(model, config.optim, fused=ranks.on_gpu)
+    running = ENGINES[settings.name](model, optimizer, settings, ranks, config.optim.clip_grad_norm)
     adversary = Adversary(config, plan, plan.adversarial, running, ranks) if plan.adversarial else None
-    noise, meter = InputNoise(0.0, config.seed, CPU), LossMeter(ranks)
-    parts = (RunDir(Path("none")), plan, running, None, *[NOTHING] * 4, noise, adversary, meter, LastEvaluation())
-    return Job(config, ranks, *parts, *[NOTHING] * 4)
+    noise, speed = InputNoise(0.0, config.seed, ranks.device), Speed(ranks, None, lambda side: None)
+    parts = *[NOTHING] * 4, noise, adversary, LossMeter(ranks), speed, LastEvaluation(), *[NOTHING] * 4
+    graphs = Graphs(model, config.train.mixup_alpha > 0) if settings.graphs else None
+    return Job(config, ranks, RunDir(Path("none")), plan, running, ema, *parts, graphs=graphs)
 
 
 def pictures(num_images: int, side: int = SIDE) -> tuple[torch.Tensor, torch.Tensor]:

@@ -36,6 +36,7 @@ from kapdist.train.job import Job, LastEvaluation
 from kapdist.train.loop import take_steps
 from kapdist.train.metrics import LossMeter, MetricsLog
 from kapdist.train.optim import make_optimizer
+from kapdist.train.speed import Speed
 from kapdist.train.stop import Stop
 from kapdist.train.watchdog import Watchdog
 
@@ -115,6 +116,7 @@ def trainers_loop(
             noise,
             None,
             meter,
+            Speed(ranks, None, lambda side: None),
             last,
             nothing,
             nothing,

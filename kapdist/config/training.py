@@ -182,6 +182,8 @@ class TrainConfig(Section):
     """Newest checkpoints kept."""
     log_every_steps: Natural = 20
     """Steps between two lines of metrics."""
+    profile_steps: tuple[Natural, ...] = ()
+    """Steps, counted from 1, whose every operation and kernel torch's profiler writes to the run's `profile/`."""
     wandb_project: str | None = None
     """Weights & Biases project to log to as well (needs the extra `wandb`)."""
 
@@ -208,6 +210,9 @@ class EngineConfig(Section):
     norm, forward and backward."""
     compile: bool = False
     """torch.compile the model."""
+    graphs: bool = False
+    """On GPUs, with name ddp: replay the steps of a training as CUDA graphs, one for each size of a batch and side
+    of its images, so that no kernel waits for its launch. Takes memory for a second set of activations."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads per rank; 0 divides the CPUs that this process may use among the ranks of the node."""
     timeout_minutes: Positive = TIMEOUT_MINUTES
@@ -217,6 +222,10 @@ class EngineConfig(Section):
     def zero_goes_with_deepspeed(self) -> EngineConfig:
         if self.zero_stage and self.name != "deepspeed":
             raise ValueError("zero_stage above 0 with name deepspeed only")
+        if self.graphs and self.name != "ddp":
+            raise ValueError("graphs with name ddp only: DeepSpeed asks its GPU for numbers within a step")
+        if self.graphs and self.device == "cpu":
+            raise ValueError("graphs on GPUs only")
         return self
 
 
@@ -256,6 +265,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def graphs_hold_the_attack(self) -> Config:
+        attack = self.adversarial
+        if self.engine.graphs and attack.mode == "free":
+            raise ValueError("engine.graphs without adversarial.mode free: it reuses the gradient between updates")
+        if self.engine.graphs and attack.mode != "off" and attack.noise == "fixed":
+            raise ValueError("engine.graphs without adversarial.noise fixed, which is drawn on the host")
+        return self
+
+    @model_validator(mode="after")
     def mart_has_one_label(self) -> Config:
         if self.adversarial.mode == "mart" and (self.train.mixup_alpha or self.train.cutmix_alpha):
             raise ValueError(
@@ -286,6 +304,7 @@ MAY_CHANGE = (
     "data.timeout_seconds",
     "engine.name",
     "engine.zero_stage",
+    "engine.graphs",
     "engine.threads",
     "engine.timeout_minutes",
     "robust.every_epochs",
@@ -296,6 +315,7 @@ MAY_CHANGE = (
     "train.keep_checkpoints",
     "train.stall_minutes",
     "train.log_every_steps",
+    "train.profile_steps",
     "train.wandb_project",
 )
 

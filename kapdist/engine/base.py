@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -22,8 +22,8 @@ class StepResult(NamedTuple):
 
     grad_norm: Tensor | None
     """Norm of the gradient over all parameters before clipping, a scalar; None if it was not measured."""
-    skipped: bool
-    """True when fp16 overflowed and the weights stayed as they were."""
+    skipped: bool | None
+    """True when fp16 overflowed and the weights stayed as they were; None if it was not measured."""
 
 
 class Engine(ABC):
@@ -46,6 +46,7 @@ class Engine(ABC):
         self.module, self.optimizer, self.ranks = module, optimizer, ranks
         self.precision = PRECISIONS[config.precision]
         self.clip_grad_norm = clip_grad_norm
+        self.begins_step = True
         if config.sync_batch_norm:
             ranks.together(lambda: synchronise(module, ranks))
         self.start(config)
@@ -74,8 +75,12 @@ class Engine(ABC):
 
     @property
     def loss_scale(self) -> float:
-        """What a loss is multiplied by before its backward; 1 but for fp16."""
+        """What a loss is multiplied by before its backward; 1 but for fp16. A GPU is waited for."""
         return self.scaler.get_scale()
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """Return a loss times the loss scale; nothing is waited for."""
+        return self.scaler.scale(loss)
 
     def autocast(self) -> AbstractContextManager[Any]:
         if self.precision == torch.float32:
@@ -96,17 +101,25 @@ class Engine(ABC):
         Raises:
             FloatingPointError: the gradient is not finite, which no loss scale explains (some engines see it).
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        return self.update(measure)
+        return self.stepped(lr, measure, lambda: self.descend(measure))
 
-    def update(self, measure: bool) -> StepResult:
-        """Update the weights, where every rank has the whole gradient after the last backward."""
+    def stepped(self, lr: float, measure: bool, compute: Callable[[], Tensor | None]) -> StepResult:
+        """Let a step be computed, `descend` its end, at this learning rate; wait for a GPU only to measure."""
+        for rate in {group["lr"] for group in self.optimizer.param_groups if isinstance(group["lr"], Tensor)}:
+            rate.fill_(lr)  # where it is on the device, that of a captured step too
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["lr"] if isinstance(group["lr"], Tensor) else lr
+        scale = self.loss_scale if measure else None
+        grad_norm = compute()
+        return StepResult(grad_norm, skipped=None if scale is None else self.loss_scale < scale)
+
+    def descend(self, measure: bool) -> Tensor | None:
+        """Update the weights by the gradient of the last backward, which every rank has whole; return its norm."""
+        self.begins_step = True
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip(self.module, self.clip_grad_norm) if measure or self.clip_grad_norm else None
-        scale = self.scaler.get_scale()
         self.take_step()
-        return StepResult(grad_norm, skipped=self.scaler.get_scale() < scale)
+        return grad_norm
 
     @abstractmethod
     def take_step(self) -> None:
@@ -115,6 +128,12 @@ class Engine(ABC):
     def sync_buffers(self) -> None:
         """Give every rank the buffers (norm statistics) of rank 0."""
         broadcast(self.module.buffers(), self.ranks)
+
+    def begin_forward(self) -> None:
+        """Before the first forward of a step: give every rank what that may read of rank 0's buffers."""
+        if self.begins_step and self.ranks.world_size > 1:
+            broadcast(buffers_of_training(self.module), self.ranks)
+        self.begins_step = False
 
     def state(self) -> dict[str, Any]:
         """Return weights, buffers, optimizer and scaler, as plain containers of tensors; every rank must ask.
@@ -132,8 +151,30 @@ class Engine(ABC):
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_optimizer_state(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        # How an update is computed is this process's own affair, and the rate every step's.
+        groups = [
+            theirs | settings_here(own)
+            for theirs, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True)
+        ]
+        self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
         self.scaler.load_state_dict(state["scaler"])
+
+
+def settings_here(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: group[key] for key in ("lr", "fused", "foreach", "capturable") if key in group}
+
+
+def buffers_of_training(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the buffers that a forward in training may read: all that are saved but for the statistics of norms.
+
+    Norms take the batch's in training. Their running ones matter where they are read or saved, and are handed out
+    there: rank 0's follow from rank 0's images alone.
+    """
+    for part in module.modules():
+        if not isinstance(part, nn.modules.batchnorm._NormBase):
+            for name, buffer in part.named_buffers(recurse=False):
+                if name not in part._non_persistent_buffers_set:
+                    yield buffer
 
 
 def clip(module: nn.Module, max_norm: float) -> Tensor:

@@ -13,20 +13,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kapdist.config import EngineConfig
 from kapdist.engine.base import Engine
-from kapdist.engine.ranks import Ranks
 
 
 class DDPEngine(Engine):
-    """Norm statistics are those of rank 0: DDP hands them out before every forward."""
+    """Norm statistics are those of rank 0, handed out where they are read: DDP never sends a buffer."""
 
     def start(self, config: EngineConfig) -> None:
         self.scaler = torch.amp.GradScaler(self.ranks.device.type, enabled=config.precision == "fp16")
         # One static graph per batch size: an epoch's batches differ by at most one image.
         network: Any = torch.compile(self.module, dynamic=False) if config.compile else self.module
         self.alone = network
-        self.network = network if self.ranks.world_size == 1 else wrap(network, self.ranks)
+        self.network = network if self.ranks.world_size == 1 else wrap(network)
 
     def forward_each(self, *batches: Tensor) -> tuple[Tensor, ...]:
+        self.begin_forward()
         with self.autocast():
             if self.ranks.world_size == 1:
                 return tuple(self.network(images) for images in batches)
@@ -66,7 +66,7 @@ class Reached(nn.Module):
         return torch.stack([parameter.sum() for parameter in self.parameters() if parameter.requires_grad]).sum()
 
 
-def wrap(network: nn.Module, ranks: Ranks) -> DistributedDataParallel:
+def wrap(network: nn.Module) -> DistributedDataParallel:
     """Return DDP around a network, its buckets in the order that they keep.
 
     After its first backward DDP cuts buckets anew, in the order in which gradients arrived, and from three ranks on
@@ -75,8 +75,8 @@ def wrap(network: nn.Module, ranks: Ranks) -> DistributedDataParallel:
     goes through no layer, so it draws nothing and no norm counts it, and parameters arrive last first, which is
     about the order of a real one. Its gradients are dropped.
     """
-    device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
-    wrapped = DistributedDataParallel(Reached(network), device_ids=device_ids, gradient_as_bucket_view=True)
+    # Without device_ids, on GPUs too: everything is where it should be, and with them a forward must have inputs.
+    wrapped = DistributedDataParallel(Reached(network), broadcast_buffers=False, gradient_as_bucket_view=True)
     wrapped().backward()
     wrapped.zero_grad(set_to_none=True)
     return wrapped

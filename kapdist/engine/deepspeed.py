@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kapdist.config import EngineConfig
-from kapdist.engine.base import Engine, StepResult
+from kapdist.engine.base import Engine
 from kapdist.engine.contained import environment, load_deepspeed
 from kapdist.engine.ranks import Ranks
 from kapdist.engine.zero import Partitioned
@@ -31,7 +31,6 @@ class DeepSpeedEngine(Engine):
     def start(self, config: EngineConfig) -> None:
         groups = [list(group["params"]) for group in self.optimizer.param_groups]
         self.engine = initialize(self.module, self.optimizer, config, self.ranks, self.clip_grad_norm)
-        self.begins_step = True
         self.partitioned: Partitioned | None = None
         if config.zero_stage:
             fp16 = config.precision == "fp16"
@@ -41,9 +40,7 @@ class DeepSpeedEngine(Engine):
             self.scaler = torch.amp.GradScaler(self.ranks.device.type, enabled=False) if theirs is None else theirs
 
     def forward_each(self, *batches: Tensor) -> tuple[Tensor, ...]:
-        if self.begins_step:
-            self.sync_buffers()  # as DDP does and DeepSpeed does not
-            self.begins_step = False
+        self.begin_forward()
         return tuple(self.engine(images) for images in batches)
 
     @property
@@ -51,6 +48,9 @@ class DeepSpeedEngine(Engine):
         if self.partitioned is None:
             return super().loss_scale
         return 1.0 if self.partitioned.loss_scale is None else self.partitioned.loss_scale.scale
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        return super().scaled(loss) if self.partitioned is None else self.loss_scale * loss
 
     def forward_alone(self, images: Tensor) -> Tensor:
         with self.autocast():  # as their forward does around the module
@@ -64,9 +64,11 @@ class DeepSpeedEngine(Engine):
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss, scale_wrt_gas=False)
 
-    def update(self, measure: bool) -> StepResult:
+    def descend(self, measure: bool) -> Tensor | None:
+        if self.partitioned is None:
+            return super().descend(measure)
         self.begins_step = True
-        return self.partitioned.step(measure) if self.partitioned else super().update(measure)
+        return self.partitioned.step()
 
     def take_step(self) -> None:
         self.engine.step()

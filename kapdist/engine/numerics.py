@@ -1,4 +1,4 @@
-"""How GPUs compute: the same bits every time or not, and fp32 in TensorFloat-32 or in full."""
+"""How GPUs compute: the same bits every time or as fast as they can, and fp32 in TensorFloat-32 or in full."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ def computing(config: EngineConfig) -> Iterator[None]:
 
     With `deterministic` whatever torch knows no deterministic form of raises RuntimeError, which names it
     (https://docs.pytorch.org/docs/stable/notes/randomness.html). cuBLAS reads its variable when CUDA starts.
+    Without it cuDNN tries its algorithms for each shape that is new and takes the fastest.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(tensor_float_32(config.tf32))
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             stack.enter_context(deterministic())
+        else:
+            stack.enter_context(trying_algorithms(True))
         yield
 
 
@@ -37,6 +40,17 @@ def deterministic() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0])
         cudnn.deterministic, cudnn.benchmark = before[1:]
+
+
+@contextlib.contextmanager
+def trying_algorithms(wanted: bool) -> Iterator[None]:
+    """Let cuDNN time its convolutions on the first batch of each shape, or take them by its own rule."""
+    cudnn = torch.backends.cudnn
+    before, cudnn.benchmark = cudnn.benchmark, wanted
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 @contextlib.contextmanager

@@ -7,9 +7,10 @@ import gc
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -55,6 +56,10 @@ class Ranks:
     @property
     def first(self) -> bool:
         return self.rank == 0
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
 
     @property
     def cpus(self) -> int:
@@ -139,8 +144,21 @@ def join(config: EngineConfig) -> Iterator[Ranks]:
     device = choose_device(config.device, place.local_rank)
     ranks = Ranks(*place, device)
     torch.set_num_threads(config.threads or ranks.cpus)
-    with computing(config), grouped(config, ranks) as ranks:
+    with computing(config), streaming(config, ranks), grouped(config, ranks) as ranks:
         yield ranks
+
+
+def streaming(config: EngineConfig, ranks: Ranks) -> AbstractContextManager[Any]:
+    """Work on a stream of the rank's own where graphs are recorded: the default one cannot be.
+
+    Raises:
+        InputError: there are to be graphs without a GPU.
+    """
+    if not config.graphs:
+        return contextlib.nullcontext()
+    if not ranks.on_gpu:
+        raise InputError("engine.graphs", "a CUDA device, whose graphs they are", "none on this machine")
+    return torch.cuda.stream(torch.cuda.Stream(ranks.device))
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kapdist.engine.base import StepResult
 from kapdist.engine.ranks import Ranks
 
 State = dict[str, Any]
@@ -39,8 +38,8 @@ class Partitioned:
         if self.loss_scale is not None:
             self.zero.override_loss_scale(self.loss_scale.scale)
 
-    def step(self, measure: bool) -> StepResult:
-        """Update the weights; the norm is measured in any case, since an overflow is seen by it.
+    def step(self) -> Tensor:
+        """Update the weights; return the norm, which is measured in any case: an overflow is seen by it.
 
         Raises:
             FloatingPointError: the gradient is not finite, which no loss scale explains.
@@ -52,7 +51,7 @@ class Partitioned:
             self.hand_over_loss_scale()
         elif overflow:
             raise FloatingPointError("the gradient is not finite, and ZeRO left the weights as they were")
-        return StepResult(torch.as_tensor(self.engine.get_global_grad_norm()), skipped=overflow)
+        return torch.as_tensor(self.engine.get_global_grad_norm())
 
     def state(self) -> State:
         """Return optimizer and scaler as they are without ZeRO, the same on all ranks; each of them must ask."""

@@ -156,7 +156,7 @@ def forecast(
         lr=tuple((step, plan.lr(step)) for step in shown_steps(plan)),
         footprint=footprint,
         traffic=in_a_step(
-            traffic(engine, stage, machine.ranks, footprint, plan.accumulation_steps),
+            traffic(stage, machine.ranks, footprint, plan.accumulation_steps),
             plan.adversarial,
             footprint.buffer_bytes if machine.ranks > 1 else 0,
             all_reduced(footprint.gradient_bytes, machine.ranks),
@@ -183,14 +183,14 @@ def shown_steps(plan: Plan) -> list[int]:
     return sorted({0, *(min(step, last) for step in (*plan.milestones, *decay))})
 
 
-def traffic(engine: str, zero_stage: int, ranks: int, footprint: Footprint, accumulation_steps: int) -> Traffic:
+def traffic(zero_stage: int, ranks: int, footprint: Footprint, accumulation_steps: int) -> Traffic:
     """Return what a rank receives in a step, for rings of all ranks.
 
     A ring all-reduce of G bytes hands each rank 2 (n-1)/n G, an all-gather (n-1)/n G (Thakur et al. 2005), a
-    broadcast G. DDP exchanges gradients once a step, and buffers before the first forward of a step alone: after
-    a `no_sync` part it leaves them. DeepSpeed's ZeRO 1 and 2 all-reduce the gradients too, and keep a part each
+    broadcast G. Gradients are exchanged once a step, and statistics of norms in none: they are handed out where
+    they are read. DeepSpeed's ZeRO 1 and 2 all-reduce the gradients too, and keep a part each
     (stage_1_and_2.py, use_multi_rank_bucket_allreduce, its default), then gather the parameters; stage 2 does so
-    after every part of an accumulated batch. It never exchanges buffers in a step.
+    after every part of an accumulated batch.
     """
     if ranks == 1:
         return Traffic(0, 0, 0)
@@ -199,7 +199,7 @@ def traffic(engine: str, zero_stage: int, ranks: int, footprint: Footprint, accu
     return Traffic(
         gradients=reductions * all_reduced(footprint.gradient_bytes, ranks),
         parameters=gathered,
-        buffers=footprint.buffer_bytes if engine == "ddp" else 0,
+        buffers=0,
     )
 
 
@@ -220,7 +220,7 @@ def in_a_step(update: Traffic, adversarial: AdversarialPlan | None, buffers: int
         update,
         gradients=count * update.gradients + (once if adversarial.awp_gamma else 0),
         parameters=count * update.parameters,
-        buffers=count * update.buffers + (buffers if adversarial.reads_statistics else 0),
+        buffers=buffers if adversarial.reads_statistics else 0,
     )
 
 

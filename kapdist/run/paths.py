@@ -39,6 +39,7 @@ class RunDir:
         self.corruptions = self.root / "corruptions"
         self.certificates = self.root / "certificates"
         self.topographies = self.root / "topography"
+        self.profiles = self.root / "profile"
         self.code = self.root / "code"
         self.slurm = self.root / "slurm"
         self.done = self.root / "DONE"
@@ -54,6 +55,9 @@ class RunDir:
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:09d}"
+
+    def profile(self, step: int) -> Path:
+        return self.profiles / f"step-{step:09d}.json.gz"
 
     def evaluation(self, name: str) -> Path:
         return self.evaluations / f"{name}.json"

@@ -36,7 +36,7 @@ class Part(NamedTuple):
 
     images: Tensor  # (batch, 3, height, width), augmented and mixed
     labels: Tensor  # (batch,)
-    share: float  # of each image's own label; the rest is its partner's
+    share: float | Tensor  # of each image's own label; the rest is its partner's
     ids: list[int]
     adversarial: Tensor | None = None  # what is trained on, besides or instead of the images
 
@@ -52,6 +52,8 @@ class Part(NamedTuple):
     @property
     def heavier_labels(self) -> Tensor:
         """The label of each image that has the larger share."""
+        if isinstance(self.share, Tensor):
+            return self.labels.where(self.share[0] >= 0.5, self.labels.flip(0))
         return self.labels if self.share >= 0.5 else self.labels.flip(0)
 
 
@@ -71,6 +73,10 @@ class Adversary:
         if measure or self.settings.reads_statistics:
             self.engine.sync_buffers()
 
+    def grows(self, step: int) -> bool:
+        """Whether the size of the perturbation is another than in later steps."""
+        return step < self.settings.eps_warmup_steps
+
     def start(self, part: Part, step: int) -> Part:
         """Return the part with the points that the attack starts from."""
         settings, epoch = self.settings, self.plan.epoch(step)
@@ -84,7 +90,9 @@ class Adversary:
     def attack(self, part: Part, step: int, measure: bool) -> Part:
         """Return the part with its adversarial images, measured if asked to; free has them already."""
         if part.adversarial is None:
-            part = self.climb(self.start(part, step), step)
+            part = self.start(part, step)
+        if self.settings.steps:
+            part = self.climb(part, step)
         if measure:
             self.measure(part)
         return part
@@ -145,7 +153,7 @@ class Adversary:
 
     def scaled_loss(self, part: Part, logits_of: Logits) -> Tensor:
         """Return a loss whose gradients fp16 can hold: only their direction will be looked at."""
-        return self.engine.loss_scale / len(self.plan.batch(0)) * self.loss(part, logits_of)
+        return self.engine.scaled(1 / len(self.plan.batch(0)) * self.loss(part, logits_of))
 
     def reuse(self, part: Part, step: int) -> Part:
         """Return the part one step up the gradient that the last update left (Shafahi 2019, algorithm 1)."""
@@ -181,7 +189,7 @@ class Adversary:
             )
         loss = part.loss(adversarial, self.config.optim.label_smoothing)
         hits = [(logits.argmax(1) == part.heavier_labels).sum() for logits in (clean, adversarial)]
-        num_images = torch.tensor(len(part.labels), device=loss.device)
+        num_images = loss.new_full((), len(part.labels))
         moved = divergence(clean, adversarial).sum()
         self.counts += torch.stack([value.double() for value in (num_images, *hits, loss, moved)])
 

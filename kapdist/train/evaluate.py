@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from kapdist import kap
 from kapdist.data.load.loader import Batch
 from kapdist.engine import Ranks
-from kapdist.engine.numerics import tensor_float_32
+from kapdist.engine.numerics import tensor_float_32, trying_algorithms
 from kapdist.plan.training import part
 from kapdist.records.evaluation import Bin
 
@@ -85,7 +85,7 @@ def evaluate(
     tally = Tally(num_classes, ranks.device)
     was_training = model.training
     model.eval()
-    with torch.inference_mode(), tensor_float_32(False), kap.noise(model, "off"):
+    with torch.inference_mode(), tensor_float_32(False), trying_algorithms(False), kap.noise(model, "off"):
         for done, (number, batch) in enumerate(zip(dealt.numbers, loader.batches(dealt.batches), strict=True)):
             tally.add(predict(batch.images, number) if predict else model(batch.images), batch.labels)
             if done < dealt.num_common and stopped():
@@ -128,7 +128,7 @@ class Tally:
         right = place < 1
         confidence = logits.double().softmax(1).amax(1)
         bins = bin_of(confidence)
-        top = torch.stack([torch.tensor(len(labels), device=labels.device), right.sum(), (place < TOP).sum()])
+        top = torch.stack([right.new_full((), len(labels), dtype=torch.int64), right.sum(), (place < TOP).sum()])
         of_class, of_bin = members(labels, self.num_classes), members(bins, NUM_BINS)
         counts = [mask.sum(1) for mask in (of_class, of_class & right, of_bin, of_bin & right)]
         self.counts += torch.cat([top, *counts])

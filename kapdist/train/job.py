@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -40,9 +41,12 @@ from kapdist.train.attempt import Attempt
 from kapdist.train.batches import InputNoise
 from kapdist.train.best import BestWeights
 from kapdist.train.evaluate import Evaluation, evaluate
+from kapdist.train.flops import peak_flops, step_flops
+from kapdist.train.graphs import Graphs
 from kapdist.train.metrics import LossMeter
 from kapdist.train.optim import MovingAverage, make_ema, make_optimizer
 from kapdist.train.robust import RobustAccuracy, RobustValidation
+from kapdist.train.speed import Speed
 from kapdist.train.stop import Stop
 from kapdist.train.trainable import check_trainable
 from kapdist.train.watchdog import Watchdog
@@ -75,6 +79,7 @@ class Job:
     input_noise: InputNoise
     adversary: Adversary | None
     meter: LossMeter
+    speed: Speed
     last: LastEvaluation
     best: BestWeights
     saver: checkpoint.Saver
@@ -83,6 +88,7 @@ class Job:
     network: dict[str, str | None] = field(default_factory=dict)
     """What tells the code of a network by other people from another."""
     robust: RobustValidation | None = None
+    graphs: Graphs | None = None
 
     @property
     def meters(self) -> tuple[LossMeter, ...]:
@@ -107,7 +113,8 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
         ranks.together(lambda: check_trainable(model, config, plan))
         broadcast([*model.parameters(), *model.buffers()], ranks)  # it may draw from any generator
     ema = make_ema(model, config.optim)  # a copy of the model before an engine has its hooks in it
-    optimizer = make_optimizer(model, config.optim)
+    optimizer = make_optimizer(model, config.optim, fused=ranks.on_gpu and config.engine.name == "ddp")
+    graphs = config.engine.graphs
     if config.engine.compile:
         make_room(plan.num_graphs)
     engine = ENGINES[config.engine.name](model, optimizer, config.engine, ranks, config.optim.clip_grad_norm)
@@ -126,12 +133,14 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
         input_noise=InputNoise(config.train.input_noise_std, config.seed, ranks.device),
         adversary=Adversary(config, plan, plan.adversarial, engine, ranks) if plan.adversarial else None,
         meter=LossMeter(ranks),
+        speed=make_speed(config, ranks, plan, model),
         last=LastEvaluation(),
         best=BestWeights(this.run),
         saver=make_saver(config, ranks, this, plan),
         stop=stop,
         watchdog=watchdog,
         robust=ranks.together(lambda: make_robust(config, validation, plan, ranks)),
+        graphs=Graphs(model, bool(config.train.mixup_alpha or config.train.cutmix_alpha)) if graphs else None,
     )
     ranks.from_first(lambda: settle(job, this))
     return job
@@ -143,6 +152,11 @@ def settle(job: Job, this: Attempt) -> None:
     this.note(job.run.plan, job.plan.describe() | described_images(job.data, job.validation) | job.network)
     storage = job.plan.storage
     log.info("order %s, cache %s: %s", storage.order, storage.cache, storage.reason)
+
+
+def make_speed(config: Config, ranks: Ranks, plan: Plan, model: nn.Module) -> Speed:
+    flops_of = functools.cache(lambda side: step_flops(model, side, plan.adversarial))
+    return Speed(ranks, peak_flops(ranks.device, config.engine), flops_of)
 
 
 def make_robust(config: Config, validation: BetonInfo, plan: Plan, ranks: Ranks) -> RobustValidation | None:

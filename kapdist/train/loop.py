@@ -6,6 +6,8 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +24,7 @@ from kapdist.train.clock import Clock
 from kapdist.train.job import Job, exported, poll, prepare, validate, withstood
 from kapdist.train.metrics import MetricsLog, peak_memory_bytes
 from kapdist.train.mixing import mix
+from kapdist.train.profiled import profiled
 from kapdist.train.robust import RobustAccuracy
 from kapdist.train.state import resume, save
 from kapdist.train.stop import Stop
@@ -56,7 +59,8 @@ def train_run(job: Job) -> None:
     with MetricsLog(
         job.run, step, job.plan.total_steps, job.config.train.wandb_project, job.ranks.first
     ) as metrics:
-        take_steps(job, batches, step, clock, metrics)
+        with graphs_released(job):
+            take_steps(job, batches, step, clock, metrics)
         job.saver.wait()
         weights = exported(job)
         peak = peak_memory_bytes(job.ranks)
@@ -64,6 +68,16 @@ def train_run(job: Job) -> None:
     if weights is not None:
         log.info("peak memory per rank: %s", ", ".join(f"{size / 2**20:.0f} MiB" for size in peak))
         finish(job, weights)
+
+
+@contextlib.contextmanager
+def graphs_released(job: Job) -> Iterator[None]:
+    """Let go of graphs however the block ends: who holds one that sends messages can't leave the other ranks."""
+    try:
+        yield
+    finally:
+        if job.graphs:
+            job.graphs.release()
 
 
 def finish(job: Job, weights: bytes) -> None:
@@ -80,10 +94,11 @@ def take_steps(job: Job, batches: Iterator[Batch], step: int, clock: Clock, metr
     if step and clock.evaluates(step) and job.last.step < step:
         evaluate_now(job, step, metrics)  # what a stop cut short
     while step < job.plan.total_steps:
-        result = train_step(job, batches, step, measure=clock.logs(step + 1))
+        with tracing(job, step + 1):
+            result = train_step(job, batches, step, measure=clock.logs(step + 1))
         step += 1
         if clock.logs(step):
-            metrics.write("train", step, **describe(job, result, step), images_per_second=clock.rate(step))
+            metrics.write("train", step, **describe(job, result, step), **speed(job, clock, step))
         if poll(job, step):
             save_and_leave(job, step)
         if clock.evaluates(step):
@@ -141,10 +156,15 @@ def save_and_leave(job: Job, step: int) -> None:
 
 def train_step(job: Job, batches: Iterator[Batch], step: int, measure: bool) -> StepResult:
     """Take this rank's share of one global batch through one update; free adversarial training through several."""
-    parts = (take_part(job, next(batches), step) for _ in range(job.plan.accumulation_steps))
+    parts = (take_part(job, next_of(job, batches), step) for _ in range(job.plan.accumulation_steps))
     if job.adversary and job.adversary.settings.mode == "free":
         return replay(job, job.adversary, list(parts), step, measure)
     return update(job, parts, step, measure)
+
+
+def next_of(job: Job, batches: Iterator[Batch]) -> Batch:
+    with job.speed.waiting.running():
+        return next(batches)
 
 
 def take_part(job: Job, batch: Batch, step: int) -> Part:
@@ -164,22 +184,43 @@ def replay(job: Job, adversary: Adversary, parts: list[Part], step: int, measure
 
 
 def update(job: Job, parts: Iterable[Part], step: int, measure: bool) -> StepResult:
-    """Take the parts of a batch through forward, backward and one update of the weights."""
+    """Take the parts of a batch through forward, backward and one update of the weights, recorded or not."""
+    take = partial(compute, job, step=step, measure=measure)
+    if job.graphs and not (job.adversary and job.adversary.grows(step)):
+        kind, graphs = kind_of(job, step, measure), job.graphs
+        started = [job.adversary.start(part, step) if job.adversary else part for part in parts]
+        result = job.engine.stepped(job.plan.lr(step), measure, lambda: graphs.take(kind, started, take))
+    else:
+        result = job.engine.stepped(job.plan.lr(step), measure, lambda: take(parts))
+    for meter in job.meters:
+        meter.count_step()
+    if job.ema:
+        job.ema.n_averaged += 1
+    return result
+
+
+def kind_of(job: Job, step: int, measure: bool) -> tuple[bool, int, bool]:
+    """Return what a step depends on beside the shapes of its parts and what is copied to the device."""
+    perturbed = job.adversary is not None and job.adversary.settings.perturbs_weights(step)
+    return measure, len(job.plan.batch(step)), perturbed
+
+
+def compute(job: Job, parts: Iterable[Part], step: int, measure: bool) -> Tensor | None:
+    """Work out a step on the device, which nothing here waits for; return the norm of the gradient if asked to."""
     # DDP averages over ranks whose shares may differ by an image: weigh by images, not by ranks.
     share = job.ranks.world_size / len(job.plan.batch(step))
     with attacked(job, parts, step, measure) as parts:
         for index, part in enumerate(parts):
             with job.engine.accumulating(more=index + 1 < job.plan.accumulation_steps):
-                loss = share * training_loss(job, part)
+                with job.speed.forward.running():
+                    loss = share * training_loss(job, part)
                 job.engine.backward(loss)
             for meter in job.meters:
                 meter.add(loss)
-    for meter in job.meters:
-        meter.count_step()
-    result = job.engine.step(job.plan.lr(step), measure)
+    grad_norm = job.engine.descend(measure)
     if job.ema:
-        job.ema.update_parameters(job.engine.module)
-    return result
+        job.ema.average(job.engine.module)
+    return grad_norm
 
 
 @contextlib.contextmanager
@@ -215,4 +256,19 @@ def describe(job: Job, result: StepResult, step: int) -> dict[str, float]:
         values["grad_norm"] = float(result.grad_norm)
     if job.adversary:
         values |= job.adversary.describe(step)
+    if result.skipped is not None and job.config.engine.precision == "fp16":
+        values["loss_scale"] = job.engine.loss_scale
     return values
+
+
+def speed(job: Job, clock: Clock, step: int) -> dict[str, float]:
+    """Return how fast the steps since the last logged one were, and what kept them."""
+    images_per_second = clock.rate(step)
+    found = job.speed.describe(images_per_second, job.plan.resolution(step - 1))
+    return {"images_per_second": images_per_second} | found
+
+
+def tracing(job: Job, step: int) -> AbstractContextManager[None]:
+    """Profile a step that the config names."""
+    wanted = step in job.config.train.profile_steps
+    return profiled(job.run, job.ranks, step) if wanted else contextlib.nullcontext()

@@ -51,10 +51,14 @@ def box_side(length: int, side: float, draws: np.random.Generator) -> tuple[int,
     return max(0, centre - half), min(length, centre + half)
 
 
-def mixed_cross_entropy(logits: Tensor, labels: Tensor, share: float, label_smoothing: float) -> Tensor:
-    """Return the summed cross-entropy against labels and, for what is left of the share, their reverse."""
+def mixed_cross_entropy(logits: Tensor, labels: Tensor, share: float | Tensor, label_smoothing: float) -> Tensor:
+    """Return the summed cross-entropy against labels and, for what is left of the share, their reverse.
+
+    A share on the device, (2,), is followed by what is left of it.
+    """
     own = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
-    if share == 1.0:
+    if isinstance(share, float) and share == 1.0:
         return own
     other = F.cross_entropy(logits, labels.flip(0), reduction="sum", label_smoothing=label_smoothing)
-    return share * own + (1 - share) * other
+    of_own, of_other = share.unbind() if isinstance(share, Tensor) else (share, 1 - share)
+    return of_own * own + of_other * other

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,45 +31,73 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_norms: bool = 
     ]
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Return the optimizer of a model; the learning rate is written by the engine at every step."""
-    return OPTIMIZERS[config.name](parameter_groups(model, config.weight_decay, config.decay_norms), config)
+def make_optimizer(model: nn.Module, config: OptimConfig, fused: bool = False) -> torch.optim.Optimizer:
+    """Return the optimizer of a model; the learning rate is written by the engine at every step.
+
+    Fused, for GPUs, it takes a step of all weights in one launch, skips one that overflowed without being told by
+    the host, and has its rate on the device. On CPUs it is not: its last bits are others than those of old runs.
+    """
+    groups = parameter_groups(model, config.weight_decay, config.decay_norms)
+    device = next(model.parameters()).device
+    lr = torch.tensor(config.lr, device=device) if fused else config.lr
+    return OPTIMIZERS[config.name](groups, config, lr=lr, fused=fused or None)
 
 
-def make_sgd(groups: list[dict[str, object]], config: OptimConfig) -> torch.optim.Optimizer:
+def make_sgd(groups: list[dict[str, object]], config: OptimConfig, **settings: Any) -> torch.optim.Optimizer:
     nesterov = config.nesterov and config.momentum > 0
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
+    optimizer = torch.optim.SGD(groups, momentum=config.momentum, nesterov=nesterov, **settings)
+    if settings["fused"] and config.momentum:
+        # torch would begin with memory as it finds it, and leave it so where the first step overflows.
+        for weight in (weight for group in optimizer.param_groups for weight in group["params"]):
+            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return optimizer
 
 
-def make_adamw(groups: list[dict[str, object]], config: OptimConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+def make_adamw(groups: list[dict[str, object]], config: OptimConfig, **settings: Any) -> torch.optim.Optimizer:
+    lr = settings["lr"]
+    recorded = isinstance(lr, Tensor) and lr.is_cuda  # torch wants to be told that a graph may hold its steps
+    return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, capturable=recorded, **settings)
 
 
 OPTIMIZERS = {"sgd": make_sgd, "adamw": make_adamw}
 
 
 class MovingAverage(AveragedModel):
-    """Exponential moving average of weights and norm statistics: torch's values and state, in a few kernels.
+    """Exponential moving average of weights and norm statistics: torch's values and state, in one kernel.
 
     torch asks the device how many updates there were, twice a step, and averages each count of batches by itself:
-    waits for the GPU, and several launches for each count. Here counts are copied, and the first update is known.
+    waits for the GPU, and several launches for each count. Here the first update is known, the number of updates is
+    the host's, and counts of batches are the model's own tensors.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
         self.decay = decay
+        self.n_averaged = self.n_averaged.cpu()
         self.begun = False
+        self.places: list[tuple[Tensors, Tensors, str]] = []
+
+    def update_parameters(self, model: nn.Module) -> None:
+        self.average(model)
+        self.n_averaged += 1
 
     @torch.no_grad()
-    def update_parameters(self, model: nn.Module) -> None:
-        own, theirs = floats_and_counts(self.module), floats_and_counts(model)
-        torch._foreach_copy_(own.counts, theirs.counts)
+    def average(self, model: nn.Module) -> None:
+        """Update on the device alone; whoever calls it adds to n_averaged."""
+        self.places = self.places or list(places(self.module, model))
+        own, theirs = [], []
+        for mine, others, name in self.places:
+            tensor = others[name]
+            if tensor.is_floating_point():
+                own.append(mine[name])
+                theirs.append(tensor)
+            else:
+                mine[name] = tensor
         if self.begun:
-            torch._foreach_lerp_(own.floats, theirs.floats, 1 - self.decay)
+            torch._foreach_lerp_(own, theirs, 1 - self.decay)
         else:
-            torch._foreach_copy_(own.floats, theirs.floats)
+            torch._foreach_copy_(own, theirs)
         self.begun = True
-        self.n_averaged += 1
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         loaded = super().load_state_dict(state, strict, assign)
@@ -78,18 +105,18 @@ class MovingAverage(AveragedModel):
         return loaded
 
 
-class Tensors(NamedTuple):
-    """The tensors of a model: those that are averaged, and whole numbers."""
-
-    floats: list[Tensor]
-    counts: list[Tensor]
+Tensors = dict[str, Any]
 
 
-def floats_and_counts(model: nn.Module) -> Tensors:
-    found = Tensors([], [])
-    for tensor in itertools.chain(model.parameters(), model.buffers()):
-        (found.floats if tensor.is_floating_point() else found.counts).append(tensor.detach())
-    return found
+def places(average: nn.Module, model: nn.Module) -> Iterator[tuple[Tensors, Tensors, str]]:
+    """Yield where each tensor of a model and of its average lies, once: a network may put another one there."""
+    seen: set[int] = set()
+    for mine, others in zip(average.modules(), model.modules(), strict=True):
+        for own, theirs in ((mine._parameters, others._parameters), (mine._buffers, others._buffers)):
+            for name, tensor in theirs.items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield own, theirs, name
 
 
 def make_ema(model: nn.Module, config: OptimConfig) -> MovingAverage | None:

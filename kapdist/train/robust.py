@@ -20,7 +20,7 @@ from kapdist.attack.averaged import log_mean
 from kapdist.attack.ball import Ball
 from kapdist.data.load.loader import Batch, Loader
 from kapdist.engine import Ranks
-from kapdist.engine.numerics import tensor_float_32
+from kapdist.engine.numerics import tensor_float_32, trying_algorithms
 from kapdist.plan.robust import RobustPlan
 from kapdist.rng import derive_seed
 from kapdist.train.adversarial import evaluating, frozen
@@ -76,7 +76,7 @@ class RobustValidation:
         dealt = deal(self.plan.images, self.plan.batch_size, self.ranks)
         batches = self.loader.batches(dealt.batches)
         rows: list[list[float]] = []
-        with evaluating(model), frozen(model), tensor_float_32(False):
+        with evaluating(model), frozen(model), tensor_float_32(False), trying_algorithms(False):
             for done, (number, batch) in enumerate(zip(dealt.numbers, batches, strict=True)):
                 rows.append(self.attacked(model, batch, number))
                 if done < dealt.num_common and stopped():

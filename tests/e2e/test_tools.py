@@ -60,6 +60,14 @@ def test_bench_loop_prints_a_ratio() -> None:
     assert re.search(r"^ratio [\d.]+ \(median of 1 paired rounds", printed, flags=re.MULTILINE), printed
 
 
+def test_bench_trainer_trains_from_memory_and_from_files() -> None:
+    tiny = "--device", "cpu", "--rounds", "1", "--steps", "1", "--images", "4", "--width", "0.125"
+    printed = tool("tools/bench_trainer.py", *tiny, "--batch-size", "2", "--pixels", "32")
+    for who in ("bare", "trainer", "trainer, files"):
+        assert re.search(rf"^{who} +[\d.]+ images/s", printed, flags=re.MULTILINE), printed
+    assert re.search(r"^ratio [\d.]+ \([\d.]+ to [\d.]+; 1 rounds\)   trainer / bare$", printed, flags=re.MULTILINE)
+
+
 def test_bench_topography_prints_seconds_of_each_part() -> None:
     tiny = (
         "--images",

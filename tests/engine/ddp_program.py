@@ -107,18 +107,37 @@ def train_on(engine: DDPEngine, images: torch.Tensor, labels: torch.Tensor, rank
         engine.step(lr=0.5, measure=False)
 
 
+class Counting(nn.Linear):
+    """A layer whose forward in training reads what its earlier ones saved."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 4)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        out = super().forward(input) + self.seen
+        self.seen = self.seen + input.detach().sum()  # another tensor each time
+        return out
+
+
 def buffers_travel_once_a_step(ranks: Ranks) -> None:
-    """Before the first forward of a step alone, however many parts it has: what a forecast of traffic counts."""
-    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
-    engine = DDPEngine(model, torch.optim.SGD(model.parameters(), lr=1.0), EngineConfig(), ranks)
-    sent, send = [], engine.network._sync_buffers
-    engine.network._sync_buffers = lambda: sent.append(1) or send()
+    """Those that a forward in training reads, before the first of a step; a norm's when they are asked for."""
+    first, norm = Counting(), nn.BatchNorm1d(4)
+    engine = DDPEngine(nn.Sequential(first, norm), descent(first), EngineConfig(), ranks)
+    assert not engine.network.will_sync_module_buffers()
+    sent, send = [], torch.distributed.broadcast
+    torch.distributed.broadcast = lambda *told, **named: sent.append(told[0].numel()) or send(*told, **named)
     for _ in range(2):
         for index in range(3):
             with engine.accumulating(more=index < 2):
-                engine.backward(engine.forward(torch.randn(5, 6)).square().sum())
+                engine.backward(engine.forward(torch.randn(5, 6) + ranks.rank).square().sum())
         engine.step(lr=0.1, measure=False)
-    assert len(sent) == 2, f"{len(sent)} exchanges of buffers in two steps"
+    assert sent == [1, 1], f"exchanges of buffers in two steps: {sent}"
+    means = ranks.gather(norm.running_mean.tolist())
+    assert len(set(map(tuple, means))) == ranks.world_size, "the test tells nothing"
+    engine.sync_buffers()
+    assert ranks.gather(norm.running_mean.tolist()) == [means[0]] * ranks.world_size
+    torch.distributed.broadcast = send
 
 
 def values_travel(ranks: Ranks) -> None:

@@ -280,6 +280,7 @@ def buffers_are_those_of_rank_0(ranks: Ranks) -> None:
         engine.module.eval()
         with engine.accumulating(more=False):
             engine.forward(images)
+        engine.sync_buffers()
         sums = ranks.gather([float(buffer.double().sum()) for buffer in engine.module.buffers()])
         assert all(one == sums[0] for one in sums), variant
 

@@ -71,8 +71,10 @@ class Mover:
         """Begin the copy of (batch, side, side, 3) uint8; its memory must stay as it is until `arrived`."""
         if self.stream is None:
             return Sent(pixels, labels, None)
+        labels = labels.pin_memory()
         with torch.cuda.stream(self.stream):
-            there = pixels.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+            labels = labels.to(self.device, non_blocking=True)  # first: they do not wait for the pixels
+            there = pixels.to(self.device, non_blocking=True), labels
             arrived = torch.cuda.Event()
             arrived.record(self.stream)
         return Sent(*there, arrived)
