@@ -21,7 +21,7 @@ config: Any = numba_config  # its settings are made at run time
 HERE = Path(__file__).parent
 JITTED = (
     *("augment", "decode", "erase", "jit", "operations", "pixels", "rand_augment", "resample", "resize"),
-    "simplejpeg",
+    *("simplejpeg", "stored", "ycbcr"),
     "../beton/checksum",
 )
 

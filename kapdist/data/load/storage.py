@@ -26,6 +26,12 @@ class Storage(Protocol):
         """Let go of threads; data may be gone afterwards."""
 
 
+def tables_of(layout: Layout, images: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return sizes, heights, widths and modes of images, int64, as jitted code takes them."""
+    tables = layout.sizes, layout.heights, layout.widths, layout.modes
+    return tuple(table[images].astype(np.int64) for table in tables)
+
+
 class MappedFile:
     """The whole file as a memory map: the operating system reads what is asked for and keeps what fits."""
 

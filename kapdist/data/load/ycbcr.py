@@ -1,0 +1,113 @@
+"""Planar YCbCr 4:2:0, jitted both ways: half the bytes of raw pixels, and nothing to decode but a sum per pixel.
+
+The colours are JPEG's, full range (ITU-T T.871), in libjpeg's fixed point: first all of Y, then Cb, then Cr, the
+last two the mean of two by two pixels, at the border of as many as there are. Whoever reads takes the nearest.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+from numba import njit, types
+
+from kapdist.data.beton.layout import planes_bytes
+from kapdist.data.load.jit import compiled
+
+HALF = 1 << 15  # of 1 << 16
+
+
+@njit(nogil=True)
+def byte(value: int) -> np.uint8:
+    return np.uint8(min(max(value, 0), 255))
+
+
+@njit(nogil=True)
+def rgb_window(
+    stored: np.ndarray, height: int, width: int, window: tuple[int, int, int, int], out: np.ndarray
+) -> None:
+    """Fill a window, (top, left, height, width), of out (height, width * 3) from the stored bytes of an image."""
+    top, left, rows, columns = window
+    chroma_width = (width + 1) // 2
+    chroma = chroma_width * ((height + 1) // 2)
+    first, last = left // 2, (left + columns + 1) // 2
+    for y in range(top, top + rows):
+        line = out[y]
+        luma = stored[y * width : (y + 1) * width]
+        begin = height * width + (y // 2) * chroma_width
+        blues, reds = stored[begin : begin + chroma_width], stored[begin + chroma : begin + chroma + chroma_width]
+        for pair in range(first, last):
+            at = np.uintp(pair)
+            b, r = np.int32(blues[at]) - np.int32(128), np.int32(reds[at]) - np.int32(128)
+            red = (np.int32(91881) * r + np.int32(HALF)) >> np.int32(16)
+            green = (np.int32(-22554) * b - np.int32(46802) * r + np.int32(HALF)) >> np.int32(16)
+            blue = (np.int32(116130) * b + np.int32(HALF)) >> np.int32(16)
+            for x in range(2 * pair, min(2 * pair + 2, width)):
+                value, to = np.int32(luma[np.uintp(x)]), np.uintp(3 * x)
+                line[to] = byte(value + red)
+                line[to + np.uintp(1)] = byte(value + green)
+                line[to + np.uintp(2)] = byte(value + blue)
+
+
+def from_rgb(image, out):  # type: ignore[no-untyped-def]
+    """Fill out (stored bytes,) from an image (height, width, 3) uint8."""
+    height, width = image.shape[:2]
+    chroma_width = (width + 1) // 2
+    blues = height * width
+    reds = blues + chroma_width * ((height + 1) // 2)
+    for y in range(height):
+        for x in range(width):
+            r, g, b = np.int64(image[y, x, 0]), np.int64(image[y, x, 1]), np.int64(image[y, x, 2])
+            out[y * width + x] = np.uint8((19595 * r + 38470 * g + 7471 * b + HALF) >> 16)
+    for y in range(0, height, 2):
+        for x in range(0, width, 2):
+            r, g, b, count = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+            for row in range(y, min(y + 2, height)):
+                for column in range(x, min(x + 2, width)):
+                    r += image[row, column, 0]
+                    g += image[row, column, 1]
+                    b += image[row, column, 2]
+                    count += 1
+            at, half = (y // 2) * chroma_width + x // 2, count << 15
+            offset = (count << 23) + half
+            out[blues + at] = byte((-11059 * r - 21709 * g + 32768 * b + offset) // (count << 16))
+            out[reds + at] = byte((32768 * r - 27439 * g - 5329 * b + offset) // (count << 16))
+
+
+def whole_to_rgb(stored, out):  # type: ignore[no-untyped-def]
+    """Fill out (height, width * 3) from the stored bytes of an image."""
+    height, width = out.shape[0], out.shape[1] // 3
+    rgb_window(stored, height, width, (0, 0, height, width), out)
+
+
+READ, WRITTEN = types.Array(types.uint8, 1, "C", readonly=True), types.Array(types.uint8, 2, "C")
+
+
+@functools.cache
+def compiled_from_rgb() -> Callable[[np.ndarray, np.ndarray], None]:
+    """Return from_rgb in machine code, cached on disk."""
+    image = types.Array(types.uint8, 3, "C", readonly=True)
+    return compiled(from_rgb, types.void(image, types.Array(types.uint8, 1, "C")))
+
+
+@functools.cache
+def compiled_to_rgb() -> Callable[[np.ndarray, np.ndarray], None]:
+    """Return whole_to_rgb in machine code, cached on disk."""
+    return compiled(whole_to_rgb, types.void(READ, WRITTEN))
+
+
+def planes(image: np.ndarray) -> np.ndarray:
+    """Return the stored bytes of an image, (height, width, 3) uint8."""
+    out = np.empty(planes_bytes(*image.shape[:2]), np.uint8)
+    image = np.ascontiguousarray(image)
+    image.flags.writeable = False
+    compiled_from_rgb()(image, out)
+    return out
+
+
+def rgb(stored: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the pixels, (height, width * 3) uint8, of stored bytes, which are read-only."""
+    out = np.empty((height, 3 * width), np.uint8)
+    compiled_to_rgb()(stored, out)
+    return out
