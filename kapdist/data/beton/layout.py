@@ -63,6 +63,8 @@ class Layout:
     widths: np.ndarray
     modes: np.ndarray
     sha256: str
+    content: np.ndarray | None = None
+    """The bytes that offsets count in, where they are not the file's: images that were decoded into memory."""
 
     @property
     def largest_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from kapdist.data.load.backend import make_backend
 from kapdist.data.load.device import Mover, Sent
 from kapdist.data.load.pixels import CENTRE_CROP, NO_CROP, RANDOM_CROP, Recipe
 from kapdist.data.load.resample import INTERPOLATIONS
+from kapdist.data.load.resident import Resident, in_memory
 from kapdist.data.load.task import Asked, Decoded, Task
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
@@ -79,12 +81,16 @@ class Loader:
         num_workers = num_workers or usable_cpus()
         if not 1 <= num_workers <= usable_cpus():
             raise InputError("data.workers", f"1 to {usable_cpus()} (CPUs of this process)", str(num_workers))
-        recipe = make_recipe(info, config, training=training)
-        self.backend = make_backend(
-            Task(
-                info, config, recipe, self.largest, max_batch_size, num_workers, self.device, cache or config.cache
-            )
-        )
+        recipe, cache = make_recipe(info, config, training=training), cache or config.cache
+        task = Task(info, config, recipe, self.largest, max_batch_size, num_workers, self.device, cache)
+        if config.on_device:
+            with damage_named(info):
+                task = in_memory(task, training=training)
+        self.resident = None
+        if config.on_device and self.device.type == "cuda":
+            self.resident = Resident(task.info, task.recipe, max_batch_size, self.device)
+        else:
+            self.backend = make_backend(task)
 
     def batches(
         self, index_batches: Sequence[np.ndarray], *, epoch: int = 0, resolution: int | None = None
@@ -108,7 +114,12 @@ class Loader:
         Epochs are asked for by the thread that decodes, ahead of the batches: those of the next one are decoded
         while the last ones of this are used, or whatever else is done between two batches.
         """
-        pass_ = self.backend.start(map(self.ask, epochs))
+        asked = map(self.ask, epochs)
+        if self.resident is not None:
+            for pixels, labels, indices in self.resident.batches(asked):
+                yield Batch(self.mover.on_device(pixels), labels, indices)
+            return
+        pass_ = self.backend.start(asked)
         under_way: deque[tuple[Any, np.ndarray, Sent]] = deque()
         try:
             while (taken := self.take(pass_)) is not None:
@@ -138,13 +149,21 @@ class Loader:
     def take(self, pass_: Decoded) -> tuple[Any, np.ndarray, Tensor] | None:
         limit = self.config.timeout_seconds
         try:
-            return pass_.take(limit)
+            with damage_named(self.info):
+                return pass_.take(limit)
         except TimeoutError:
             place = f"a batch of {self.info.path}"
             raise TimeoutError(f"{place} did not come within data.timeout_seconds = {limit:g}") from None
-        except DamagedImageError as damaged:
-            found = "other bytes (kapdist data check lists all damage)"
-            raise InputError(self.info.path, f"image {damaged.image} as it was written", found) from damaged
+
+
+@contextlib.contextmanager
+def damage_named(info: BetonInfo) -> Iterator[None]:
+    """Raise InputError for a damaged image."""
+    try:
+        yield
+    except DamagedImageError as damaged:
+        found = "other bytes (kapdist data check lists all damage)"
+        raise InputError(info.path, f"image {damaged.image} as it was written", found) from damaged
 
 
 def largest_resolution(config: DataConfig, training: bool) -> int:
