@@ -1,7 +1,7 @@
-"""Crop, resize, mirror, move, cut out and erase on any device: torch's operations, byte for byte what the jitted code
-of pixels.py, resize.py and erase.py makes of the same draws.
+"""Crop, resize, mirror, move, cut out and erase on any device, by torch.
 
-So sums are taken in its order, in its precision, and no multiplication is fused with an addition.
+Byte for byte what the jitted code of pixels.py, resize.py and erase.py makes of the same draws: sums are taken in
+its order and its precision, and no multiplication is fused with an addition.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def resize(
     begins: Tensor,
     shapes: Tensor,
     windows: Tensor,
+    mirror: Tensor,
     largest: tuple[int, int],
     side: int,
-    mirror: Tensor,
 ) -> Tensor:
     """Return windows of images as (batch, side, side, 3) uint8; see resize.area_resize.
 

@@ -86,7 +86,8 @@ def rendered(task: Task) -> BetonInfo:
     check_room(3 * count * side**2, task.device)
     content, size = np.empty((count, side, side, 3), np.uint8), task.max_batch_size
     batches = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
-    pass_ = make_backend(task).start([Asked(batches, 0, side)])
+    backend = make_backend(task)  # whose threads end with it
+    pass_ = backend.start([Asked(batches, 0, side)])
     try:
         while (taken := pass_.take(task.config.timeout_seconds)) is not None:
             slot, images, pixels = taken
@@ -145,8 +146,10 @@ def decode_by_ffcv(stored: np.ndarray, image: int, rows: int, columns: int) -> n
     return out
 
 
-def draw_part(images, heights, widths, key, side, crop, flip, pad, cutout, erasing, out):  # type: ignore[no-untyped-def]
-    """Fill out (batch, NUM_DRAWS) int64 with what is random about images, each of which has a height and a width."""
+def draw_part(  # type: ignore[no-untyped-def]
+    images, heights, widths, key, side, crop, flip, pad, cutout, erasing, out
+):
+    """Fill out (batch, NUM_DRAWS) int64 with what is random about images of these heights and widths."""
     for position in range(len(images)):
         image, row = images[position], out[position]
         row[:4] = np.array(crop_window(crop, key, image, heights[position], widths[position], 1.0))
@@ -196,7 +199,7 @@ class Resident:
         self.places = torch.stack([begins, *map(torch.from_numpy, (self.heights, self.widths))], 1).to(device)
 
     def batches(self, epochs: Iterable[Asked]) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
-        """Yield images (batch, side, side, 3) uint8 and labels on the device, and ids, for all that is asked for."""
+        """Yield images (batch, side, side, 3) uint8 and labels on the device, and ids, for what is asked for."""
         for asked in epochs:
             for start in range(0, len(asked.batches), BATCHES):
                 some = asked.batches[start : start + BATCHES]
@@ -235,7 +238,7 @@ class Resident:
         recipe, begins, mirror, shifts = self.recipe, places[:, 0], draws[:, MIRROR] > 0, draws[:, SHIFT]
         if recipe.crop == RANDOM_CROP:
             early = mirror & (recipe.pad == 0)
-            out = resize(self.pixels, begins, places[:, 1:], draws[:, WINDOW], largest, side, early)
+            out = resize(self.pixels, begins, places[:, 1:], draws[:, WINDOW], early, largest, side)
             if recipe.pad:
                 begins = torch.arange(len(out), device=self.device) * side**2
                 out = place(out.view(-1, 3), begins, side, shifts, mirror)
