@@ -84,6 +84,8 @@ class DataConfig(Section):
     decode: Literal["full", "reduced"] = "full"
     """Training JPEGs: full decodes all pixels, as FFCV does; reduced, which is faster, decodes at 1/2, 1/4 or 1/8
     where the crop still has `resolution` pixels each way. Evaluation and attacks always take full."""
+    stage: Path | None = None
+    """Folder on a disk of each node, such as $SLURM_TMPDIR: both betons are copied there once, and read there."""
     on_device: bool = False
     """Keep all images decoded on the device and crop and augment them there, to the same pixels: for data sets that
     fit there, training's and validation's together; on the CPU in each rank's memory."""
@@ -295,6 +297,7 @@ MAY_CHANGE = (
     "data.cache",
     "data.workers",
     "data.on_device",
+    "data.stage",
     "data.batches_ahead",
     "data.timeout_seconds",
     "engine.name",
