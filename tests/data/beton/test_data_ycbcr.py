@@ -82,7 +82,8 @@ def test_greys_stay_as_they_are() -> None:
 def test_it_takes_half_of_raw_s_bytes_and_is_checked(ycbcr, raw_photographs) -> None:
     summary = check(ycbcr.path)
     assert summary["encoding"] == "ycbcr 4:2:0"
-    assert summary["stored"]["ycbcr"] == ycbcr.num_images and summary["stored"]["raw"] == 0
+    assert summary["stored"]["ycbcr"] == ycbcr.num_images
+    assert summary["stored"]["raw"] == 0
     assert set(ycbcr.layout.modes) == {YCBCR}
     raw = raw_photographs.layout.sizes.sum()
     assert summary["stored"]["image_bytes"] == pytest.approx(raw / 2, rel=0.02)

@@ -59,8 +59,10 @@ def test_kept_on_the_device_the_pixels_are_the_loader_s(
     for first, second, (pixels, labels, ids) in zip(*passes, there, strict=True):
         assert torch.equal(first.images, second.images)
         assert torch.equal(first.images, loaded.mover.on_device(pixels))
-        assert torch.equal(first.labels, second.labels) and torch.equal(first.labels, labels)
-        assert np.array_equal(first.indices, second.indices) and np.array_equal(first.indices, ids)
+        assert torch.equal(first.labels, second.labels)
+        assert torch.equal(first.labels, labels)
+        assert np.array_equal(first.indices, second.indices)
+        assert np.array_equal(first.indices, ids)
 
 
 @pytest.mark.parametrize("interpolation", ["area", "bicubic"])
@@ -141,4 +143,5 @@ def test_a_stream_goes_from_epoch_to_epoch(photographs, make_loader) -> None:
     loaded, kept = make_loader(photographs, **data), make_loader(photographs, on_device=True, **data)
     alone = [b for e in epochs for b in loaded.batches(e.index_batches, epoch=e.number, resolution=e.resolution)]
     for first, second, third in zip(alone, loaded.stream(epochs), kept.stream(iter(epochs)), strict=True):
-        assert torch.equal(first.images, second.images) and torch.equal(first.images, third.images)
+        assert torch.equal(first.images, second.images)
+        assert torch.equal(first.images, third.images)

@@ -56,7 +56,8 @@ def test_the_next_epoch_is_begun_before_this_one_s_last_batch_is_given_back(
     found += [batch.images for batch in stream]
     assert len(names) <= 2  # the evaluation's may be about to end
     alone = [batch.images for epoch in (0, 1) for batch in loader.batches(BATCHES, epoch=epoch)]
-    assert len(found) == len(alone) and all(map(torch.equal, found, alone))
+    assert len(found) == len(alone)
+    assert all(map(torch.equal, found, alone))
 
 
 def test_one_thread_of_a_loader_decodes_pass_after_pass(fashion, make_loader) -> None:
