@@ -99,7 +99,8 @@ class DataConfig(Section):
     """Who keeps the beton's bytes: the operating system (page), or each rank, which reads open pages whole and
     ahead (process, for slow file systems; with quasi-random order); auto decides by the same sizes."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Decoding threads per rank; 0 divides the CPUs that this process may use among the ranks of the node."""
+    """Decoding threads per rank; 0 divides the CPUs that this process may use among the ranks of the node, and on a
+    GPU leaves one of a rank's to the thread that launches its kernels."""
     batches_ahead: Natural = 3
     """Batches that are decoded ahead of the step that uses them."""
     timeout_seconds: Positive = 300.0

@@ -259,7 +259,7 @@ def make_loader(
         seed=config.seed,
         max_batch_size=plan.largest_part if plan else batch_size or train.eval_batch_size,
         device=ranks.device,
-        num_workers=config.data.workers or ranks.cpus,
+        num_workers=config.data.workers or ranks.decoders,
         channels_last=config.engine.channels_last,
         cache=plan.storage.cache if plan else "page",  # evaluation reads the file from its beginning to its end
     )

@@ -24,6 +24,7 @@ from kapdist.data.load.ffcv import nothing_compiled
 from kapdist.data.load.jit import cache_directory, cached
 from kapdist.data.load.loader import Loader
 from kapdist.data.load.order import epoch_order
+from kapdist.engine import Ranks
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
 
@@ -282,6 +283,12 @@ def test_cpus_are_those_of_this_process_shared_among_the_ranks(monkeypatch) -> N
     assert usable_cpus() == len(os.sched_getaffinity(0))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(3, 10)))
     assert [usable_cpus(ranks) for ranks in (1, 2, 3, 100)] == [7, 3, 2, 1]
+
+
+def test_on_a_gpu_decoding_leaves_a_cpu_to_the_thread_that_launches_kernels(monkeypatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    for device, local, decoders in (("cuda", 1, 7), ("cuda", 2, 3), ("cuda", 8, 1), ("cpu", 2, 4)):
+        assert Ranks(local_world_size=local, device=torch.device(device)).decoders == decoders
 
 
 THREADS = """

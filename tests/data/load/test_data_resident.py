@@ -1,4 +1,4 @@
-"""Images kept on the device: the loader's bytes, whatever is done to them, from memory and by torch's operations."""
+"""Images kept on the device: the loader's bytes, whatever is done to them, from memory and by torch."""
 
 from __future__ import annotations
 

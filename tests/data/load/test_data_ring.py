@@ -40,7 +40,7 @@ def test_passes_one_after_the_other_share_a_ring(fashion, make_loader, backend: 
 def test_the_next_epoch_is_begun_before_this_one_s_last_batch_is_given_back(
     fashion, make_loader, backend: str
 ) -> None:
-    """Whatever is done meanwhile, an evaluation say: the ring fills with the next epoch's batches, by one thread."""
+    """Whatever is done meanwhile, an evaluation say: the ring fills with the next epoch's batches."""
     loader, begun = make_loader(fashion, backend=backend, flip=True), threading.Event()
 
     def epochs():
