@@ -51,8 +51,10 @@ def resize(
         largest: height and width of the largest windows.
     """
     many = max(1, CHUNK // (3 * side * max(side, largest[1] + 1)))
-    parts = zip(*(table.split(many) for table in (begins, shapes, windows, mirror)), strict=True)
-    return torch.cat([resize_some(pixels, *part, largest, side) for part in parts])
+    parts = (slice(start, start + many) for start in range(0, len(begins), many))
+    tables = begins, shapes, windows, mirror
+    some = [resize_some(pixels, *(table[here] for table in tables), largest=largest, side=side) for here in parts]
+    return torch.cat(some) if some else pixels.new_empty(0, side, side, 3)
 
 
 def resize_some(
