@@ -62,6 +62,10 @@ def data_write(
     ] = None,
     jpeg_share: Annotated[float, typer.Option(help="Share of the images that become JPEG; the rest is raw.")] = 1.0,
     raw_up_to_bytes: Annotated[int, typer.Option(help="Images with so few bytes of pixels stay raw.")] = 0,
+    store: Annotated[
+        str | None,
+        typer.Option(help="raw, jpeg, or ycbcr: planes of YCbCr 4:2:0, half of raw's bytes and as fast to read."),
+    ] = None,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", "--skip-bad", help="Leave unreadable images out and record them.")
     ] = False,
@@ -83,6 +87,7 @@ def data_write(
             jpeg_quality=jpeg_quality,
             jpeg_share=jpeg_share,
             raw_up_to_bytes=raw_up_to_bytes,
+            store=store,
             skip_unreadable=skip_unreadable,
             num_workers=num_workers,
             progress=lambda done, total: progress.show(done, total=total),

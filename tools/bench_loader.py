@@ -1,7 +1,7 @@
 """What loading costs: images per second of our loader, stock FFCV's and ImageFolder's, paired in one process.
 
     python tools/bench_loader.py [--rounds 7] [--batch-size 512] [--workers N] [--images 0] [--stamps FOLDER]
-                                 [--resolution 160]
+                                 [--resolution 160] [--parts fashion photographs stores]
 
 All decode on as many threads or processes and end in float32 in [0, 1]. A round is one epoch of each, in turn; a
 ratio is between the two of one round. Beside it stands the CPU time of an image, over the process and its workers:
@@ -10,6 +10,8 @@ Fashion-MNIST: raw 32 x 32 images, flip and translation.
 Photographs: Debian's tuxpaint stamps enlarged to a longer side of 500 pixels, JPEG of quality 90, random resized
 crop and flip; the same JPEG bytes as a beton and as files. They are few, so an epoch takes each of them several
 times, or what an epoch costs to begin would be part of the measure.
+Stores: the photographs with a longer side of 256 pixels as YCbCr planes, as pixels and as JPEG, beside each other
+and beside our JPEG of 500 pixels, by our loader.
 Augmentation: our loader on both, with RandAugment (two operations) or random erasing, beside itself without.
 """
 
@@ -42,6 +44,7 @@ from loaders import (
     stock,
     write_fashion,
     write_photographs,
+    write_stored,
 )
 
 from kapdist.data.beton.layout import BetonInfo
@@ -52,6 +55,8 @@ from ffcv.fields.rgb_image import SimpleRGBImageDecoder  # isort: skip
 from ffcv.transforms import RandomHorizontalFlip, RandomTranslate  # isort: skip
 
 TRANSLATE = 2
+SMALLER = 256  # pixels of the longer side of a store that is made for training
+PARTS = ["fashion", "photographs", "stores"]
 COPIES = 4  # of every photograph in an epoch
 AUGMENTED: dict[str, dict[str, Any]] = {
     "with RandAugment": {"rand_augment": 2},
@@ -138,6 +143,7 @@ def bench_fashion(path: Path, images: int, rounds: int, batch_size: int, workers
     loaders = {
         "stock FFCV": stock(info, decoders, batch_size, workers),
         "kapdist": ours(info, batch_size, workers, flip=True, translate=TRANSLATE),
+        "kapdist, kept in memory": ours(info, batch_size, workers, flip=True, translate=TRANSLATE, on_device=True),
     }
     yield f"Fashion-MNIST, {info.num_images} raw images, 32 px, flip and translation"
     yield from report(measure(loaders, rounds, info.num_images, 32), workers, ["stock FFCV"])
@@ -173,6 +179,26 @@ def bench_stamps(
     yield from bench_augmentation(info, rounds, batch_size, workers, COPIES, **crops)
 
 
+def bench_stores(
+    path: Path, folder: Path, images: int, rounds: int, batch_size: int, workers: int, side: int
+) -> Iterator[str]:
+    if not folder.is_dir():
+        return
+    large, jpeg = f"JPEG of {SIDE} px", f"JPEG of {SMALLER} px"
+    loaders, data = {}, {"crop": "random-resized", "flip": True, "resolution": side}
+    for name, longer, store in (
+        (f"YCbCr of {SMALLER} px", SMALLER, "ycbcr"),
+        (f"raw of {SMALLER} px", SMALLER, "raw"),
+        (jpeg, SMALLER, "jpeg"),
+        (large, SIDE, "jpeg"),
+    ):
+        info = write_stored(folder, path.with_name(f"{name}.beton"), longer, images, store=store)
+        loaders[name] = ours(info, batch_size, workers, COPIES, **data)
+        yield f"{name}: {info.layout.sizes.sum() / info.num_images / 1024:.1f} KiB per image"
+    rates = measure(loaders, rounds, COPIES * info.num_images, side)
+    yield from report(rates, workers, [jpeg, large])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
@@ -181,6 +207,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=0, help="of each data set; 0 takes all")
     parser.add_argument("--stamps", type=Path, default=STAMPS, help="folder of class folders")
     parser.add_argument("--resolution", type=int, default=160, help="of the photographs, pixels")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     options = parser.parse_args()
     # Stock FFCV sets torch's threads to its own number: the conversion has as many in all.
     torch.set_num_threads(options.workers)
@@ -195,11 +222,16 @@ def main() -> None:
     )
     images = options.images or sys.maxsize
     with tempfile.TemporaryDirectory() as folder:
-        for line in bench_fashion(Path(folder, "fashion.beton"), images, options.rounds, size, workers):
-            print(line, flush=True)
-        path, less = Path(folder, "stamps.beton"), max(1, size // 4)
-        for line in bench_stamps(path, options.stamps, images, options.rounds, less, workers, options.resolution):
-            print(line, flush=True)
+        path = Path(folder, "stamps.beton")
+        photographs = path, options.stamps, images, options.rounds, max(1, size // 4), workers, options.resolution
+        parts = {
+            "fashion": bench_fashion(Path(folder, "fashion.beton"), images, options.rounds, size, workers),
+            "photographs": bench_stamps(*photographs),
+            "stores": bench_stores(*photographs),
+        }
+        for part in options.parts:
+            for line in parts[part]:
+                print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,12 @@ class Enlarged:
 
 
 def write_photographs(folder: Path, path: Path, side: int, quality: int, images: int) -> BetonInfo:
-    write_beton(Enlarged(folder, side, images), path, jpeg_quality=quality, skip_unreadable=True)
+    return write_stored(folder, path, side, images, jpeg_quality=quality)
+
+
+def write_stored(folder: Path, path: Path, side: int, images: int, **store: Any) -> BetonInfo:
+    """Write photographs of a longer side, stored as write_beton is told."""
+    write_beton(Enlarged(folder, side, images), path, skip_unreadable=True, **store)
     return open_beton(path)
 
 

@@ -85,6 +85,11 @@ class DataConfig(Section):
     decode: Literal["full", "reduced"] = "full"
     """Training JPEGs: full decodes all pixels, as FFCV does; reduced, which is faster, decodes at 1/2, 1/4 or 1/8
     where the crop still has `resolution` pixels each way. Evaluation and attacks always take full."""
+    stage: Path | None = None
+    """Folder on a disk of each node, such as $SLURM_TMPDIR: both betons are copied there once, and read there."""
+    on_device: bool = False
+    """Keep all images decoded on the device and crop and augment them there, to the same pixels: for data sets that
+    fit there, training's and validation's together; on the CPU in each rank's memory."""
     order: Literal["auto", "random", "quasi-random"] = "random"
     """Order of an epoch: random over all images, or page by page, for a beton larger than memory; auto takes random
     where the beton fits into the node's memory, and a run keeps to what it began with. With cache process:
@@ -95,7 +100,8 @@ class DataConfig(Section):
     """Who keeps the beton's bytes: the operating system (page), or each rank, which reads open pages whole and
     ahead (process, for slow file systems; with quasi-random order); auto decides by the same sizes."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Decoding threads per rank; 0 divides the CPUs that this process may use among the ranks of the node."""
+    """Decoding threads per rank; 0 divides the CPUs that this process may use among the ranks of the node, and on a
+    GPU leaves one of a rank's to the thread that launches its kernels."""
     batches_ahead: Natural = 3
     """Batches that are decoded ahead of the step that uses them."""
     timeout_seconds: Positive = 300.0
@@ -114,6 +120,16 @@ class DataConfig(Section):
             raise ValueError(f"min_resolution at most max_resolution, both multiples of {RAMP_MULTIPLE}")
         if self.start_ramp > self.end_ramp:
             raise ValueError("start_ramp at most end_ramp")
+        return self
+
+    @model_validator(mode="after")
+    def on_device_can_do_it(self) -> DataConfig:
+        if self.on_device and self.decode == "reduced":
+            raise ValueError("on_device with decode full only: images are decoded once, before they are cropped")
+        if self.on_device and self.rand_augment:
+            raise ValueError("on_device without rand_augment, whose operations the device does not know")
+        if self.on_device and self.cache == "process":
+            raise ValueError("on_device with cache page or auto only: it keeps the whole beton")
         return self
 
     @model_validator(mode="after")
@@ -300,6 +316,8 @@ MAY_CHANGE = (
     "data.backend",
     "data.cache",
     "data.workers",
+    "data.on_device",
+    "data.stage",
     "data.batches_ahead",
     "data.timeout_seconds",
     "engine.name",

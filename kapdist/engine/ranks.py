@@ -66,6 +66,11 @@ class Ranks:
         """CPUs for this rank: what the process may use, shared among the ranks of the node."""
         return usable_cpus(self.local_world_size)
 
+    @property
+    def decoders(self) -> int:
+        """CPUs of this rank for decoding: on a GPU all but one, which launches its kernels."""
+        return max(1, self.cpus - 1) if self.device.type == "cuda" else self.cpus
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()

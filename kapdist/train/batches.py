@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kapdist.config import Config
-from kapdist.data.load.loader import Batch, Loader
+from kapdist.data.load.loader import Batch, Epoch, Loader
 from kapdist.data.load.order import training_order
 from kapdist.plan.training import Plan, part
 from kapdist.rng import derive_seed
@@ -17,7 +17,15 @@ from kapdist.rng import derive_seed
 def training_batches(loader: Loader, plan: Plan, config: Config, rank: int, step: int) -> Iterator[Batch]:
     """Yield this rank's batches after `step` finished steps, `accumulation_steps` of them for each step.
 
-    The order of an epoch is one permutation of all images; nothing is decoded for the steps that are skipped.
+    Nothing is decoded for the steps that are skipped, and nothing waits between two epochs.
+    """
+    return loader.stream(training_epochs(plan, config, rank, step))
+
+
+def training_epochs(plan: Plan, config: Config, rank: int, step: int) -> Iterator[Epoch]:
+    """Yield what this rank trains on after `step` finished steps, the rest of an epoch first.
+
+    The order of an epoch is one permutation of all images.
     """
     while step < plan.total_steps:
         epoch = plan.epoch(step)
@@ -28,9 +36,7 @@ def training_batches(loader: Loader, plan: Plan, config: Config, rank: int, step
             for t in range(step, end)
             for index in range(plan.accumulation_steps)
         ]
-        yield from loader.batches(
-            [order[p.start : p.stop] for p in parts], epoch=epoch, resolution=plan.resolution(step)
-        )
+        yield Epoch([order[p.start : p.stop] for p in parts], epoch, plan.resolution(step))
         step = end
 
 

@@ -66,7 +66,7 @@ class Evaluated:
             seed=self.seed,
             max_batch_size=config.batch_size,
             device=ranks.device,
-            num_workers=config.workers or ranks.cpus,
+            num_workers=config.workers or ranks.decoders,
             channels_last=self.channels_last,
         )
 

@@ -47,6 +47,7 @@ from kapdist.train.metrics import LossMeter
 from kapdist.train.optim import MovingAverage, make_ema, make_optimizer
 from kapdist.train.robust import RobustAccuracy, RobustValidation
 from kapdist.train.speed import Speed
+from kapdist.train.staging import stage
 from kapdist.train.stop import Stop
 from kapdist.train.trainable import check_trainable
 from kapdist.train.watchdog import Watchdog
@@ -105,6 +106,7 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
     """Open the data, make the plan, build model and engine; what is wrong with the input is found here."""
     data, validation = ranks.together(lambda: open_data(config))
     ranks.from_first(lambda: check_images(this.run, data, validation))
+    data, validation = stage(config.data.stage, (data, validation), ranks, stop, watchdog)
     network = known_network(config.model.factory, ranks, this.run)
     room = ranks.from_first(lambda: room_for(config, data, ranks, this.run))
     plan = ranks.together(lambda: make_plan(config, data.num_images, ranks.world_size, room))
@@ -271,7 +273,7 @@ def make_loader(
         seed=config.seed,
         max_batch_size=plan.largest_part if plan else batch_size or train.eval_batch_size,
         device=ranks.device,
-        num_workers=config.data.workers or ranks.cpus,
+        num_workers=config.data.workers or ranks.decoders,
         channels_last=config.engine.channels_last,
         cache=plan.storage.cache if plan else "page",  # evaluation reads the file from its beginning to its end
     )

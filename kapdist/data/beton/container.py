@@ -14,7 +14,11 @@ from kapdist.data.beton.layout import (
     FIELDS,
     HEADER_BYTES,
     HEADER_TYPE,
+    IMAGE_FIELD,
     METADATA_TYPE,
+    OWN_FIELD,
+    RAW,
+    fields_with,
 )
 
 # What is known of a stored image; size 0 where there is none. `kept`: its bytes are the source's own.
@@ -51,14 +55,14 @@ def place(position: int, sizes: np.ndarray, page_size: int) -> tuple[np.ndarray,
     return begins, position
 
 
-def header(num_images: int, page_size: int, table: int) -> bytes:
+def header(num_images: int, page_size: int, table: int, image_field: int = IMAGE_FIELD) -> bytes:
     """Return the header and the fields; `table` is where the allocation table begins, 0 in an unfinished file."""
     head = np.zeros(1, HEADER_TYPE)
     values = {"version": CURRENT_VERSION, "num_fields": len(FIELDS), "page_size": page_size}
     for key, value in (values | {"num_samples": num_images, "alloc_table_ptr": table}).items():
         head[key] = value
     fields = np.zeros(len(FIELDS), FIELD_TYPE)
-    for field, (name, kind) in zip(fields, FIELDS, strict=True):
+    for field, (name, kind) in zip(fields, fields_with(image_field), strict=True):
         field["type_id"] = kind
         field["name"][: len(name)] = np.frombuffer(name.encode(), np.uint8)
     return head.tobytes() + fields.tobytes()
@@ -71,6 +75,8 @@ def begin(path: Path, num_images: int, page_size: int) -> None:
 
 def finish(path: Path, records: np.ndarray, begins: np.ndarray, end: int, start: int, page_size: int) -> None:
     """Write the tables of a file whose images are all in their places, and then its header.
+
+    FFCV refuses a file with images that it would take for others: their field is one that it does not know.
 
     Args:
         records: of all images of the source, in its order; begins: where each begins.
@@ -95,4 +101,5 @@ def finish(path: Path, records: np.ndarray, begins: np.ndarray, end: int, start:
         file.flush()
         os.fsync(file.fileno())  # the header says that the rest is there
         file.seek(0)
-        file.write(header(len(there), page_size, length))
+        field = OWN_FIELD if (records["mode"] > RAW).any() else IMAGE_FIELD
+        file.write(header(len(there), page_size, length, field))

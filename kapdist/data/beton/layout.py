@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,8 +28,14 @@ FIELD_TYPE = np.dtype([("type_id", "<u1"), ("name", ("<u1", 16)), ("arguments", 
 IMAGE_TYPE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 METADATA_TYPE = np.dtype([("f0", IMAGE_TYPE), ("f1", "<i8")], align=True)
 ALLOC_TABLE_TYPE = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
-FIELDS = [("image", 2), ("label", 1)]  # names and FFCV's numbers for an RGB image and an integer
+IMAGE_FIELD, OWN_FIELD = 2, 255  # FFCV's numbers for RGB images, and for what somebody else reads
+FIELDS = [("image", IMAGE_FIELD), ("label", 1)]  # names and numbers; 1 is an integer
+JPEG, RAW, YCBCR = 0, 1, 2  # how an image is stored: FFCV's numbers, and ours for planes (load/ycbcr.py)
 HEADER_BYTES = HEADER_TYPE.itemsize + len(FIELDS) * FIELD_TYPE.itemsize
+
+
+def fields_with(image_field: int) -> list[tuple[str, int]]:
+    return [("image", image_field), *FIELDS[1:]]
 
 
 class DamagedImageError(Exception):
@@ -43,7 +50,7 @@ class DamagedImageError(Exception):
 class Layout:
     """The parts of a beton that are not pixels; arrays of one entry per image, as narrow as the format allows.
 
-    offsets and sizes are bytes in the file, heights and widths pixels; modes is 0 for JPEG and 1 for raw. No image
+    offsets and sizes are bytes in the file, heights and widths pixels; modes are JPEG, RAW or YCBCR. No image
     reaches over two pages of page_bytes.
     """
 
@@ -56,6 +63,8 @@ class Layout:
     widths: np.ndarray
     modes: np.ndarray
     sha256: str
+    content: np.ndarray | None = None
+    """The bytes that offsets count in, where they are not the file's: images that were decoded into memory."""
 
     @property
     def largest_bytes(self) -> int:
@@ -122,6 +131,11 @@ def open_with_manifest(path: Path) -> tuple[BetonInfo, Manifest]:
     return info, manifest
 
 
+def planes_bytes(heights: Any, widths: Any) -> Any:
+    """Return the bytes of images of these sizes, numbers or arrays, as planes of YCbCr 4:2:0."""
+    return heights * widths + 2 * (-(-heights // 2) * -(-widths // 2))
+
+
 def only(values: np.ndarray) -> int | None:
     return int(values[0]) if (values == values[0]).all() else None
 
@@ -140,7 +154,7 @@ def read_header(path: Path) -> np.ndarray:
     found = [
         (bytes(field["name"]).rstrip(b"\0").decode("ascii", "replace"), int(field["type_id"])) for field in fields
     ]
-    if found != FIELDS:
+    if found not in (FIELDS, fields_with(OWN_FIELD)):
         raise InputError(path, "the fields image (RGB) and label (integer)", str(found))
     table = int(header["alloc_table_ptr"]) + int(header["num_samples"]) * ALLOC_TABLE_TYPE.itemsize
     if header["num_samples"] == 0 or table != size:
@@ -170,8 +184,9 @@ def read_layout(path: Path) -> Layout:
         (allocations["ptr"][rank] != images["data_ptr"]) | (offsets < 0) | (sizes < 0) | (offsets + sizes > table)
     )
     heights, widths = images["height"].astype(np.int64), images["width"].astype(np.int64)
-    astray |= (heights == 0) | (widths == 0) | (images["mode"] > 1)
-    astray |= (images["mode"] == 1) & (sizes != heights * widths * 3)
+    astray |= (heights == 0) | (widths == 0) | (images["mode"] > YCBCR)
+    astray |= (images["mode"] == RAW) & (sizes != heights * widths * 3)
+    astray |= (images["mode"] == YCBCR) & (sizes != planes_bytes(heights, widths))
     if astray.any():
         raise InputError(path, "images inside of the file", f"image {int(np.argmax(astray))} outside")
     return Layout(

@@ -28,7 +28,7 @@ def part_images(source: Source, encoding: Encoding) -> int:
     """Return how many images make a part: a function of what is written, not of who writes it."""
     bounds = [bound for bound in (source.largest_bytes, encoding.max_side and 3 * encoding.max_side**2) if bound]
     usual = min(bounds, default=USUAL_IMAGE_BYTES)
-    if encoding.jpeg_quality is not None:
+    if encoding.quality is not None:
         usual = -(-usual // JPEG_RATIO)
     return max(1, min(PART_IMAGES, PART_BYTES // usual, -(-len(source) // PARTS)))
 

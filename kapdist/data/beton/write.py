@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from kapdist.data.beton.encode import JPEG, Encoding
-from kapdist.data.beton.layout import read_layout
+from kapdist.data.beton.encode import Encoding, Store
+from kapdist.data.beton.layout import JPEG, YCBCR, read_layout
 from kapdist.data.beton.manifest import Manifest, content_fingerprint, manifest_path, packed, write_manifest
 from kapdist.data.beton.parts import Parts
 from kapdist.data.beton.writer import NO_ROOM, Progress
@@ -55,6 +55,7 @@ def write_beton(
     jpeg_quality: int | None = None,
     jpeg_share: float = 1.0,
     raw_up_to_bytes: int = 0,
+    store: Store | None = None,
     skip_unreadable: bool = False,
     num_workers: int = 0,
     timeout_seconds: float = 600.0,
@@ -66,7 +67,7 @@ def write_beton(
     The file depends on the source and the options alone: not on workers, and not on how often it was interrupted.
 
     Args:
-        max_side, jpeg_quality, jpeg_share, raw_up_to_bytes: as of kapdist.data.beton.encode.Encoding.
+        max_side, jpeg_quality, jpeg_share, raw_up_to_bytes, store: as of kapdist.data.beton.encode.Encoding.
         skip_unreadable: leave unreadable images out and list them in the manifest, instead of refusing.
         num_workers: processes; 0 takes the CPUs that this process may use.
         timeout_seconds: longest time in which no worker begins another image.
@@ -82,7 +83,7 @@ def write_beton(
     """
     if why_not := why_no_ffcv():
         raise InputError("ffcv", "FFCV, whose library decodes what is written", f"none: {why_not}")
-    encoding = Encoding(max_side, jpeg_quality, jpeg_share, raw_up_to_bytes)
+    encoding = Encoding(max_side, jpeg_quality, jpeg_share, raw_up_to_bytes, store)
     encoding.check()
     if num_workers < 0:
         raise InputError("num workers", "0 or more", str(num_workers))
@@ -190,11 +191,12 @@ def pace(parts: Parts, num_workers: int, seconds: float) -> dict[str, Any]:
 
 def stored(records: np.ndarray) -> dict[str, int]:
     """Return how many images are stored how, and the bytes of all of them."""
-    jpeg = records["mode"] == JPEG
+    jpeg, ycbcr = records["mode"] == JPEG, int((records["mode"] == YCBCR).sum())
     kept = records["kept"] > 0
     return {
         "jpeg_as_it_was": int(kept.sum()),
         "jpeg_encoded": int((jpeg & ~kept).sum()),
-        "raw": int((~jpeg).sum()),
+        "raw": int((~jpeg).sum()) - ycbcr,
+        **({"ycbcr": ycbcr} if ycbcr else {}),
         "image_bytes": int(records["size"].sum()),
     }

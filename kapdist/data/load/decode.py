@@ -13,23 +13,14 @@ import numpy as np
 from numba.core.typing import signature
 
 from kapdist.data.beton.checksum import checksums, xxh64
-from kapdist.data.beton.layout import DamagedImageError, Layout
+from kapdist.data.beton.layout import JPEG, DamagedImageError, Layout
 from kapdist.data.load.ffcv import AllocationQuery, SimpleRGBImageDecoder, State, lib
 from kapdist.data.load.pillow import compile_resampling, resample
-from kapdist.data.load.pixels import (
-    FULL,
-    JPEG,
-    RAW,
-    Recipe,
-    array_type,
-    crop_window,
-    eighths,
-    render,
-    scaled,
-    types,
-)
+from kapdist.data.load.pixels import FULL, Recipe, crop_window, eighths, render, scaled, types
 from kapdist.data.load.resample import AREA
 from kapdist.data.load.retouch import make_retouch
+from kapdist.data.load.storage import tables_of
+from kapdist.data.load.stored import OPTIONS, SCRATCH, TABLES, render_stored
 from kapdist.data.load.workers import Workers
 from kapdist.jit import compiled
 
@@ -82,31 +73,13 @@ def decode_part(  # type: ignore[no-untyped-def]
             source = pixels[0, : rows * columns].reshape(rows, columns)
             render(source, scale, window, key, image, pad, flip, cutout, plain, out[position])
         else:
-            stored = data[start : start + size].reshape(height, 3 * width)
-            render(stored, FULL, window, key, image, pad, flip, cutout, plain, out[position])
+            stored, shape, mode = data[start : start + size], (height, width), modes[position]
+            options = pad, flip, cutout, pixels, plain, out[position]
+            render_stored(stored, mode, window, key, image, *shape, *options)
     return -1
 
 
-# No plain uint8[::1] among them: a stock FFCV loader in the same process marks numba's one and only type of that
-# name as read-only, and what was compiled for it is not found again.
-NUMBERS = array_type(types.int64, 1)
-SIGNATURE = types.int64(
-    NUMBERS,
-    array_type(types.uint8, 4),
-    array_type(types.uint8, 1, readonly=True),
-    *[NUMBERS] * 5,
-    array_type(types.uint64, 1),
-    array_type(types.boolean, 1),
-    array_type(types.uint8, 2),
-    array_type(types.uint8, 3),
-    types.int64,
-    types.int64,
-    types.float64,
-    types.int64,
-    types.boolean,
-    types.int64,
-    types.boolean,
-)
+SIGNATURE = types.int64(*TABLES, *SCRATCH, *OPTIONS, types.boolean)
 
 
 @functools.cache
@@ -143,7 +116,7 @@ def resample_part(
             return position
         stored = data[starts[position] : starts[position] + sizes[position]]
         shape = int(heights[position]), int(widths[position])
-        if not resample(stored, modes[position] == JPEG, shape, recipe, out[position]):
+        if not resample(stored, int(modes[position]), shape, recipe, out[position]):
             return position
     return -1
 
@@ -182,9 +155,7 @@ class Decoder(SimpleRGBImageDecoder):
         count = len(images)
         out = out.reshape(-1)[: count * side * side * 3].reshape(count, side, side, 3)
         data, starts = storage.data, storage.starts(images)
-        sizes, heights, widths, modes = (
-            table[images].astype(np.int64) for table in (layout.sizes, layout.heights, layout.widths, layout.modes)
-        )
+        sizes, heights, widths, modes = tables_of(layout, images)
         # Jitted code would read past the map, and the process would die of it.
         if count and (beyond := starts + sizes > len(data)).any():
             raise DamagedImageError(int(images[beyond.argmax()]))
@@ -211,4 +182,4 @@ class Decoder(SimpleRGBImageDecoder):
         return compiled_decode()(*here, np.empty((side, side, 3), np.uint8), key, *options)
 
 
-__all__ = ["JPEG", "RAW", "Decoder", "Recipe", "compile_for", "compiled_decode"]
+__all__ = ["Decoder", "Recipe", "compile_for", "compiled_decode"]

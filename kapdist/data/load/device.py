@@ -86,10 +86,14 @@ class Mover:
             here.wait_event(sent.arrived)
             for tensor in (sent.pixels, sent.labels):
                 tensor.record_stream(here)  # or the side stream would take their memory for its next batch
-            # Permuting keeps the bytes, which are channels-last already.
-            images = sent.pixels.permute(0, 3, 1, 2).float().div_(255)
-            return images if self.channels_last else images.contiguous(), sent.labels
+            return self.on_device(sent.pixels), sent.labels
         return self.floats(sent.pixels), sent.labels
+
+    def on_device(self, pixels: Tensor) -> Tensor:
+        """Return (batch, side, side, 3) uint8 that is on the device as the images that receive returns."""
+        # Permuting keeps the bytes, which are channels-last already.
+        images = pixels.permute(0, 3, 1, 2).float().div_(255)
+        return images if self.channels_last else images.contiguous()
 
     def floats(self, pixels: Tensor) -> Tensor:
         """Copy (batch, side, side, 3) uint8, on the CPU, to the images that receive returns."""

@@ -34,7 +34,7 @@ def plain_dict() -> Iterator[None]:
 try:
     with torch_threads_kept(), plain_dict():
         import ffcv.loader.loader
-        from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+        from ffcv.fields.rgb_image import RGBImageField, SimpleRGBImageDecoder
         from ffcv.libffcv import lib
         from ffcv.loader import Loader as FFCVLoader
         from ffcv.loader import OrderOption
@@ -93,6 +93,7 @@ __all__ = [
     "EpochIterator",
     "FFCVLoader",
     "OrderOption",
+    "RGBImageField",
     "Reader",
     "ScheduleExecutor",
     "SimpleRGBImageDecoder",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,7 +19,8 @@ from kapdist.data.load.backend import make_backend
 from kapdist.data.load.device import Mover, Sent
 from kapdist.data.load.pixels import CENTRE_CROP, NO_CROP, RANDOM_CROP, Recipe
 from kapdist.data.load.resample import INTERPOLATIONS
-from kapdist.data.load.task import Decoded, Task
+from kapdist.data.load.resident import Resident, in_memory
+from kapdist.data.load.task import Asked, Decoded, Task
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
 
@@ -29,6 +31,17 @@ class Batch(NamedTuple):
     images: Tensor  # (batch, 3, resolution, resolution) float32 in [0, 1], on the loader's device
     labels: Tensor  # (batch,) int64, on the loader's device
     indices: np.ndarray  # (batch,) int64, the images' ids: their positions in the beton
+
+
+class Epoch(NamedTuple):
+    """Batches of an epoch, at one resolution."""
+
+    index_batches: Sequence[np.ndarray]
+    """Image ids of each batch."""
+    number: int = 0
+    """Decides the augmentation, with the seed and the image's id."""
+    resolution: int | None = None
+    """Pixels; None takes the config's."""
 
 
 class Loader:
@@ -68,12 +81,16 @@ class Loader:
         num_workers = num_workers or usable_cpus()
         if not 1 <= num_workers <= usable_cpus():
             raise InputError("data.workers", f"1 to {usable_cpus()} (CPUs of this process)", str(num_workers))
-        recipe = make_recipe(info, config, training=training)
-        self.backend = make_backend(
-            Task(
-                info, config, recipe, self.largest, max_batch_size, num_workers, self.device, cache or config.cache
-            )
-        )
+        recipe, cache = make_recipe(info, config, training=training), cache or config.cache
+        task = Task(info, config, recipe, self.largest, max_batch_size, num_workers, self.device, cache)
+        if config.on_device:
+            with damage_named(info):
+                task = in_memory(task, training=training)
+        self.resident = None
+        if config.on_device and self.device.type == "cuda":
+            self.resident = Resident(task.info, task.recipe, max_batch_size, self.device)
+        else:
+            self.backend = make_backend(task)
 
     def batches(
         self, index_batches: Sequence[np.ndarray], *, epoch: int = 0, resolution: int | None = None
@@ -89,14 +106,24 @@ class Loader:
             TimeoutError: a batch took longer than config.timeout_seconds.
             Exception: whatever went wrong in the loading thread, as it was raised there.
         """
-        side = resolution or self.config.resolution
-        if not 1 <= side <= self.largest:
-            raise ValueError(f"resolution {side} in a loader of at most {self.largest}")
-        pass_ = self.backend.start(index_batches, epoch_key(self.seed, epoch), side)
+        return self.stream([Epoch(index_batches, epoch, resolution)])
+
+    def stream(self, epochs: Iterable[Epoch]) -> Iterator[Batch]:
+        """Yield the batches of epoch after epoch, as `batches` does those of one.
+
+        Epochs are asked for by the thread that decodes, ahead of the batches: those of the next one are decoded
+        while the last ones of this are used, or whatever else is done between two batches.
+        """
+        asked = map(self.ask, epochs)
+        if self.resident is not None:
+            for pixels, labels, indices in self.resident.batches(asked):
+                yield Batch(self.mover.on_device(pixels), labels, indices)
+            return
+        pass_ = self.backend.start(asked)
         under_way: deque[tuple[Any, np.ndarray, Sent]] = deque()
         try:
-            for number in range(len(index_batches)):
-                slot, indices, pixels = self.take(pass_, number)
+            while (taken := self.take(pass_)) is not None:
+                slot, indices, pixels = taken
                 sent = self.mover.send(pixels, torch.from_numpy(self.info.labels[indices]))
                 under_way.append((slot, indices, sent))
                 if len(under_way) > self.mover.ahead:
@@ -108,21 +135,35 @@ class Loader:
                 pass_.give_back(slot, sent.arrived)
             pass_.close()
 
+    def ask(self, epoch: Epoch) -> Asked:
+        side = epoch.resolution or self.config.resolution
+        if not 1 <= side <= self.largest:
+            raise ValueError(f"resolution {side} in a loader of at most {self.largest}")
+        return Asked(epoch.index_batches, epoch_key(self.seed, epoch.number), side)
+
     def receive(self, pass_: Decoded, slot: Any, indices: np.ndarray, sent: Sent) -> Batch:
         images, labels = self.mover.receive(sent)
         pass_.give_back(slot, sent.arrived)
         return Batch(images, labels, indices)
 
-    def take(self, pass_: Decoded, number: int) -> tuple[Any, np.ndarray, Tensor]:
+    def take(self, pass_: Decoded) -> tuple[Any, np.ndarray, Tensor] | None:
         limit = self.config.timeout_seconds
         try:
-            return pass_.take(limit)
+            with damage_named(self.info):
+                return pass_.take(limit)
         except TimeoutError:
-            place = f"batch {number} of this pass over {self.info.path}"
+            place = f"a batch of {self.info.path}"
             raise TimeoutError(f"{place} did not come within data.timeout_seconds = {limit:g}") from None
-        except DamagedImageError as damaged:
-            found = "other bytes (kapdist data check lists all damage)"
-            raise InputError(self.info.path, f"image {damaged.image} as it was written", found) from damaged
+
+
+@contextlib.contextmanager
+def damage_named(info: BetonInfo) -> Iterator[None]:
+    """Raise InputError for a damaged image."""
+    try:
+        yield
+    except DamagedImageError as damaged:
+        found = "other bytes (kapdist data check lists all damage)"
+        raise InputError(info.path, f"image {damaged.image} as it was written", found) from damaged
 
 
 def largest_resolution(config: DataConfig, training: bool) -> int:

@@ -1,9 +1,9 @@
-"""One pass over some batches: a thread that decodes ahead into a ring, for either backend."""
+"""One pass over the batches of some epochs: a ring's thread decodes ahead, for either backend."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable
 from queue import Empty, SimpleQueue
 
 import numpy as np
@@ -11,53 +11,70 @@ import torch
 from torch import Tensor
 
 from kapdist.data.load.ring import Ring, Rings
+from kapdist.data.load.task import Asked, Task
 
 CLOSE_SECONDS = 30.0  # far more than a batch takes; a thread that hangs is a daemon and left to itself
 
 
-class Pass(threading.Thread):
+class Pass:
     """Decodes ahead into a ring of buffers; a buffer is used again only after it was given back.
 
-    Whoever inherits from it says how a batch is decoded, and what is to be let go of at the end.
+    What is asked for comes epoch by epoch, to the thread that decodes: the first batch of an epoch is decoded
+    while the last ones of the one before are used. Whoever inherits from it says how a batch is decoded, what
+    an epoch reads from, and what is to be let go of at its end.
     """
 
-    def begin(
-        self, batches: Sequence[np.ndarray], rings: Rings, *, num_images: int, max_batch_size: int, name: str
-    ) -> None:
-        """Start the thread: the last step of making a pass."""
-        threading.Thread.__init__(self, daemon=True, name=f"kapdist-load {name}")
-        self.batches, self.num_images, self.max_batch_size = batches, num_images, max_batch_size
+    def begin(self, asked: Iterable[Asked], rings: Rings, task: Task) -> None:
+        """Let the thread begin: the last step of making a pass."""
+        self.asked, self.num_images, self.max_batch_size = asked, task.info.num_images, task.max_batch_size
         self.closed = False
-        self.ending = threading.Event()
+        self.ending, self.ended = threading.Event(), threading.Event()
         self.rings, self.ring = rings, rings.take()
-        self.decoded: SimpleQueue[tuple[int, np.ndarray, Tensor] | BaseException] = SimpleQueue()
+        self.decoded: SimpleQueue[tuple[int, np.ndarray, Tensor] | BaseException | None] = SimpleQueue()
         self.free: SimpleQueue[int | None] = SimpleQueue()
         for slot in range(len(self.ring.events)):
             self.free.put(slot)
-        self.start()
+        self.ring.run(self.run, f"kapdist-load {task.info.path.name}")
+
+    def open(self, asked: Asked) -> None:
+        """Get ready for the batches of an epoch."""
 
     def decode(self, number: int, indices: np.ndarray, ring: Ring, slot: int) -> np.ndarray:
         """Return the pixels of a batch, uint8 (batch, side, side, 3), in the memory of a slot."""
         raise NotImplementedError
 
     def let_go(self) -> None:
-        """Let go of what the pass reads from."""
+        """Let go of what an epoch reads from, if it has not been done."""
 
     def run(self) -> None:
         try:
-            for number, batch in enumerate(self.batches):
+            for asked in self.asked:
+                if self.ending.is_set() or not self.run_epoch(asked):
+                    return
+            self.decoded.put(None)
+        except BaseException as error:
+            self.decoded.put(error)
+        finally:
+            self.ended.set()
+
+    def run_epoch(self, asked: Asked) -> bool:
+        """Decode the batches of an epoch; return whether nobody asked for the pass's end."""
+        self.open(asked)
+        try:
+            for number, batch in enumerate(asked.batches):
                 indices = valid_batch(batch, self.num_images, self.max_batch_size)
                 slot = self.free.get()
                 if slot is None or self.ending.is_set():
-                    return
+                    return False
                 self.ring.wait(slot)
                 images = self.decode(number, indices, self.ring, slot)
                 self.decoded.put((slot, indices, torch.from_numpy(images)))
-        except BaseException as error:
-            self.decoded.put(error)
+            return True
+        finally:
+            self.let_go()
 
-    def take(self, timeout_seconds: float) -> tuple[int, np.ndarray, Tensor]:
-        """Return (slot, image ids, pixels in the ring) of the next batch.
+    def take(self, timeout_seconds: float) -> tuple[int, np.ndarray, Tensor] | None:
+        """Return (slot, image ids, pixels in the ring) of the next batch; None after the last one.
 
         Raises:
             TimeoutError: the batch did not come in time.
@@ -69,6 +86,7 @@ class Pass(threading.Thread):
             self.closed = True  # nobody waits for a thread that hangs, and its ring is lost
             self.ending.set()
             self.free.put(None)
+            self.ring.end()
             self.let_go()
             raise TimeoutError from None
         if isinstance(answer, BaseException):
@@ -81,17 +99,19 @@ class Pass(threading.Thread):
         self.free.put(slot)
 
     def close(self) -> None:
-        """End the thread and wait for it; no longer than the batch it is at. Whoever holds a slot gave it back."""
+        """End the pass and wait for it; no longer than the batch it is at. Whoever holds a slot gave it back."""
         if self.closed:
             return
         self.closed = True
         self.ending.set()
         self.free.put(None)
-        if threading.current_thread() is not self:
-            self.join(CLOSE_SECONDS)
-        self.let_go()
-        if not self.is_alive():
+        if threading.current_thread() is not self.ring.thread:
+            self.ended.wait(CLOSE_SECONDS)
+        if self.ended.is_set():
             self.rings.give_back(self.ring)
+        else:
+            self.ring.end()
+            self.let_go()
 
 
 def valid_batch(batch: np.ndarray, num_images: int, max_batch_size: int) -> np.ndarray:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from kapdist.data.beton.checksum import compiled_checksum
+from kapdist.data.beton.layout import JPEG, YCBCR
 from kapdist.data.load.pixels import Recipe
 from kapdist.data.load.resample import compiled_resample
+from kapdist.data.load.ycbcr import rgb
 from kapdist.data.sources.image import UnreadableImageError, decode_image
 
 
@@ -16,7 +18,7 @@ def compile_resampling() -> None:
     compiled_checksum()
 
 
-def resample(stored: np.ndarray, jpeg: bool, shape: tuple[int, int], recipe: Recipe, out: np.ndarray) -> bool:
+def resample(stored: np.ndarray, mode: int, shape: tuple[int, int], recipe: Recipe, out: np.ndarray) -> bool:
     """Bring the stored bytes of an image, (height, width) by its beton, into out (side, side, 3) uint8.
 
     Pillow's exact transform, not the fast one of the loader, which is a few levels away.
@@ -25,8 +27,8 @@ def resample(stored: np.ndarray, jpeg: bool, shape: tuple[int, int], recipe: Rec
         Whether they are such an image.
     """
     height, width = shape
-    source = stored
-    if jpeg:
+    source = rgb(stored, height, width) if mode == YCBCR else stored
+    if mode == JPEG:
         try:
             source = decode_image(stored.tobytes())
         except UnreadableImageError:

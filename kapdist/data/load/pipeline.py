@@ -4,53 +4,59 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from kapdist.data.load.decode import Decoder, compile_for
-from kapdist.data.load.ffcv import EpochIterator, FFCVLoader, OrderOption, nothing_compiled, torch_threads_kept
+from kapdist.data.load.ffcv import (
+    EpochIterator,
+    FFCVLoader,
+    OrderOption,
+    RGBImageField,
+    nothing_compiled,
+    torch_threads_kept,
+)
 from kapdist.data.load.passes import Pass
 from kapdist.data.load.ring import Ring, Rings
 from kapdist.data.load.storage import MappedFile, PagedFile, Storage
-from kapdist.data.load.task import Task
+from kapdist.data.load.task import Asked, Task
 from kapdist.data.load.workers import Workers
 
 
-class Epoch(Pass, EpochIterator):
+class FFCVPass(Pass):
     """Decodes by FFCV's pipeline.
 
     FFCV's own iterator lets its caller wait for ever when its thread dies, counts on everyone keeping step with
-    the ring, leaves the thread behind when an epoch is left early, and cuts all batches to one size.
+    the ring, leaves the thread behind when an epoch is left early, and cuts all batches to one size: only the step
+    in which it runs the pipeline is called, with this in its place.
     """
 
-    def __init__(
-        self,
-        loader: FFCVLoader,
-        batches: Sequence[np.ndarray],
-        storage: Storage,
-        key: int,
-        side: int,
-        rings: Rings,
-        *,
-        num_images: int,
-        max_batch_size: int,
-        name: str,
-    ) -> None:
-        self.loader, self.storage = loader, storage
-        # What FFCV hands to the decoder, and whom it tells of each batch.
-        self.storage_state, self.memory_context = (storage, key, side), storage
+    def __init__(self, loader: FFCVLoader, asked: Iterable[Asked], rings: Rings, task: Task) -> None:
+        self.loader, self.task = loader, task
+        self.memory_context: Storage | None = None
         self.metadata = loader.reader.metadata  # of no image: the decoder has tables of its own
         self.cuda_streams = [None] * num_slots(loader)  # the device copy is the caller's, on the caller's stream
-        self.begin(batches, rings, num_images=num_images, max_batch_size=max_batch_size, name=name)
+        self.begin(asked, rings, task)
+
+    def open(self, asked: Asked) -> None:
+        # What FFCV hands to the decoder, and whom it tells of each batch.
+        self.memory_context = storage = self.storage(asked.batches)
+        self.storage_state = storage, asked.key, asked.side
 
     def decode(self, number: int, indices: np.ndarray, ring: Ring, slot: int) -> np.ndarray:
         self.memory_allocations = ring.memory
-        (images,) = self.run_pipeline(number, indices, slot, None)
+        (images,) = EpochIterator.run_pipeline(self, number, indices, slot, None)
         return images
 
     def let_go(self) -> None:
-        self.storage.close()
+        storage, self.memory_context = self.memory_context, None
+        if storage is not None:
+            storage.close()
+
+    def storage(self, batches: Sequence[np.ndarray]) -> Storage:
+        layout = self.task.info.layout
+        return PagedFile(layout, batches) if self.task.cache == "process" else MappedFile(layout)
 
 
 def num_slots(loader: FFCVLoader) -> int:
@@ -72,24 +78,10 @@ class FFCVBackend:
         decoder = Decoder(task.recipe, task.largest, task.info.layout, task.info.checksums, workers)
         self.pipeline = make_pipeline(decoder, task)
         self.rings = Rings(functools.partial(make_ring, self.pipeline, task.max_batch_size))
+        weakref.finalize(self, self.rings.close)
 
-    def start(self, index_batches: Sequence[np.ndarray], key: int, side: int) -> Epoch:
-        info = self.task.info
-        return Epoch(
-            self.pipeline,
-            index_batches,
-            self.storage(index_batches),
-            key,
-            side,
-            self.rings,
-            num_images=info.num_images,
-            max_batch_size=self.task.max_batch_size,
-            name=info.path.name,
-        )
-
-    def storage(self, index_batches: Sequence[np.ndarray]) -> Storage:
-        layout = self.task.info.layout
-        return PagedFile(layout, index_batches) if self.task.cache == "process" else MappedFile(layout)
+    def start(self, asked: Iterable[Asked]) -> FFCVPass:
+        return FFCVPass(self.pipeline, asked, self.rings, self.task)
 
 
 def make_pipeline(decoder: Decoder, task: Task) -> FFCVLoader:
@@ -104,6 +96,7 @@ def make_pipeline(decoder: Decoder, task: Task) -> FFCVLoader:
             seed=0,
             pipelines={"image": [decoder], "label": None},
             drop_last=False,
+            custom_fields={"image": RGBImageField},  # whatever the decoder makes of them
             batches_ahead=task.config.batches_ahead,
         )
     # Tables that our decoder has its own of: 48 bytes per image of every rank.

@@ -16,7 +16,6 @@ from kapdist.data.load.resize import area_resize
 
 types: Any = numba_types  # numba's own annotations do not know that a type can be called
 
-JPEG, RAW = 0, 1
 NO_CROP, CENTRE_CROP, RANDOM_CROP = 0, 1, 2
 FULL = 8  # eighths of the full resolution, libjpeg's unit of scaled decoding
 

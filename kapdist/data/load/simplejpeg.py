@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 
-from kapdist.data.beton.checksum import compiled_checksum
-from kapdist.data.beton.layout import DamagedImageError
+from kapdist.data.beton.checksum import checksums, compiled_checksum
+from kapdist.data.beton.layout import JPEG, YCBCR, DamagedImageError
 from kapdist.data.load.passes import Pass
 from kapdist.data.load.pillow import compile_resampling, resample
-from kapdist.data.load.pixels import FULL, JPEG, array_type, crop_window, eighths, render, scaled, types
+from kapdist.data.load.pixels import FULL, array_type, crop_window, eighths, render, scaled, types
 from kapdist.data.load.resample import AREA
 from kapdist.data.load.retouch import Retouch, make_retouch
 from kapdist.data.load.ring import Ring, Rings
-from kapdist.data.load.storage import MappedFile
-from kapdist.data.load.task import Task
+from kapdist.data.load.storage import MappedFile, tables_of
+from kapdist.data.load.stored import compiled_stored
+from kapdist.data.load.task import Asked, Task
 from kapdist.data.load.workers import Workers
 from kapdist.errors import InputError
 from kapdist.jit import compiled
@@ -56,58 +57,72 @@ def compiled_functions() -> tuple[Callable[..., int], Callable[..., None]]:
 
 
 class Images:
-    """The images of a pass, decoded one by one into memory that is given."""
+    """The images of a pass, decoded into memory that is given.
 
-    def __init__(self, task: Task, key: int, side: int, retouch: Retouch) -> None:
-        self.task, self.key, self.side, self.retouch = task, key, side, retouch
-        self.stored = MappedFile(task.info.layout)
+    Args:
+        verified: bool, of every image; written by the threads of all passes.
+    """
+
+    def __init__(self, task: Task, asked: Asked, retouch: Retouch, verified: np.ndarray) -> None:
+        self.task, self.key, self.side, self.retouch = task, asked.key, asked.side, retouch
+        self.stored, self.verified = MappedFile(task.info.layout), verified
 
     def fill(self, images: np.ndarray, out: np.ndarray) -> None:
         """Decode images into out, uint8 (batch, side, side, 3)."""
-        plain = np.empty(out.shape[1:], np.uint8)
-        for image, target in zip(images.tolist(), out, strict=True):
-            self.render(image, plain, target)
+        plain, recipe = np.empty(out.shape[1:], np.uint8), self.task.recipe
+        modes = self.task.info.layout.modes[images]
+        one_by_one = modes == JPEG if recipe.interpolation == AREA else np.ones(len(images), np.bool_)
+        for position in np.flatnonzero(one_by_one).tolist():
+            self.render(int(images[position]), plain, out[position])
+        if not one_by_one.all():
+            self.render_stored(images, plain, out)
+        self.verified[images] = True
         self.retouch(images, out, self.key)
 
+    def render_stored(self, images: np.ndarray, plain: np.ndarray, out: np.ndarray) -> None:
+        """Do what is no JPEG, all in one call."""
+        layout, recipe, data = self.task.info.layout, self.task.recipe, self.stored.data
+        starts, tables = self.stored.starts(images), tables_of(layout, images)
+        # Jitted code would read past the map, and the process would die of it.
+        if (beyond := starts + tables[0] > len(data)).any():
+            raise DamagedImageError(int(images[beyond.argmax()]))
+        largest = layout.largest_bytes if (tables[3] == YCBCR).any() else 0
+        scratch = np.empty((1, largest), np.uint8), plain
+        sums, unverified = self.task.info.checksums[images], ~self.verified[images]
+        options = recipe.crop, recipe.centre_ratio, recipe.pad, recipe.flip, recipe.cutout
+        here = np.ascontiguousarray(images), out, data, starts, *tables, sums, unverified
+        bad = compiled_stored()(*here, *scratch, self.key, *options)
+        if bad >= 0:
+            raise DamagedImageError(int(images[bad]))
+
     def render(self, image: int, plain: np.ndarray, out: np.ndarray) -> None:
+        """Do a JPEG, or whatever Pillow resizes."""
         recipe, layout = self.task.recipe, self.task.info.layout
         height, width = int(layout.heights[image]), int(layout.widths[image])
         if recipe.interpolation != AREA:
-            if not resample(self.verified(image), layout.modes[image] == JPEG, (height, width), recipe, out):
+            if not resample(self.intact(image), int(layout.modes[image]), (height, width), recipe, out):
                 raise DamagedImageError(image)
             return
         choose, complete = compiled_functions()
         scale = FULL
-        if recipe.reduced and layout.modes[image] == JPEG:
+        if recipe.reduced:
             scale = choose(self.key, image, height, width, recipe.crop, recipe.centre_ratio, self.side)
-        source = self.decoded(image, height, width, scale)
+        rows, columns = scaled.py_func(height, scale), scaled.py_func(width, scale)
+        source = decode_jpeg(self.intact(image), image, rows, columns)
         source.flags.writeable = False
         options = recipe.crop, recipe.centre_ratio, recipe.pad, recipe.flip, recipe.cutout
         complete(source, scale, self.key, image, height, width, *options, plain, out)
 
-    def decoded(self, image: int, height: int, width: int, scale: int) -> np.ndarray:
-        """Return an image at scale / 8, (rows, columns * 3) uint8.
-
-        Raises:
-            DamagedImageError: its bytes are not what was written, or no JPEG of its size.
-        """
-        stored = self.verified(image)
-        if self.task.info.layout.modes[image] != JPEG:
-            return stored.reshape(height, 3 * width)
-        return decode_jpeg(stored, image, scaled.py_func(height, scale), scaled.py_func(width, scale))
-
-    def verified(self, image: int) -> np.ndarray:
+    def intact(self, image: int) -> np.ndarray:
         """Return the stored bytes of an image; raise DamagedImageError if they are not what was written."""
         data, layout = self.stored.data, self.task.info.layout
         start, size = int(layout.offsets[image]), int(layout.sizes[image])
-        if start + size > len(data) or self.checksum(start, size) != self.task.info.checksums[image]:
+        here = np.array([start]), np.array([size])
+        if start + size > len(data):
+            raise DamagedImageError(image)
+        if not self.verified[image] and checksums(data, *here)[0] != self.task.info.checksums[image]:
             raise DamagedImageError(image)
         return data[start : start + size]
-
-    def checksum(self, start: int, size: int) -> np.uint64:
-        found = np.empty(1, np.uint64)
-        compiled_checksum()(self.stored.data, np.array([start]), np.array([size]), found)
-        return found[0]
 
 
 def decode_jpeg(stored: np.ndarray, image: int, rows: int, columns: int) -> np.ndarray:
@@ -126,27 +141,19 @@ def decode_jpeg(stored: np.ndarray, image: int, rows: int, columns: int) -> np.n
 class TorchPass(Pass):
     """One pass: its thread hands the images of a batch to the backend's workers."""
 
-    def __init__(
-        self,
-        task: Task,
-        batches: Sequence[np.ndarray],
-        key: int,
-        side: int,
-        *,
-        retouch: Retouch,
-        workers: Workers,
-        rings: Rings,
-    ) -> None:
-        self.images, self.side, self.workers = Images(task, key, side, retouch), side, workers
-        info = task.info
-        sizes = {"num_images": info.num_images, "max_batch_size": task.max_batch_size}
-        self.begin(batches, rings, **sizes, name=info.path.name)
+    def __init__(self, backend: TorchBackend, asked: Iterable[Asked]) -> None:
+        self.task, self.workers = backend.task, backend.workers
+        self.retouch, self.verified = backend.retouch, backend.verified
+        self.begin(asked, backend.rings, backend.task)
+
+    def open(self, asked: Asked) -> None:
+        self.images = Images(self.task, asked, self.retouch, self.verified)
 
     def decode(self, number: int, indices: np.ndarray, ring: Ring, slot: int) -> np.ndarray:
-        count, side = len(indices), self.side
+        count, side, images = len(indices), self.images.side, self.images
         memory: np.ndarray = ring.memory[slot].numpy()
         out = memory[: count * side * side * 3].reshape(count, side, side, 3)
-        self.workers.run(lambda worker, where: self.images.fill(indices[where], out[where]), count)
+        self.workers.run(lambda worker, where: images.fill(indices[where], out[where]), count)
         return out
 
 
@@ -164,23 +171,28 @@ class TorchBackend:
     """
 
     def __init__(self, task: Task) -> None:
-        try:
-            import simplejpeg  # noqa: F401
-        except ImportError as error:
-            raise InputError("data.backend=torch", "simplejpeg (pip install simplejpeg)", str(error)) from None
+        if (task.info.layout.modes == JPEG).any():
+            need_simplejpeg()
         if task.cache == "process":
             raise InputError("data.cache", "page, or auto, with data.backend=torch", "process")
         self.task, self.workers = task, Workers(task.num_workers)
-        weakref.finalize(self, self.workers.close)
         self.rings = Rings(functools.partial(make_ring, task))
-        self.retouch = make_retouch(task.recipe)
+        weakref.finalize(self, self.workers.close)
+        weakref.finalize(self, self.rings.close)
+        self.retouch, self.verified = make_retouch(task.recipe), np.zeros(task.info.num_images, np.bool_)
         if task.recipe.interpolation == AREA:
             compiled_functions()
+            compiled_stored()
         else:
             compile_resampling()
         compiled_checksum()
 
-    def start(self, index_batches: Sequence[np.ndarray], key: int, side: int) -> TorchPass:
-        return TorchPass(
-            self.task, index_batches, key, side, retouch=self.retouch, workers=self.workers, rings=self.rings
-        )
+    def start(self, asked: Iterable[Asked]) -> TorchPass:
+        return TorchPass(self, asked)
+
+
+def need_simplejpeg() -> None:
+    try:
+        import simplejpeg  # noqa: F401
+    except ImportError as error:
+        raise InputError("data.backend=torch", "simplejpeg (pip install simplejpeg)", str(error)) from None

@@ -26,14 +26,24 @@ class Storage(Protocol):
         """Let go of threads; data may be gone afterwards."""
 
 
+def tables_of(layout: Layout, images: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return sizes, heights, widths and modes of images, int64, as jitted code takes them."""
+    tables = layout.sizes, layout.heights, layout.widths, layout.modes
+    return tuple(table[images].astype(np.int64) for table in tables)
+
+
 class MappedFile:
-    """The whole file as a memory map: the operating system reads what is asked for and keeps what fits."""
+    """The whole file as a memory map: the operating system reads what is asked for and keeps what fits.
+
+    Images that are in memory already are taken from there.
+    """
 
     trusted = True
 
     def __init__(self, layout: Layout) -> None:
         # Anew for every pass: a file that shrank since must not be read beyond its end.
-        self.data, self.layout = stored_bytes(layout.path), layout
+        self.layout = layout
+        self.data = stored_bytes(layout.path) if layout.content is None else layout.content
 
     def starts(self, images: np.ndarray) -> np.ndarray:
         return self.layout.offsets[images]

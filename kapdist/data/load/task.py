@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -33,11 +33,22 @@ class Task:
     cache: str
 
 
+class Asked(NamedTuple):
+    """Batches of one epoch, as a backend is asked for them."""
+
+    batches: Sequence[np.ndarray]
+    """Image ids of each."""
+    key: int
+    """The epoch's (augment.epoch_key)."""
+    side: int
+    """The resolution, pixels."""
+
+
 class Decoded(Protocol):
     """One pass over some batches: they are decoded ahead, taken in turn, and given back."""
 
-    def take(self, timeout_seconds: float) -> tuple[Any, np.ndarray, Tensor]:
-        """Return (slot, image ids, pixels) of the next batch, uint8 (batch, side, side, 3), on the CPU.
+    def take(self, timeout_seconds: float) -> tuple[Any, np.ndarray, Tensor] | None:
+        """Return (slot, image ids, pixels) of the next batch, uint8 (batch, side, side, 3), on the CPU; then None.
 
         Raises:
             TimeoutError: the batch did not come in time.
@@ -54,5 +65,5 @@ class Decoded(Protocol):
 class Backend(Protocol):
     """A way to decode."""
 
-    def start(self, index_batches: Sequence[np.ndarray], key: int, side: int) -> Decoded:
-        """Begin a pass with an epoch's key (augment.epoch_key) at a resolution, pixels."""
+    def start(self, asked: Iterable[Asked]) -> Decoded:
+        """Begin a pass over the batches of some epochs, which are asked for as the pass comes to them."""

@@ -23,6 +23,7 @@ from kapdist.data.load.decode import Decoder
 from kapdist.data.load.ffcv import nothing_compiled
 from kapdist.data.load.loader import Loader
 from kapdist.data.load.order import epoch_order
+from kapdist.engine import Ranks
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
 from kapdist.jit import cache_directory, cached
@@ -41,6 +42,14 @@ def python(code: str, timeout: float = 60, **environment: str) -> str:
 
 def loading_threads() -> int:
     return sum(thread.name.startswith("kapdist-load") for thread in threading.enumerate())
+
+
+def ended_soon() -> bool:
+    """Return whether the loading threads end, as those of a loader that is gone do."""
+    deadline = time.monotonic() + 5
+    while loading_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return loading_threads() == 0
 
 
 class OddError(Exception):
@@ -84,7 +93,8 @@ def test_an_error_in_the_loading_thread_does_not_leave_the_caller_waiting(
         next(batches)
     assert caught.value is error
     assert time.monotonic() - begin < 1
-    assert loading_threads() == 0
+    del batches, loader, caught
+    assert ended_soon()
 
 
 def test_an_error_in_a_decoding_worker_reaches_the_caller(fashion, make_loader, monkeypatch) -> None:
@@ -106,15 +116,12 @@ def test_a_thread_that_hangs_is_given_up(fashion, make_loader, monkeypatch) -> N
     batches = loader.batches(BATCHES)
     next(batches)
     begin = time.monotonic()
-    with pytest.raises(TimeoutError, match=r"batch 1 of this pass over .*fashion\.beton did not come within"):
+    with pytest.raises(TimeoutError, match=r"a batch of .*fashion\.beton did not come within"):
         next(batches)
     assert time.monotonic() - begin < 2
     del batches, loader
     release.set()  # it comes back after everybody has gone, and ends
-    deadline = time.monotonic() + 5
-    while loading_threads() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert loading_threads() == 0
+    assert ended_soon()
 
 
 def damaged_jpeg(photographs, tmp_path: Path, index: int) -> Path:
@@ -246,12 +253,14 @@ def leave_before_the_start(batches) -> None:
 @pytest.mark.parametrize(
     "leave", [leave_by_break, leave_by_error, leave_by_forgetting, leave_at_the_end, leave_before_the_start]
 )
-def test_leaving_an_epoch_leaves_no_thread(fashion, make_loader, leave) -> None:
+def test_leaving_an_epoch_leaves_no_thread_but_the_loader_s_one(fashion, make_loader, leave) -> None:
     loader = make_loader(fashion)
     for _ in range(3):
         leave(loader.batches(BATCHES))
-        assert loading_threads() == 0
+        assert loading_threads() <= 1
+        assert len(loader.backend.rings.idle) == loading_threads()  # it is not at work any more
     del loader
+    assert ended_soon()
 
 
 def test_a_loader_takes_its_decoding_threads_with_it(fashion, make_loader) -> None:
@@ -274,6 +283,12 @@ def test_cpus_are_those_of_this_process_shared_among_the_ranks(monkeypatch) -> N
     assert usable_cpus() == len(os.sched_getaffinity(0))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(3, 10)))
     assert [usable_cpus(ranks) for ranks in (1, 2, 3, 100)] == [7, 3, 2, 1]
+
+
+def test_on_a_gpu_decoding_leaves_a_cpu_to_the_thread_that_launches_kernels(monkeypatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    for device, local, decoders in (("cuda", 1, 7), ("cuda", 2, 3), ("cuda", 8, 1), ("cpu", 2, 4)):
+        assert Ranks(local_world_size=local, device=torch.device(device)).decoders == decoders
 
 
 THREADS = """

@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from kapdist.data.beton.layout import open_beton, stored_bytes
+from kapdist.data.beton.layout import RAW, open_beton, stored_bytes
 from kapdist.data.load import augment
 from kapdist.data.load.loader import Loader
 from kapdist.data.load.order import epoch_order
-from kapdist.data.load.pixels import RAW
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
 

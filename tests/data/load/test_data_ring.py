@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kapdist.config import Config
+from kapdist.data.load.loader import Epoch
 from kapdist.data.load.ring import Ring
 from kapdist.plan.training import make_plan
 
@@ -33,6 +34,38 @@ def test_passes_one_after_the_other_share_a_ring(fashion, make_loader, backend: 
     next(first), next(second)
     assert len(made) == 2
     first.close(), second.close()
+
+
+@pytest.mark.parametrize("backend", ["ffcv", "torch"])
+def test_the_next_epoch_is_begun_before_this_one_s_last_batch_is_given_back(
+    fashion, make_loader, backend: str
+) -> None:
+    """Whatever is done meanwhile, an evaluation say: the ring fills with the next epoch's batches."""
+    loader, begun = make_loader(fashion, backend=backend, flip=True), threading.Event()
+
+    def epochs():
+        yield Epoch(BATCHES, 0)
+        begun.set()
+        yield Epoch(BATCHES, 1)
+
+    stream = loader.stream(epochs())
+    found = [next(stream).images for _ in range(len(BATCHES) - 1)]
+    assert begun.wait(30)  # the last batch of the first epoch has not been asked for
+    list(make_loader(fashion, training=False).batches(BATCHES))
+    names = [thread.ident for thread in threading.enumerate() if thread.name.startswith("kapdist-load")]
+    found += [batch.images for batch in stream]
+    assert len(names) <= 2  # the evaluation's may be about to end
+    alone = [batch.images for epoch in (0, 1) for batch in loader.batches(BATCHES, epoch=epoch)]
+    assert len(found) == len(alone)
+    assert all(map(torch.equal, found, alone))
+
+
+def test_one_thread_of_a_loader_decodes_pass_after_pass(fashion, make_loader) -> None:
+    loader, threads = make_loader(fashion), set()
+    for _ in range(3):
+        list(loader.batches(BATCHES))
+        threads |= {ring.thread.ident for ring in loader.backend.rings.idle}
+    assert len(threads) == 1
 
 
 def test_a_slot_waits_for_the_device_once() -> None:
