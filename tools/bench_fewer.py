@@ -32,7 +32,7 @@ STANDARD = ["apgd-ce", "apgd-t", "fab-t"]  # and Square, whose 5000 queries are 
 def read(split: str) -> tuple[Tensor, Tensor]:
     """Return images (n, 1, 28, 28) uint8 and labels (n,)."""
     source = fashion_mnist(split)
-    return torch.from_numpy(source.images).view(-1, 1, 28, 28), torch.from_numpy(source.labels).long()
+    return torch.from_numpy(source.images.copy()).view(-1, 1, 28, 28), torch.from_numpy(source.labels.copy()).long()
 
 
 def as_images(pixels: Tensor) -> Tensor:

@@ -113,7 +113,8 @@ def rates(options: argparse.Namespace) -> Iterator[str]:
     forms: nn.Module = Forms(model, options.precision, graphs) if graphs or options.precision != "fp32" else model
     for attack in options.attacks:
         plan = planned(options, [attack], 1e-6)
-        attack_chunk(forms, images, labels, plan, 0)  # captures the graphs
+        if options.device != "cpu":
+            attack_chunk(forms, images, labels, plan, 0)  # captures the graphs
         ratios = []
         for _ in range(options.rounds):
             forward = bare_seconds(model, images, False, options)
@@ -188,7 +189,7 @@ def eps_that_breaks_half(model: nn.Module, images: Tensor, labels: Tensor) -> fl
     logits = model(points)
     margin = logits.gather(1, labels[:, None])[:, 0] - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
     (gradient,) = torch.autograd.grad(margin.sum(), points)
-    return float((margin / gradient.abs().flatten(1).sum(1)).median())
+    return float((margin.detach() / gradient.abs().flatten(1).sum(1)).median())
 
 
 def main() -> None:
