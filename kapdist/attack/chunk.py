@@ -236,7 +236,7 @@ def attack_survivors(
     elif attacked.any():
         found[attacked] = attack_batch(library, stage, search)[attacked]
         prediction[attacked] = search.labels[attacked]
-        judged = attacked & ~(equal_rows(found, search.images) & plan.compact)
+        judged = attacked & ~(equal_rows(found, search.images) & (plan.compact and of_library(stage)))
         watched.asked_forwards += (attacked.sum() - judged.sum()).item() * watched.passes_each
         if judged.any():
             prediction[judged] = predict(watched, found[judged], plan, chunk, judged)
@@ -266,6 +266,11 @@ def attack_survivors(
     )
 
 
+def of_library(stage: Stage) -> bool:
+    """Return whether the library's code runs."""
+    return stage.attack == SCREEN or is_library(stage.attack)
+
+
 def attack_batch(library: AutoAttack, stage: Stage, search: Search) -> Tensor:
     """Return what an attack finds for all images of the chunk, those that it was not given unchanged."""
     watched = library.model
@@ -273,7 +278,7 @@ def attack_batch(library: AutoAttack, stage: Stage, search: Search) -> Tensor:
     images, labels = search.images[rows], search.labels[rows]
     found = search.images.clone()
     # Functions of the user's and attacks of our own ask what they ask.
-    clean = search.logits[rows] if stage.attack == SCREEN or is_library(stage.attack) else None
+    clean = search.logits[rows] if of_library(stage) else None
     fallen, border = (~search.robust[rows], search.adversarial[rows]), None
     if stage.attack == "fab-t" and watched.compact and not watched.rough:
         far = torch.full((len(rows), library.fab.n_target_classes), torch.inf, dtype=torch.float64)
