@@ -46,7 +46,7 @@ def gradient_at(model: nn.Module, points: Tensor, labels: Tensor) -> Tensor:
 
 def trained(steps: int) -> nn.Module:
     torch.manual_seed(0)
-    model = MODELS["resnet10"](num_classes=10, stem="cifar", width=0.25).to(memory_format=torch.channels_last)
+    model = MODELS["resnet10"](num_classes=10, stem="cifar", width=0.25).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     sgd = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(sgd, 0.2, total_steps=steps)
     pixels, all_labels = read("train")
@@ -59,7 +59,7 @@ def trained(steps: int) -> nn.Module:
         sgd.step()
         schedule.step()
     folded = fold(model.eval(), norms=True).eval().requires_grad_(False)
-    return folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def robust_images(model: nn.Module, num_images: int, eps: float) -> tuple[Tensor, Tensor, str]:

@@ -66,7 +66,7 @@ def network(options: argparse.Namespace) -> nn.Module:
     stem = {"stem": "cifar"} if options.size < 64 else {}
     model = MODELS[options.model](num_classes=options.classes, width=options.width, **stem)
     model = fold(model, norms=True).eval().requires_grad_(False)
-    return model.to(options.device, memory_format=torch.channels_last)
+    return model.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def given(model: nn.Module, options: argparse.Namespace) -> tuple[Tensor, Tensor]:
@@ -160,9 +160,7 @@ def checks(options: argparse.Namespace) -> Iterator[str]:
     for name, form in forms.items():
         precision = name if name in ("tf32", "bf16") else "fp32"
         plan = planned(options, ["apgd-ce", "apgd-t", "fab-t", "square"], smallest, precision=precision)
-        took, outcome = seconds(
-            lambda form=form, plan=plan: attack_chunk(form, images, labels, plan, 0), options.device
-        )
+        took, outcome = seconds(functools.partial(attack_chunk, form, images, labels, plan, 0), options.device)
         verdicts[name] = torch.stack([attack.broke for attack in outcome.attacks])
         yield (
             f"{name}: {verdicts[name].sum(1).tolist()} of {options.batch} fall, {took:.2f} s; unlike eager "
@@ -209,7 +207,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    stock.AutoAttack = Few  # type: ignore[misc]
+    stock.AutoAttack = Few
     print(f"torch {torch.__version__}; python tools/bench_passes.py {' '.join(sys.argv[1:])}", flush=True)
     with tensor_float_32(False):
         for line in checks(options) if options.check else rates(options):
