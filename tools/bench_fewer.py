@@ -32,7 +32,7 @@ STANDARD = ["apgd-ce", "apgd-t", "fab-t"]  # and Square, whose 5000 queries are 
 def read(split: str) -> tuple[Tensor, Tensor]:
     """Return images (n, 1, 28, 28) uint8 and labels (n,)."""
     source = fashion_mnist(split)
-    return torch.from_numpy(source.images).view(-1, 1, 28, 28), torch.from_numpy(source.labels).long()
+    return torch.from_numpy(source.images.copy()).view(-1, 1, 28, 28), torch.from_numpy(source.labels.copy()).long()
 
 
 def as_images(pixels: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def gradient_at(model: nn.Module, points: Tensor, labels: Tensor) -> Tensor:
 
 def trained(steps: int) -> nn.Module:
     torch.manual_seed(0)
-    model = MODELS["resnet10"](num_classes=10, stem="cifar", width=0.25).to(memory_format=torch.channels_last)
+    model = MODELS["resnet10"](num_classes=10, stem="cifar", width=0.25).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     sgd = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(sgd, 0.2, total_steps=steps)
     pixels, all_labels = read("train")
@@ -59,7 +59,7 @@ def trained(steps: int) -> nn.Module:
         sgd.step()
         schedule.step()
     folded = fold(model.eval(), norms=True).eval().requires_grad_(False)
-    return folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def robust_images(model: nn.Module, num_images: int, eps: float) -> tuple[Tensor, Tensor, str]:

@@ -19,13 +19,13 @@ from kapdist.attack.averaged import AveragedModel
 from kapdist.attack.ball import Ball, drop_rounding
 from kapdist.attack.counted import CountedModel
 from kapdist.attack.forms import Forms, is_ours_alone, rounding_of
-from kapdist.attack.judged import finite_logits, place_of, predict
+from kapdist.attack.judged import check_state_kept, finite_logits, place_of, predict
 from kapdist.attack.kept import Kept
 from kapdist.attack.known import equal_rows
 from kapdist.attack.own.fmn import FastMinimumNorm
 from kapdist.attack.own.others import Others
 from kapdist.attack.rescore import Votes, cast_votes
-from kapdist.attack.stock import perturb, stock_library
+from kapdist.attack.stock import of_library, perturb, stock_library
 from kapdist.attack.watch import Border, WatchedModel, passes_of_a_run, turned
 from kapdist.errors import InputError
 from kapdist.kap import noise
@@ -236,7 +236,7 @@ def attack_survivors(
     elif attacked.any():
         found[attacked] = attack_batch(library, stage, search)[attacked]
         prediction[attacked] = search.labels[attacked]
-        judged = attacked & ~(equal_rows(found, search.images) & plan.compact)
+        judged = attacked & ~(equal_rows(found, search.images) & (plan.compact and of_library(stage)))
         watched.asked_forwards += (attacked.sum() - judged.sum()).item() * watched.passes_each
         if judged.any():
             prediction[judged] = predict(watched, found[judged], plan, chunk, judged)
@@ -273,7 +273,7 @@ def attack_batch(library: AutoAttack, stage: Stage, search: Search) -> Tensor:
     images, labels = search.images[rows], search.labels[rows]
     found = search.images.clone()
     # Functions of the user's and attacks of our own ask what they ask.
-    clean = search.logits[rows] if stage.attack == SCREEN or is_library(stage.attack) else None
+    clean = search.logits[rows] if of_library(stage) else None
     fallen, border = (~search.robust[rows], search.adversarial[rows]), None
     if stage.attack == "fab-t" and watched.compact and not watched.rough:
         far = torch.full((len(rows), library.fab.n_target_classes), torch.inf, dtype=torch.float64)
@@ -394,10 +394,3 @@ def rescore(
         cast_votes(counted, search.images, plan, derive_seed(plan.seed, "rescore clean", chunk)),
         cast_votes(counted, adversarial, plan, derive_seed(plan.seed, "rescore adversarial", chunk)),
     )
-
-
-def check_state_kept(before: Kept, plan: AttackPlan) -> None:
-    """Raise InputError if the model is another than before: no verdict would be one on the model of the plan."""
-    if changed := before.changed_tensor():
-        expected = "a model whose parameters and buffers stay as they are under attack"
-        raise InputError(place_of(plan), expected, f"{changed} changed")

@@ -71,6 +71,9 @@ class Graphed:
 class Captured:
     """The pass of one shape, forward and back; `images` is where its rows are read."""
 
+    to_logits: torch.cuda.CUDAGraph
+    to_gradient: torch.cuda.CUDAGraph
+
     def __init__(self, owner: Graphed, images: Tensor) -> None:
         self.owner, self.images = owner, images.requires_grad_()
         pool = next((other.to_logits.pool() for other in owner.captured.values()), None)

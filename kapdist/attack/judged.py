@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from kapdist.attack.kept import Kept
 from kapdist.errors import InputError
 from kapdist.models.shown import where_not_finite
 from kapdist.records.attack_plan import AttackPlan
@@ -28,3 +29,10 @@ def finite_logits(
 
 def place_of(plan: AttackPlan) -> str:
     return f"model.factory={plan.model.factory}" if plan.model.factory else plan.run
+
+
+def check_state_kept(before: Kept, plan: AttackPlan) -> None:
+    """Raise InputError if the model is another than before: no verdict would be one on the model of the plan."""
+    if changed := before.changed_tensor():
+        expected = "a model whose parameters and buffers stay as they are under attack"
+        raise InputError(place_of(plan), expected, f"{changed} changed")

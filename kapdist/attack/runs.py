@@ -117,7 +117,7 @@ class Run:
         with torch.no_grad():
             points = images.detach()
             logits = self.computed(network, points, None if self.all_live else self.live)
-        return Told.apply(logits, images, torch.zeros_like(points), torch.ones_like(self.live), None)  # type: ignore
+        return Told.apply(logits, images, torch.zeros_like(points), torch.ones_like(self.live), None)
 
     def ahead(self, network: Network, images: Tensor) -> Tensor:
         """Answer whether a point is adversarial, and work out the gradient that will be asked for where it is not.
@@ -149,7 +149,7 @@ class Run:
             logits.register_hook(self.note_direction)
         if not len(self.gradient):
             return logits
-        return Told.apply(logits, images, self.gradient, known, self.direction)  # type: ignore[no-any-return]
+        return Told.apply(logits, images, self.gradient, known, self.direction)
 
     def note_direction(self, gradient: Tensor) -> None:
         self.direction = gradient.clone()

@@ -19,7 +19,7 @@ from kapdist.attack.own.transfer import Transfer
 from kapdist.attack.own.user import UserAttack
 from kapdist.attack.watch import WatchedModel, watch
 from kapdist.errors import InputError
-from kapdist.records.attack_plan import AttackPlan, Norm, Settings, is_library
+from kapdist.records.attack_plan import SCREEN, AttackPlan, Norm, Settings, Stage, is_library
 from kapdist.rng import derive_seed
 
 FEWEST_CLASSES: dict[str, int] = {"apgd-dlr": 3, "apgd-t": 4}  # what their losses subscript
@@ -78,6 +78,11 @@ def stock_library(
 def random_int(low: int = 0, high: int = 1, shape: Sequence[int] = (1,)) -> Tensor:
     """Return Square's own random numbers, left on the CPU: as bounds of a slice a GPU would be waited for."""
     return (low + (high - low) * torch.rand(shape)).long()
+
+
+def of_library(stage: Stage) -> bool:
+    """Return whether the library's code runs."""
+    return stage.attack == SCREEN or is_library(stage.attack)
 
 
 def short_apgd(model: nn.Module, plan: AttackPlan, eps: float, steps: int, device: torch.device) -> APGDAttack:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import kapdist.attack.images as images_of
-from kapdist.attack.chunk import check_state_kept
 from kapdist.attack.devices import computing
+from kapdist.attack.judged import check_state_kept
 from kapdist.attack.kept import Kept
 from kapdist.attack.model import load_model
 from kapdist.attack.units import Tell, Work, do_shard

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from kapdist.attack.averaged import AveragedModel
-from kapdist.attack.chunk import check_state_kept
 from kapdist.attack.counted import CountedModel
-from kapdist.attack.judged import predict
+from kapdist.attack.judged import check_state_kept, predict
 from kapdist.attack.kept import Kept
 from kapdist.corruptions.corrupt import corrupt
 from kapdist.corruptions.frost import FrostSource
