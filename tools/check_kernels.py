@@ -27,7 +27,7 @@ from kapdist.kap.average_gpu import average
 from kapdist.kap.conv import KAPConv2d
 from kapdist.kap.normal import normal
 from kapdist.kap.normal_gpu import add_normal
-from kapdist.kap.rows import rows_of, tables
+from kapdist.kap.rows import TILE, rows_of, tables
 
 Checked = tuple[str, float, float]
 CPU = torch.device("cpu")
@@ -85,8 +85,8 @@ def check_averages(device: str) -> Iterator[Checked]:
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         z, g = torch.randn(before, dtype=wide), torch.randn(after).to(dtype)
         forward, backward = (torch.empty(n, dtype=t, device=device) for n, t in ((after, dtype), (before, wide)))
-        average(z.to(device), forward, *here, False)
-        average(g.to(device), backward, *here, True)
+        average(z.to(device), forward, *here, False, TILE)
+        average(g.to(device), backward, *here, True, TILE)
         expected = op(z.double(), *there, False, after, torch.double)
         yield f"average to {dtype}", float((forward.cpu().double() - expected).abs().max()), limit
         expected = op(g.double(), *there, True, before, torch.double)
