@@ -6,7 +6,6 @@ import triton.language as tl
 from torch import Tensor
 
 from kapdist.kap.normal_gpu import launch
-from kapdist.kap.rows import TILE
 
 
 @triton.jit
@@ -67,8 +66,8 @@ def _window(h, w, height, width, half_h, half_w):  # type: ignore[no-untyped-def
     return tl.maximum(rows * columns, 1)
 
 
-def average(source: Tensor, out: Tensor, owners: Tensor, table: Tensor, transposed: bool) -> None:
+def average(source: Tensor, out: Tensor, owners: Tensor, table: Tensor, transposed: bool, tile: int) -> None:
     """Writes the averages of the layers in `source` into `out`, flat both; see `kapdist.kap.ahead` for the rest."""
     double = out.dtype == torch.float64 or source.dtype == torch.float64
-    arguments = (source, out, owners, table, transposed, double, TILE, table.shape[1])
+    arguments = (source, out, owners, table, transposed, double, tile, table.shape[1])
     launch(_average, len(owners), arguments, (out.device.index, source.dtype, out.dtype, transposed))

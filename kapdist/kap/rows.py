@@ -71,7 +71,7 @@ def average_rows(
     if flat.is_cuda and HAS_TRITON:
         from kapdist.kap.average_gpu import average
 
-        average(flat, out, owners, table, transposed)
+        average(flat, out, owners, table, transposed, TILE)
         return out
     wide = flat.to(torch.promote_types(flat.dtype, dtype))
     for row in table.tolist():
