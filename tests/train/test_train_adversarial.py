@@ -471,15 +471,15 @@ def test_a_forecast_counts_passes_and_updates(told: dict, passes: int, updates: 
     job = make_job(make_config(told), model, 12)
     seen, made = [], []
     model.register_forward_hook(lambda module, given, logits: seen.append(len(logits)))
-    update = job.engine.step
-    monkeypatch.setattr(job.engine, "step", lambda *words: made.append(1) or update(*words))
+    update = job.engine.descend
+    monkeypatch.setattr(job.engine, "descend", lambda *words: made.append(1) or update(*words))
     train_step(job, batches(job, images, labels, 1), 0, measure=False)
     assert (sum(seen), len(made)) == (12 * passes, updates)
     settings = job.plan.adversarial
     assert (settings.passes_per_image, settings.replays) == (passes, updates)
-    sent = in_a_step(Traffic(100, 10, 7), settings, 7, 90)
+    sent = in_a_step(Traffic(100, 10, 0), settings, 7, 90)
     gradients = 100 * updates + (90 if "awp_gamma" in told else 0)
-    assert sent == Traffic(gradients, 10 * updates, 7 * updates + (0 if told["mode"] == "free" else 7))
+    assert sent == Traffic(gradients, 10 * updates, 0 if told["mode"] == "free" else 7)
 
 
 def test_a_rate_of_plain_training_is_divided_by_the_passes(tiny_config: Path, tmp_path: Path) -> None:

@@ -190,14 +190,14 @@ def test_weights_are_perturbed_layer_by_layer_and_come_back_to_the_bit(
     loss, *at_the_worst = loss_and_gradients(exact, told, parts, 0.0)
 
     seen: dict[str, list[Tensor]] = {}
-    for name in ("backward", "step"):
+    for name in ("backward", "descend"):
         watch(job, name, seen, monkeypatch)
     train_step(job, batches(job, *pictures(NUM_IMAGES), 1), 0, measure=False)
 
     for moved, reference, old in zip(seen["backward"], exact.parameters(), before, strict=True):
         torch.testing.assert_close(moved.double(), reference.detach(), rtol=1e-5, atol=1e-6)
         assert torch.equal(moved, old) == (old.dim() == 1), "norms and biases stay"
-    assert all(torch.equal(*pair) for pair in zip(seen["step"], before, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(seen["descend"], before, strict=True))
     assert job.meter.mean() == pytest.approx(loss.item(), rel=1e-5)
     for own, old, gradient in zip(model.parameters(), before, at_the_worst, strict=True):
         torch.testing.assert_close((old - own).double() / job.plan.lr(0), gradient, rtol=1e-4, atol=1e-5)
