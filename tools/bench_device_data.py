@@ -38,8 +38,8 @@ from kapdist.environment import usable_cpus
 from kapdist.run.files import file_sha256
 
 PAGE, QUALITY, CLASSES = 1 << 21, 90, 10
-CROPS = {"crop": "random-resized", "flip": True}
-ALL = {"flip": True, "translate": 3, "cutout": 9, "erasing": 0.5}
+CROPS: dict[str, Any] = {"crop": "random-resized", "flip": True}
+ALL: dict[str, Any] = {"flip": True, "translate": 3, "cutout": 9, "erasing": 0.5}
 
 
 def jpeg(image: np.ndarray) -> np.ndarray:
