@@ -38,8 +38,8 @@ from kapdist.environment import usable_cpus
 from kapdist.run.files import file_sha256
 
 PAGE, QUALITY, CLASSES = 1 << 21, 90, 10
-CROPS = {"crop": "random-resized", "flip": True}
-ALL = {"flip": True, "translate": 3, "cutout": 9, "erasing": 0.5}
+CROPS: dict[str, Any] = {"crop": "random-resized", "flip": True}
+ALL: dict[str, Any] = {"flip": True, "translate": 3, "cutout": 9, "erasing": 0.5}
 
 
 def jpeg(image: np.ndarray) -> np.ndarray:
@@ -160,7 +160,7 @@ class Bench:
         """Yield whether on_device gives the loader's bytes."""
         small = write(self.folder / "small.beton", random_images(300, 32, 32), RAW)
         odd = write(self.folder / "odd.beton", random_images(60, 71, 53), RAW)
-        settings = {
+        settings: dict[str, tuple[BetonInfo, dict[str, Any], dict[str, Any]]] = {
             "flip, translation": (small, {"flip": True, "translate": 2}, {}),
             "cut-out and erasing too": (small, ALL, {}),
             "random resized crops": (odd, {**CROPS, "resolution": 48}, {}),
@@ -181,10 +181,11 @@ class Bench:
             yield f"  {'same' if not wrong else f'WRONG: {wrong} values'}: {name}"
 
     def small_sets(self) -> Iterator[str]:
-        for name, side, count, times, data in (
+        sets: tuple[tuple[str, int, int, int, dict[str, Any]], ...] = (
             ("32 px raw, flip, translation", 32, 5000, self.options.times, {"flip": True, "translate": 2}),
             ("64 px raw, random resized crop", 64, 2000, self.options.times, {**CROPS, "resolution": 64}),
-        ):
+        )
+        for name, side, count, times, data in sets:
             if self.late:
                 return
             info = write(self.folder / f"set-{side}.beton", random_images(count, side, side), RAW, times)
@@ -211,9 +212,11 @@ class Bench:
         from kapdist.train.loop import train
 
         yield "kapdist train, one epoch, images/s of its steps and seconds in all"
-        settings = [("set-32", {"flip": True, "translate": 2, "on_device": kept}, 512) for kept in (True, False)]
-        stores = [(name, {**CROPS, "resolution": 160}, 256) for name in ("YCbCr", "raw", "JPEG")]
-        for number, (beton, data, batch_size) in enumerate([*settings, *stores]):
+        settings: list[tuple[str, dict[str, Any], int]] = [
+            *(("set-32", {"flip": True, "translate": 2, "on_device": kept}, 512) for kept in (True, False)),
+            *((name, {**CROPS, "resolution": 160}, 256) for name in ("YCbCr", "raw", "JPEG")),
+        ]
+        for number, (beton, data, batch_size) in enumerate(settings):
             path = self.folder / f"{beton}.beton"
             if self.late or not path.exists():
                 return

@@ -38,8 +38,11 @@ def test_killed_in_the_ramp_and_continued_is_bitwise_equal(tiny_config: Path, ru
     kill_ranks_after(killed.latest, start_ranks([*WORDS, "name=killed"], 1, folder))
     assert killed.latest.exists()
     assert not killed.done.exists()
-    (end,) = end_ranks(start_ranks([*WORDS, "name=killed"], 1, folder), 90)
+    # Continued with the images on the device, from the node's own disk: they are the same.
+    other = ["data.on_device=true", f"data.stage={folder / 'node'}"]
+    (end,) = end_ranks(start_ranks([*WORDS, "name=killed", *other], 1, folder), 90)
     assert end.code == 0, end
+    assert len(list((folder / "node").glob("*.beton"))) == 2
     first, second = load_file(whole.weights), load_file(killed.weights)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert json.loads(whole.plan.read_text())["ramp"] == {"first": 32, "last": 96, "start": 0.0, "end": 2.0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -122,7 +123,10 @@ class Loader:
         pass_ = self.backend.start(asked)
         under_way: deque[tuple[Any, np.ndarray, Sent]] = deque()
         try:
-            while (taken := self.take(pass_)) is not None:
+            for number in itertools.count():
+                taken = self.take(pass_, number)
+                if taken is None:
+                    break
                 slot, indices, pixels = taken
                 sent = self.mover.send(pixels, torch.from_numpy(self.info.labels[indices]))
                 under_way.append((slot, indices, sent))
@@ -146,13 +150,13 @@ class Loader:
         pass_.give_back(slot, sent.arrived)
         return Batch(images, labels, indices)
 
-    def take(self, pass_: Decoded) -> tuple[Any, np.ndarray, Tensor] | None:
+    def take(self, pass_: Decoded, number: int) -> tuple[Any, np.ndarray, Tensor] | None:
         limit = self.config.timeout_seconds
         try:
             with damage_named(self.info):
                 return pass_.take(limit)
         except TimeoutError:
-            place = f"a batch of {self.info.path}"
+            place = f"batch {number} of this pass over {self.info.path}"
             raise TimeoutError(f"{place} did not come within data.timeout_seconds = {limit:g}") from None
 
 

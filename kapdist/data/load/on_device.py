@@ -51,9 +51,11 @@ def resize(
         largest: height and width of the largest windows.
     """
     many = max(1, CHUNK // (3 * side * max(side, largest[1] + 1)))
-    parts = (slice(start, start + many) for start in range(0, len(begins), many))
-    tables = begins, shapes, windows, mirror
-    some = [resize_some(pixels, *(table[here] for table in tables), largest=largest, side=side) for here in parts]
+    some = []
+    for start in range(0, len(begins), many):
+        here = slice(start, start + many)
+        part = resize_some(pixels, begins[here], shapes[here], windows[here], mirror[here], largest, side)
+        some.append(part)
     return torch.cat(some) if some else pixels.new_empty(0, side, side, 3)
 
 

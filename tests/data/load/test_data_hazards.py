@@ -116,7 +116,7 @@ def test_a_thread_that_hangs_is_given_up(fashion, make_loader, monkeypatch) -> N
     batches = loader.batches(BATCHES)
     next(batches)
     begin = time.monotonic()
-    with pytest.raises(TimeoutError, match=r"a batch of .*fashion\.beton did not come within"):
+    with pytest.raises(TimeoutError, match=r"batch 1 of this pass over .*fashion\.beton did not come within"):
         next(batches)
     assert time.monotonic() - begin < 2
     del batches, loader
