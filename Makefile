@@ -19,10 +19,7 @@ test:
 tests: export PYTHONDONTWRITEBYTECODE =
 tests: export TORCHINDUCTOR_COMPILE_THREADS = 1
 tests: export TORCHINDUCTOR_VEC_ISA_OK = 1
-# A thread that waits for another one sleeps: while three workers share two cores, spinning makes a hundred times the
-# work of a model on two threads.
 tests: export OMP_NUM_THREADS = 1
-tests: export OMP_WAIT_POLICY = PASSIVE
 tests:
 	$(PYTHON) -m pytest -q -n 3 --dist load --durations 15
 
