@@ -15,12 +15,10 @@ test:
 	$(MAKE) --no-print-directory -j 2 lint tests
 
 # Bytecode is written also where the environment asks for none: every job's snapshot would be compiled by each process.
-# torch's compiler does without a pool of processes, without trying what g++ can do (it fails if it cannot) and without
-# a precompiled header, which takes 11 s and makes nothing quicker.
+# torch's compiler does without a pool of processes and without trying what g++ can do (it fails if it cannot).
 tests: export PYTHONDONTWRITEBYTECODE =
 tests: export TORCHINDUCTOR_COMPILE_THREADS = 1
 tests: export TORCHINDUCTOR_VEC_ISA_OK = 1
-tests: export TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS = 0
 tests: export OMP_NUM_THREADS = 1
 tests:
 	$(PYTHON) -m pytest -q -n 3 --dist load --durations 15

@@ -15,6 +15,9 @@ from processes import SERVED, Finished, end_ranks, serve_warm_starts, start_rank
 # What a machine may lack, CI's too; whatever else a test skips for must be there on CI.
 MAY_BE_ABSENT = ("torchvision", "timm", "imagecorruptions", "CUDA", "GPU", "AVX-512")
 
+# A thread of torch's that waits for another one sleeps, here and in all that is started: where processes share
+# cores, spinning keeps the other from coming, and a model on two threads takes up to a hundred times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 hypothesis.settings.register_profile("kapdist", deadline=None)  # the machine is shared: no test is timed
 hypothesis.settings.load_profile("kapdist")

@@ -35,6 +35,7 @@ THEIRS = (
     "tensorboard.summary.writer.record_writer",
     "torch",
     "torch._dynamo",
+    "torch._inductor.compile_fx",
     "torch.distributed.run",
     "torch.nn.parallel",
     "torch.optim.swa_utils",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 
-import torch._dynamo
-
 log = logging.getLogger(__name__)
 THEIRS = logging.getLogger("torch._dynamo.convert_frame")
 
@@ -15,6 +13,8 @@ def make_room(graphs: int) -> None:
 
     Torch's limit is 8, and its word on it goes to standard error alone. It is never lowered here.
     """
+    import torch._dynamo  # two seconds, for whoever compiles
+
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, graphs)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, graphs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,13 +53,29 @@ LONGEST_NAME = 28
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawn figure: `name` is its file's, `alt` says what it shows to somebody who cannot see it."""
+    """A figure: `name` is its file's, `alt` says what it shows to somebody who cannot see it.
+
+    It is drawn in a format when that is asked for, which takes up to a second.
+    """
 
     name: str
     title: str
     alt: str
-    svg: bytes
-    png: bytes
+    figure: Figure
+
+    @functools.cached_property
+    def svg(self) -> bytes:
+        return self.saved(format="svg", metadata={"Date": None})
+
+    @functools.cached_property
+    def png(self) -> bytes:
+        return self.saved(format="png", dpi=160)
+
+    def saved(self, **options: Any) -> bytes:
+        picture = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            self.figure.savefig(picture, **options)
+        return picture.getvalue()
 
 
 def look(index: int) -> dict[str, Any]:
@@ -167,10 +184,11 @@ def legend(figure: Figure, axes: Axes) -> None:
 
 
 def drawn(figure: Figure, name: str, title: str, alt: str) -> Plot:
-    svg, png = io.BytesIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None})
-    figure.savefig(png, format="png", dpi=160)
-    return Plot(name, title, alt, svg.getvalue(), png.getvalue())
+    """Return the plot of a figure that is complete: its parts are given their places once, for every format."""
+    if layout := figure.get_layout_engine():
+        layout.execute(figure)
+        figure.set_layout_engine("none")
+    return Plot(name, title, alt, figure)
 
 
 def label_points(figure: Figure, axes: Axes, rows: Sequence[Row], looks: dict[str, dict[str, Any]]) -> None:
