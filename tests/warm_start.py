@@ -56,6 +56,7 @@ def main() -> None:
     libraries = Libraries()
     threads = NumbaThreads()
     import_all(THEIRS)
+    know_types()
     plain = listen(f"{place}.plain")
     if os.fork() == 0:
         request = serve(plain, int(lifeline))
@@ -66,6 +67,12 @@ def main() -> None:
         request = serve(listen(place), int(lifeline))
     if request:
         become(request, python, threads, libraries)
+
+
+def know_types() -> None:
+    """Have numba learn what there is to compile with, a second of CPU for each loader otherwise."""
+    sys.modules["numba"].njit("int64(int64)", nogil=True)(lambda number: number)
+    assert count_threads() == 1, "a fork would lose a thread"
 
 
 def listen(place: str) -> socket.socket:
