@@ -142,7 +142,9 @@ def conclude(start: Start, code: int, cluster: ClusterConfig) -> tuple[Verdict, 
     progress, done, name = ENDINGS[start.kind].progress(start)
     what, why = verdict(start.ends.add(End(code, progress, start.job, reason)), done, cluster)
     if what == "again" and code != HELD and start.kind == "train" and start.failed.exists():
-        start.failed.rename(start.run.attempts / str(start.run.last_attempt()) / "FAILED")  # not the last word
+        attempt = start.run.attempts / str(start.run.last_attempt())
+        attempt.mkdir(parents=True, exist_ok=True)  # ranks that died at once have made none
+        start.failed.rename(attempt / "FAILED")  # not the last word
     if what == "give up":
         give_up(start, code, why)
     print(f"kapdist: {start.place}: {name}{why}", flush=True)

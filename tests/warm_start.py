@@ -15,6 +15,7 @@ import gc
 import importlib
 import json
 import os
+import pathlib
 import random
 import runpy
 import select
@@ -22,12 +23,13 @@ import signal
 import socket
 import sys
 
-# Not polars, pyarrow, deepspeed and what imports them: these start threads, which a fork would lose, or change all.
+# Not pyarrow, deepspeed and what imports them: these start threads, which a fork would lose, or change all.
 THEIRS = (
     "cv2",
     "matplotlib.pyplot",
     "omegaconf",
     "PIL.Image",
+    "polars",
     "pyautoattack",
     "pydantic",
     "rich.progress",
@@ -50,13 +52,16 @@ OURS = (
     "kapdist.train.loop",
 )
 MOST_BYTES = 1 << 20
+NOT_MISSED = {"polars-ooc-clea"}  # threads: this one removes what polars has put on disk for want of memory
 
 
 def main() -> None:
     place, lifeline, python = sys.argv[1:]
+    os.environ["_RJEM_MALLOC_CONF"] = "background_thread:false"  # polars' allocator
     libraries = Libraries()
     threads = NumbaThreads()
     import_all(THEIRS)
+    know_types()
     plain = listen(f"{place}.plain")
     if os.fork() == 0:
         request = serve(plain, int(lifeline))
@@ -67,6 +72,12 @@ def main() -> None:
         request = serve(listen(place), int(lifeline))
     if request:
         become(request, python, threads, libraries)
+
+
+def know_types() -> None:
+    """Have numba learn what there is to compile with, a second of CPU for each loader otherwise."""
+    sys.modules["numba"].njit("int64(int64)", nogil=True)(lambda number: number)
+    check_threads()
 
 
 def listen(place: str) -> socket.socket:
@@ -136,7 +147,14 @@ class NumbaThreads:
 def import_all(names: tuple[str, ...]) -> None:
     for name in names:
         importlib.import_module(name)
-    assert count_threads() == 1, "a fork would lose a thread"
+    check_threads()
+
+
+def check_threads() -> None:
+    """See to it that a fork loses no thread."""
+    others = set(os.listdir("/proc/self/task")) - {str(os.getpid())}
+    names = {pathlib.Path(f"/proc/self/task/{thread}/comm").read_text().strip() for thread in others}
+    assert names <= NOT_MISSED, names
 
 
 def serve(listener: socket.socket, lifeline: int) -> dict | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import os
 import sys
@@ -43,6 +44,11 @@ class Curve:
 
 
 def resnet() -> nn.Module:
+    return copy.deepcopy(built())
+
+
+@functools.cache
+def built() -> nn.Module:
     torch.manual_seed(0)
     model = build_model(
         ModelConfig(name="resnet10", num_classes=5, stem="cifar", width=0.125),
@@ -112,9 +118,10 @@ def written(state: dict) -> dict:
 
 
 def assert_close(ours: nn.Module, theirs: nn.Module, tolerance: float) -> None:
+    found = ours.state_dict()
     for name, tensor in theirs.state_dict().items():
         torch.testing.assert_close(
-            ours.state_dict()[name], tensor, rtol=tolerance, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}"
+            found[name], tensor, rtol=tolerance, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}"
         )
 
 
@@ -243,8 +250,9 @@ def the_number_of_ranks_may_change(ranks: Ranks, folder: Path) -> None:
         engine = make_engine(variant, without_norms(), ranks)
         engine.load_state(torch.load(path.with_stem(f"two-ranks-{variant[1]}"), weights_only=True))
         train(engine, ranks, range(2, STEPS))
+        found = engine.module.state_dict()
         for name, tensor in torch.load(path.with_stem(f"end-{variant[1]}"), weights_only=True).items():
-            torch.testing.assert_close(engine.module.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
 
 
 def an_overflow_is_skipped_and_lowers_the_scale(ranks: Ranks) -> None:

@@ -67,6 +67,18 @@ def test_without_scontrol_the_run_says_why_it_does_not_go_on(run: RunDir, scontr
     assert rest == (["rank 3, attempt 1", "ValueError: the reason"] if code else [])
 
 
+def test_ranks_that_a_signal_ended_before_their_first_attempt_start_again(run: RunDir, scontrol) -> None:
+    """A time limit's signal may come while python still starts."""
+    (run.attempts / "1").rmdir()
+    run.attempts.rmdir()
+    scontrol(f"{KNOWN}\necho $* >> asked")
+    code = 128 + signal.SIGUSR2
+    assert last_word(run, code) == 0
+    assert not run.failed.exists()
+    assert (run.attempts / "0" / "FAILED").read_text() == f"a rank died of SIGUSR2 (exit code {code})\n"
+    assert run.last_attempt() == 0
+
+
 def test_a_shard_without_scontrol_says_so(tmp_path: Path, run: RunDir, scontrol) -> None:
     attack = AttackDir(run.root)
     write_atomic(attack.plan, json.dumps({"images": [1, 2], "chunk_size": 1}))
