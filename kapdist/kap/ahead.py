@@ -103,14 +103,16 @@ def _make(model: nn.Module) -> None:
 
 def _averaging(model: nn.Module) -> list[Any]:
     """The layers whose own weights are averaged, whatever the pass: neither grouped nor normalised before."""
-    layers: list[Any] = [module for module in model.modules() if getattr(module, "averages_its_weight", False)]
-    return layers
+    layers = [module for module in model.modules() if getattr(module, "averages_its_weight", False)]
+    return [
+        layer for layer in layers if layer._parameters.get("weight") is not None
+    ]  # else made anew in every pass
 
 
 def _divided(layers: Sequence[Any]) -> Iterator[list[Any]]:
     lot: list[Any] = []
     for layer in layers:
-        if lot and sum(each.weight.numel() for each in (*lot, layer)) > _MOST_ENTRIES:
+        if lot and sum(each._parameters["weight"].numel() for each in (*lot, layer)) > _MOST_ENTRIES:
             yield lot
             lot = []
         lot.append(layer)
@@ -135,7 +137,7 @@ class Lot:
 
     def __init__(self, layers: Sequence[Any]) -> None:
         self.layers = list(layers)
-        self.has_bias = [layer.bias is not None for layer in layers]
+        self.has_bias = [layer._parameters.get("bias") is not None for layer in layers]
         self.rows = [rows for layer in layers for rows in _rows(layer)]
         self.before, self.after = sum(rows.before for rows in self.rows), sum(rows.after for rows in self.rows)
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
@@ -151,16 +153,18 @@ class Lot:
 
     def can_be_made(self, parameters: Sequence[Tensor]) -> bool:
         """Whether all are of one kind, on a device where it pays, and of the sizes they had."""
+        if not parameters or not _worthwhile(parameters[0].device):
+            return False
         try:
             places = tuple([each.data_ptr() for each in parameters])
         except RuntimeError:  # torch.func's tensors have none
             return False
-        if not places or places == self._checked:
-            return bool(places)
+        if places == self._checked:
+            return True
         first = parameters[0]
         alike = all(each.device == first.device and each.dtype == first.dtype for each in parameters)
         sizes = [each.numel() for each in parameters] == [rows.before for rows in self.rows]
-        if not (alike and sizes and _worthwhile(first.device)) or any(each.is_inference() for each in parameters):
+        if not (alike and sizes) or any(each.is_inference() for each in parameters):
             return False
         self._checked, self._staged = places, {}
         self.memories = [_memory(each) for each in parameters]
@@ -216,7 +220,8 @@ def _staged(tensors: Sequence[Tensor], memories: Sequence[_Memory]) -> tuple[Ten
 
 def _rows(layer: Any) -> list[Rows]:
     grid = check_window(layer.out_channels, layer.pool_size, layer.pool_stride, layer.layout)
-    rests = [layer.weight[0].numel()] + ([] if layer.bias is None else [1])
+    own = [layer._parameters.get(name) for name in ("weight", "bias")]  # under torch.fx attributes are no tensors
+    rests = [each.numel() // len(each) for each in own if each is not None]
     return [rows_of(grid, rest, layer.pool_size, layer.pool_stride) for rest in rests]
 
 

@@ -5,7 +5,6 @@ replayed draws anew.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -72,7 +71,7 @@ def _add_normal(  # type: ignore[no-untyped-def]
 
 
 _FAST = isinstance(_add_normal, triton.JITFunction) and torch.version.hip is None
-_compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
+_compiled: dict[tuple[Any, ...], Any] = {}
 
 
 def add_normal(z: Tensor | None, out: Tensor, std: float, state: Tensor) -> None:
