@@ -70,8 +70,8 @@ class Run:
         self.points = self.logits = self.gradient = torch.empty(0)
         """Of the last pass, for every row; of those that are left out, the logits that they saw last."""
         self.has_gradient = torch.zeros_like(self.live)
-        self.crossed = torch.ones_like(self.live)
-        """Was across the border when it was last asked about, and will be again, as FAB's points are."""
+        self.crossed = self.crossed_last = torch.ones_like(self.live)
+        """Was across the border in one of the last two points, and will be again, as FAB's are; in the last."""
 
     def expects(self, images: Tensor) -> bool:
         return len(images) == len(self.rows)
@@ -139,7 +139,8 @@ class Run:
             logits = logits.index_copy(0, rows, said.detach())
             self.gradient = torch.zeros_like(images).index_copy(0, rows, gradient)
             self.has_gradient[rows] = True
-        self.crossed = logits.argmax(1) != self.labels
+        wrong = logits.argmax(1) != self.labels
+        self.crossed, self.crossed_last = wrong | self.crossed_last, wrong
         return logits
 
     def with_gradient(self, network: Network, images: Tensor) -> Tensor:
