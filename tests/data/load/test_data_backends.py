@@ -77,7 +77,7 @@ def test_damage_names_the_image(fashion, copied: Path, make_loader) -> None:
 
 def test_a_worker_that_hangs_is_given_up(fashion, make_loader, monkeypatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr("kapdist.data.load.simplejpeg.Images.render", lambda *_: release.wait(60))
+    monkeypatch.setattr("kapdist.data.load.simplejpeg.Images.render_stored", lambda *_: release.wait(60))
     loader = make_loader(fashion, backend="torch", timeout_seconds=0.3)
     with pytest.raises(TimeoutError, match=r"batch 0 of this pass over .*did not come within"):
         next(loader.batches([np.arange(4)]))
@@ -88,12 +88,13 @@ def test_a_worker_that_hangs_is_given_up(fashion, make_loader, monkeypatch) -> N
             assert not thread.is_alive()
 
 
-def test_what_the_backends_refuse(fashion, make_loader, monkeypatch) -> None:
+def test_what_the_backends_refuse(fashion, photographs, make_loader, monkeypatch) -> None:
     with pytest.raises(InputError, match=r"data\.cache: expected page.* found process"):
         make_loader(fashion, backend="torch", order="quasi-random", cache="process")
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
     with pytest.raises(InputError, match=r"data\.backend=torch: expected simplejpeg \(pip install simplejpeg\)"):
-        make_loader(fashion, backend="torch")
+        make_loader(photographs, backend="torch", crop="random-resized")
+    make_loader(fashion, backend="torch")  # pixels need no decoder
 
 
 def test_the_file_format_is_ffcv_s() -> None:
