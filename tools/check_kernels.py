@@ -102,7 +102,8 @@ def check_models(_: str) -> Iterator[Checked]:
     ):
         torch.manual_seed(0)
         layers = [nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 56, 1, bias=False), nn.ReLU(), nn.Conv2d(56, 9, 3)]
-        model = kapify(nn.Sequential(*layers), layout=layout).cuda().to(memory_format=memory_format)
+        model = kapify(nn.Sequential(*layers), layout=layout).cuda()
+        model = model.to(memory_format=memory_format)  # type: ignore[call-overload]
         x = torch.randn(4, 3, 17, 13, device="cuda").to(memory_format=memory_format)
         seen: list[bool] = []
         model[2].register_forward_pre_hook(
@@ -139,7 +140,7 @@ def check_graph(_: str) -> Iterator[Checked]:
         with torch.cuda.graph(graph):
             out = conv(x)
         replayed = []
-        for _ in range(3):
+        for replay in range(3):
             graph.replay()
             replayed.append(out.clone())
         yield (

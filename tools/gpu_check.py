@@ -1,17 +1,21 @@
 """Whether kapdist.kap does on this GPU what it does on the CPU, and what it costs there: one table.
 
     python tools/gpu_check.py [--device cuda|cpu] [--steps 20] [--batch-size 128] [--pixels 160]
+    python tools/gpu_check.py --all
 
 Needs torch and numpy alone, no install; with deepspeed installed the engines are compared on the GPU too. Without
 a GPU, or with --device cpu, it says so and runs the same checks on the CPU with a small network: that shows that
-the checks run, not that a GPU passes them.
+the checks run, not that a GPU passes them. With --all, where everything is installed, what else is promised on GPUs
+is checked and timed too, one command after another: COMMANDS.
 Exit code 1 when a check fails.
 """
 
 import argparse
 import copy
 import importlib.util
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -20,7 +24,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a bare box has no kapdist installed
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # a bare box has no kapdist installed
 
 from bench_step import VARIANTS, Trainer, bench_steps, machine
 
@@ -30,6 +35,21 @@ from kapdist.models import resnet10, resnet50
 # Largest error relative to the largest activation: a few roundings of sums of some hundred products.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 STEP_VARIANTS = ("plain", "kap", "noise", "kap-noise", "norm-first", "norm-first-noise")
+
+# What needs more than torch, each command with the seconds that it may take: correctness first, then times.
+GPU_TESTS = "tests/train/test_train_step.py tests/attack/test_attack_precision.py tests/kap"
+STEP = "tools/bench_step.py --device cuda --batch-size 128 --pixels 160 --variants plain kap noise kap-noise"
+COMMANDS = (
+    ("tools/check_kernels.py", 120),
+    (f"-m pytest -q -n0 -rs {GPU_TESTS} -k gpu", 300),
+    ("tools/bench_passes.py --device cuda --check --model resnet10 --width 0.5 --size 32 --batch 16", 120),
+    (f"{STEP} --precision fp32 bf16 fp16 --steps 20", 200),
+    (f"{STEP} --precision bf16 fp16 --graph --steps 20", 200),
+    ("tools/bench_trainer.py", 300),
+    ("tools/bench_passes.py --device cuda --model resnet18 --size 32 --batch 256", 200),
+    ("tools/bench_passes.py --device cuda --model resnet50 --size 160 --batch 64 --classes 100", 200),
+    ("tools/bench_device_data.py", 200),
+)
 
 
 @dataclass(frozen=True)
@@ -233,12 +253,30 @@ def print_steps(setting: Setting) -> None:
             print(f"{kind}{figures}  {spread}{peak}", flush=True)
 
 
+def run_commands() -> bool:
+    """Run the other checks and benchmarks; return whether all ended well."""
+    ended = []
+    for words, limit in COMMANDS:
+        print(f"\n$ python {words}", flush=True)
+        start = time.monotonic()
+        try:
+            code = subprocess.run([sys.executable, *words.split()], cwd=ROOT, timeout=limit).returncode
+        except subprocess.TimeoutExpired:
+            code = -1
+        print(f"exit code {code} after {time.monotonic() - start:.0f} s (at most {limit} s)", flush=True)
+        ended.append(code == 0)
+    return all(ended)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
     parser.add_argument("--steps", type=int, default=20, help="paired rounds, on a GPU")
     parser.add_argument("--batch-size", type=int, default=128, help="on a GPU")
     parser.add_argument("--pixels", type=int, default=160, help="on a GPU")
+    parser.add_argument(
+        "--all", action="store_true", help="the other checks and benchmarks too; everything installed"
+    )
     options = parser.parse_args()
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
@@ -249,6 +287,8 @@ def main() -> None:
     passed = print_checks(device)
     gpu = gpu_setting(options.steps, options.batch_size, options.pixels)
     print_steps(gpu if device == "cuda" else cpu_setting())
+    if options.all and device == "cuda":
+        passed &= run_commands()
     if not passed:
         sys.exit("a check failed: see FAILED above")
 

@@ -133,11 +133,8 @@ def make_plan(run: Path, config: AttackConfig, attack: AttackDir, *, examined: b
         chosen=choice.chosen,
         list_sha256=choice.list_sha256,
         notes=(
-            *notes,
-            *notes_on_noise(config, protocol.eot),
-            *notes_on_eps(config.norm, eps, image_set),
-            *notes_on_functions(functions, config.gradient_of),
-            *notes_on_size(config, image_set.data),
+            *(*notes, *notes_on_noise(config, protocol.eot), *notes_on_eps(config.norm, eps, image_set)),
+            *(*notes_on_functions(functions, config.gradient_of), *notes_on_size(config, image_set.data)),
             *notes_on_classes(run_config, model, image_set),
         ),
         costs=costs_of(run, before, model, image_set, images, chunk_size),
