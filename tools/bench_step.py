@@ -279,8 +279,8 @@ def main() -> None:
             clock=time.process_time if options.cpu_seconds else time.perf_counter,
             network=NETWORKS[options.network],
         )
-        way = "compiled" if options.compile else "as a CUDA graph" if options.graph else "eager"
-        print(f"\n{precision}, {way}\n{step_table(rows)}", flush=True)
+        mode = "compiled" if options.compile else "as a CUDA graph" if options.graph else "eager"
+        print(f"\n{precision}, {mode}\n{step_table(rows)}", flush=True)
 
 
 if __name__ == "__main__":
