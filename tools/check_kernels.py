@@ -140,7 +140,7 @@ def check_graph(_: str) -> Iterator[Checked]:
         with torch.cuda.graph(graph):
             out = conv(x)
         replayed = []
-        for replay in range(3):
+        for _replay in range(3):
             graph.replay()
             replayed.append(out.clone())
         yield (

@@ -24,13 +24,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # a bare box has no kapdist installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a bare box has no kapdist installed
 
 from bench_step import VARIANTS, Trainer, bench_steps, machine
 
 from kapdist.kap import KAPConv2d, KernelAveragePool, kapify, load_noise_state, noise, noise_state
 from kapdist.models import resnet10, resnet50
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Largest error relative to the largest activation: a few roundings of sums of some hundred products.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
