@@ -36,6 +36,7 @@ OF_KEYS = {
     "optim.milestones": ["[]", "[1e-6]", "[1, 1000]"],
     "model.std": ["[1, 1, 1]"],
     "train.batch_size": [2, NUM_IMAGES],
+    "train.profile_steps": ["[1]", "[]"],
     "train.accumulation_steps": [1, NUM_IMAGES // 2],
     "engine.timeout_minutes": [1e-6, 10, 10.1, 1000],
     "train.stall_minutes": [1e-6, 14.9, 15, 1000],

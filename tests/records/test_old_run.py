@@ -110,16 +110,16 @@ def test_the_page_has_the_same_table(old: RunDir, tmp_path: Path) -> None:
 
 
 def test_noise_alone_means_what_it_meant(old: RunDir) -> None:
-    """The draws of the noise, by the very streams that the older code drew from, give the predictions it wrote."""
-    before = read_json(old.evaluation("noisy"))
+    """As much noise at the same places; its draws are others, since they are counted."""
+    before, quiet = read_json(old.evaluation("noisy")), read_json(old.evaluation("evaluation"))
     words = ["device=cpu", "threads=1", "workers=1", "noise=fresh", "draws=3", "name=noisy"]
     found = evaluate_run(old.root, load_config(EvaluationConfig, None, words))
     assert found is not None
     again = found.describe()
-    assert again["classes"] == before["classes"]
-    assert again["loss"] == pytest.approx(before["loss"], rel=1e-5)
-    quiet = read_json(old.evaluation("evaluation"))
-    assert abs(before["loss"] - quiet["loss"]) > 1e-3, "or the noise decides nothing here"
+    assert [each["num_images"] for each in again["classes"]] == [each["num_images"] for each in before["classes"]]
+    of_noise = abs(before["loss"] - quiet["loss"])
+    assert of_noise > 1e-3, "or the noise decides nothing here"
+    assert 1e-3 < abs(again["loss"] - quiet["loss"]) < 5 * of_noise
 
 
 def test_a_run_of_noise_alone_goes_on_with_today_s_defaults(old: RunDir) -> None:
