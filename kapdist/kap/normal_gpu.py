@@ -11,36 +11,44 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra import libdevice
 
 from kapdist.kap.normal import BLOCK, RUN
 
 _INT32 = 2**31 - 1
 _TILE = 4  # blocks of places at once
 _MOST_PROGRAMS = 1056  # each counts itself once, at one address: 8 for each multiprocessor of a large GPU
-_ANGLE = 2 * math.pi / 4096
+_ANGLE = 2 * math.pi
 _MINUS_2_LN_2 = -2 * math.log(2)
 
 
 @triton.jit
-def _pair(word, angle: tl.constexpr, ln: tl.constexpr, fast: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Two normal numbers from a word; by the GPU's own functions, which Triton's interpreter lacks."""
-    share = ((word >> 12).to(tl.float32) + 0.5) * (1 / 1048576)
-    turn = ((word & 4095).to(tl.float32) - 511.5) * angle
+def _approximate(x, instruction: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The GPU's own instruction; Triton's interpreter has none."""
+    return tl.inline_asm_elementwise(instruction, "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def _pair(word, std, angle: tl.constexpr, ln: tl.constexpr, fast: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Two normal numbers from a word; its bits become fractions of 1 without the slow conversion of integers."""
+    share = ((word >> 9) & 0x7FFFF8 | 0x3F800004).to(tl.float32, bitcast=True) - 1
+    turn = (((word & 4095) << 11 | 0x3F800000).to(tl.float32, bitcast=True) - 1.1248779296875) * angle
     if fast:
-        logarithm, along, across = libdevice.fast_log2f(share), libdevice.fast_cosf(turn), libdevice.fast_sinf(turn)
+        logarithm = _approximate(share, "lg2.approx.ftz.f32 $0, $1;")
+        along, across = _approximate(turn, "cos.approx.ftz.f32 $0, $1;"), _approximate(turn, "sin.approx.ftz.f32 $0, $1;")
+        # an approximate logarithm may be above 0
+        radius = _approximate(tl.maximum(ln * logarithm, 0), "sqrt.approx.ftz.f32 $0, $1;")
     else:
         logarithm, along, across = tl.log2(share), tl.cos(turn), tl.sin(turn)
-    radius = tl.sqrt(tl.maximum(ln * logarithm, 0))  # an approximate logarithm may be above 0
+        radius = tl.sqrt(tl.maximum(ln * logarithm, 0))
+    radius *= std
     return radius * along, radius * across
 
 
 @triton.jit
-def _add_to(z, out, places, numel, number, adds: tl.constexpr):  # type: ignore[no-untyped-def]
-    exists = places < numel
+def _add_to(given, out, places, numel, number, adds: tl.constexpr):  # type: ignore[no-untyped-def]
     if adds:
-        number += tl.load(z + places, mask=exists, other=0).to(tl.float32)
-    tl.store(out + places, number.to(out.dtype.element_ty), mask=exists)
+        number += given.to(tl.float32)
+    tl.store(out + places, number.to(out.dtype.element_ty), mask=places < numel)
 
 
 @triton.jit
@@ -54,14 +62,19 @@ def _add_normal(  # type: ignore[no-untyped-def]
     tile = tl.program_id(0)
     while tile < tiles:
         block = tile.to(tl.int64) * step + tl.arange(0, step)[:, None]
+        places = block * (8 * lanes) + lane
+        # All reads before all writes: memory answers while the numbers are worked out.
+        runs = (0, 1, 2, 3, 4, 5, 6, 7)
+        given = runs
+        if adds:
+            given = [tl.load(z + places + r * lanes, mask=places + r * lanes < numel, other=0) for r in runs]
         counter = (block * lanes + lane).to(tl.uint32)
         zero = counter * 0
-        words = tl.philox(key, counter, zero + draw.to(tl.uint32), zero + (draw >> 32).to(tl.uint32), zero)
+        words = tl.philox(key, counter, zero + draw.to(tl.uint32), zero + (draw >> 32).to(tl.uint32), zero, 7)
         for j in tl.static_range(4):
-            along, across = _pair(words[j], angle, ln, fast)
-            places = block * (8 * lanes) + (2 * j * lanes) + lane
-            _add_to(z, out, places, numel, along * std, adds)
-            _add_to(z, out, places + lanes, numel, across * std, adds)
+            along, across = _pair(words[j], std, angle, ln, fast)
+            _add_to(given[2 * j], out, places + 2 * j * lanes, numel, along, adds)
+            _add_to(given[2 * j + 1], out, places + (2 * j + 1) * lanes, numel, across, adds)
         tile += tl.num_programs(0)
     # The last program to come here counts the draw: every other one has read the count before.
     tl.debug_barrier()
