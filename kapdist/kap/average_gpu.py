@@ -46,7 +46,9 @@ def _average(  # type: ignore[no-untyped-def]
         while x <= last_x:
             value = tl.load(first + (y * line + x) * rest + place, mask=exists, other=0).to(total.dtype)
             if transposed:
-                total += value * (1 / _window(y * step_h, x * step_w, height, width, half_h, half_w).to(total.dtype))
+                total += value * (
+                    1 / _window(y * step_h, x * step_w, height, width, half_h, half_w).to(total.dtype)
+                )
             else:
                 total += value
             x += 1

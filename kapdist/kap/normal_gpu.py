@@ -15,7 +15,7 @@ from torch import Tensor
 from kapdist.kap.normal import BLOCK, RUN
 
 _INT32 = 2**31 - 1
-_TILE = 4  # blocks of places at once
+_AT_ONCE = 16  # bytes that a thread reads in one instruction
 _MOST_PROGRAMS = 1056  # each counts itself once, at one address: 8 for each multiprocessor of a large GPU
 _ANGLE = 2 * math.pi
 _MINUS_2_LN_2 = -2 * math.log(2)
@@ -34,7 +34,10 @@ def _pair(word, std, angle: tl.constexpr, ln: tl.constexpr, fast: tl.constexpr):
     turn = (((word & 4095) << 11 | 0x3F800000).to(tl.float32, bitcast=True) - 1.1248779296875) * angle
     if fast:
         logarithm = _approximate(share, "lg2.approx.ftz.f32 $0, $1;")
-        along, across = _approximate(turn, "cos.approx.ftz.f32 $0, $1;"), _approximate(turn, "sin.approx.ftz.f32 $0, $1;")
+        along, across = (
+            _approximate(turn, "cos.approx.ftz.f32 $0, $1;"),
+            _approximate(turn, "sin.approx.ftz.f32 $0, $1;"),
+        )
         # an approximate logarithm may be above 0
         radius = _approximate(tl.maximum(ln * logarithm, 0), "sqrt.approx.ftz.f32 $0, $1;")
     else:
@@ -42,6 +45,29 @@ def _pair(word, std, angle: tl.constexpr, ln: tl.constexpr, fast: tl.constexpr):
         radius = tl.sqrt(tl.maximum(ln * logarithm, 0))
     radius *= std
     return radius * along, radius * across
+
+
+@triton.jit
+def _philox(key, draw, counter):  # type: ignore[no-untyped-def]
+    """The words of `kapdist.kap.normal.philox`, each product of 32 bits by 32 in one instruction."""
+    k, m = key.to(tl.uint32), (key >> 32).to(tl.uint32)
+    b, c, d = draw.to(tl.uint32), counter * 0 + (draw >> 32).to(tl.uint32), 0
+    for _ in tl.static_range(7):
+        even, odd = counter.to(tl.uint64) * 0xD2511F53, c.to(tl.uint64) * 0xCD9E8D57
+        counter, b = (odd >> 32).to(tl.uint32) ^ b ^ k, odd.to(tl.uint32)
+        c, d = (even >> 32).to(tl.uint32) ^ d ^ m, even.to(tl.uint32)
+        k, m = (k + 0x9E3779B9).to(tl.uint32), (m + 0xBB67AE85).to(tl.uint32)
+    return counter, b, c, d
+
+
+@triton.jit
+def _zero_like(given):  # type: ignore[no-untyped-def]
+    """0, which Triton takes for worked out of what was read: so it lays the numbers out over threads as that.
+
+    (Else it moves each by way of shared memory before it is added. Machine code has nothing of this.)
+    """
+    bits = given.to(tl.core.get_int_dtype(given.dtype.primitive_bitwidth, False), bitcast=True)
+    return ((bits & 1) >> 1).to(tl.uint32)
 
 
 @triton.jit
@@ -66,11 +92,11 @@ def _add_normal(  # type: ignore[no-untyped-def]
         # All reads before all writes: memory answers while the numbers are worked out.
         runs = (0, 1, 2, 3, 4, 5, 6, 7)
         given = runs
+        counter = (block * lanes + lane).to(tl.uint32)
         if adds:
             given = [tl.load(z + places + r * lanes, mask=places + r * lanes < numel, other=0) for r in runs]
-        counter = (block * lanes + lane).to(tl.uint32)
-        zero = counter * 0
-        words = tl.philox(key, counter, zero + draw.to(tl.uint32), zero + (draw >> 32).to(tl.uint32), zero, 7)
+            counter += _zero_like(given[0])
+        words = _philox(key, draw, counter)
         for j in tl.static_range(4):
             along, across = _pair(words[j], std, angle, ln, fast)
             _add_to(given[2 * j], out, places + 2 * j * lanes, numel, along, adds)
@@ -93,9 +119,12 @@ def add_normal(z: Tensor | None, out: Tensor, std: float, state: Tensor) -> None
     Shapes: z and out are flat and contiguous, state is (key, draws, 0) in int64. Computed in float32.
     """
     numel = out.numel()
-    programs = min(_MOST_PROGRAMS, triton.cdiv(numel, _TILE * BLOCK))
     source = out if z is None else z
-    arguments = (source, out, state, std, numel, z is not None, _TILE, RUN, _ANGLE, _MINUS_2_LN_2, _FAST)
+    blocks = (
+        _AT_ONCE // source.element_size()
+    )  # at once, by 128 threads: of their runs each thread has so many places
+    programs = min(_MOST_PROGRAMS, triton.cdiv(numel, blocks * BLOCK))
+    arguments = (source, out, state, std, numel, z is not None, blocks, RUN, _ANGLE, _MINUS_2_LN_2, _FAST)
     size = numel == 1, numel % 16 == 0, numel > _INT32
     launch(_add_normal, programs, arguments, (out.device.index, source.dtype, out.dtype, z is None, *size))
 
