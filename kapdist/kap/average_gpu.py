@@ -13,7 +13,7 @@ def _average(  # type: ignore[no-untyped-def]
     source, out, owners, table, transposed: tl.constexpr, double: tl.constexpr, entries: tl.constexpr,
     columns: tl.constexpr,
 ):  # fmt: skip
-    """A part of one kernel's average, or of its transpose: what differs between kernels is worked out once for all.
+    """Up to a tile of one kernel's average, or of its transpose: what differs by kernel is worked out once for all.
 
     A row of the table is a layer's: first tile, first entry before and after, entries of a kernel, height and
     width of its sheet, half a window and the stride along both.
@@ -46,9 +46,8 @@ def _average(  # type: ignore[no-untyped-def]
         while x <= last_x:
             value = tl.load(first + (y * line + x) * rest + place, mask=exists, other=0).to(total.dtype)
             if transposed:
-                total += value * (
-                    1 / _window(y * step_h, x * step_w, height, width, half_h, half_w).to(total.dtype)
-                )
+                window = _window(y * step_h, x * step_w, height, width, half_h, half_w)
+                total += value * (1 / window.to(total.dtype))
             else:
                 total += value
             x += 1

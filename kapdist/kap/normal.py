@@ -8,8 +8,8 @@ Places lie in blocks of 8 runs of 128. One call of Philox gives four words, each
 Box and Muller's method, of which the first lies in an even run and the second in the next: 20 bits of the word for
 the radius (at most 5.4 standard deviations), 12 for the angle.
 
-Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 3.3, and table 2 (7 rounds are
-the fewest that pass BigCrush); Box and Muller, "A note on the generation of random normal deviates", 1958.
+Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 3.3, and table 2 (7 rounds
+are the fewest that pass BigCrush); Box and Muller, "A note on the generation of random normal deviates", 1958.
 """
 
 import math

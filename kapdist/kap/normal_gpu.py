@@ -34,10 +34,8 @@ def _pair(word, std, angle: tl.constexpr, ln: tl.constexpr, fast: tl.constexpr):
     turn = (((word & 4095) << 11 | 0x3F800000).to(tl.float32, bitcast=True) - 1.1248779296875) * angle
     if fast:
         logarithm = _approximate(share, "lg2.approx.ftz.f32 $0, $1;")
-        along, across = (
-            _approximate(turn, "cos.approx.ftz.f32 $0, $1;"),
-            _approximate(turn, "sin.approx.ftz.f32 $0, $1;"),
-        )
+        along = _approximate(turn, "cos.approx.ftz.f32 $0, $1;")
+        across = _approximate(turn, "sin.approx.ftz.f32 $0, $1;")
         # an approximate logarithm may be above 0
         radius = _approximate(tl.maximum(ln * logarithm, 0), "sqrt.approx.ftz.f32 $0, $1;")
     else:
@@ -91,10 +89,11 @@ def _add_normal(  # type: ignore[no-untyped-def]
         places = block * (8 * lanes) + lane
         # All reads before all writes: memory answers while the numbers are worked out.
         runs = (0, 1, 2, 3, 4, 5, 6, 7)
-        given = runs
+        given = [
+            tl.load(z + places + r * lanes, mask=places + r * lanes < numel, other=0) if adds else 0 for r in runs
+        ]
         counter = (block * lanes + lane).to(tl.uint32)
         if adds:
-            given = [tl.load(z + places + r * lanes, mask=places + r * lanes < numel, other=0) for r in runs]
             counter += _zero_like(given[0])
         words = _philox(key, draw, counter)
         for j in tl.static_range(4):
@@ -120,9 +119,7 @@ def add_normal(z: Tensor | None, out: Tensor, std: float, state: Tensor) -> None
     """
     numel = out.numel()
     source = out if z is None else z
-    blocks = (
-        _AT_ONCE // source.element_size()
-    )  # at once, by 128 threads: of their runs each thread has so many places
+    blocks = _AT_ONCE // source.element_size()  # of their runs each of 128 threads has so many places
     programs = min(_MOST_PROGRAMS, triton.cdiv(numel, blocks * BLOCK))
     arguments = (source, out, state, std, numel, z is not None, blocks, RUN, _ANGLE, _MINUS_2_LN_2, _FAST)
     size = numel == 1, numel % 16 == 0, numel > _INT32
