@@ -12,11 +12,11 @@ _LOW = np.uint64(0xFFFFFFFF)
 
 @njit(inline="always")
 def _words(words, first, draw, key):  # type: ignore[no-untyped-def]
-    """Philox4x32-10 of 128 counters from `first` on, each word the lower half of 64 bits, as products need."""
+    """Philox4x32-7 of 128 counters from `first` on, each word the lower half of 64 bits, as products need."""
     for i in range(128):
         a, b, c, d = np.uint64(first + i), draw, draw >> np.uint64(32), np.uint64(0)
         k, m = key & _LOW, key >> np.uint64(32)
-        for _ in range(10):
+        for _ in range(7):
             even, odd = (a & _LOW) * np.uint64(0xD2511F53), (c & _LOW) * np.uint64(0xCD9E8D57)
             a, b = (odd >> np.uint64(32)) ^ b ^ k, odd
             c, d = (even >> np.uint64(32)) ^ d ^ m, even

@@ -11,36 +11,68 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra import libdevice
 
 from kapdist.kap.normal import BLOCK, RUN
 
 _INT32 = 2**31 - 1
-_TILE = 4  # blocks of places at once
+_AT_ONCE = 16  # bytes that a thread reads in one instruction
 _MOST_PROGRAMS = 1056  # each counts itself once, at one address: 8 for each multiprocessor of a large GPU
-_ANGLE = 2 * math.pi / 4096
+_ANGLE = 2 * math.pi
 _MINUS_2_LN_2 = -2 * math.log(2)
 
 
 @triton.jit
-def _pair(word, angle: tl.constexpr, ln: tl.constexpr, fast: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Two normal numbers from a word; by the GPU's own functions, which Triton's interpreter lacks."""
-    share = ((word >> 12).to(tl.float32) + 0.5) * (1 / 1048576)
-    turn = ((word & 4095).to(tl.float32) - 511.5) * angle
+def _approximate(x, instruction: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The GPU's own instruction; Triton's interpreter has none."""
+    return tl.inline_asm_elementwise(instruction, "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def _pair(word, std, angle: tl.constexpr, ln: tl.constexpr, fast: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Two normal numbers from a word; its bits become fractions of 1 without the slow conversion of integers."""
+    share = ((word >> 9) & 0x7FFFF8 | 0x3F800004).to(tl.float32, bitcast=True) - 1
+    turn = (((word & 4095) << 11 | 0x3F800000).to(tl.float32, bitcast=True) - 1.1248779296875) * angle
     if fast:
-        logarithm, along, across = libdevice.fast_log2f(share), libdevice.fast_cosf(turn), libdevice.fast_sinf(turn)
+        logarithm = _approximate(share, "lg2.approx.ftz.f32 $0, $1;")
+        along = _approximate(turn, "cos.approx.ftz.f32 $0, $1;")
+        across = _approximate(turn, "sin.approx.ftz.f32 $0, $1;")
+        # an approximate logarithm may be above 0
+        radius = _approximate(tl.maximum(ln * logarithm, 0), "sqrt.approx.ftz.f32 $0, $1;")
     else:
         logarithm, along, across = tl.log2(share), tl.cos(turn), tl.sin(turn)
-    radius = tl.sqrt(tl.maximum(ln * logarithm, 0))  # an approximate logarithm may be above 0
+        radius = tl.sqrt(tl.maximum(ln * logarithm, 0))
+    radius *= std
     return radius * along, radius * across
 
 
 @triton.jit
-def _add_to(z, out, places, numel, number, adds: tl.constexpr):  # type: ignore[no-untyped-def]
-    exists = places < numel
+def _philox(key, draw, counter):  # type: ignore[no-untyped-def]
+    """The words of `kapdist.kap.normal.philox`, each product of 32 bits by 32 in one instruction."""
+    k, m = key.to(tl.uint32), (key >> 32).to(tl.uint32)
+    b, c, d = draw.to(tl.uint32), counter * 0 + (draw >> 32).to(tl.uint32), 0
+    for _ in tl.static_range(7):
+        even, odd = counter.to(tl.uint64) * 0xD2511F53, c.to(tl.uint64) * 0xCD9E8D57
+        counter, b = (odd >> 32).to(tl.uint32) ^ b ^ k, odd.to(tl.uint32)
+        c, d = (even >> 32).to(tl.uint32) ^ d ^ m, even.to(tl.uint32)
+        k, m = (k + 0x9E3779B9).to(tl.uint32), (m + 0xBB67AE85).to(tl.uint32)
+    return counter, b, c, d
+
+
+@triton.jit
+def _zero_like(given):  # type: ignore[no-untyped-def]
+    """0, which Triton takes for worked out of what was read: so it lays the numbers out over threads as that.
+
+    (Else it moves each by way of shared memory before it is added. Machine code has nothing of this.)
+    """
+    bits = given.to(tl.core.get_int_dtype(given.dtype.primitive_bitwidth, False), bitcast=True)
+    return ((bits & 1) >> 1).to(tl.uint32)
+
+
+@triton.jit
+def _add_to(given, out, places, numel, number, adds: tl.constexpr):  # type: ignore[no-untyped-def]
     if adds:
-        number += tl.load(z + places, mask=exists, other=0).to(tl.float32)
-    tl.store(out + places, number.to(out.dtype.element_ty), mask=exists)
+        number += given.to(tl.float32)
+    tl.store(out + places, number.to(out.dtype.element_ty), mask=places < numel)
 
 
 @triton.jit
@@ -54,14 +86,20 @@ def _add_normal(  # type: ignore[no-untyped-def]
     tile = tl.program_id(0)
     while tile < tiles:
         block = tile.to(tl.int64) * step + tl.arange(0, step)[:, None]
+        places = block * (8 * lanes) + lane
+        # All reads before all writes: memory answers while the numbers are worked out.
+        runs = (0, 1, 2, 3, 4, 5, 6, 7)
+        given = [
+            tl.load(z + places + r * lanes, mask=places + r * lanes < numel, other=0) if adds else 0 for r in runs
+        ]
         counter = (block * lanes + lane).to(tl.uint32)
-        zero = counter * 0
-        words = tl.philox(key, counter, zero + draw.to(tl.uint32), zero + (draw >> 32).to(tl.uint32), zero)
+        if adds:
+            counter += _zero_like(given[0])
+        words = _philox(key, draw, counter)
         for j in tl.static_range(4):
-            along, across = _pair(words[j], angle, ln, fast)
-            places = block * (8 * lanes) + (2 * j * lanes) + lane
-            _add_to(z, out, places, numel, along * std, adds)
-            _add_to(z, out, places + lanes, numel, across * std, adds)
+            along, across = _pair(words[j], std, angle, ln, fast)
+            _add_to(given[2 * j], out, places + 2 * j * lanes, numel, along, adds)
+            _add_to(given[2 * j + 1], out, places + (2 * j + 1) * lanes, numel, across, adds)
         tile += tl.num_programs(0)
     # The last program to come here counts the draw: every other one has read the count before.
     tl.debug_barrier()
@@ -80,9 +118,10 @@ def add_normal(z: Tensor | None, out: Tensor, std: float, state: Tensor) -> None
     Shapes: z and out are flat and contiguous, state is (key, draws, 0) in int64. Computed in float32.
     """
     numel = out.numel()
-    programs = min(_MOST_PROGRAMS, triton.cdiv(numel, _TILE * BLOCK))
     source = out if z is None else z
-    arguments = (source, out, state, std, numel, z is not None, _TILE, RUN, _ANGLE, _MINUS_2_LN_2, _FAST)
+    blocks = _AT_ONCE // source.element_size()  # of their runs each of 128 threads has so many places
+    programs = min(_MOST_PROGRAMS, triton.cdiv(numel, blocks * BLOCK))
+    arguments = (source, out, state, std, numel, z is not None, blocks, RUN, _ANGLE, _MINUS_2_LN_2, _FAST)
     size = numel == 1, numel % 16 == 0, numel > _INT32
     launch(_add_normal, programs, arguments, (out.device.index, source.dtype, out.dtype, z is None, *size))
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from kapdist.kap.average import kernel_average, transposed_average
 from kapdist.kap.draw import HAS_TRITON
 
-TILE = 1024  # entries that one program of the GPU's kernel averages
+TILE = 1024  # entries, of one kernel at most, that one program on the GPU averages
 
 
 class Rows(NamedTuple):
@@ -52,7 +52,7 @@ def tables(layers: Sequence[Rows], device: torch.device) -> tuple[Tensor, Tensor
     table, before, after = [], 0, 0
     for number, rows in enumerate(layers):
         table.append([len(owners), before, after, rows.rest, *rows.sheet, *rows.half, *rows.stride])
-        owners += [number] * math.ceil(rows.before / TILE)
+        owners += [number] * (math.prod(rows.sheet) * math.ceil(rows.rest / TILE))
         before, after = before + rows.before, after + rows.after
     with torch.inference_mode(False):
         return torch.tensor(owners, dtype=torch.int32, device=device), torch.tensor(table, device=device)
