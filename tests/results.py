@@ -6,7 +6,7 @@ import json
 
 from kapdist.run.paths import RunDir
 
-TIMED = {"time", "seconds", "images_per_second", "peak_memory_bytes"}
+TIMED = {"time", "seconds", "images_per_second", "peak_memory_bytes", "data_wait", "straggler", "straggler_lag"}
 
 
 def numbers(run: RunDir) -> list[dict]:
