@@ -68,7 +68,7 @@ def job_of(kind: str, ranks: Ranks, optim: dict[str, Any] | None = None, **engin
 def take(job: Job, steps: int, first: int = 0, measured: int = 0) -> Iterator[int]:
     """Take steps of a job; every so many of them is measured."""
     images, labels = (tensor.to(job.ranks.device) for tensor in pictures(NUM_IMAGES))
-    source = batches(job, images, labels, first + steps)
+    source = iter(list(batches(job, images, labels, first + steps)))  # picked out of the pictures, which waits
     for step in range(first + steps):
         if step >= first:
             train_step(job, source, step, measure=bool(measured) and (step + 1) % measured == 0)
