@@ -76,7 +76,7 @@ class StudyConfig(Section):
     claims: tuple[ClaimConfig, ...] = ()
     """What is to be decided, sentences such as "kap over noise, robust accuracy at 8/255"."""
     at_once: Annotated[int, Field(ge=0)] = 0
-    """Commands at one time on this machine; 0: as many as its CPUs or GPUs bear."""
+    """Commands at one time on this machine; 0: one for each GPU, or as many as its CPUs bear."""
     retries: Annotated[int, Field(ge=0)] = 1
     """How often a command that failed is tried again."""
     most_runs: Natural = 60

@@ -59,7 +59,7 @@ def study_run(
     file: File,
     overrides: Overrides = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Commands at one time, instead of at_once: several to a GPU too.")
+        int | None, typer.Option(min=1, help="Commands at one time, instead of at_once or one for each GPU.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Also where that is more than most_runs trainings.")] = False,
 ) -> None:

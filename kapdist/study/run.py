@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -72,16 +73,20 @@ class Queue:
     left: dict[str, str] = field(default_factory=dict)
     """Commands that are not begun here, and why."""
 
+    @functools.cached_property
+    def at_once(self) -> int:
+        """As said, or as many as GPUs: attacks that share one wait for one another. 0 where there is neither."""
+        return self.design.config.at_once or num_gpus()
+
     @property
     def slots(self) -> int:
-        return self.design.config.at_once or max(1, usable_cpus() // max(1, self.threads))
+        return self.at_once or max(1, usable_cpus() // max(1, self.threads))
 
     @property
     def threads(self) -> int:
         """CPUs of each command, where its training does not say."""
         asked = self.design.trained[0].config.engine.threads
-        at_once = self.design.config.at_once
-        return asked or (usable_cpus(at_once) if at_once else 1)
+        return asked or (usable_cpus(self.at_once) if self.at_once else 1)
 
     @property
     def given_up(self) -> list[Task]:
@@ -182,9 +187,15 @@ def own_gpu_of(slot: int) -> dict[str, str]:
     """Return the variables that give a slot one GPU of this machine, where there are any."""
     import torch
 
-    if not torch.cuda.is_available():
+    if not (number := num_gpus()):
         return {}
-    return own_gpu(torch.cuda.get_device_name(slot % torch.cuda.device_count()), slot)
+    return own_gpu(torch.cuda.get_device_name(slot % number), slot)
+
+
+def num_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def log_of(design: Design, task: Task) -> Path:

@@ -231,4 +231,7 @@ def test_jobs_says_how_many_commands_run_at_once(folder: Path, monkeypatch: pyte
         CliRunner().invoke(study, ["run", "mine.yaml", *words]) for words in ([], ["--jobs", "7"], ["--jobs=0"])
     ]
     assert slots == [2, 7]
+    monkeypatch.setattr("kapdist.study.run.num_gpus", lambda: 3)
+    CliRunner().invoke(study, ["run", "mine.yaml", "at_once=0"])
+    assert slots[2:] == [3], "one to a GPU"
     assert [one.exit_code for one in said] == [0, 0, 2]
