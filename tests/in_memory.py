@@ -58,7 +58,7 @@ def make_job(config: Config, model: nn.Module, num_images: int, ranks: Ranks | N
     adversary = Adversary(config, plan, plan.adversarial, running, ranks) if plan.adversarial else None
     noise, speed = InputNoise(0.0, config.seed, ranks.device), Speed(ranks, None, lambda side: None)
     parts = *[NOTHING] * 4, noise, adversary, LossMeter(ranks), speed, LastEvaluation(), *[NOTHING] * 4
-    graphs = Graphs(model, config.train.mixup_alpha > 0) if settings.graphs else None
+    graphs = Graphs(config.train.mixup_alpha > 0) if settings.graphs else None
     return Job(config, ranks, RunDir(Path("none")), plan, running, ema, *parts, graphs=graphs)
 
 

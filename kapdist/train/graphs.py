@@ -15,10 +15,9 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kapdist.errors import InputError
-from kapdist.kap.noise import layers_with_noise
 from kapdist.train.adversarial import Part
 
 WARM_UP_STEPS = 11
@@ -35,13 +34,13 @@ class Recorded(NamedTuple):
 
 
 class Graphs:
-    """Records steps of a model and replays them, all on the current stream, which must not be the default one.
+    """Records steps and replays them, all on the current stream, which must not be the default one.
 
     All graphs share their memory: one is replayed after the other, and nothing but the norm is read from it.
     """
 
-    def __init__(self, model: nn.Module, mixes: bool) -> None:
-        self.model, self.mixes = model, mixes
+    def __init__(self, mixes: bool) -> None:
+        self.mixes = mixes
         self.pool = torch.cuda.graph_pool_handle()
         self.recorded: dict[Hashable, Recorded] = {}
         self.inputs: dict[Hashable, list[Part]] = {}
@@ -76,8 +75,6 @@ class Graphs:
 
     def record(self, parts: Sequence[Part], compute: Compute) -> Recorded:
         graph = torch.cuda.CUDAGraph()
-        for generator in generators_of(self.model):
-            graph.register_generator_state(generator)
         try:
             # Threads that load, save and watch go on: theirs is not what is recorded.
             with torch.cuda.graph(graph, self.pool, torch.cuda.current_stream(), capture_error_mode="thread_local"):
@@ -90,13 +87,6 @@ class Graphs:
         """Let go of all graphs: a group of ranks cannot be left while one holds its messages."""
         self.recorded.clear()
         self.inputs.clear()
-
-
-def generators_of(model: nn.Module) -> list[torch.Generator]:
-    """Return the generators on GPUs that the model's noise draws from; a stream may be a tensor instead."""
-    streams = {layer.noise_source.streams for layer in layers_with_noise(model)}
-    drawn = [generator for one in streams for generator in vars(one).get("_generators", {}).values()]
-    return [generator for generator in drawn if generator.device.type == "cuda"]
 
 
 def fill(place: Part, part: Part) -> None:

@@ -142,7 +142,7 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
         stop=stop,
         watchdog=watchdog,
         robust=ranks.together(lambda: make_robust(config, validation, plan, ranks)),
-        graphs=Graphs(model, bool(config.train.mixup_alpha or config.train.cutmix_alpha)) if graphs else None,
+        graphs=Graphs(bool(config.train.mixup_alpha or config.train.cutmix_alpha)) if graphs else None,
     )
     ranks.from_first(lambda: settle(job, this))
     return job
