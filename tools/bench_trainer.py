@@ -149,7 +149,7 @@ def trainer(setting: Setting, source: Any, num_images: int, graphs: bool, stack:
     nothing: Any = None  # neither evaluation nor checkpoints are part of the measure
     noise, speed = InputNoise(0.0, 0, ranks.device), Speed(ranks, None, lambda side: None)
     watchdog = Watchdog(run.root, ranks, 600.0, run.failed)
-    recorded = Graphs(model, mixes=False) if graphs else None
+    recorded = Graphs(mixes=False) if graphs else None
     batches, counter = source(config, plan), itertools.count(0, setting.steps)
     data = nothing, nothing, nothing, nothing
     parts: Any = noise, None, LossMeter(ranks), speed, LastEvaluation(), nothing, nothing, Stop(ranks), watchdog
