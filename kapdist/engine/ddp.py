@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -76,7 +77,14 @@ def wrap(network: nn.Module) -> DistributedDataParallel:
     about the order of a real one. Its gradients are dropped.
     """
     # Without device_ids, on GPUs too: everything is where it should be, and with them a forward must have inputs.
-    wrapped = DistributedDataParallel(Reached(network), broadcast_buffers=False, gradient_as_bucket_view=True)
+    silent: dict[str, Any] = {sends_buffers(): False}
+    wrapped = DistributedDataParallel(Reached(network), gradient_as_bucket_view=True, **silent)
     wrapped().backward()
     wrapped.zero_grad(set_to_none=True)
     return wrapped
+
+
+def sends_buffers() -> str:
+    """Return the argument of DDP that has it send buffers; its older name brings a warning where there is a newer."""
+    names = "forward_sync_buffers", "broadcast_buffers"
+    return next(name for name in names if name in inspect.signature(DistributedDataParallel.__init__).parameters)

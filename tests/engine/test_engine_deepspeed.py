@@ -32,7 +32,7 @@ def test_every_stage_is_ddp_to_rounding_and_continues_exactly(run_ranks, tmp_pat
     for world_size in (2, 1):
         ends = run_ranks([str(PROGRAM), str(tmp_path)], world_size, timeout=240)
         assert [end.code for end in ends] == [0] * world_size, "\n".join(end.output for end in ends)
-        assert not any(end.output for end in ends), "DeepSpeed is quiet"
+        assert not any(end.output for end in ends), "no engine says a word"
 
 
 @pytest.mark.slow
