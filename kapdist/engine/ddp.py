@@ -85,6 +85,6 @@ def wrap(network: nn.Module) -> DistributedDataParallel:
 
 
 def sends_buffers() -> str:
-    """Return the argument of DDP that has it send buffers; its older name brings a warning where there is a newer."""
+    """Return the argument of DDP that has it send buffers; the older name brings a warning beside the newer."""
     names = "forward_sync_buffers", "broadcast_buffers"
     return next(name for name in names if name in inspect.signature(DistributedDataParallel.__init__).parameters)
