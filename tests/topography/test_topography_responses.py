@@ -246,8 +246,9 @@ def test_activation_noise_is_put_behind_the_average_and_moves_what_follows() -> 
 
 def test_draws_repeat_and_more_noise_moves_more() -> None:
     model = network()
+    hooks = [len(module._forward_hooks) for module in model.modules()]
     levels = [level(model, Noise("input", std, draws=3, seed=2))[0] for std in (0.05, 0.05, 0.2)]
     assert levels[0] == levels[1]
     assert levels[0].logits < levels[2].logits
     assert levels[0].layers[0].before < levels[2].layers[0].before
-    assert not any(hooks for module in model.modules() for hooks in [module._forward_hooks])
+    assert [len(module._forward_hooks) for module in model.modules()] == hooks

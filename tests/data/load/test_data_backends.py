@@ -76,16 +76,17 @@ def test_damage_names_the_image(fashion, copied: Path, make_loader) -> None:
 
 
 def test_a_worker_that_hangs_is_given_up(fashion, make_loader, monkeypatch) -> None:
-    release = threading.Event()
+    release, before = threading.Event(), set(threading.enumerate())
     monkeypatch.setattr("kapdist.data.load.simplejpeg.Images.render_stored", lambda *_: release.wait(60))
     loader = make_loader(fashion, backend="torch", timeout_seconds=0.3)
     with pytest.raises(TimeoutError, match=r"batch 0 of this pass over .*did not come within"):
         next(loader.batches([np.arange(4)]))
     release.set()  # it comes back after everybody has gone, and ends
-    for thread in threading.enumerate():
-        if thread.name.startswith("kapdist-load"):
-            thread.join(10)
-            assert not thread.is_alive()
+    (thread,) = [
+        each for each in threading.enumerate() if each.name.startswith("kapdist-load") and each not in before
+    ]
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_what_the_backends_refuse(fashion, photographs, make_loader, monkeypatch) -> None:
