@@ -79,6 +79,7 @@ def test_a_study_ends_with_its_page_whatever_befell_it(slurm, tmp_path: Path, ti
     assert not (study.run("broken_seed0").slurm / "ends" / "model.jsonl").exists()  # nobody asked it anything
 
     (study.run("plain_seed1").attack("quick").summary).unlink()
+    slurm.wait_for_state(page["job"], "COMPLETED", 60)  # the page is there before its job is gone
     again = slurm.run(words, cwd=tmp_path, timeout=180).stdout
     trainings, models, others, page = remembered(study.slurm)[3:]
     assert (trainings["models"], others["models"]) == (["broken_seed0"], ["plain_seed1"])
