@@ -105,7 +105,7 @@ def test_bench_loader_prints_ratios_and_skips_what_is_absent(tmp_path: Path) -> 
     tiny = ("--rounds", "1", "--images", "40", "--batch-size", "16", "--workers", "1")
     printed = tool("tools/bench_loader.py", *tiny)
     ratios = re.findall(r"^ratio [\d.]+ \(median of 1 paired rounds", printed, flags=re.MULTILINE)
-    # Ours, and kept in memory, to stock FFCV; ours with and without FFCV, to stock and ImageFolder; two augmentations
+    # Ours, and kept in memory, to stock FFCV; ours with and without it, to stock and ImageFolder; two augmentations
     # of each; four of the stores.
     assert len(ratios) == 2 + 4 * 2 + 2 * 2 + 4, printed
     assert "command:" in printed
