@@ -11,7 +11,6 @@ from pathlib import Path
 import polars as pl
 import pytest
 from processes import ranks_of_job, warm_python
-from unhurried import unhurried
 
 from kapdist.records.sharding import finished_chunks
 from kapdist.run.paths import AttackDir, RunDir
@@ -23,8 +22,7 @@ num_images: 64
 chunk_size: 8
 eps: 8/255
 version: custom
-attacks: [fmn]
-fmn_steps: 20
+attacks: [apgd-ce]
 threads: 1
 """
 CLUSTER = [
@@ -38,19 +36,12 @@ CLUSTER = [
 
 
 @pytest.fixture
-def config(tiny_config: Path) -> Path:
-    """A training's config, with that of an attack beside it; one chunk of that takes seconds."""
-    tiny_config.write_text(unhurried(tiny_config.read_text(), tiny_config.parent, 0.1))
-    (tiny_config.parent / "quick.yaml").write_text(ATTACK)
-    return tiny_config
-
-
-@pytest.fixture
-def trained(config: Path, kapdist) -> RunDir:
+def trained(tiny_config: Path, kapdist) -> RunDir:
     """A run to attack."""
-    ended = kapdist("train", config)
+    ended = kapdist("train", tiny_config)
     assert ended.code == 0, ended.output
-    return RunDir(config.parent / "runs" / "tiny")
+    (tiny_config.parent / "quick.yaml").write_text(ATTACK)
+    return RunDir(tiny_config.parent / "runs" / "tiny")
 
 
 def launch(slurm, run: RunDir, *words: str, check: bool = True):
@@ -105,9 +96,10 @@ def test_a_bad_shard_a_killed_one_and_a_preempted_one(slurm, trained: RunDir) ->
 
 
 def test_a_cancelled_array_stays_cancelled_and_the_attack_waits_for_its_training(
-    slurm, config: Path, tmp_path: Path
+    slurm, tiny_config: Path, tmp_path: Path
 ) -> None:
     slurm.restore()
+    (tmp_path / "quick.yaml").write_text(ATTACK)
     run = RunDir(tmp_path / "runs" / "tiny")
     attack = run.attack("quick")
     nothing = launch(slurm, run, check=False)
@@ -115,7 +107,7 @@ def test_a_cancelled_array_stays_cancelled_and_the_attack_waits_for_its_training
     assert "expected a run directory, found nothing" in nothing.stderr
     assert not run.root.exists()
 
-    train = [PYTHON, ROOT / "launch" / "train.py", config, "train.epochs=1", "cluster.sbatch={hold: true}"]
+    train = [PYTHON, ROOT / "launch" / "train.py", tiny_config, "train.epochs=1", "cluster.sbatch={hold: true}"]
     train.append(f"cluster.python={warm_python()}")
     slurm.run(train, cwd=tmp_path)
     training = json.loads((run.slurm / "jobs.jsonl").read_text())["job"]
