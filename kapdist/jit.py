@@ -21,7 +21,7 @@ config: Any = numba_config  # its settings are made at run time
 HERE = Path(__file__).parent
 _LOADING = (
     *("augment", "decode", "erase", "operations", "pixels", "rand_augment", "resample", "resize", "simplejpeg"),
-    *("stored", "ycbcr"),
+    *("resident", "stored", "ycbcr"),
 )
 JITTED = ("jit", "data/beton/checksum", "kap/normal_cpu", *(f"data/load/{name}" for name in _LOADING))
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 
+from kapdist.records.metrics import TIMED
 from kapdist.run.paths import RunDir
-
-TIMED = {"time", "seconds", "images_per_second", "peak_memory_bytes", "data_wait", "straggler", "straggler_lag"}
 
 
 def numbers(run: RunDir) -> list[dict]:

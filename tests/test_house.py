@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "engine": {"config", "run"},
     "data": {"config", "run", "plan"},
     "train": {"config", "run", "records", "plan", "kap", "models", "engine", "data", "attack"},
-    "attack": {"config", "run", "statistics", "records", "kap", "models", "data"},
+    "attack": {"config", "run", "statistics", "records", "kap", "models", "engine", "data"},
     "sanity": {"config", "run", "statistics", "records", "kap", "attack", "certify"},
     "corruptions": {"config", "run", "statistics", "records", "kap", "data", "attack"},
     "certify": {"config", "run", "statistics", "records", "kap", "models", "attack"},

@@ -28,6 +28,7 @@ import torch
 from safetensors.torch import load_file
 
 from kapdist.data.beton.write import write_beton
+from kapdist.records.metrics import TIMED
 
 CONFIG = """
 data: {train: train.beton, validation: test.beton, flip: true, translate: 2}
@@ -37,7 +38,6 @@ optim: {lr: 0.1, warmup_epochs: 0.5, ema_decay: 0.9}
 train: {epochs: 4, batch_size: 16, accumulation_steps: 2, input_noise_std: 0.05, log_every_steps: 3,
         eval_batch_size: 4, checkpoint_every_steps: 1}
 """
-TIMED = {"time", "seconds", "images_per_second", "peak_memory_bytes", "data_wait", "straggler", "straggler_lag"}
 LIMIT_SECONDS = 600.0
 
 

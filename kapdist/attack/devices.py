@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from kapdist.config import AttackConfig
+from kapdist.engine.numerics import tensor_float_32
 from kapdist.environment import package_versions
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import AttackPlan
@@ -107,18 +108,6 @@ def computing(plan: AttackPlan) -> Iterator[torch.device]:
     finally:
         torch.set_num_threads(threads)
         cudnn.deterministic, cudnn.benchmark = repeats
-
-
-@contextlib.contextmanager
-def tensor_float_32(allowed: bool) -> Iterator[None]:
-    """Let convolutions and products of fp32 round their factors to 10 bits on GPUs, or not."""
-    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, products.allow_tf32
-    cudnn.allow_tf32 = products.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, products.allow_tf32 = before
 
 
 def own_gpu(planned: str, shard: int, environ: Mapping[str, str] = os.environ) -> dict[str, str]:

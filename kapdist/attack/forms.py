@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kapdist.attack.devices import tensor_float_32
 from kapdist.attack.graphs import Graphed
+from kapdist.engine.numerics import tensor_float_32
 from kapdist.records.attack_plan import AttackPlan
 
 Precision = Literal["fp32", "tf32", "bf16"]

@@ -167,15 +167,18 @@ class WatchedModel(nn.Module):
         margin = own - logits.scatter(1, labels, -torch.inf).amax(1)
         if self.remember:
             self.remember_hardest(run, run.points, margin)
+        if not self.compact:  # nothing is left out, and no border noted
+            return
+        wrong = run.live & (margin < -SURELY * logits.abs().amax(1))
         if run.target is not None and self.batch.border is not None:
-            self.note_border(run, margin < -SURELY * logits.abs().amax(1), run.target)
+            self.note_border(run, wrong, run.target)
         if run.may_drop:
-            run.fallen = Later(run.live & (margin < -SURELY * logits.abs().amax(1)))
+            run.fallen = Later(wrong)
 
     def note_border(self, run: Run, wrong: Tensor, target: int) -> None:
         assert self.batch is not None
         assert self.batch.border is not None
-        which = (run.live & wrong).nonzero().squeeze(1)
+        which = wrong.nonzero().squeeze(1)
         points, rows = run.points[which], run.rows[which]
         distances = Ball(self.norm, torch.inf).distance(points, self.batch.images[rows])
         self.batch.border.note(rows, points, distances, target)

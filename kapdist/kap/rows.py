@@ -40,10 +40,10 @@ class Rows(NamedTuple):
 
 
 def rows_of(grid: Sequence[int], rest: int, pool_size: int, stride: int) -> Rows:
-    along = tuple(grid) if len(grid) == 2 else (*grid, 1)
-    is_line = len(grid) == 1
-    half, strides = pool_size // 2, stride
-    return Rows(along, rest, (half, 0 if is_line else half), (strides, 1 if is_line else strides))  # type: ignore[arg-type]
+    half = pool_size // 2
+    if len(grid) == 1:
+        return Rows((grid[0], 1), rest, (half, 0), (stride, 1))
+    return Rows((grid[0], grid[1]), rest, (half, half), (stride, stride))
 
 
 def tables(layers: Sequence[Rows], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -80,8 +80,8 @@ def average_rows(
 
 
 def _one_layer(flat: Tensor, out: Tensor, row: Sequence[int], transposed: bool) -> None:
-    _, before, after, rest, height, width, half, half_w, stride, _ = row
-    rows = Rows((height, width), rest, (half, half_w), (stride, row[9]))
+    _, before, after, rest, height, width, half, half_w, stride, stride_w = row
+    rows = Rows((height, width), rest, (half, half_w), (stride, stride_w))
     layout, grid = ("line", (height,)) if width == 1 else ("sheet", (height, width))
     whole = slice(before, before + rows.before)
     pooled = slice(after, after + rows.after)

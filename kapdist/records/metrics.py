@@ -31,6 +31,8 @@ class Metrics:
         return exported(self.robust)
 
 
+# What time decides: it differs between two runs of the same numbers.
+TIMED = {"time", "seconds", "images_per_second", "peak_memory_bytes", "data_wait", "straggler", "straggler_lag"}
 # The numbers that a line of each kind has.
 NEEDED = {
     "train": ("epoch", "loss"),

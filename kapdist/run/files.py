@@ -64,6 +64,15 @@ def finite_or_null(value: Any) -> Any:
     return value
 
 
+def mapping_in(path: Path) -> dict[str, Any]:
+    """Return the mapping that a file of JSON holds; nothing where there is no such file, or a damaged one."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def append_whole(file: IO[bytes], content: bytes) -> None:
     """Append to an unbuffered file all of the content or nothing of it.
 

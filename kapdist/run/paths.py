@@ -12,7 +12,7 @@ from kapdist.config import KEPT, MAY_CHANGE, MAY_MOVE, Config, flatten
 from kapdist.config.file import dump_config, load_config, read_yaml
 from kapdist.config.noise_form import check_noise_form
 from kapdist.errors import InputError
-from kapdist.run.files import file_sha256, write_atomic
+from kapdist.run.files import file_sha256, mapping_in, write_atomic
 
 FACTORY = "factory_sha256"  # what plan.json calls the sha256 of the file with a network by other people
 
@@ -118,11 +118,7 @@ class RunDir:
 
     def recorded(self) -> dict[str, Any]:
         """Return what plan.json says of this run; nothing where there is none, or a damaged one."""
-        try:
-            found = json.loads(self.plan.read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return mapping_in(self.plan)
 
     def claim(self, config: Config) -> None:
         """Make the directory this config's own, if it may be.

@@ -5,7 +5,6 @@ Passes are the same whoever was killed; hours, which are not, are in costs.json 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from statistics import fmean
@@ -18,6 +17,7 @@ from kapdist.records.study import Beside, Cost
 from kapdist.records.summary import read_summary
 from kapdist.records.topography import Measure, SubjectTopography, read_topography
 from kapdist.report.words import percent
+from kapdist.run.files import mapping_in
 from kapdist.run.paths import RunDir
 from kapdist.study.design import Design
 from kapdist.study.hours import hours_of_tasks, total
@@ -68,7 +68,7 @@ def machine(task: Task) -> str:
     if not task.done:
         return ""
     if task.kind == TRAINING:
-        found = json.loads(path.read_bytes()) if (path := RunDir(task.result.parent).environment).exists() else {}
+        found = mapping_in(RunDir(task.result.parent).environment)
         return f"trained on {found['host']} ({found.get('device', 'cpu')})" if "host" in found else ""
     device = read_json(task.result).get("device", "") if task.kind == ATTACK else ""
     return f"attacked on {device}" if device else ""

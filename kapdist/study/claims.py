@@ -18,9 +18,8 @@ from kapdist.study.results import Attacked, Results
 
 LEVEL = 0.05  # of a claim's test, corrected for all claims of the study
 FEWEST_SEEDS = 2
-FEW_SEEDS = (
-    10  # below which percentiles of a bootstrap cover too little where seeds differ (tools/interval_coverage.py)
-)
+# Below so many, percentiles of a bootstrap cover too little where seeds differ (tools/interval_coverage.py).
+FEW_SEEDS = 10
 ONE_SEED = "one seed, and how much seeds differ is not known"
 
 

@@ -7,15 +7,14 @@ units that stay, the hours of what is done count.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from kapdist.records.metrics import read_metrics
 from kapdist.records.sealed import read_json
+from kapdist.run.files import mapping_in
 from kapdist.run.paths import RunDir
 from kapdist.study.design import Design
 from kapdist.study.tasks import TRAINING, Task
@@ -118,18 +117,11 @@ def used_and_lost(attempts: Sequence[Attempt], end: int) -> tuple[float, float]:
 
 
 def attempt(folder: Path) -> Attempt:
-    beats = [found for path in sorted(folder.glob("heartbeat-*.json")) if (found := read_beat(path))]
+    # One may be on its way to be renewed, or was when the disk was full.
+    beats = [found for path in sorted(folder.glob("heartbeat-*.json")) if (found := mapping_in(path))]
     first = beats[0] if beats else {}
     seconds = sum(beat.get("seconds", 0.0) for beat in beats)
     return Attempt(int(first.get("first_step", 0)), int(first.get("step", 0)), seconds)
-
-
-def read_beat(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):  # it is being renewed, or was when the disk was full
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def total(hours: Mapping[str, Hours], names: Sequence[str]) -> Hours:

@@ -5,13 +5,13 @@ An attack is bound to the kind of device and to the versions that it was planned
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from kapdist.attack.devices import device_kind
 from kapdist.environment import package_versions
+from kapdist.run.files import mapping_in
 from kapdist.study.design import Design
 from kapdist.study.tasks import ATTACK, SANITY, TRAINING, Task
 
@@ -44,11 +44,7 @@ def planned_elsewhere(task: Task) -> str:
 
 def read_subject(path: Path) -> dict[str, Any]:
     """Return what a plan says of the model and the machine; nothing where there is none, or a damaged one."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    plan = found if isinstance(found, dict) else {}
+    plan = mapping_in(path)
     return plan.get("subject", plan)
 
 

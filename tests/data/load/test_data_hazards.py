@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from kapdist.data.load.order import epoch_order
 from kapdist.engine import Ranks
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
-from kapdist.jit import cache_directory, cached
+from kapdist.jit import HERE, JITTED, cache_directory, cached
 
 BATCHES = np.array_split(np.arange(300), 30)
 
@@ -355,6 +356,17 @@ def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path: P
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert cache_directory() is None
+
+
+def test_the_cache_is_of_all_that_is_compiled() -> None:
+    """Else what an older source was compiled to would be found under the name of a newer one's."""
+    jitted = re.compile(r"^from numba import .*njit|^from kapdist.jit import compiled", re.MULTILINE)
+    found = {
+        str(path.relative_to(HERE).with_suffix(""))
+        for path in HERE.rglob("*.py")
+        if jitted.search(path.read_text())
+    }
+    assert found <= set(JITTED)
 
 
 def test_compiled_code_is_found_from_every_copy_of_its_source(tmp_path: Path) -> None:
