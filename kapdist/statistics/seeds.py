@@ -12,12 +12,12 @@ these very images.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kapdist.rng import generator
-from kapdist.statistics.intervals import RESAMPLES
+from kapdist.statistics.intervals import RESAMPLES, Z_95
 from kapdist.statistics.paired import compare
 from kapdist.statistics.student import quantile, two_sided_p
 
@@ -111,13 +111,23 @@ def image_interval(first: np.ndarray, second: np.ndarray) -> Interval:
 def crossed_interval(differences: np.ndarray, margin: float = 0.0) -> Interval:
     """Return the t-interval whose variance has the seeds' part and the images', and the p-value of the margin."""
     found = variances(differences)
-    method = "t over seeds and images"
-    return _around(float(differences.mean()), math.sqrt(found.of_the_mean), found.freedom, method, margin)
+    error = max(math.sqrt(found.of_the_mean), least_error(found.num_images))
+    return _around(float(differences.mean()), error, found.freedom, "t over seeds and images", margin)
 
 
 def accuracy_interval(right: np.ndarray) -> Interval:
     """Return the interval of an accuracy over seeds and images: (seeds, images) of whether each is right."""
-    return crossed_interval(np.asarray(right, np.float64))
+    found = crossed_interval(np.asarray(right, np.float64))
+    return replace(found, low=max(found.low, 0.0))
+
+
+def least_error(num_images: int) -> float:
+    """Return the standard error that this number of images leaves where no image differs from another.
+
+    That no chance was seen does not say that there is none: 1.96 of these reach as far as the intervals of Wilson
+    and Tango (`kapdist/statistics/paired.py`) do at a count of 0.
+    """
+    return Z_95 / (num_images + Z_95**2)
 
 
 def t_interval(per_seed: np.ndarray) -> Interval:
@@ -127,10 +137,11 @@ def t_interval(per_seed: np.ndarray) -> Interval:
 
 
 def _around(mean: float, error: float, freedom: float, method: str, margin: float = 0.0) -> Interval:
-    if error == 0:  # every seed alike on every image: no chance was seen, of either kind
+    if error == 0:  # every seed alike, on these images
         return Interval(method, mean, mean, 1.0 if mean == margin else 0.0)
     half = quantile(0.975, min(freedom, 1e9)) * error
-    return Interval(method, mean - half, mean + half, two_sided_p((mean - margin) / error, min(freedom, 1e9)))
+    p = two_sided_p((mean - margin) / error, min(freedom, 1e9))
+    return Interval(method, max(mean - half, -1.0), min(mean + half, 1.0), p)
 
 
 def bootstrap_interval(differences: np.ndarray, seed: int = 0) -> Interval:

@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from kapdist.statistics.intervals import wilson
 from kapdist.statistics.paired import compare
-from kapdist.statistics.seeds import bootstrap_interval, crossed_interval, seed_difference, t_interval, variances
+from kapdist.statistics.seeds import (
+    accuracy_interval,
+    bootstrap_interval,
+    crossed_interval,
+    seed_difference,
+    t_interval,
+    variances,
+)
 
 
 def table(seeds: int, images: int, seed: int = 0) -> np.ndarray:
@@ -74,10 +82,21 @@ def test_the_bootstrap_is_that_of_resampled_tables() -> None:
     assert bootstrap_interval(values) == found  # of one seed
 
 
-def test_no_chance_at_all_is_no_width() -> None:
-    same = np.ones((3, 10), bool)
-    assert seed_difference(same, same).decides.p == 1.0
-    assert seed_difference(same, ~same).decides.p == 0.0
+def test_where_no_chance_was_seen_the_images_bound_it_as_for_one_seed() -> None:
+    """All right or all wrong on 256 images: Wilson's bounds and Tango's, not a width of 0."""
+    none, all_ = np.zeros((3, 256), bool), np.ones((3, 256), bool)
+    for right, count in ((none, 0), (all_, 256)):
+        found, expected = accuracy_interval(right), wilson(count, 256)
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-6)
+    for first, second in ((none, none), (all_, none), (none, all_)):
+        found, tango = seed_difference(first, second).decides, compare(first[0], second[0])
+        assert (found.low, found.high) == pytest.approx((tango.low, tango.high), rel=1e-6)
+    assert seed_difference(none, none).decides.p == 1.0
+    assert seed_difference(all_, none).decides.p < 1e-9
+    of_ten = seed_difference(
+        none[:, :10], none[:, :10], margin=-0.01
+    ).decides  # "at most 1 point lost", of ten images
+    assert of_ten.p > 0.9
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (5,), (0, 5)])
