@@ -55,6 +55,7 @@ class Absent:
 def with_torch_alone() -> dict[str, Any]:
     import torch
 
+    import kapdist
     from kapdist.kap import fold, kapify, noise
     from kapdist.models import MODELS
 
@@ -64,11 +65,11 @@ def with_torch_alone() -> dict[str, Any]:
         apart = (model(images) - fold(model)(images)).abs().max().item()
     with torch.no_grad():
         noisy = (model(images) - model(images)).abs().max().item()
-    return {"fold": apart, "noise": noisy, "numpy": "numpy" in sys.modules}
+    return {"fold": apart, "noise": noisy, "numpy": "numpy" in sys.modules, "file": kapdist.__file__}
 
 
 def attacked() -> dict[str, Any]:
-    """Attack a linear model in two classes, of which the optimum is known: it breaks where the margin allows it."""
+    """Attack a linear model in two classes within reach of its border: what breaks each image."""
     import torch
 
     import kapdist
@@ -81,7 +82,7 @@ def attacked() -> dict[str, Any]:
         model[1].bias.zero_()
         model[1].bias[0] = -0.5  # class 0 where the first value is above 1/4
     images = torch.full((4, 3, 8, 8), 0.5)
-    images[:, 0, 0, 0] = torch.tensor([0.26, 0.28, 0.9, 0.4])
+    images[:, 0, 0, 0] = torch.tensor([0.26, 0.27, 0.275, 0.28])
     keys = {"eps": 8 / 255, "version": "custom", "attacks": ["apgd-ce"]}
     found = kapdist.attack(model.eval(), images, torch.zeros(4, dtype=torch.long), **keys)
     return {"broken": found.images["broken_by"].to_list()}
