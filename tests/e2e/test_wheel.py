@@ -129,7 +129,7 @@ def told(site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
 
 
 def test_the_python_face_needs_no_group(told: dict[str, Any]) -> None:
-    assert told["attack"]["broken"] == ["apgd-ce"] * 4
+    assert told["attack"]["broken"] == ["screen"] * 4
 
 
 @pytest.mark.parametrize("command", COMMANDS)
