@@ -14,6 +14,7 @@ from kapdist.attack.command import verify
 from kapdist.certify.command import certify
 from kapdist.errors import RESUME, InputError, StoppedError, TransientError, one_line
 from kapdist.forecast.command import forecast
+from kapdist.run.installed import extras_named
 from kapdist.run.plain_help import PLAIN
 from kapdist.run.standard_output import kept_for_the_result, open_standard_streams, result, say, work
 from kapdist.study.command import study
@@ -358,7 +359,8 @@ def run_command() -> None:
     """Run the command that the words name; what it leaves to be printed, as the help, may not find room."""
     with result():
         try:
-            code = app(standalone_mode=False)
+            with extras_named():
+                code = app(standalone_mode=False)
         except SystemExit as end:
             code = end.code
         except UsageError as error:

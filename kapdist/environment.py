@@ -135,11 +135,14 @@ def package_version(name: str) -> str | None:
 def git_state() -> dict[str, str] | None:
     """Return commit and diff of the checkout that kapdist runs from, None outside of one.
 
+    An installed package may lie in somebody else's: git knows the folder then, and not the file.
+
     A queued job runs from a snapshot of the code, which says itself what it was taken from.
     """
     if SNAPSHOT.exists():
         return json.loads(SNAPSHOT.read_text())
-    commit = git("rev-parse", "HEAD")
+    known = git("ls-files", "--error-unmatch", Path(__file__).name)
+    commit = None if known is None else git("rev-parse", "HEAD")
     return None if commit is None else {"commit": commit.strip(), "diff": git("diff", "HEAD") or ""}
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from kapdist.errors import InputError, LockedError, StoppedError, TransientError
 from kapdist.run.asked import ASK, heard
+from kapdist.run.installed import extras_named
 from launch.restarts import HELD, STOPPED, WRONG_INPUT
 
 # The first that fits; after a stop there is no DONE, and the last word of the batch script will see to it.
@@ -53,7 +54,8 @@ def run_as_command(work: Callable[[], None]) -> None:
         signal.signal(number, leave)
     signal.signal(signal.SIGCONT, signal.SIG_DFL)
     try:
-        work()
+        with extras_named():
+            work()
     except tuple(EXIT_CODES) as error:
         print(f"kapdist: {error}", file=sys.stderr)
         sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))

@@ -16,12 +16,14 @@ from typing import Protocol, TypeVar
 from kapdist.config.fields import Section
 from kapdist.config.file import load_config
 from kapdist.errors import InputError
+from kapdist.run.installed import extras_named
 from kapdist.run.paths import AttackDir, RunDir, StudyDir
 from kapdist.run.standard_output import open_standard_streams
 from launch import slurm
 from launch.cluster import ClusterConfig, load_cluster, split_words
 
 C = TypeVar("C", bound=Section)
+HERE = Path(__file__).parent
 
 
 class Command(Protocol):
@@ -39,14 +41,26 @@ class Command(Protocol):
     def queue(self) -> str: ...
 
 
+def spelled(name: str) -> str:
+    """Return how a command is called here: by its file in a checkout, by kapdist-launch where there is none."""
+    return f"python launch/{name}.py" if (HERE.parent / "pyproject.toml").is_file() else f"kapdist-launch {name}"
+
+
+def plain_parser(name: str, doc: str) -> argparse.ArgumentParser:
+    """Return a parser without words, which is called and described as the command of this name."""
+    called = spelled(name)
+    described = doc.splitlines()[0].replace(f"python launch/{name}.py", called)
+    return argparse.ArgumentParser(prog=called.removeprefix("python "), description=described)
+
+
 def parser_of(name: str, doc: str, config: str, force: str, run: str = "") -> argparse.ArgumentParser:
     """Return the words that all these commands take, each with its own explanation."""
-    parser = argparse.ArgumentParser(prog=f"launch/{name}.py", description=doc.splitlines()[0])
+    parser = plain_parser(name, doc)
     if run:
         parser.add_argument("run", type=Path, help=run)
     parser.add_argument("config", type=Path, help=config)
     parser.add_argument("words", nargs="*", metavar="key=value", help="of the config, or cluster.key=value")
-    parser.add_argument("--cluster", type=Path, help="YAML file of the cluster (configs/cluster)")
+    parser.add_argument("--cluster", type=Path, help="YAML file of the cluster (kapdist:cluster/gpu_nodes.yaml)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted and written")
     parser.add_argument("--force", action="store_true", help=force)
     return parser
@@ -68,7 +82,7 @@ def submit(command: Command, arguments: argparse.Namespace) -> bool:
     with slurm.submitting(command.directory.slurm):
         needed = command.is_needed(arguments.force)
         if needed and (queued := command.queue()):
-            print(f"{queued} (python launch/status.py {shlex.quote(str(command.directory.root))})")
+            print(f"{queued} ({spelled('status')} {shlex.quote(str(command.directory.root))})")
     return needed
 
 
@@ -76,7 +90,8 @@ def command_line(main: Callable[[], None]) -> None:
     """Run a command and leave with its exit code."""
     open_standard_streams()
     try:
-        main()
+        with extras_named():
+            main()
     except InputError as error:
         print(f"kapdist: {error}", file=sys.stderr)
         sys.exit(2)

@@ -11,9 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
-
 from kapdist.errors import InputError
 from kapdist.run.lock import locked_in_turn
 from kapdist.run.slurm import answer
@@ -33,6 +30,9 @@ def submit(what: Submission, calls: Sequence[Call]) -> str:
     """
     if shutil.which("sbatch") is None:
         raise InputError("sbatch", "Slurm on this machine (or --local)", "nothing")
+    import submitit  # of the extra `cluster`: looking at what runs, and --local, do without
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
     try:
         executor = submitit.SlurmExecutor(what.folder, python=what.python)
         executor.update_parameters(**what.parameters)

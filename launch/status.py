@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 
 from kapdist.run.files import to_json
-from launch.command import command_line
+from launch.command import command_line, plain_parser
 from launch.jobs import time_in
 from launch.status.run import Status, read_status
 from launch.status.study import StudyJobsStatus, is_study, read_study_jobs
@@ -49,7 +49,7 @@ def drawn(found: Anything) -> RenderableType:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="launch/status.py", description=__doc__.splitlines()[0])
+    parser = plain_parser("status", __doc__)
     parser.add_argument("run", type=Path, help="directory of a run, of an attack, or of a study")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print everything as JSON")

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from submitit.slurm.slurm import _make_sbatch_string
-
 from kapdist.errors import InputError
 from launch.cluster import ClusterConfig
 
@@ -34,6 +32,8 @@ class Submission:
 
     def script(self) -> str:
         """Return the batch script, as submitit writes it."""
+        from submitit.slurm.slurm import _make_sbatch_string
+
         command = f"{self.python} -u -m submitit.core._submit {shlex.quote(str(self.folder.absolute()))}"
         # submitit makes a plain job of an array with one element.
         map_count = self.elements if self.elements > 1 else None

@@ -62,7 +62,8 @@ def room(path: Path) -> str:
 
 def test_every_file_stands_in_a_room() -> None:
     found = {path.name.removesuffix(".py") for path in (ROOT / "kapdist").glob("[!_]*")}
-    assert found == {*ROOMS, *AT_THE_DOOR}
+    assert found == {*ROOMS, *AT_THE_DOOR, "configs", "py.typed"}
+    assert (ROOT / "kapdist" / "configs").samefile(ROOT / "configs")  # a link, for the wheel
 
 
 def test_imports_point_one_way() -> None:

@@ -43,10 +43,11 @@ if [ ${#missing[@]} -gt 0 ]; then
     fi
 fi
 
-if ! "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'; then
-    echo "setup: kapdist needs Python 3.10 to 3.12, found $("$python" --version); set PYTHON=/path/to/python3.11" >&2
+if ! "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))'; then
+    echo "setup: kapdist needs Python 3.10 to 3.13, found $("$python" --version); set PYTHON=/path/to/python3.11" >&2
     exit 2
 fi
+# Every group of pyproject.toml but `zoo`: torchvision has to be of torch's very build.
 wanted=$(cat pyproject.toml constraints.txt | cksum)
 if [ "$(cat .venv/.kapdist-installed 2>/dev/null)" != "$wanted" ]; then
     echo "setup: installing Python packages into .venv"

@@ -31,6 +31,7 @@ from kapdist.records.sharding import chunks_of
 from kapdist.run.asked import heard
 from kapdist.run.ends import cause_in, fatal_file, killed_by, stacks_at_death
 from kapdist.run.files import output
+from kapdist.run.installed import extras_named
 from kapdist.run.paths import AttackDir
 
 POLL_SECONDS = 0.2
@@ -246,7 +247,8 @@ def child_main(run_shard: Callable[[Path, int, int], None], words: Sequence[str]
     """Run a shard as a child, ended with its parent; return the exit code: 2 for wrong input, with its line."""
     end_with_parent()
     try:
-        run_shard(Path(words[0]), int(words[1]), int(words[2]))
+        with extras_named():
+            run_shard(Path(words[0]), int(words[1]), int(words[2]))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

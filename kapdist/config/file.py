@@ -1,7 +1,8 @@
 """From a YAML file and ``section.key=value`` words to a config, with errors in the user's own words.
 
 ``base: other.yaml``, relative to the file that says so, is a file to start from; the rest is what differs. A run is
-never named after its base, and the config in its directory is whole and needs none.
+never named after its base, and the config in its directory is whole and needs none. A file that comes with the
+package is ``kapdist:fashion_mnist/kap.yaml``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from kapdist.config.plain_yaml import parse
 from kapdist.config.training import AnySection, Section, dotted_keys
 from kapdist.errors import InputError, first_line, shown
 
+CONFIGS = Path(__file__).parents[1] / "configs"
+OWN = "kapdist:"  # before the name of a config that comes with the package: kapdist:fashion_mnist/kap.yaml
 DEFAULTS = "the defaults"  # where a value comes from when no file was named
 ARGUMENTS = "arguments"  # where it comes from when a program said it
 BASE = "base"
@@ -75,6 +78,7 @@ def read_layers(path: Path) -> list[Layer]:
     Raises:
         InputError: an unreadable file, a base that is none or leads back to a file above it.
     """
+    path = located(path)
     layers = [Layer(path, read_yaml(path))]
     while BASE in layers[0].values:
         below = base_of(layers)
@@ -98,7 +102,7 @@ def base_of(layers: Sequence[Layer]) -> Path:
     place = f"{above}: {BASE}"
     if not isinstance(named, str):
         raise InputError(place, "the path of a config file, from this one's folder", shown(named))
-    below = above.parent / named
+    below = beside(above, named)
     if not is_file(below):
         raise InputError(place, "a config file", f"nothing at {str(below)[:200]}")
     chain = [layer.path.resolve() for layer in reversed(layers)]
@@ -106,6 +110,25 @@ def base_of(layers: Sequence[Layer]) -> Path:
         names = [file.name for file in [*chain, below]]
         raise InputError(place, "bases that come to an end", " -> ".join(names))
     return below
+
+
+def beside(path: Path, named: str | Path) -> Path:
+    """Return the file that another one names, from its own folder on."""
+    return located(Path(named)) if str(named).startswith(OWN) else path.parent / named
+
+
+def located(path: Path) -> Path:
+    """Return where a config lies: as its path says, or for kapdist:NAME in the package.
+
+    Raises:
+        InputError: the package has none of that name.
+    """
+    name = str(path).removeprefix(OWN)
+    if name == str(path) or (CONFIGS / name).is_file():
+        return CONFIGS / name if name != str(path) else path
+    names = sorted(str(file.relative_to(CONFIGS)) for file in CONFIGS.glob("*/*.yaml"))
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0) or ["none"]
+    raise InputError(path, f"one of {len(names)} configs in {CONFIGS} (nearest: {OWN}{close[0]})", "nothing")
 
 
 def is_file(path: Path) -> bool:
@@ -147,7 +170,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             text = file.read(LARGEST_BYTES + 1).decode()
     except FileNotFoundError:
-        raise InputError(path, "a config file", "nothing") from None
+        folder, _, name = str(path).partition("/")
+        own = folder == CONFIGS.name and (CONFIGS / name).is_file()
+        found = f"nothing ({OWN}{name} comes with the package)" if own else "nothing"
+        raise InputError(path, "a config file", found) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(path, "a readable config file", reason) from None

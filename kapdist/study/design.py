@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from kapdist.config import MAY_CHANGE, AnySection, AttackConfig, Config, flatten
 from kapdist.config.certify import CertifyConfig
 from kapdist.config.claims import ClaimConfig
-from kapdist.config.file import load_config, merged, read_layers
+from kapdist.config.file import beside, load_config, merged, read_layers
 from kapdist.config.following import dotted
 from kapdist.config.study import FORBIDDEN, Seeds, StudyConfig, each_once
 from kapdist.errors import InputError, shown
@@ -140,7 +140,7 @@ def make_design(path: Path, overrides: Sequence[str] = ()) -> Design:
         InputError: names the arm, the attack or the claim that is wrong.
     """
     config = load_config(StudyConfig, path, overrides)
-    base = path.parent / config.train
+    base = beside(path, config.train)
     trained = tuple(run for arm in config.arms for run in trainings(path, base, config, arm))
     check_names(path, trained)
     check_arms_differ(path, trained)

@@ -16,6 +16,7 @@ from kapdist.config import Config, check_limits
 from kapdist.data.load.loader import Batch
 from kapdist.engine import StepResult, join
 from kapdist.run.files import file_sha256, to_json, write_atomic
+from kapdist.run.installed import need
 from kapdist.train.adversarial import Adversary, Part
 from kapdist.train.attempt import apart_is_failure, attempt
 from kapdist.train.batches import training_batches
@@ -40,6 +41,7 @@ def train(config: Config) -> None:
         StoppedError: a signal asked for it; all ranks have saved.
     """
     check_limits(config)
+    need("tensorboard")
     with apart_is_failure(config), join(config.engine) as ranks, attempt(config, ranks) as this:
         if this.run.done.exists():
             log.info("%s is done: %s", this.run.root, this.run.done.read_text().strip())

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from kapdist.data.beton.layout import BetonInfo, DamagedImageError, open_with_manifest
 from kapdist.data.beton.writer import Progress
-from kapdist.data.load.ffcv import why_no_ffcv
 from kapdist.data.load.pixels import CENTRE_CROP, Recipe
-from kapdist.data.load.storage import MappedFile, Storage
+from kapdist.data.load.retouch import make_retouch
+from kapdist.data.load.simplejpeg import Images
 from kapdist.data.load.workers import Workers
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
 from kapdist.run.files import file_sha256
-
-if TYPE_CHECKING:  # it needs FFCV, and whoever only reads betons may have none
-    from kapdist.data.load.decode import Decoder
 
 BATCH, SIDE = 256, 8
 NAMED = 20  # how many damaged images a message names
@@ -51,30 +48,25 @@ def check_beton(path: Path, progress: Progress | None = None) -> dict[str, Any]:
 
 def damaged_images(info: BetonInfo, progress: Progress | None) -> list[int]:
     """Return the ids of images whose bytes changed or which do not decode."""
-    if missing := why_no_ffcv():
-        raise InputError("kapdist data check", "FFCV, whose decoder it tries", f"none: {missing}")
-    from kapdist.data.load.decode import Decoder
-
-    workers = Workers(usable_cpus())
-    # The loader's own decoder, so that what passes here decodes there; it compares the checksums first.
-    decoder = Decoder(Recipe(CENTRE_CROP), SIDE, info.layout, info.checksums, workers)
-    data, bad = MappedFile(info.layout), []
+    workers, recipe, bad = Workers(usable_cpus()), Recipe(CENTRE_CROP), []
+    # A loader's own decoder, so that what passes here decodes there; it compares the checksums first.
+    images = Images(info, recipe, 0, SIDE, make_retouch(recipe), np.zeros(info.num_images, np.bool_))
     try:
         for start in range(0, info.num_images, BATCH):
-            images = np.arange(start, min(start + BATCH, info.num_images))
-            if not decodes(decoder, images, data):
-                bad += [int(one[0]) for one in np.split(images, len(images)) if not decodes(decoder, one, data)]
+            ids = np.arange(start, min(start + BATCH, info.num_images))
+            if not decodes(images, ids, workers):
+                bad += [int(one[0]) for one in np.split(ids, len(ids)) if not decodes(images, one, workers)]
             if progress:
-                progress(int(images[-1]) + 1, info.num_images)
+                progress(int(ids[-1]) + 1, info.num_images)
     finally:
         workers.close()
     return bad
 
 
-def decodes(decoder: Decoder, images: np.ndarray, data: Storage) -> bool:
-    out = np.empty((len(images), SIDE, SIDE, 3), np.uint8)
+def decodes(images: Images, ids: np.ndarray, workers: Workers) -> bool:
+    out = np.empty((len(ids), SIDE, SIDE, 3), np.uint8)
     try:
-        decoder.decode(images, out, None, (data, 0, SIDE))
+        workers.run(lambda worker, where: images.fill(ids[where], out[where]), len(ids))
     except DamagedImageError:
         return False
     return True

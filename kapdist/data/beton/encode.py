@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from kapdist.data.beton.layout import JPEG, RAW, YCBCR, planes_bytes
-from kapdist.data.load.ffcv import lib
+from kapdist.data.beton.layout import JPEG, RAW, YCBCR, DamagedImageError, planes_bytes
+from kapdist.data.load.jpeg import decode_jpeg
 from kapdist.data.load.ycbcr import planes
 from kapdist.data.sources.base import FileSource, Source
 from kapdist.data.sources.image import UnreadableImageError, decode_image
@@ -114,7 +114,7 @@ def encode(source: Source, index: int, encoding: Encoding, page_size: int) -> St
     content, label = source.content(index), int(source.labels[index])
     size = jpeg_size(content)
     fits = size and max(size) <= (encoding.max_side or LARGEST_SIDE) and len(content) <= page_size
-    if size and fits and encoding.as_jpeg(index, *size) and decodes(content, *size):
+    if size and fits and encoding.as_jpeg(index, *size) and decodes(content, index, *size):
         return Stored(content, JPEG, *size, True, label)
     return encode_pixels(decode_image(content), label, index, encoding, page_size)
 
@@ -130,13 +130,13 @@ def jpeg_size(content: bytes) -> tuple[int, int] | None:
         return None
 
 
-def decodes(content: bytes, height: int, width: int) -> bool:
-    """Tell whether FFCV's decoder reads a JPEG to its end without a warning: a loader takes warnings for damage."""
-    out = np.empty((-(-height // CHECK_SCALE), -(-width // CHECK_SCALE), 3), np.uint8)
-    status = lib.imdecode(
-        content, len(content), height, width, out.ctypes.data, height, width, 0, 0, 1, CHECK_SCALE, False, False
-    )
-    return status == 0
+def decodes(content: bytes, index: int, height: int, width: int) -> bool:
+    """Tell whether libjpeg-turbo reads a JPEG to its end without a warning: a loader takes warnings for damage."""
+    try:
+        decode_jpeg(content, index, -(-height // CHECK_SCALE), -(-width // CHECK_SCALE))
+    except DamagedImageError:
+        return False
+    return True
 
 
 def encode_pixels(image: np.ndarray, label: int, index: int, encoding: Encoding, page_size: int) -> Stored:

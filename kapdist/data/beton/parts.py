@@ -21,7 +21,7 @@ from kapdist.environment import package_versions
 # A part is what a killed writer loses per worker, and what each worker holds a few of in memory.
 PART_IMAGES, PARTS, PART_BYTES = 256, 256, 1 << 25
 USUAL_IMAGE_BYTES, JPEG_RATIO = 1 << 20, 8  # for want of better knowledge, and only for the parts' size
-PACKAGES = ("ffcv", "numpy", "opencv-python", "pillow")  # other versions may encode otherwise
+PACKAGES = ("numpy", "opencv-python", "pillow", "simplejpeg")  # other versions may encode otherwise
 
 
 def part_images(source: Source, encoding: Encoding) -> int:

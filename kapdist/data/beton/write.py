@@ -18,7 +18,6 @@ from kapdist.data.beton.layout import JPEG, YCBCR, read_layout
 from kapdist.data.beton.manifest import Manifest, content_fingerprint, manifest_path, packed, write_manifest
 from kapdist.data.beton.parts import Parts
 from kapdist.data.beton.writer import NO_ROOM, Progress
-from kapdist.data.load.ffcv import why_no_ffcv
 from kapdist.data.sources import Columns, Source, make_source
 from kapdist.data.sources.base import FileSource, check_class_names
 from kapdist.environment import package_versions, usable_cpus
@@ -26,7 +25,7 @@ from kapdist.errors import InputError
 from kapdist.run.files import NOT_WRITABLE, check_outputs, file_sha256, output, sync
 from kapdist.run.lock import locked
 
-PACKAGES = ("kapdist", "ffcv", "numpy", "opencv-python", "pillow")
+PACKAGES = ("kapdist", "numpy", "opencv-python", "pillow", "simplejpeg")
 NAMED = 20  # how many bad images a message names
 
 
@@ -77,12 +76,10 @@ def write_beton(
         The manifest's summary.
 
     Raises:
-        InputError: no FFCV, nothing to write, a place that cannot be written (said first), a full disk, or
+        InputError: nothing to write, a place that cannot be written (said first), a full disk, or
             unreadable images (all of them reported together).
         WriterError: a worker process died or stopped; names the image.
     """
-    if why_not := why_no_ffcv():
-        raise InputError("ffcv", "FFCV, whose library decodes what is written", f"none: {why_not}")
     encoding = Encoding(max_side, jpeg_quality, jpeg_share, raw_up_to_bytes, store)
     encoding.check()
     if num_workers < 0:

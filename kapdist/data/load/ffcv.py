@@ -49,7 +49,7 @@ try:
     WHY_NOT = None
 except (ImportError, OSError) as error:  # not installed, or a library that it links to is not
     WHY_NOT = f"{type(error).__name__}: {error}"
-    lib = None  # what reads betons without FFCV never asks for it; what writes them says so first
+    lib = None  # without FFCV nobody asks for it
     OSCacheManager = object
 
 

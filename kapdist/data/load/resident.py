@@ -19,10 +19,10 @@ from kapdist.data.beton.layout import JPEG, RAW, YCBCR, BetonInfo, DamagedImageE
 from kapdist.data.load.augment import erased, flipped, hole, noise_stream, shift
 from kapdist.data.load.backend import chosen_backend, make_backend
 from kapdist.data.load.ffcv import lib
+from kapdist.data.load.jpeg import decode_jpeg
 from kapdist.data.load.on_device import fill_with_noise, inside, place, resize
 from kapdist.data.load.passes import valid_batch
 from kapdist.data.load.pixels import FULL, RANDOM_CROP, Recipe, array_type, crop_window, types
-from kapdist.data.load.simplejpeg import decode_jpeg
 from kapdist.data.load.task import Asked, Task
 from kapdist.data.load.workers import Workers
 from kapdist.data.load.ycbcr import rgb

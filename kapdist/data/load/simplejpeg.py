@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from kapdist.data.beton.checksum import checksums, compiled_checksum
-from kapdist.data.beton.layout import JPEG, YCBCR, DamagedImageError
+from kapdist.data.beton.layout import JPEG, YCBCR, BetonInfo, DamagedImageError
+from kapdist.data.load.jpeg import decode_jpeg
 from kapdist.data.load.passes import Pass
 from kapdist.data.load.pillow import compile_resampling, resample
-from kapdist.data.load.pixels import FULL, array_type, crop_window, eighths, render, scaled, types
+from kapdist.data.load.pixels import FULL, Recipe, array_type, crop_window, eighths, render, scaled, types
 from kapdist.data.load.resample import AREA
 from kapdist.data.load.retouch import Retouch, make_retouch
 from kapdist.data.load.ring import Ring, Rings
@@ -63,14 +64,16 @@ class Images:
         verified: bool, of every image; written by the threads of all passes.
     """
 
-    def __init__(self, task: Task, asked: Asked, retouch: Retouch, verified: np.ndarray) -> None:
-        self.task, self.key, self.side, self.retouch = task, asked.key, asked.side, retouch
-        self.stored, self.verified = MappedFile(task.info.layout), verified
+    def __init__(
+        self, info: BetonInfo, recipe: Recipe, key: int, side: int, retouch: Retouch, verified: np.ndarray
+    ) -> None:
+        self.info, self.recipe, self.key, self.side, self.retouch = info, recipe, key, side, retouch
+        self.stored, self.verified = MappedFile(info.layout), verified
 
     def fill(self, images: np.ndarray, out: np.ndarray) -> None:
         """Decode images into out, uint8 (batch, side, side, 3)."""
-        plain, recipe = np.empty(out.shape[1:], np.uint8), self.task.recipe
-        modes = self.task.info.layout.modes[images]
+        plain, recipe = np.empty(out.shape[1:], np.uint8), self.recipe
+        modes = self.info.layout.modes[images]
         one_by_one = modes == JPEG if recipe.interpolation == AREA else np.ones(len(images), np.bool_)
         for position in np.flatnonzero(one_by_one).tolist():
             self.render(int(images[position]), plain, out[position])
@@ -81,14 +84,14 @@ class Images:
 
     def render_stored(self, images: np.ndarray, plain: np.ndarray, out: np.ndarray) -> None:
         """Do what is no JPEG, all in one call."""
-        layout, recipe, data = self.task.info.layout, self.task.recipe, self.stored.data
+        layout, recipe, data = self.info.layout, self.recipe, self.stored.data
         starts, tables = self.stored.starts(images), tables_of(layout, images)
         # Jitted code would read past the map, and the process would die of it.
         if (beyond := starts + tables[0] > len(data)).any():
             raise DamagedImageError(int(images[beyond.argmax()]))
         largest = layout.largest_bytes if (tables[3] == YCBCR).any() else 0
         scratch = np.empty((1, largest), np.uint8), plain
-        sums, unverified = self.task.info.checksums[images], ~self.verified[images]
+        sums, unverified = self.info.checksums[images], ~self.verified[images]
         options = recipe.crop, recipe.centre_ratio, recipe.pad, recipe.flip, recipe.cutout
         here = np.ascontiguousarray(images), out, data, starts, *tables, sums, unverified
         bad = compiled_stored()(*here, *scratch, self.key, *options)
@@ -97,7 +100,7 @@ class Images:
 
     def render(self, image: int, plain: np.ndarray, out: np.ndarray) -> None:
         """Do a JPEG, or whatever Pillow resizes."""
-        recipe, layout = self.task.recipe, self.task.info.layout
+        recipe, layout = self.recipe, self.info.layout
         height, width = int(layout.heights[image]), int(layout.widths[image])
         if recipe.interpolation != AREA:
             if not resample(self.intact(image), int(layout.modes[image]), (height, width), recipe, out):
@@ -115,27 +118,14 @@ class Images:
 
     def intact(self, image: int) -> np.ndarray:
         """Return the stored bytes of an image; raise DamagedImageError if they are not what was written."""
-        data, layout = self.stored.data, self.task.info.layout
+        data, layout = self.stored.data, self.info.layout
         start, size = int(layout.offsets[image]), int(layout.sizes[image])
         here = np.array([start]), np.array([size])
         if start + size > len(data):
             raise DamagedImageError(image)
-        if not self.verified[image] and checksums(data, *here)[0] != self.task.info.checksums[image]:
+        if not self.verified[image] and checksums(data, *here)[0] != self.info.checksums[image]:
             raise DamagedImageError(image)
         return data[start : start + size]
-
-
-def decode_jpeg(stored: np.ndarray, image: int, rows: int, columns: int) -> np.ndarray:
-    """Return (rows, columns * 3) uint8, decoded as libffcv does, at the scale that gives this size."""
-    import simplejpeg
-
-    try:
-        decoded = simplejpeg.decode_jpeg(stored, fastdct=True, min_height=rows, min_width=columns)
-    except ValueError as error:
-        raise DamagedImageError(image) from error
-    if decoded.shape != (rows, columns, 3):
-        raise DamagedImageError(image)
-    return decoded.reshape(rows, 3 * columns)
 
 
 class TorchPass(Pass):
@@ -147,7 +137,8 @@ class TorchPass(Pass):
         self.begin(asked, backend.rings, backend.task)
 
     def open(self, asked: Asked) -> None:
-        self.images = Images(self.task, asked, self.retouch, self.verified)
+        task = self.task
+        self.images = Images(task.info, task.recipe, asked.key, asked.side, self.retouch, self.verified)
 
     def decode(self, number: int, indices: np.ndarray, ring: Ring, slot: int) -> np.ndarray:
         count, side, images = len(indices), self.images.side, self.images

@@ -122,7 +122,7 @@ from kapdist.data.beton.check import check
 from kapdist.data.beton.layout import open_beton
 from kapdist.data.beton.write import write_beton
 from kapdist.data.load.loader import Loader
-from kapdist.data.sources import fashion_mnist
+from kapdist.data.sources import class_folder, fashion_mnist
 from kapdist.errors import InputError
 info = open_beton(Path({path!r}))
 def loader(backend):
@@ -130,10 +130,17 @@ def loader(backend):
     return Loader(info, config, training=True, seed=5, max_batch_size=300, device="cpu", num_workers=1)
 (batch,) = loader("auto").batches([np.arange(300)], epoch=2)
 np.save({out!r}, batch.images.numpy())
-beton = Path({out!r} + ".beton")
-for refused in (
-    lambda: loader("ffcv"), lambda: check(info.path), lambda: write_beton(fashion_mnist("test"), beton)
-):
+source = fashion_mnist("test")
+source.images, source.labels = source.images[:300], source.labels[:300]
+write_beton(source, Path("raw.beton"), num_workers=1)
+write_beton(class_folder(Path({stamps!r})), Path("jpeg.beton"), max_side=200, jpeg_quality=90, num_workers=1)
+check(Path("raw.beton"))
+check(Path("jpeg.beton"))
+content = bytearray(Path("jpeg.beton").read_bytes())
+content[int(open_beton(Path("jpeg.beton")).layout.offsets[7]) + 300] ^= 1
+Path("jpeg.beton").rename("whole.beton")
+Path("jpeg.beton").write_bytes(content)
+for refused in (lambda: loader("ffcv"), lambda: check(Path("jpeg.beton"))):
     try:
         refused()
     except InputError as error:
@@ -142,16 +149,21 @@ assert not [name for name, module in sys.modules.items() if name.startswith("ffc
 """
 
 
-def test_betons_are_read_where_ffcv_cannot_be_imported(fashion, make_loader, tmp_path: Path) -> None:
-    code = WITHOUT.format(path=str(fashion.path), out=str(tmp_path / "images.npy"))
+def test_betons_are_written_checked_and_read_where_ffcv_cannot_be_imported(
+    fashion, photographs, stamps: Path, make_loader, tmp_path: Path
+) -> None:
+    """They are, byte by byte, what is written where FFCV is: stock FFCV's files (test_data_write.py)."""
+    code = WITHOUT.format(path=str(fashion.path), stamps=str(stamps), out=str(tmp_path / "images.npy"))
+    env = os.environ | {"CI": "", "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=90, env=os.environ | {"CI": ""}
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=90, env=env, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("data.backend: expected FFCV (or data.backend=torch), found none: ")
-    assert lines[1].startswith("kapdist data check: expected FFCV")
-    assert lines[2].startswith("ffcv: expected FFCV, whose library decodes what is written, found none")
+    assert lines[1].endswith("expected images as they were written, found 1 damaged: image 7")
+    for name, info in (("raw", fashion), ("whole", photographs)):
+        assert (tmp_path / f"{name}.beton").read_bytes() == info.path.read_bytes()
     assert "data.backend=auto takes torch" in done.stderr
     (batch,) = make_loader(fashion, seed=5, flip=True, translate=3, max_batch_size=300).batches(
         [np.arange(300)], epoch=2
