@@ -40,8 +40,8 @@ def from_pretrained(folder: Path | str, *, noise: bool = False, factory: str | N
     Args:
         noise: whatever the run's network draws in every pass, activation noise for one, is on, mode "fresh"
             (`kapdist.kap.noise` and `seed_noise` change it); else it is off for good, and the network is plain.
-        factory: the function that makes a network that is none of kapdist's and of no zoo's. The folder has its name
-            and none of its code, and a folder's word alone has nothing imported.
+        factory: the function that makes a network that is none of kapdist's and of no zoo's. The folder has its
+            name and none of its code, and a folder's word alone has nothing imported.
 
     Raises:
         InputError: no such folder, a file of it that is missing or altered, a format of a later version, or a
