@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,28 +50,35 @@ def push(folder: Path, names: Sequence[str], repo: str, token: str, private: boo
     hub = needed("huggingface_hub", "--push")
     hub.constants.HF_HUB_DISABLE_XET = True
     hub.utils.logging.set_verbosity_error()  # it says each retry
-    hub.set_client_factory(with_limits(hub.get_session(), time.monotonic() + 60 * PUSH_MINUTES))
     endpoint = os.environ.get("HF_ENDPOINT") or hub.constants.ENDPOINT
     api = hub.HfApi(endpoint=endpoint, token=token, library_name="kapdist")
     try:
-        api.create_repo(repo, private=private or None, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=repo, folder_path=folder, allow_patterns=list(names), commit_message="kapdist export"
-        )
+        with limited(hub):
+            api.create_repo(repo, private=private or None, exist_ok=True)
+            done = api.upload_folder(
+                repo_id=repo, folder_path=folder, allow_patterns=list(names), commit_message="kapdist export"
+            )
     except Exception as error:  # of several libraries
         raise failure(error, f"--push {repo}", endpoint, folder) from None
     return str(done.commit_url)
 
 
-def with_limits(session: Any, until: float) -> Callable[[], Any]:
-    """Return what makes the library's clients: as it makes them, with a limit for each request and for all."""
+@contextlib.contextmanager
+def limited(hub: Any) -> Iterator[None]:
+    """Have the library's clients wait so long for each answer, and for all of them, and no longer."""
+    session, until = hub.get_session(), time.monotonic() + 60 * PUSH_MINUTES
+    client, hooks = type(session), session.event_hooks
 
     def in_time(request: Any) -> None:
         if time.monotonic() > until:
             raise TimeoutError(f"{PUSH_MINUTES:g} minutes have not been enough")
 
-    hooks = {"request": [in_time, *session.event_hooks["request"]]}
-    return lambda: type(session)(event_hooks=hooks, follow_redirects=True, timeout=SILENCE_SECONDS)
+    all_hooks = {**hooks, "request": [*hooks["request"], in_time]}
+    hub.set_client_factory(lambda: client(event_hooks=all_hooks, follow_redirects=True, timeout=SILENCE_SECONDS))
+    try:
+        yield
+    finally:
+        hub.set_client_factory(lambda: client(event_hooks=hooks, follow_redirects=True, timeout=None))
 
 
 def failure(error: Exception, place: str, endpoint: str, folder: Path) -> Exception:
