@@ -25,7 +25,7 @@ def check_push(repo: str) -> str:
     """
     hub = needed("huggingface_hub", "--push")
     try:
-        hub.utils.validate_repo_id(repo)
+        needed("huggingface_hub.utils", "--push").validate_repo_id(repo)
     except ValueError as error:
         raise InputError("--push", f"OWNER/NAME ({first_line(error)})", repr(repo)) from None
     token: str | None = hub.get_token()
@@ -48,9 +48,13 @@ def push(folder: Path, names: Sequence[str], repo: str, token: str, private: boo
         TransientError: the hub is away, busy or silent; the folder stays, and the same command tries again.
     """
     hub = needed("huggingface_hub", "--push")
-    hub.constants.HF_HUB_DISABLE_XET = True
-    hub.utils.logging.set_verbosity_error()  # it says each retry
-    endpoint = os.environ.get("HF_ENDPOINT") or hub.constants.ENDPOINT
+    constants, logging = (
+        needed("huggingface_hub.constants", "--push"),
+        needed("huggingface_hub.utils.logging", "--push"),
+    )
+    constants.HF_HUB_DISABLE_XET = True
+    logging.set_verbosity_error()  # it says each retry
+    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     api = hub.HfApi(endpoint=endpoint, token=token, library_name="kapdist")
     try:
         with limited(hub):

@@ -20,12 +20,15 @@ import pytest
 from publish.conftest import MakeRun
 
 from kapdist import cli
+from kapdist.errors import InputError, TransientError
 from kapdist.publish import push as pushing
+from kapdist.publish.push import check_push, push
 
 pytest.importorskip("huggingface_hub", reason="it is not installed (pip install 'kapdist[hub]')")
 TOKEN, READ_ONLY = "hf_writes", "hf_reads"
 LARGE = (".safetensors", ".onnx")
 REPO = "owner/kap"
+NAMES = ("README.md", "SHA256SUMS", "config.json", "model.safetensors")
 
 
 @dataclass
@@ -97,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
         name = f"{asked['organization']}/{asked['name']}"
         known = name in self.hub.repos
         self.hub.repos.setdefault(name, {})
-        self.hub.private.setdefault(name, asked.get("visibility") == "private" or bool(asked.get("private")))
+        self.hub.private.setdefault(name, asked.get("visibility") == "private" or asked.get("private", False))
         self.answer({"url": f"{self.hub.url}/{name}", "name": name}, 409 if known else 200)
 
     def action(self, one: dict[str, Any]) -> dict[str, Any]:
@@ -157,6 +160,16 @@ def words(make_run: MakeRun, tmp_path: Path) -> Words:
     return [make_run().root, "--format", "hub", "--out", tmp_path / "hub", "--push", REPO]
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of the same names, small."""
+    place = tmp_path / "hub"
+    place.mkdir()
+    for name in NAMES:
+        (place / name).write_text(f"---\n---\n{name}\n")
+    return place
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -167,48 +180,42 @@ def test_the_folder_lies_on_the_hub(
     """All of it and nothing else, in one commit; again, it is the same repository."""
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "notes.txt").write_text("mine alone")
-    assert run_command(monkeypatch, *words, "--format", "onnx", "--license", "mit", "--private") == 0
-    printed = capsys.readouterr()
-    assert printed.out.splitlines()[-1] == f"{hub.url}/{REPO}/commit/{1:040d}"
+    assert run_command(monkeypatch, *words, "--license", "mit", "--private") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{hub.url}/{REPO}/commit/{1:040d}"
     here = files_of(tmp_path / "hub")
     assert here.pop("notes.txt") == b"mine alone"
-    assert {*here} == {"README.md", "SHA256SUMS", "config.json", "model.onnx", "model.safetensors"}
-    assert hub.repos == {REPO: here}
-    assert hub.private == {REPO: True}
-    assert run_command(monkeypatch, *words, "--format", "onnx", "--license", "mit") == 0
+    assert {*here} == {*NAMES}
+    assert (hub.repos, hub.private) == ({REPO: here}, {REPO: True})
+    assert run_command(monkeypatch, *words, "--license", "mit") == 0
     assert hub.repos == {REPO: here}
 
 
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown token": ({"token": "hf_other"}, "expected a token that http.* knows .*, found 401: Invalid cred"),
-    "one that only reads": (
-        {"token": READ_ONLY},
-        "expected a token that may write there, found 403: you don't have",
-    ),
-    "a card of no use": (
-        {"refuses_the_card": True},
-        'expected what http.* takes, found 400: .*"license" must be one',
-    ),
+    "one that reads": ({"token": READ_ONLY}, "expected a token that may write there, found 403: you don't have"),
+    "a card of no use": ({"card": True}, 'expected what http.* takes, found 400: .*"license" must be one'),
 }
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_what_the_hub_refuses_is_one_line(
-    name: str,
-    hub: Hub,
-    words: Words,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_what_the_hub_refuses_is_said(name: str, hub: Hub, folder: Path) -> None:
     how, said = REFUSALS[name]
-    monkeypatch.setenv("HF_TOKEN", how.get("token", TOKEN))
-    hub.refuses_the_card = how.get("refuses_the_card", False)
+    hub.refuses_the_card = how.get("card", False)
+    with pytest.raises(InputError) as refused:
+        push(folder, NAMES, REPO, how.get("token", TOKEN))
+    assert re.match(rf"--push {REPO}: {said}", str(refused.value))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_refused_push_is_one_line_and_leaves_the_folder(
+    hub: Hub, words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", READ_ONLY)
     assert run_command(monkeypatch, *words) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert re.match(rf"kapdist: --push {REPO}: {said}", lines[-1])
-    assert [line for line in lines if "Error" in line or "Traceback" in line] == []
-    assert {*files_of(tmp_path / "hub")} == {"README.md", "SHA256SUMS", "config.json", "model.safetensors"}
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if line.startswith("kapdist: ")] == said[-1:]
+    assert not any("Error" in line or "Traceback" in line for line in said)
+    assert {*files_of(tmp_path / "hub")} == {*NAMES}
 
 
 def test_no_token_and_no_such_name_are_refused_before_the_work(
@@ -219,25 +226,28 @@ def test_no_token_and_no_such_name_are_refused_before_the_work(
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
     assert run_command(monkeypatch, *words) == 2
-    assert capsys.readouterr().err == (
-        f"kapdist: --push {REPO}: expected a token of yours for the hub (HF_TOKEN, or `hf auth login`), found none\n"
-    )
+    expected = f"--push {REPO}: expected a token of yours for the hub (HF_TOKEN, or `hf auth login`), found none"
+    assert capsys.readouterr().err == f"kapdist: {expected}\n"
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert run_command(monkeypatch, *words) == 2
     assert "--push: expected huggingface_hub (pip install 'kapdist[hub]')" in capsys.readouterr().err
     assert not (tmp_path / "hub").exists()
 
 
+def test_the_stored_token_is_taken(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `hf auth login` leaves it."""
+    monkeypatch.delenv("HF_TOKEN")
+    (tmp_path / "stored").write_text(f"{TOKEN}\n")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "stored"))
+    assert check_push(REPO) == TOKEN
+
+
 @pytest.mark.parametrize("how", ["away", "silent", "out of order", "too long"])
 def test_a_hub_that_is_away_costs_nothing_but_the_push(
-    how: str,
-    hub: Hub,
-    words: Words,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    how: str, hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line, exit code 1, within the limit; the folder is whole, and the same command goes on from there."""
+    """One line, within the limit, and no fault of the user's; the folder is whole, and a later try succeeds."""
+    before = files_of(folder)
     with monkeypatch.context() as trouble:
         trouble.setattr(pushing, "SILENCE_SECONDS", 0.3)
         if how == "away":
@@ -248,12 +258,11 @@ def test_a_hub_that_is_away_costs_nothing_but_the_push(
         hub.silent_at = "/commit/" if how == "silent" else None
         hub.broken_at = "/repos/create" if how == "out of order" else None
         begun = time.monotonic()
-        assert run_command(trouble, *words) == 1
+        with pytest.raises(TransientError) as away:
+            push(folder, NAMES, REPO, TOKEN)
         assert time.monotonic() - begun < 60
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert re.match(
-        rf"kapdist: --push {REPO}: http://127.0.0.1:\d+ did not take it \(.+\); .*hub is whole, and", said
-    )
+    said = rf"--push {REPO}: http://127.0.0.1:\d+ did not take it \(.+\); .*hub is whole, and the same command"
+    assert re.match(said, str(away.value))
     hub.silent_at = hub.broken_at = None
-    assert run_command(monkeypatch, *words) == 0
-    assert hub.repos[REPO] == files_of(tmp_path / "hub")
+    push(folder, NAMES, REPO, TOKEN)
+    assert hub.repos[REPO] == files_of(folder) == before
