@@ -24,14 +24,15 @@ OF_THE_MODEL = {"name", "factory", "arguments", "num_classes", "normalise", "mea
 
 
 def write_folder(form: Form, out: Path, card: Card, more: Files) -> tuple[Path, ...]:
-    """Write the folder, the checksums last: a folder that was cut short is refused by whoever reads it.
+    """Write the folder, the checksums first: where it was cut short, whoever reads it is told what is missing.
 
     Args:
         more: files beside the network's own.
 
     Raises:
-        InputError: no way to write to `out`, or a card in it that somebody else wrote, who may want to keep it.
+        InputError: no way to write to `out`, or what is there would be lost, see `check_folder` and `check_card`.
     """
+    check_folder(out)
     layout = timm_layout(form)
     files: Files = {
         WEIGHTS: save(tensors_of(form.model), metadata=describe_weights(form.model)),
@@ -40,7 +41,7 @@ def write_folder(form: Form, out: Path, card: Card, more: Files) -> tuple[Path, 
     }
     text = card_text(form, card, by_timm=layout is not None)
     check_card(out / CARD, text)
-    return write({**files, CARD: text, SUMS: checksums(files)}, out)
+    return write({SUMS: checksums(files), **files, CARD: text}, out)
 
 
 def config_of(form: Form, layout: dict[str, Any] | None) -> dict[str, Any]:
@@ -60,6 +61,13 @@ def config_of(form: Form, layout: dict[str, Any] | None) -> dict[str, Any]:
         "images": data.model_dump(mode="json", include={"resolution", "crop", "crop_ratio", "interpolation"}),
     }
     return (layout or {}) | {KEY: said | sections}
+
+
+def check_folder(out: Path) -> None:
+    """Raise InputError for weights or a config.json that no export wrote: a run's, for one."""
+    for path in (out / WEIGHTS, out / CONFIG):
+        if path.exists() and not (out / SUMS).exists():
+            raise InputError("--out", "a folder of its own, or that of an earlier export", f"{path} without {SUMS}")
 
 
 def check_card(path: Path, text: str) -> None:

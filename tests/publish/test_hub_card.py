@@ -143,6 +143,15 @@ def test_a_verdict_and_a_doubt_are_said(trained: FakeRun, tmp_path: Path) -> Non
     assert "not to be believed: 12.5 left of 40 examined |" in text
 
 
+def test_what_no_export_wrote_is_not_written_over(trained: FakeRun, tmp_path: Path) -> None:
+    """Least of all the run's own weights."""
+    weights = trained.dir.weights.read_bytes()
+    with pytest.raises(InputError, match=r"--out: expected a folder of its own, .* found .*model.safetensors without"):
+        publish(trained.dir.root, trained.dir.root, ["hub"], Card())
+    assert trained.dir.weights.read_bytes() == weights
+    assert not (trained.dir.root / "README.md").exists()
+
+
 def test_a_card_that_somebody_changed_is_not_written_over(trained: FakeRun, tmp_path: Path) -> None:
     out = tmp_path / "hub"
     publish(trained.dir.root, out, ["hub"], Card())

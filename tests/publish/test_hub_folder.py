@@ -217,7 +217,7 @@ def test_timm_loads_the_folder(kap: dict[str, Any], tmp_path: Path) -> None:
     publish(run.root, tmp_path / "hub", ["hub"], Card())
     theirs = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True).eval()
     data = timm.data.resolve_model_data_config(theirs)
-    assert (data["mean"], data["std"], data["input_size"]) == (mean, std, (3, 32, 32))
+    assert [[*data[key]] for key in ("mean", "std", "input_size")] == [[*mean], [*std], [3, 32, 32]]
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     normalise = [torch.tensor(data[key]).view(1, 3, 1, 1) for key in ("mean", "std")]
     with torch.no_grad():
