@@ -113,17 +113,20 @@ def front_matter(form: Form, card: Card, found: Measured, by_timm: bool) -> dict
 
 
 def results(found: Measured) -> Iterator[dict[str, Any]]:
-    """Yield an entry per evaluation and per attack, as model-index has them."""
+    """Yield an entry per evaluation and per attack, as model-index has them.
+
+    A robust accuracy that a stronger attack speaks against has no place there to say so, and is in the table alone.
+    """
     for clean in found.clean:
         yield result(clean.source, clean.num_images, [metric("Accuracy", clean.accuracy.value, noise=clean.noise)])
     for row in found.attacked:
         at, summary = row.setting, row.attack.summary
         protocol = {"attack": at.version_text, "norm": at.norm, "eps": at.eps, "noise": at.noise}
         interval = {"low": summary.robust_accuracy.low, "high": summary.robust_accuracy.high}
-        metrics = [
-            metric("Clean accuracy", summary.clean_accuracy.value, noise=at.noise),
-            metric(f"Robust accuracy: {protocol_text(row)}", summary.robust_accuracy.value, **protocol, **interval),
-        ]
+        metrics = [metric("Clean accuracy", summary.clean_accuracy.value, noise=at.noise)]
+        if row.attack.doubt is None:
+            name = f"Robust accuracy: {protocol_text(row)}"
+            metrics.append(metric(name, summary.robust_accuracy.value, **protocol, **interval))
         yield result(row.source, summary.num_images, metrics)
 
 

@@ -59,11 +59,15 @@ def export(
     private: Annotated[bool, typer.Option("--private", help="A new repository there is private.")] = False,
 ) -> None:
     """Write attacks for RobustBench, tables or a reviewer; or a run's network for the hub, for timm, as ONNX."""
-    if NETWORK & set(formats or ()):
-        network(directories, out, formats or (), (license, dataset, push), weights, unfolded, private)
+    wanted, words = list(formats or ()), (license, dataset, push)
+    if NETWORK & {*wanted}:
+        if with_weights:
+            raise InputError("--with-weights", "--format bundle", ", ".join(wanted))
+        network(directories, out, wanted, words, weights, unfolded, private)
         return
-    if push or private or unfolded or license:
-        raise InputError("--push, --private, --unfolded, --license", "--format hub", ", ".join(formats or ["none"]))
+    if push or private or unfolded or license or weights != "final":
+        names = "--push, --private, --unfolded, --license, --weights"
+        raise InputError(names, "--format hub", ", ".join(wanted) or "none")
     from kapdist.attack.stock import standard_list
     from kapdist.report.export.robustbench import Entry
     from kapdist.report.export.run import export
@@ -81,7 +85,7 @@ def export(
         footnote=footnote,
     )
     with work(out):
-        exported = export(directories, out, formats or (), entry, standard=standard_list, with_weights=with_weights)
+        exported = export(directories, out, wanted, entry, standard=standard_list, with_weights=with_weights)
     show([*map(str, exported.files)], exported.remarks)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 from kapdist.errors import InputError, first_line
 
 
-def needed(name: str, place: str) -> ModuleType:
+def needed(name: str, place: str) -> Any:
     """Import a package of the extra.
 
     Raises:

@@ -136,7 +136,9 @@ def test_a_verdict_and_a_doubt_are_said(trained: FakeRun, tmp_path: Path) -> Non
     acted = ACTED | {"plan_fingerprint": json.loads(attack.summary.read_text())["plan_fingerprint"]}
     report = sanity(saturated=0.9) | {"weights_sha256": file_sha256(trained.dir.weights), "acted": acted}
     attack.sanity.write_text(json.dumps(report))
-    _, text = card_of(trained, tmp_path / "hub")
+    front, text = card_of(trained, tmp_path / "hub")
+    metrics = [metric["name"] for entry in front["model-index"][0]["results"] for metric in entry["metrics"]]
+    assert metrics == ["Accuracy", "Clean accuracy"]  # the hub would show a robust one without the doubt
     assert "- **fail** (Linf, eps 0.03137 (8/255), noise off, 18 images): attacks with gradients are misled" in text
     assert "Named: saturated softmax." in text
     assert "**That number is not to be believed.**" in text
@@ -146,7 +148,9 @@ def test_a_verdict_and_a_doubt_are_said(trained: FakeRun, tmp_path: Path) -> Non
 def test_what_no_export_wrote_is_not_written_over(trained: FakeRun, tmp_path: Path) -> None:
     """Least of all the run's own weights."""
     weights = trained.dir.weights.read_bytes()
-    with pytest.raises(InputError, match=r"--out: expected a folder of its own, .* found .*model.safetensors without"):
+    with pytest.raises(
+        InputError, match=r"--out: expected a folder of its own, .* found .*model.safetensors without"
+    ):
         publish(trained.dir.root, trained.dir.root, ["hub"], Card())
     assert trained.dir.weights.read_bytes() == weights
     assert not (trained.dir.root / "README.md").exists()

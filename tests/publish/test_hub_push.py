@@ -234,6 +234,26 @@ def test_no_token_and_no_such_name_are_refused_before_the_work(
     assert not (tmp_path / "hub").exists()
 
 
+def test_words_of_another_format_are_refused(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = {
+        "--with-weights: expected --format bundle, found hub": [*words, "--with-weights"],
+        "hub: expected one run, found 2": [words[0], *words],
+        "--license, --weights: expected --format hub, found csv": [
+            tmp_path,
+            "--out",
+            "o",
+            "--format",
+            "csv",
+            *words[-2:],
+        ],
+    }
+    for said, given in refused.items():
+        assert run_command(monkeypatch, *given) == 2
+        assert capsys.readouterr().err.endswith(f"{said}\n")
+
+
 def test_the_stored_token_is_taken(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `hf auth login` leaves it."""
     monkeypatch.delenv("HF_TOKEN")
