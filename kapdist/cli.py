@@ -14,6 +14,7 @@ from kapdist.attack.command import verify
 from kapdist.certify.command import certify
 from kapdist.errors import RESUME, InputError, StoppedError, TransientError, one_line
 from kapdist.forecast.command import forecast
+from kapdist.publish.command import export
 from kapdist.run.installed import extras_named
 from kapdist.run.plain_help import PLAIN
 from kapdist.run.standard_output import kept_for_the_result, open_standard_streams, result, say, work
@@ -231,60 +232,8 @@ def attack_norms(
 attack.command()(verify)
 
 
-@app.command("export")
-@attack.command("export")
-def attack_export(
-    directories: Annotated[list[Path], typer.Argument(metavar="ATTACK_DIR", help="Merged attacks.")],
-    out: Annotated[Path, typer.Option(help="Folder for the files; of a bundle the file, NAME.zip or NAME.tar.")],
-    formats: Annotated[
-        list[str] | None,
-        typer.Option("--format", help="model-info, csv, parquet or latex, once each (all that apply); or bundle."),
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="cifar10, cifar100 or imagenet, if the beton cannot tell.")
-    ] = None,
-    model_id: Annotated[
-        str | None, typer.Option(help="File name at RobustBench: <Name><Year><FirstWordOfTheTitle>.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Title of the paper.")] = None,
-    authors: Annotated[str | None, typer.Option(help="Authors, with commas.")] = None,
-    link: Annotated[str | None, typer.Option(help="Address of the paper.")] = None,
-    venue: Annotated[str | None, typer.Option(help='Such as "ICML 2020" or "Unpublished".')] = None,
-    architecture: Annotated[str | None, typer.Option(help="Default: as the run's config has it.")] = None,
-    additional_data: Annotated[
-        bool | None,
-        typer.Option("--additional-data/--no-additional-data", help="More than the training images was used."),
-    ] = None,
-    number_forward_passes: Annotated[
-        int | None, typer.Option(min=1, help="Of one prediction; 1 for a run's own model.")
-    ] = None,
-    footnote: Annotated[str | None, typer.Option(help="Said before what the attack itself has to say.")] = None,
-    with_weights: Annotated[bool, typer.Option("--with-weights", help="A bundle with the weights in it.")] = False,
-) -> None:
-    """Write RobustBench's model_info, CSV and Parquet of all images, a LaTeX table; or a bundle for a reviewer."""
-    from kapdist.attack.stock import standard_list
-    from kapdist.report.export.robustbench import Entry
-    from kapdist.report.export.run import export
-
-    entry = Entry(
-        model_id=model_id,
-        dataset=dataset,
-        name=name,
-        authors=authors,
-        link=link,
-        venue=venue,
-        architecture=architecture,
-        additional_data=additional_data,
-        number_forward_passes=number_forward_passes,
-        footnote=footnote,
-    )
-    with work(out):
-        exported = export(directories, out, formats or (), entry, standard=standard_list, with_weights=with_weights)
-    with result():
-        for path in exported.files:
-            print(path)
-    for remark in exported.remarks:
-        print(remark, file=sys.stderr)
+app.command("export")(export)
+attack.command("export")(export)
 
 
 @attack.command("sanity")

@@ -32,6 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "topography": {"config", "run", "statistics", "records", "kap", "models", "engine", "data", "train", "report"},
     "report": {"config", "run", "statistics", "records", "data"},
     "forecast": {"config", "run", "records", "plan", "kap", "models", "data", "attack"},
+    "publish": {"config", "run", "statistics", "records", "kap", "models", "data", "attack", "report"},
     "study": {"config", "run", "statistics", "records", "attack", "report"},
 }
 NO_TORCH = ("config", "run", "statistics", "records", "plan", "report")

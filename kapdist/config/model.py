@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -104,6 +104,10 @@ class ModelConfig(Section):
         """Return the keys that are for other networks than this one."""
         return keys_of_others(self.name)
 
+    def own_arguments(self) -> dict[str, Any]:
+        """Return what the network of this name is called with."""
+        return self.model_dump(exclude=NOT_OF_A_NETWORK | self.of_others())
+
     def in_words(self) -> str:
         """Return the network and how wide it is; of a factory, what words it is called with."""
         if self.factory is not None:
@@ -121,4 +125,7 @@ class ModelConfig(Section):
         return ", ".join(words)
 
 
+# What is made of any network, whatever its own constructor takes.
+OF_EVERY_NETWORK = {"members", "members_mean", "random_member", "dropout_kind", "dropout_draws"}
+NOT_OF_A_NETWORK = {"name", "weights", "new_head", "factory", "arguments"} | OF_EVERY_NETWORK
 OF_OUR_OWN = ("width", "dropout", *OF_SOME)  # networks, among the keys of a model

@@ -52,6 +52,24 @@ def fold(model: nn.Module, *, norms: bool = False, dense: bool = False) -> nn.Mo
     return _fold_norms(folded) if norms else folded
 
 
+@torch.no_grad()
+def with_the_keys_of(network: nn.Module, folded: nn.Module) -> nn.Module:
+    """The folded model, changed in place, with the keys of the network that was given to kapify.
+
+    An inner norm that is folded gives its convolution a bias. Where the network has none there, the norm behind it
+    takes the bias into its running mean, which it subtracts from the same channels: logits stay as they were.
+
+    Raises: ValueError where torch.fx cannot follow the model's forward.
+    """
+    plain, modules = dict(network.named_modules()), dict(folded.named_modules())
+    for conv_name, norm_name in followers(folded).items():
+        conv, norm = modules[conv_name], modules[norm_name]
+        if conv.bias is not None and plain[conv_name].bias is None and norm.running_mean is not None:
+            norm.running_mean -= conv.bias
+            conv.bias = None
+    return folded
+
+
 def check_frozen(name: str, conv: KAPConv2d) -> None:
     """Warns of an inner norm that has to stay.
 

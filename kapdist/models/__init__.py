@@ -1,28 +1,11 @@
 """The networks, into which `kapdist.kap.kapify` puts Kernel Average Pooling."""
 
-from collections.abc import Callable
-
-from torch import nn
-
 from kapdist.models.cnn import CNN
+from kapdist.models.networks import MODELS, RESNETS, SMALL_IMAGES
 from kapdist.models.preact_resnet import PreActResNet, preact_resnet18
+from kapdist.models.pretrained import from_pretrained
 from kapdist.models.resnet import ResNet, resnet10, resnet18, resnet34, resnet50, resnet101
 from kapdist.models.wide_resnet import WideResNet, wide_resnet28_10, wide_resnet34_10
-
-RESNETS: dict[str, Callable[..., nn.Module]] = {
-    "resnet10": resnet10,
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    "resnet50": resnet50,
-    "resnet101": resnet101,
-}
-SMALL_IMAGES: dict[str, Callable[..., nn.Module]] = {
-    "cnn": CNN,
-    "preact_resnet18": preact_resnet18,
-    "wide_resnet28_10": wide_resnet28_10,
-    "wide_resnet34_10": wide_resnet34_10,
-}
-MODELS = RESNETS | SMALL_IMAGES
 
 __all__ = [
     "CNN",
@@ -32,6 +15,7 @@ __all__ = [
     "PreActResNet",
     "ResNet",
     "WideResNet",
+    "from_pretrained",
     "preact_resnet18",
     "resnet10",
     "resnet18",

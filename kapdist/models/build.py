@@ -13,6 +13,7 @@ from kapdist.errors import InputError
 from kapdist.models.factory import call_factory, check_state
 from kapdist.models.images import IMAGENET_MEAN, IMAGENET_STD
 from kapdist.models.imported import place_of
+from kapdist.models.networks import MODELS
 from kapdist.models.normalised import as_stated, as_they_are, normalised
 from kapdist.models.zoo import stated, states_another, with_classes
 from kapdist.rng import derive_seed
@@ -21,10 +22,6 @@ if TYPE_CHECKING:  # the models run where there is no pydantic
     from kapdist.config import KapConfig, ModelConfig
 
 log = logging.getLogger(__name__)
-
-# What is made of any network, whatever its own constructor takes.
-OF_EVERY_NETWORK = {"members", "members_mean", "random_member", "dropout_kind", "dropout_draws"}
-NOT_OF_A_NETWORK = {"name", "weights", "new_head", "factory", "arguments"} | OF_EVERY_NETWORK
 
 
 def build_model(model: ModelConfig, kap: KapConfig) -> nn.Module:
@@ -67,11 +64,8 @@ def build_network(model: ModelConfig, kap: KapConfig) -> nn.Module:
 
 
 def own_network(model: ModelConfig) -> nn.Module:
-    from kapdist.models import MODELS
-
-    fields = model.model_dump(exclude=NOT_OF_A_NETWORK | model.of_others())
     try:
-        network: nn.Module = MODELS[model.name](**fields)
+        network: nn.Module = MODELS[model.name](**model.own_arguments())
     except ValueError as error:
         raise InputError("model", f"fields that {model.name} can be built from", str(error)) from None
     return network

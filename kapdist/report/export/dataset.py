@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 from kapdist.data.beton.manifest import read_manifest
 from kapdist.data.sources import SOURCES
@@ -34,8 +35,13 @@ def dataset_of(plan: AttackPlan, asked: str | None, datasets: Collection[str]) -
 
 def source_of(plan: AttackPlan) -> str | None:
     """Return what the attacked images were written from; None where their manifest is gone or another's."""
+    return source_at(plan.data.path, plan.data.fingerprint)
+
+
+def source_at(beton: Path, fingerprint: str | None) -> str | None:
+    """Return what images of this fingerprint were written from; None where no manifest beside a beton says it."""
     try:
-        manifest = read_manifest(plan.data.path)
+        manifest = read_manifest(beton)
     except InputError:
         return None
-    return manifest.source if manifest.fingerprint == plan.data.fingerprint else None
+    return manifest.source if manifest.fingerprint == fingerprint else None
