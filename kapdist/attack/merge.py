@@ -37,7 +37,7 @@ def merge(attack_dir: Path) -> Summary:
     plan = read_plan(attack)
     with locked(attack.lock):
         summary = merge_chunks(attack, plan)
-    tell([run_of(attack).root])
+    tell([run_of(attack)])
     return summary
 
 

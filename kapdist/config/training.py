@@ -208,7 +208,7 @@ class TrainConfig(Section):
     """MLflow experiment that is told of the run as well (needs the extra `mlflow`)."""
     mlflow_uri: str | None = None
     """Its server, or `sqlite:///FILE`, or a folder; default: MLFLOW_TRACKING_URI, else `mlruns` in runs_dir."""
-    tracker_seconds: Positive = 30.0
+    tracker_seconds: Positive = 60.0
     """Longest wait for either of them, at the end of a training or of what is asked of its model; no step waits."""
 
 

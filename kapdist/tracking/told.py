@@ -96,14 +96,17 @@ def results_of(run: RunDir, pages: Sequence[Path] = ()) -> Results:
     for kind, pattern in RESULTS.items():
         for path in sorted(run.root.glob(pattern)):
             place = path.relative_to(run.root)
-            name = [kind, *([] if "*" not in pattern else [place.parts[1].removesuffix(".json")])]
+            parts = [kind, place.parts[1].removesuffix(".json")] if "*" in pattern else [kind]
             try:
                 values = read_json(path)
             except InputError:
                 continue
             found.files["run"][place.as_posix()] = path
-            for key, value in leaves("/".join(name), values):
-                (found.words if isinstance(value, str) else found.numbers)[key] = value
+            for key, value in leaves("/".join(parts), values):
+                if isinstance(value, str):
+                    found.words[key] = value
+                else:
+                    found.numbers[key] = value
     for page in [*sorted(run.root.glob(PAGES)), *pages]:
         found.files["report"][f"{page.resolve().parent.name}/{page.name}"] = page
     found.words.update({f"alarm/{name}": text for name, text in alarms(run).items()})
