@@ -23,7 +23,7 @@ from kapdist.records.worst import write_worst_case
 from kapdist.run.files import write_atomic
 from kapdist.run.lock import locked
 from kapdist.run.paths import AttackDir
-from kapdist.tracking import tell
+from kapdist.tracking.sender import tell
 
 
 def merge(attack_dir: Path) -> Summary:

@@ -14,7 +14,7 @@ from kapdist.records.summary import Summary
 from kapdist.run.files import check_outputs
 from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir
-from kapdist.tracking import tell
+from kapdist.tracking.sender import tell
 
 
 def run_attack(run: Path, config: AttackConfig, *, here: bool = False) -> Summary:

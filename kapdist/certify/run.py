@@ -15,7 +15,7 @@ from kapdist.records.certificate import CertificatePlan, CertificateSummary, rea
 from kapdist.run.files import check_outputs
 from kapdist.run.lock import locked
 from kapdist.run.paths import CertificateDir, RunDir
-from kapdist.tracking import tell
+from kapdist.tracking.sender import tell
 
 
 def run_certify(run: Path, config: CertifyConfig) -> CertificateSummary:

@@ -15,7 +15,7 @@ from kapdist.records.corruptions import CorruptionSummary
 from kapdist.run.files import check_outputs
 from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir
-from kapdist.tracking import tell
+from kapdist.tracking.sender import tell
 
 
 def run_corruptions(run: Path, config: AttackConfig) -> CorruptionSummary:

@@ -33,7 +33,7 @@ from kapdist.report.words import accuracy_text, enumeration, percent
 from kapdist.report.worst import COLUMNS as WORST_COLUMNS
 from kapdist.report.worst import worst_views
 from kapdist.run.files import check_outputs, write_atomic
-from kapdist.tracking import tell
+from kapdist.tracking.sender import tell
 
 PAGE = "index.html"
 

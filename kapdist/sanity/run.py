@@ -40,7 +40,7 @@ from kapdist.sanity.certified import broken_certificates
 from kapdist.sanity.examine import STEPS, examine
 from kapdist.sanity.standing import verdicts_of
 from kapdist.sanity.verdict import CAUSES
-from kapdist.tracking import tell
+from kapdist.tracking.sender import tell
 
 if TYPE_CHECKING:  # imported where it is used: rich takes a while
     from rich.console import Console

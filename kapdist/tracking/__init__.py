@@ -3,8 +3,3 @@
 A tracker cannot take back what it has, so it is told only what nothing goes back behind: the steps before the
 newest checkpoint. A run that is killed and continued therefore ends there as one that was not.
 """
-
-from kapdist.tracking.sender import followed, tell
-from kapdist.tracking.trackers import check_trackers
-
-__all__ = ["check_trackers", "followed", "tell"]

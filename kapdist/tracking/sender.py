@@ -36,6 +36,7 @@ class Sender:
                 text=True,
                 start_new_session=True,  # it ends itself, and all that its tracker has started
             )
+        self.level = logging.INFO  # of what was said last
         self.said = threading.Thread(target=self.pass_on, daemon=True)
         self.said.start()
 
@@ -43,7 +44,8 @@ class Sender:
         assert self.process.stdout
         for line in self.process.stdout:
             level, _, text = line.rstrip().partition(" ")
-            log.log(int(level), "%s: %s", self.title, text)
+            self.level = int(level)
+            log.log(self.level, "%s: %s", self.title, text)
 
     def end(self, how: str) -> None:
         """Say how the work ended; the process has `seconds` from now on."""
@@ -59,7 +61,7 @@ class Sender:
             self.said.join(1)
         except subprocess.TimeoutExpired:
             code = None
-        if code not in (0, 1):  # 1: it has said why itself
+        if code != 0 and self.level < logging.WARNING:  # else it has said why itself
             how = f"took not all in {self.seconds:g} s" if code in (None, -9) else f"its process ended with {code}"
             log.warning("%s: %s; %s", self.title, how, remedy(self.run))
         return code == 0

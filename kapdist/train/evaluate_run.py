@@ -22,7 +22,7 @@ from kapdist.records.sealed import DamagedError, write_json
 from kapdist.rng import derive_seed
 from kapdist.run.files import check_outputs, output
 from kapdist.run.paths import RunDir
-from kapdist.tracking import tell
+from kapdist.tracking.sender import tell
 from kapdist.train.evaluate import TOP, Evaluation, evaluate
 from kapdist.train.evaluated import Evaluated, of_factory, of_run
 

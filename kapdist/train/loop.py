@@ -16,7 +16,8 @@ from kapdist.config import Config, check_limits
 from kapdist.data.load.loader import Batch
 from kapdist.engine import StepResult, join
 from kapdist.run.files import file_sha256, to_json, write_atomic
-from kapdist.tracking import check_trackers, followed
+from kapdist.tracking.sender import followed
+from kapdist.tracking.trackers import check_trackers
 from kapdist.train.adversarial import Adversary, Part
 from kapdist.train.attempt import apart_is_failure, attempt
 from kapdist.train.batches import training_batches
