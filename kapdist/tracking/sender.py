@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -26,6 +27,8 @@ class Sender:
     def __init__(self, run: RunDir, name: str, pages: Sequence[Path] = ()) -> None:
         self.run, self.title = run, TRACKERS[name].title
         self.seconds = read_tracked(run.tracked(name)).seconds
+        # This process may be told of something else by Weights & Biases, and leave that open.
+        environment = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
         command = [sys.executable, "-m", "kapdist.tracking", name, str(run.root), *map(str, pages)]
         with run.tracked(name).with_suffix(".log").open("wb") as file:
             self.process = subprocess.Popen(
@@ -33,6 +36,7 @@ class Sender:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,
+                env=environment,
                 text=True,
                 start_new_session=True,  # it ends itself, and all that its tracker has started
             )

@@ -23,9 +23,10 @@ RESULTS = {
     "certificate": "certificates/*/summary.json",
 }
 LABELS = ("norm", "eps", "sigma", "radius")  # the first that an entry of a list has tells it from the others
-NUMBERS = {"top1", "top5", "loss", "ece", "accuracy", "clean_accuracy", "robust_accuracy", "value", "low", "high"}
+NUMBERS = {"top1", "top5", "loss", "ece", "accuracy", "clean_accuracy", "robust_accuracy"}
 NUMBERS |= {"mean_corruption_accuracy", "mean_corruption_error", "average_certified_radius"}
-TOLD = NUMBERS | {"verdict", "sweep", "cases", "smoothed", "certified"}
+OF_A_SHARE = {"value": "", "low": "_low", "high": "_high"}  # no folders: MLflow has a file where the share is
+TOLD = NUMBERS | OF_A_SHARE.keys() | {"verdict", "sweep", "cases", "smoothed", "certified"}
 PAGES = "attacks/*/report/index.html"
 ABOUT = ("config.yaml", "plan.json", "environment.json")
 
@@ -119,10 +120,11 @@ def alarms(run: RunDir) -> dict[str, str]:
 
 
 def leaves(name: str, value: Any) -> Iterator[tuple[str, float | str]]:
-    """Yield (name, number or word) of all that is told of a JSON value; a share itself has no name of its own."""
+    """Yield (name, number or word) of all that is told of a JSON value; a list adds none of its own."""
     if isinstance(value, dict):
         for key in TOLD & value.keys():
-            yield from leaves(name if key == "value" else f"{name}/{key}", value[key])
+            behind = OF_A_SHARE.get(key, "" if isinstance(value[key], list) else f"/{key}")
+            yield from leaves(name + behind, value[key])
     elif isinstance(value, list):
         for entry in value:
             label = next(key for key in LABELS if key in entry)

@@ -25,6 +25,7 @@ class WandbRun:
 
         study, setting = group_of(run) or (None, None)
         self.package, self.id, self.folder = wandb, tracked.id, run.root / "wandb"
+        wandb.teardown(exit_code=1)  # after an error its service has the id still, and refuses it
         self.run = wandb.init(
             project=tracked.project,
             id=tracked.id,

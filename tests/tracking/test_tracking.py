@@ -219,10 +219,10 @@ def found_later(run: RunDir) -> None:
 
 LATER = {
     "attack/aa+/robust_accuracy": 0.4,
-    "attack/aa+/robust_accuracy/low": 0.3,
-    "attack/aa+/robust_accuracy/high": 0.5,
-    "attack/aa+/sweep/eps-0.03137/robust_accuracy": 0.4,
-    "worst_case/norm-L2/sweep/eps-0.03137/robust_accuracy": 0.4,
+    "attack/aa+/robust_accuracy_low": 0.3,
+    "attack/aa+/robust_accuracy_high": 0.5,
+    "attack/aa+/eps-0.03137/robust_accuracy": 0.4,
+    "worst_case/norm-L2/eps-0.03137/robust_accuracy": 0.4,
     "evaluation/test/top1": 0.9,
 }
 FILES = {"config.yaml", "attacks/aa+/summary.json", "attacks/aa+/sanity.json", "attacks/worst_case.json"}
@@ -394,10 +394,10 @@ class AtOnce:
     seconds = 300.0
 
     def __init__(self, run: RunDir, name: str, pages: Any = ()) -> None:
-        self.rest, self.pages, self.said = (run, name), pages, []
+        self.run, self.name, self.pages = run, name, pages
 
     def end(self, how: str) -> None:
-        self.told = serve(*self.rest, Work(how=how), lambda *words: self.said.append(words), self.pages)
+        self.told = serve(self.run, self.name, Work(how=how), lambda level, text: None, self.pages)
 
     def wait(self, deadline: float) -> bool:
         return self.told
