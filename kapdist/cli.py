@@ -20,6 +20,7 @@ from kapdist.run.plain_help import PLAIN
 from kapdist.run.standard_output import kept_for_the_result, open_standard_streams, result, say, work
 from kapdist.study.command import study
 from kapdist.topography.command import topography
+from kapdist.tracking.command import track
 
 app = typer.Typer(
     **PLAIN,
@@ -155,6 +156,7 @@ def evaluate(
 app.command()(certify)
 app.command()(forecast)
 app.command()(topography)
+app.command()(track)
 
 
 @attack.command("run")

@@ -24,19 +24,21 @@ ROOMS: dict[str, set[str]] = {
     "models": {"kap"},
     "engine": {"config", "run"},
     "data": {"config", "run", "plan"},
-    "train": {"config", "run", "records", "plan", "kap", "models", "engine", "data", "attack"},
-    "attack": {"config", "run", "statistics", "records", "kap", "models", "engine", "data"},
-    "sanity": {"config", "run", "statistics", "records", "kap", "attack", "certify"},
-    "corruptions": {"config", "run", "statistics", "records", "kap", "data", "attack"},
-    "certify": {"config", "run", "statistics", "records", "kap", "models", "attack"},
+    "train": {"config", "run", "records", "plan", "kap", "models", "engine", "data", "attack", "tracking"},
+    "tracking": {"config", "run", "records"},
+    "attack": {"config", "run", "statistics", "records", "kap", "models", "engine", "data", "tracking"},
+    "sanity": {"config", "run", "statistics", "records", "kap", "attack", "certify", "tracking"},
+    "corruptions": {"config", "run", "statistics", "records", "kap", "data", "attack", "tracking"},
+    "certify": {"config", "run", "statistics", "records", "kap", "models", "attack", "tracking"},
     "topography": {"config", "run", "statistics", "records", "kap", "models", "engine", "data", "train", "report"},
-    "report": {"config", "run", "statistics", "records", "data"},
+    "report": {"config", "run", "statistics", "records", "data", "tracking"},
     "forecast": {"config", "run", "records", "plan", "kap", "models", "data", "attack"},
     "publish": {"config", "run", "statistics", "records", "kap", "models", "data", "attack", "report"},
     "study": {"config", "run", "statistics", "records", "attack", "report"},
 }
-NO_TORCH = ("config", "run", "statistics", "records", "plan", "report")
+NO_TORCH = ("config", "run", "statistics", "records", "plan", "report", "tracking")
 ONLY_IN = {"ffcv": "data", "pyautoattack": "attack", "deepspeed": "engine", "submitit": "launch"}
+ONLY_IN |= {"wandb": "tracking", "mlflow": "tracking"}
 LAUNCH_NEEDS = {"kapdist", "launch", "submitit", "pydantic", "rich"}
 LAUNCH_IMPORTS = {"config", "run", "records", "plan", "study", *AT_THE_DOOR}
 IN_A_JOB = {"rank.py", "aggregate.py"}

@@ -144,7 +144,7 @@ def measure(rounds: int, batch_size: int, width: float) -> list[tuple[float, flo
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         run = RunDir(Path(folder))
-        metrics = stack.enter_context(MetricsLog(run, 0, plan.total_steps, None, active=True))
+        metrics = stack.enter_context(MetricsLog(run, 0, plan.total_steps, active=True))
         loops = bare_loop(config, plan, batches), trainers_loop(config, plan, batches, run, metrics)
         pairs = []
         for number in range(rounds + 1):

@@ -145,7 +145,7 @@ def trainer(setting: Setting, source: Any, num_images: int, graphs: bool, stack:
     optimizer = make_optimizer(model, config.optim, fused=ranks.on_gpu)
     engine = DDPEngine(model, optimizer, config.engine, ranks)
     run = RunDir(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-    metrics = stack.enter_context(MetricsLog(run, 0, plan.total_steps, None, active=True))
+    metrics = stack.enter_context(MetricsLog(run, 0, plan.total_steps, active=True))
     nothing: Any = None  # neither evaluation nor checkpoints are part of the measure
     noise, speed = InputNoise(0.0, 0, ranks.device), Speed(ranks, None, lambda side: None)
     watchdog = Watchdog(run.root, ranks, 600.0, run.failed)

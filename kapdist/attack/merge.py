@@ -23,6 +23,7 @@ from kapdist.records.worst import write_worst_case
 from kapdist.run.files import write_atomic
 from kapdist.run.lock import locked
 from kapdist.run.paths import AttackDir
+from kapdist.tracking.sender import tell
 
 
 def merge(attack_dir: Path) -> Summary:
@@ -35,7 +36,9 @@ def merge(attack_dir: Path) -> Summary:
     attack = AttackDir(attack_dir)
     plan = read_plan(attack)
     with locked(attack.lock):
-        return merge_chunks(attack, plan)
+        summary = merge_chunks(attack, plan)
+    tell([run_of(attack)])
+    return summary
 
 
 def merge_chunks(attack: AttackDir, plan: AttackPlan) -> Summary:

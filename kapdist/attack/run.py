@@ -14,6 +14,7 @@ from kapdist.records.summary import Summary
 from kapdist.run.files import check_outputs
 from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir
+from kapdist.tracking.sender import tell
 
 
 def run_attack(run: Path, config: AttackConfig, *, here: bool = False) -> Summary:
@@ -35,4 +36,6 @@ def run_attack(run: Path, config: AttackConfig, *, here: bool = False) -> Summar
         for note in plan.notes:
             print(f"note: {note}", file=sys.stderr, flush=True)
         do_all(Chunks(attack, plan), config.num_shards, config.timeout_minutes, here=here)
-        return merge_chunks(attack, plan)
+        summary = merge_chunks(attack, plan)
+    tell([run])
+    return summary

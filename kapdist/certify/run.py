@@ -15,6 +15,7 @@ from kapdist.records.certificate import CertificatePlan, CertificateSummary, rea
 from kapdist.run.files import check_outputs
 from kapdist.run.lock import locked
 from kapdist.run.paths import CertificateDir, RunDir
+from kapdist.tracking.sender import tell
 
 
 def run_certify(run: Path, config: CertifyConfig) -> CertificateSummary:
@@ -33,7 +34,9 @@ def run_certify(run: Path, config: CertifyConfig) -> CertificateSummary:
         plan = planned(run, config, directory)
         units = Units(directory, plan)
         do_all(units, config.num_shards, config.timeout_minutes, here=config.num_shards == 1)
-        return merge(directory, plan)
+        summary = merge(directory, plan)
+    tell([run])
+    return summary
 
 
 def plan_alone(run: Path, config: CertifyConfig) -> CertificatePlan:
@@ -56,7 +59,9 @@ def merge_alone(run: Path, config: CertifyConfig) -> CertificateSummary:
     directory = directory_of(run, config)
     plan = read_plan(directory)
     with locked(directory.lock):
-        return merge(directory, plan)
+        summary = merge(directory, plan)
+    tell([run])
+    return summary
 
 
 def directory_of(run: Path, config: CertifyConfig) -> CertificateDir:

@@ -201,7 +201,15 @@ class TrainConfig(Section):
     profile_steps: tuple[Natural, ...] = ()
     """Steps, counted from 1, whose every operation and kernel torch's profiler writes to the run's `profile/`."""
     wandb_project: str | None = None
-    """Weights & Biases project to log to as well (needs the extra `wandb`)."""
+    """Weights & Biases project that is told of the run as well (needs the extra `wandb`)."""
+    wandb_mode: Literal["online", "offline"] | None = None
+    """Offline keeps it in the run's `wandb/`, for `wandb sync`; default: as WANDB_MODE says, else online."""
+    mlflow_experiment: str | None = None
+    """MLflow experiment that is told of the run as well (needs the extra `mlflow`)."""
+    mlflow_uri: str | None = None
+    """Its server, or `sqlite:///FILE`, or a folder; default: MLFLOW_TRACKING_URI, else `mlruns` in runs_dir."""
+    tracker_seconds: Positive = 60.0
+    """Longest wait for either of them, at the end of a training or of what is asked of its model; no step waits."""
 
 
 class EngineConfig(Section):
@@ -335,6 +343,10 @@ MAY_CHANGE = (
     "train.log_every_steps",
     "train.profile_steps",
     "train.wandb_project",
+    "train.wandb_mode",
+    "train.mlflow_experiment",
+    "train.mlflow_uri",
+    "train.tracker_seconds",
 )
 
 # A beton may lie elsewhere when a run is continued: its images' fingerprint is in plan.json by this name.

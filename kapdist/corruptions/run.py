@@ -15,6 +15,7 @@ from kapdist.records.corruptions import CorruptionSummary
 from kapdist.run.files import check_outputs
 from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir
+from kapdist.tracking.sender import tell
 
 
 def run_corruptions(run: Path, config: AttackConfig) -> CorruptionSummary:
@@ -39,4 +40,6 @@ def run_corruptions(run: Path, config: AttackConfig) -> CorruptionSummary:
             print(f"note: {note}", file=sys.stderr, flush=True)
         cells = Cells(directory, plan)
         do_all(cells, config.num_shards, config.timeout_minutes, here=config.num_shards == 1)
-        return write_summary(directory, plan, reference)
+        summary = write_summary(directory, plan, reference)
+    tell([run])
+    return summary

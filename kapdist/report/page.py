@@ -33,6 +33,7 @@ from kapdist.report.words import accuracy_text, enumeration, percent
 from kapdist.report.worst import COLUMNS as WORST_COLUMNS
 from kapdist.report.worst import worst_views
 from kapdist.run.files import check_outputs, write_atomic
+from kapdist.tracking.sender import tell
 
 PAGE = "index.html"
 
@@ -78,6 +79,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         write_atomic(out / "curves.csv", points.write_csv())
     drawn = curves, eps_curves, against_eps
     write_atomic(out / PAGE, render(compared, views, *drawn, sanity, corruptions, certificates, topography))
+    tell(runs, [out / PAGE])
     return out / PAGE
 
 

@@ -32,6 +32,7 @@ class RunDir:
         self.latest = self.checkpoints / "LATEST"
         self.weights = self.root / "model.safetensors"
         self.best_weights = self.root / "best.safetensors"
+        self.tracking = self.root / "tracking"
         self.attempts = self.root / "attempts"
         self.evaluations = self.root / "evaluations"
         self.attacks = self.root / "attacks"
@@ -58,6 +59,9 @@ class RunDir:
 
     def profile(self, step: int) -> Path:
         return self.profiles / f"step-{step:09d}.json.gz"
+
+    def tracked(self, name: str) -> Path:
+        return self.tracking / f"{name}.json"
 
     def evaluation(self, name: str) -> Path:
         return self.evaluations / f"{name}.json"

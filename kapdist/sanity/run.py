@@ -40,6 +40,7 @@ from kapdist.sanity.certified import broken_certificates
 from kapdist.sanity.examine import STEPS, examine
 from kapdist.sanity.standing import verdicts_of
 from kapdist.sanity.verdict import CAUSES
+from kapdist.tracking.sender import tell
 
 if TYPE_CHECKING:  # imported where it is used: rich takes a while
     from rich.console import Console
@@ -67,7 +68,9 @@ def run_sanity(run: Path, config: AttackConfig) -> Sanity:
     plan = plan_of(run, config, attack, image_set)
     with computing(plan) as device:
         surrogates = load_surrogates(config, plan, image_set, device)
-        return examined(run, config, ball, attack, plan, surrogates, device)
+        found = examined(run, config, ball, attack, plan, surrogates, device)
+    tell([run])
+    return found
 
 
 def examined(

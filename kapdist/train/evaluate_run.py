@@ -22,6 +22,7 @@ from kapdist.records.sealed import DamagedError, write_json
 from kapdist.rng import derive_seed
 from kapdist.run.files import check_outputs, output
 from kapdist.run.paths import RunDir
+from kapdist.tracking.sender import tell
 from kapdist.train.evaluate import TOP, Evaluation, evaluate
 from kapdist.train.evaluated import Evaluated, of_factory, of_run
 
@@ -58,7 +59,10 @@ def evaluate_run(path: Path, config: EvaluationConfig) -> EvaluationResult | Non
         assert found is not None
         result = result_of(found, what, inputs)
         ranks.from_first(lambda: keep(run, config, result))
-    return result if ranks.first else None
+    if not ranks.first:
+        return None
+    tell([path])
+    return result
 
 
 @dataclass(frozen=True)

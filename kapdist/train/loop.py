@@ -17,6 +17,8 @@ from kapdist.data.load.loader import Batch
 from kapdist.engine import StepResult, join
 from kapdist.run.files import file_sha256, to_json, write_atomic
 from kapdist.run.installed import need
+from kapdist.tracking.sender import followed
+from kapdist.tracking.trackers import check_trackers
 from kapdist.train.adversarial import Adversary, Part
 from kapdist.train.attempt import apart_is_failure, attempt
 from kapdist.train.batches import training_batches
@@ -42,6 +44,7 @@ def train(config: Config) -> None:
     """
     check_limits(config)
     need("tensorboard")
+    check_trackers(config.train)
     with apart_is_failure(config), join(config.engine) as ranks, attempt(config, ranks) as this:
         if this.run.done.exists():
             log.info("%s is done: %s", this.run.root, this.run.done.read_text().strip())
@@ -58,18 +61,17 @@ def train_run(job: Job) -> None:
     log.info("plan: %s", job.plan.in_words())
     clock = Clock(job.config.train, job.plan, step)
     batches = training_batches(job.train_loader, job.plan, job.config, job.ranks.rank, step)
-    with MetricsLog(
-        job.run, step, job.plan.total_steps, job.config.train.wandb_project, job.ranks.first
-    ) as metrics:
-        with graphs_released(job):
-            take_steps(job, batches, step, clock, metrics)
-        job.saver.wait()
-        weights = exported(job)
-        peak = peak_memory_bytes(job.ranks)
-        metrics.write("end", job.plan.total_steps, seconds=clock.elapsed(), peak_memory_bytes=peak)
-    if weights is not None:
-        log.info("peak memory per rank: %s", ", ".join(f"{size / 2**20:.0f} MiB" for size in peak))
-        finish(job, weights)
+    with followed(job.run, job.config.train, step, job.ranks.first):
+        with MetricsLog(job.run, step, job.plan.total_steps, job.ranks.first) as metrics:
+            with graphs_released(job):
+                take_steps(job, batches, step, clock, metrics)
+            job.saver.wait()
+            weights = exported(job)
+            peak = peak_memory_bytes(job.ranks)
+            metrics.write("end", job.plan.total_steps, seconds=clock.elapsed(), peak_memory_bytes=peak)
+        if weights is not None:
+            log.info("peak memory per rank: %s", ", ".join(f"{size / 2**20:.0f} MiB" for size in peak))
+            finish(job, weights)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Where numbers go: metrics.jsonl, TensorBoard, the terminal, Weights & Biases when asked for."""
+"""Where numbers go: metrics.jsonl, which `kapdist.tracking` reads, TensorBoard, the terminal."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class MetricsLog:
     disk nor a terminal that was closed ends a run here: what was not written waits until it can be.
     """
 
-    def __init__(self, run: RunDir, step: int, total_steps: int, wandb_project: str | None, active: bool) -> None:
+    def __init__(self, run: RunDir, step: int, total_steps: int, active: bool) -> None:
         self.active = active
         self.progress: Progress | None = None
         if not active:
@@ -75,8 +75,6 @@ class MetricsLog:
         self.lines = Later(run.metrics.name, self.file.append)
         self.board = Later("TensorBoard", self.events.append)
         self.lines.add("")  # forgets and opens
-        self.wandb: Any = start_wandb(wandb_project, run) if wandb_project else None
-        self.to_wandb: Later[Any] = Later("Weights & Biases", self.log_to_wandb)
         if sys.stderr.isatty():  # elsewhere the log says it
             self.progress = Progress(run.name, total_steps, unit="steps")
             self.progress.__enter__()
@@ -89,12 +87,7 @@ class MetricsLog:
         self.lines.add(to_json({"kind": kind, "step": step, **values, "time": time.time()}) + "\n")
         numbers = {f"{kind}/{key}": value for key, value in values.items() if isinstance(value, float)}
         self.board.add(self.scalars(step, numbers))
-        if self.wandb:
-            self.to_wandb.add(self.scalars(step, numbers))
         self.say(kind, step, values)
-
-    def log_to_wandb(self, numbers: Any) -> None:
-        self.wandb.log(numbers.values, step=numbers.step)
 
     def say(self, kind: str, step: int, values: dict[str, Any]) -> None:
         if kind == "alarm":
@@ -125,8 +118,6 @@ class MetricsLog:
         for file in (self.file, self.events):
             with contextlib.suppress(OSError):
                 file.close()
-        if self.wandb:
-            self.wandb.finish(exit_code=int(kind is not None))
 
 
 class Lines:
@@ -174,12 +165,6 @@ def peak_memory_bytes(ranks: Ranks) -> list[int]:
     if ranks.device.type == "cuda":
         return ranks.gather(torch.cuda.max_memory_allocated(ranks.device))
     return ranks.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-
-
-def start_wandb(project: str, run: RunDir) -> Any:
-    import wandb  # an extra: only those who ask for it need it
-
-    return wandb.init(project=project, name=run.name, dir=str(run.root), resume="allow", id=run.name)
 
 
 def short(value: Any) -> str:

@@ -1,0 +1,94 @@
+"""The trackers that there are, and what each has to be able to do."""
+
+from __future__ import annotations
+
+import importlib.util
+import uuid
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from kapdist.config import TrainConfig
+from kapdist.errors import InputError
+from kapdist.records.tracked import Tracked, read_tracked, write_tracked
+from kapdist.run.paths import RunDir
+from kapdist.tracking.mlflow_run import MlflowRun
+from kapdist.tracking.told import Results, Row
+from kapdist.tracking.wandb_run import WandbRun
+
+
+class Tracker(Protocol):
+    """A run as a tracker knows it, begun or continued; errors are those of the tracker's own library."""
+
+    address: str
+    """Where people look at it."""
+
+    def __init__(self, run: RunDir, tracked: Tracked) -> None: ...
+
+    def log(self, rows: Sequence[Row]) -> None:
+        """Take the rows that are not there yet; each is complete, and they ascend."""
+
+    def keep(self, results: Results) -> None:
+        """Take what is known beside the steps, in place of what was known before."""
+
+    def end(self, how: str) -> None:
+        """Close the run: done, failed or stopped."""
+
+
+class Kind(NamedTuple):
+    """A tracker, and the keys of `train` that concern it."""
+
+    title: str
+    package: str
+    project: str
+    store: str
+    open: type[Tracker]
+
+
+TRACKERS = {
+    "wandb": Kind("Weights & Biases", "wandb", "wandb_project", "wandb_mode", WandbRun),
+    "mlflow": Kind("MLflow", "mlflow", "mlflow_experiment", "mlflow_uri", MlflowRun),
+}
+
+
+def asked(train: TrainConfig) -> dict[str, Kind]:
+    """Return the trackers that a config names."""
+    return {name: kind for name, kind in TRACKERS.items() if getattr(train, kind.project) is not None}
+
+
+def check_trackers(train: TrainConfig) -> None:
+    """Refuse a tracker whose package is not there.
+
+    Raises:
+        InputError: names the key and the extra.
+    """
+    for name, kind in asked(train).items():
+        if importlib.util.find_spec(kind.package) is None:
+            expected = f"the package {kind.package} (pip install 'kapdist[{name}]')"
+            raise InputError(f"train.{kind.project}", expected, "none")
+
+
+def known(run: RunDir) -> list[str]:
+    """Return the trackers that are told of a run."""
+    return [name for name in TRACKERS if run.tracked(name).exists()]
+
+
+def begin(run: RunDir, train: TrainConfig, step: float) -> None:
+    """Note under which id each tracker of the config knows a run that goes on after a step.
+
+    What a tracker knows beyond that step it cannot forget, so it is told of another run then, from its beginning.
+    """
+    for name, kind in asked(train).items():
+        path = run.tracked(name)
+        before = read_tracked(path) if path.exists() else None
+        if before is None or before.step > step:
+            before = None
+        write_tracked(
+            path,
+            Tracked(
+                id=before.id if before else uuid.uuid4().hex[:8],
+                project=getattr(train, kind.project),
+                store=getattr(train, kind.store),
+                seconds=train.tracker_seconds,
+                step=before.step if before else -1,
+            ),
+        )
