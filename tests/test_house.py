@@ -31,10 +31,12 @@ ROOMS: dict[str, set[str]] = {
     "certify": {"config", "run", "statistics", "records", "kap", "models", "attack"},
     "topography": {"config", "run", "statistics", "records", "kap", "models", "engine", "data", "train", "report"},
     "report": {"config", "run", "statistics", "records", "data"},
+    "overview": {"config", "run", "records"},
+    "doctor": {"run"},
     "forecast": {"config", "run", "records", "plan", "kap", "models", "data", "attack"},
     "study": {"config", "run", "statistics", "records", "attack", "report"},
 }
-NO_TORCH = ("config", "run", "statistics", "records", "plan", "report")
+NO_TORCH = ("config", "run", "statistics", "records", "plan", "report", "overview", "doctor")
 ONLY_IN = {"ffcv": "data", "pyautoattack": "attack", "deepspeed": "engine", "submitit": "launch"}
 LAUNCH_NEEDS = {"kapdist", "launch", "submitit", "pydantic", "rich"}
 LAUNCH_IMPORTS = {"config", "run", "records", "plan", "study", *AT_THE_DOOR}

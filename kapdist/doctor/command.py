@@ -1,0 +1,29 @@
+"""`kapdist doctor` on the command line; every --help imports it, so what is heavy waits."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kapdist.run.standard_output import result, say
+
+
+def doctor(
+    seconds: Annotated[float, typer.Option(min=0.1, help="Longest wait for an answer of any of them.")] = 2.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look at what a run needs of this machine: what is wrong, what to do; exit code 1 if anything is wrong."""
+    from kapdist.doctor.bounded import examine
+    from kapdist.doctor.examinations import EXAMINATIONS
+
+    found = examine(EXAMINATIONS, seconds)
+    num_wrong = sum(finding.status == "wrong" for finding in found)
+    if as_json:
+        say({"wrong": num_wrong, "findings": [finding._asdict() for finding in found]})
+    else:
+        from kapdist.doctor.view import print_findings
+
+        with result():
+            print_findings(found)
+    raise typer.Exit(bool(num_wrong))
