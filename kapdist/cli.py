@@ -15,7 +15,7 @@ from kapdist.certify.command import certify
 from kapdist.doctor.command import doctor
 from kapdist.errors import RESUME, InputError, StoppedError, TransientError, one_line
 from kapdist.forecast.command import forecast
-from kapdist.overview.command import config, options
+from kapdist.overview.command import config, options, runs
 from kapdist.run.completion import keys_of
 from kapdist.run.plain_help import PLAIN
 from kapdist.run.standard_output import kept_for_the_result, open_standard_streams, result, say, work
@@ -164,6 +164,7 @@ app.command()(certify)
 app.command()(forecast)
 app.command()(topography)
 app.command()(doctor)
+app.command()(runs)
 
 
 @attack.command("run")

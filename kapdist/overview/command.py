@@ -84,3 +84,23 @@ def config_diff(
         with result():
             print_differences(one, other, found)
     raise typer.Exit(bool(found))
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to look, some folders deep.")] = Path(
+        "runs"
+    ),
+    sort: Annotated[str, typer.Option(help="name, state, clean, robust, hours or changed.")] = "name",
+    as_json: AsJson = False,
+) -> None:
+    """List all runs below a folder: state, step, accuracy clean and under attack, sanity, hours."""
+    from kapdist.overview.runs import read_runs
+
+    found = read_runs(folder, sort)
+    if as_json:
+        say([run.describe() for run in found])
+        return
+    from kapdist.overview.view import print_runs
+
+    with result():
+        print_runs(folder, found)
