@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kapdist.doctor.bounded import Examination
 from kapdist.doctor.compilers import compilers
+from kapdist.doctor.computing import computing
 from kapdist.doctor.gpus import gpus
 from kapdist.doctor.machine import cache, cpus, hosts, memory, threads
 from kapdist.doctor.packages import decoders, deepspeed, python, requirements, torch
@@ -32,4 +33,8 @@ EXAMINATIONS = (
     Examination(
         "cache", cache, "note", "the home folder does not answer: set XDG_CACHE_HOME to a folder that does"
     ),
+)
+
+THOROUGH = Examination(
+    "torch imports", computing, "wrong", "torch or a device hangs: python -X importtime -c 'import torch'"
 )

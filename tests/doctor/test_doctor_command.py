@@ -9,6 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from kapdist.doctor import computing
 from kapdist.doctor.examinations import EXAMINATIONS
 
 COMMAND = [sys.executable, "-m", "kapdist.cli", "doctor", "--seconds", "60"]  # of a machine that others use too
@@ -30,6 +33,18 @@ def test_nothing_is_wrong_here_and_it_takes_a_moment(tmp_path: Path) -> None:
     assert done.returncode == bool(wrong)
     assert {finding["name"] for finding in wrong} <= {"room"}, wrong
     assert list(tmp_path.iterdir()) == []
+
+
+def test_devices_compute_what_they_should() -> None:
+    """Twos under a 3 x 3 kernel of threes over three channels are 162; a wrong one is seen."""
+    import torch
+
+    assert computing.computes("cpu").status == "ok"
+    convolve = torch.nn.functional.conv2d
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "conv2d", lambda *words: convolve(*words) + 1e-4)
+        assert computing.computes("cpu").status == "wrong"
+    assert computing.computes("meta").status == "wrong"  # which has shapes and no numbers
 
 
 def test_a_controller_that_hangs_is_wrong_and_hangs_nothing(tmp_path: Path) -> None:
