@@ -1,7 +1,7 @@
 """Train Kernel Average Pooling ResNets over many nodes, attack them in shards, believe the number.
 
 The rooms `kapdist.attack`, `kapdist.sanity`, `kapdist.corruptions` and `kapdist.certify` may be called, as
-`kapdist.evaluate` may: they are then the functions of `kapdist.api`.
+`kapdist.evaluate` may: they are then the functions of `kapdist.api`. `kapdist.__version__` is the installed one.
 """
 
 import importlib
@@ -12,6 +12,8 @@ CALLED = ("attack", "sanity", "corruptions", "certify")
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for when it is: this package alone imports nothing."""
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("kapdist")
     if name == "evaluate":
         return importlib.import_module("kapdist.called").function(name)
     if name in CALLED:

@@ -12,9 +12,12 @@ import typer
 
 from kapdist.attack.command import verify
 from kapdist.certify.command import certify
+from kapdist.doctor.command import doctor
 from kapdist.errors import RESUME, InputError, StoppedError, TransientError, one_line
 from kapdist.forecast.command import forecast
+from kapdist.overview.command import config, options, runs
 from kapdist.publish.command import export
+from kapdist.run.completion import keys_of
 from kapdist.run.installed import extras_named
 from kapdist.run.plain_help import PLAIN
 from kapdist.run.standard_output import kept_for_the_result, open_standard_streams, result, say, work
@@ -24,8 +27,8 @@ from kapdist.tracking.command import track
 
 app = typer.Typer(
     **PLAIN,
+    callback=options,
     help="Train Kernel Average Pooling ResNets over many nodes, attack them in shards, believe the number.",
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 data = typer.Typer(**PLAIN, help="Write and check betons, the files that training and attacks read.")
@@ -33,14 +36,21 @@ attack = typer.Typer(**PLAIN, help="Attack a model with AutoAttack in shards.")
 app.add_typer(data, name="data")
 app.add_typer(attack, name="attack")
 app.add_typer(study, name="study")
+app.add_typer(config, name="config")
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # of click, which typer brings along and does not export
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as wanted.")]
+OVERRIDES = "section.key=value, as many as wanted."
+Overrides = Annotated[list[str] | None, typer.Argument(help=OVERRIDES, autocompletion=keys_of("training"))]
+Asked = Annotated[list[str] | None, typer.Argument(help=OVERRIDES, autocompletion=keys_of("evaluation"))]
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file.")]
 Run = Annotated[Path, typer.Argument(help="Run directory; with model.factory=, any directory for the results.")]
 ConfigWords = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="YAML file of an attack, if any; overrides."),
+    typer.Argument(
+        metavar="[CONFIG] [KEY=VALUE]...",
+        help="YAML file of an attack, if any; overrides.",
+        autocompletion=keys_of("attack"),
+    ),
 ]
 AttackDirectory = Annotated[Path, typer.Argument(help="Directory of a planned attack: RUN/attacks/NAME.")]
 
@@ -131,7 +141,7 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
-    overrides: Overrides = None,
+    overrides: Asked = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Count what a trained run gets right, per class too, and how calibrated it is; on one or several ranks."""
@@ -157,6 +167,8 @@ app.command()(certify)
 app.command()(forecast)
 app.command()(topography)
 app.command()(track)
+app.command()(doctor)
+app.command()(runs)
 
 
 @attack.command("run")

@@ -132,6 +132,13 @@ def package_version(name: str) -> str | None:
         return None
 
 
+def version_in_words() -> str:
+    """Return the version, and of a checkout or a snapshot of one the commit, and whether anything was changed."""
+    state = git_state()
+    changed = " and changes" if state and state["diff"] else ""
+    return f"kapdist {package_version('kapdist')}" + (f" (commit {state['commit'][:12]}{changed})" if state else "")
+
+
 def git_state() -> dict[str, str] | None:
     """Return commit and diff of the checkout that kapdist runs from, None outside of one.
 
@@ -141,8 +148,8 @@ def git_state() -> dict[str, str] | None:
     """
     if SNAPSHOT.exists():
         return json.loads(SNAPSHOT.read_text())
-    known = git("ls-files", "--error-unmatch", Path(__file__).name)
-    commit = None if known is None else git("rev-parse", "HEAD")
+    # Installed in an environment below a checkout of something else, it is not of that one.
+    commit = git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", Path(__file__).name) else None
     return None if commit is None else {"commit": commit.strip(), "diff": git("diff", "HEAD") or ""}
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from kapdist.environment import user_name
-from kapdist.run.files import to_json
+from kapdist.run.files import time_in, to_json
 from launch.submission import Submission
 
 
@@ -53,16 +50,3 @@ def queued_after(folder: Path, job: str | None) -> list[dict[str, Any]]:
 
 def record(folder: Path) -> Path:
     return folder / "jobs.jsonl"
-
-
-def time_in(folder: Path) -> float:
-    """Return the time by the clock that stamps the files of a folder, seconds since the epoch; none is left there.
-
-    Ages are differences of one clock: the server of a shared file system may be minutes away from this host. Where
-    nothing can be written, the time is this host's.
-    """
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            return os.fstat(file.fileno()).st_mtime
-    except OSError:
-        return time.time()

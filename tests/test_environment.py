@@ -1,12 +1,16 @@
-"""The memory that a job may use, by Slurm's words and by the cgroups around it."""
+"""Which version this is, and the memory that a job may use, by Slurm's words and by the cgroups around it."""
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from kapdist.environment import cgroup_memory, slurm_memory
+import kapdist
+from kapdist import environment
+from kapdist.environment import cgroup_memory, git_state, slurm_memory, version_in_words
 
 MIB = 2**20
 
@@ -56,3 +60,32 @@ def test_a_path_that_leads_out_of_the_container_or_no_cgroup_at_all(tmp_path: Pa
 )
 def test_memory_by_slurm_s_words(environ: dict[str, str], megabytes: list[int]) -> None:
     assert slurm_memory(environ) == [value * MIB for value in megabytes]
+
+
+def test_one_version_and_the_commit_beside_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    written = re.search(r'^version = "(.+)"$', project, re.MULTILINE)
+    assert written
+    assert kapdist.__version__ == written[1]
+    snapshot = tmp_path / "GIT.json"
+    monkeypatch.setattr(environment, "SNAPSHOT", snapshot)
+    for diff, words in (("", ""), ("+a line", " and changes")):
+        write(snapshot, f'{{"commit": "0123456789abcdef", "diff": "{diff}"}}')
+        assert version_in_words() == f"kapdist {kapdist.__version__} (commit 0123456789ab{words})"
+
+
+def test_a_checkout_of_something_else_around_it_is_not_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As where it is installed in an environment that lies in the user's own project."""
+    installed = tmp_path / ".venv" / "environment.py"
+    write(installed, "")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
+    monkeypatch.setattr(environment, "SNAPSHOT", tmp_path / "absent")
+    monkeypatch.setattr(environment, "__file__", str(installed))
+    assert git_state() is None
+    assert version_in_words() == f"kapdist {kapdist.__version__}"
+    subprocess.run([*git, "add", "-f", str(installed)], check=True)
+    assert git_state() is not None

@@ -32,11 +32,13 @@ ROOMS: dict[str, set[str]] = {
     "certify": {"config", "run", "statistics", "records", "kap", "models", "attack", "tracking"},
     "topography": {"config", "run", "statistics", "records", "kap", "models", "engine", "data", "train", "report"},
     "report": {"config", "run", "statistics", "records", "data", "tracking"},
+    "overview": {"config", "run", "records"},
+    "doctor": {"run"},
     "forecast": {"config", "run", "records", "plan", "kap", "models", "data", "attack"},
     "publish": {"config", "run", "statistics", "records", "kap", "models", "data", "attack", "report"},
     "study": {"config", "run", "statistics", "records", "attack", "report"},
 }
-NO_TORCH = ("config", "run", "statistics", "records", "plan", "report", "tracking")
+NO_TORCH = ("config", "run", "statistics", "records", "plan", "report", "tracking", "overview", "doctor")
 ONLY_IN = {"ffcv": "data", "pyautoattack": "attack", "deepspeed": "engine", "submitit": "launch"}
 ONLY_IN |= {"wandb": "tracking", "mlflow": "tracking"}
 LAUNCH_NEEDS = {"kapdist", "launch", "submitit", "pydantic", "rich"}

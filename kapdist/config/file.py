@@ -35,6 +35,16 @@ class Layer(NamedTuple):
     values: dict[str, Any]
 
 
+class Stated(NamedTuple):
+    """What is written of a config."""
+
+    layers: list[Layer]
+    """By files, the lowest first."""
+    overrides: list[str]
+    values: dict[str, Any]
+    """By all of them together, interpolations resolved."""
+
+
 def load_config(
     model: type[AnySection],
     path: Path | None,
@@ -50,6 +60,16 @@ def load_config(
         InputError: for an unreadable file, bases that lead back, a duplicate or unknown key (names the nearest), a
             bad value (names the bound and the file that states it).
     """
+    return config_of(model, path, read_stated(model, path, overrides, values))
+
+
+def read_stated(
+    model: type[Section],
+    path: Path | None,
+    overrides: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
+) -> Stated:
+    """Read what is written of a config; arguments and errors as of `load_config`."""
     layers = [] if path is None else read_layers(path)
     if values is not None:
         layers.append(Layer(Path(ARGUMENTS), dict(values)))
@@ -58,13 +78,16 @@ def load_config(
     container = merged(layers)
     for word in unique(overrides):
         container = merge(container, parse_override(word, model))
-    container = resolved(container, path or DEFAULTS)
-    if path is not None:
-        container.setdefault("name", path.parent.name if path.name == "config.yaml" else path.stem)
+    return Stated(layers, overrides, resolved(container, path or DEFAULTS))
+
+
+def config_of(model: type[AnySection], path: Path | None, stated: Stated) -> AnySection:
+    """Return the config that is written; arguments and errors as of `load_config`."""
+    named = {} if path is None else {"name": path.parent.name if path.name == "config.yaml" else path.stem}
     try:
-        return model.model_validate(container)
+        return model.model_validate(named | stated.values)
     except ValidationError as error:
-        raise InputError(*describe(error, model, layers, overrides)) from None
+        raise InputError(*describe(error, model, stated.layers, stated.overrides)) from None
 
 
 def dump_config(config: Section) -> str:
@@ -165,7 +188,7 @@ def resolved(values: dict[str, Any], place: object) -> dict[str, Any]:
         raise InputError(place, "interpolations that resolve", first_line(error)) from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def text_of(path: Path) -> str:
     try:
         with path.open("rb") as file:
             text = file.read(LARGEST_BYTES + 1).decode()
@@ -179,7 +202,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(path, "a readable config file", reason) from None
     if len(text) > LARGEST_BYTES:
         raise InputError(path, "a config file", f"more than {LARGEST_BYTES:,} bytes")
-    values = parse(text, path)
+    return text
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    values = parse(text_of(path), path)
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -25,16 +25,20 @@ def follow(values: Any, rules: Sequence[Rule]) -> Any:
     for rule in rules:
         if not isinstance(values, dict) or any(is_made(part) for part in values.values()):
             return values  # not written by anybody: made by a program that says every value
-        written = dotted(values)
-        if written.get(rule.key) is not None:
-            continue
-        try:
-            value = rule.value(written)
-        except (TypeError, ValueError, OverflowError):  # no number: its own check will say so
-            continue
+        value = value_of(rule, dotted(values))
         if value is not None:
             values = put(values, rule.key.split("."), value)
     return values
+
+
+def value_of(rule: Rule, written: Written) -> Any:
+    """Return what follows for a rule's key; None where it is written, or its default stands."""
+    if written.get(rule.key) is not None:
+        return None
+    try:
+        return rule.value(written)
+    except (TypeError, ValueError, OverflowError):  # no number: its own check will say so
+        return None
 
 
 def is_made(part: Any) -> bool:

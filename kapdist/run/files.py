@@ -9,6 +9,7 @@ import json
 import math
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,6 +144,19 @@ def check_outputs(
                 for folder in made:
                     with contextlib.suppress(OSError):
                         folder.rmdir()
+
+
+def time_in(folder: Path) -> float:
+    """Return the time by the clock that stamps the files of a folder, seconds since the epoch; none is left there.
+
+    Ages are differences of one clock: the server of a shared file system may be minutes away from this host. Where
+    nothing can be written, the time is this host's.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
 
 
 def sync(path: Path) -> None:

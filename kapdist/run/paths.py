@@ -6,14 +6,15 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kapdist.config import KEPT, MAY_CHANGE, MAY_MOVE, Config, flatten
-from kapdist.config.file import dump_config, load_config, read_yaml
-from kapdist.config.noise_form import check_noise_form
 from kapdist.errors import InputError
 from kapdist.run.files import file_sha256, mapping_in, write_atomic
 
+if TYPE_CHECKING:  # imported where it is used: a look at many runs needs no config
+    from kapdist.config import Config
+
+DONE = "DONE"
 FACTORY = "factory_sha256"  # what plan.json calls the sha256 of the file with a network by other people
 
 
@@ -43,7 +44,7 @@ class RunDir:
         self.profiles = self.root / "profile"
         self.code = self.root / "code"
         self.slurm = self.root / "slurm"
-        self.done = self.root / "DONE"
+        self.done = self.root / DONE
         self.failed = self.root / "FAILED"
         self.lock = self.root / "LOCK"
         self.launcher = self.slurm / "LOCK"  # whoever starts the ranks here, without Slurm
@@ -107,6 +108,8 @@ class RunDir:
 
     def check_same(self, config: Config) -> None:
         """Raise InputError for the first key in which what a config learns differs from this directory's."""
+        from kapdist.config import KEPT, MAY_CHANGE, MAY_MOVE, flatten
+
         if not self.config.exists():
             return
         mine, theirs = flatten(config), flatten(self.read_config())
@@ -130,6 +133,8 @@ class RunDir:
         Raises:
             InputError: as `check`.
         """
+        from kapdist.config.file import dump_config
+
         self.check(config)
         content = dump_config(config).encode()
         if not (self.config.exists() and self.config.read_bytes() == content):
@@ -158,6 +163,10 @@ class RunDir:
         Raises:
             InputError: as `load_config` and `check_noise_form`.
         """
+        from kapdist.config import Config
+        from kapdist.config.file import load_config, read_yaml
+        from kapdist.config.noise_form import check_noise_form
+
         check_noise_form(self.config, read_yaml(self.config).get("kap"))
         return load_config(Config, self.config)
 
@@ -294,7 +303,7 @@ def weights_sha256(path: Path) -> str:
 
 def recorded_sha256(path: Path) -> str | None:
     """Return what DONE says of a file beside it; None where there is no DONE or it does not speak of it."""
-    done = RunDir(path.parent).done
+    done = path.with_name(DONE)
     if not done.exists():
         return None
     try:

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 
-from kapdist.records.metrics import read_metrics
+from kapdist.records.hours import training_hours
 from kapdist.records.sealed import read_json
-from kapdist.run.files import mapping_in
 from kapdist.run.paths import RunDir
 from kapdist.study.design import Design
 from kapdist.study.tasks import TRAINING, Task
@@ -37,16 +35,6 @@ class Hours:
     def __add__(self, other: Hours) -> Hours:
         more = self.more or other.more
         return Hours(self.used + other.used, self.lost + other.lost, self.left + other.left, more)
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One start of a training: rank 0's steps, the seconds of all ranks."""
-
-    first: int
-    """0 where it made no progress."""
-    last: int
-    seconds: float
 
 
 def hours_of_tasks(design: Design, every: Sequence[Task]) -> Mapping[str, Hours]:
@@ -86,42 +74,9 @@ def trained_share(run: RunDir, task: Task) -> float:
 
 def spent_on(task: Task) -> Hours:
     if task.kind == TRAINING:
-        return of_training(RunDir(task.result.parent), task.done or task.at_work)
+        return Hours(*training_hours(RunDir(task.result.parent), task.done or task.at_work))
     seconds = read_json(task.result).get("seconds", 0.0) if task.done else 0.0
     return Hours(seconds / 3600)
-
-
-def of_training(run: RunDir, going_on: bool) -> Hours:
-    attempts = [attempt(folder) for folder in sorted(run.attempts.glob("*"), key=lambda path: int(path.name))]
-    if run.done.exists() and not sum(one.seconds for one in attempts):  # of a version that wrote no more
-        return Hours((read_metrics(run.metrics).end or {}).get("seconds", 0.0) / 3600)
-    end = attempts[-1].last if attempts and going_on else run.newest_step()
-    used, lost = used_and_lost(attempts, end)
-    return Hours(used / 3600, lost / 3600)
-
-
-def used_and_lost(attempts: Sequence[Attempt], end: int) -> tuple[float, float]:
-    """Return the seconds of all attempts, and those whose steps were not gone on from.
-
-    Args:
-        end: the step that is reached for good: the last one's, or that of the newest checkpoint.
-    """
-    resumed = [one.first or None for one in attempts[1:]] + [end]
-    lost = 0.0
-    for number, one in enumerate(attempts):
-        until = next((step for step in resumed[number:] if step is not None), end)
-        steps = one.last - one.first
-        kept = min(max(until - one.first, 0), steps) / steps if one.first and steps > 0 else 0.0
-        lost += one.seconds * (1 - kept)
-    return sum(one.seconds for one in attempts), lost
-
-
-def attempt(folder: Path) -> Attempt:
-    # One may be on its way to be renewed, or was when the disk was full.
-    beats = [found for path in sorted(folder.glob("heartbeat-*.json")) if (found := mapping_in(path))]
-    first = beats[0] if beats else {}
-    seconds = sum(beat.get("seconds", 0.0) for beat in beats)
-    return Attempt(int(first.get("first_step", 0)), int(first.get("step", 0)), seconds)
 
 
 def total(hours: Mapping[str, Hours], names: Sequence[str]) -> Hours:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -143,3 +144,15 @@ def test_up_refuses_a_directory_that_is_not_its_own(where: str, sandbox_tool: Ca
     assert done.returncode == 2
     assert done.stdout.startswith("slurm sandbox: --dir: expected")
     assert (tmp_path / "file").exists()
+
+
+def test_the_doctor_asks_the_controller(slurm) -> None:
+    """With what the sandbox is: no tasks bound to CPUs, no cgroups, preemption that tells the job."""
+    words = [sys.executable, "-m", "kapdist.cli", "doctor", "--json", "--seconds", "60"]
+    said = json.loads(slurm.run(words, timeout=120, check=False).stdout)
+    found = {finding["name"]: finding for finding in said["findings"]}
+    version = slurm.run(["sinfo", "--version"]).stdout.split()[1]
+    assert found["Slurm"]["status"] == "ok"
+    assert found["Slurm"]["found"].startswith(f"{version}, cluster ")
+    assert "kapdist divides" in found["Slurm's tasks"]["remedy"]
+    assert found["Slurm's preemption"]["status"] == "ok"

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from kapdist.errors import InputError
+from kapdist.records.hours import Attempt, used_and_lost
 from kapdist.records.sealed import write_json
 from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir
 from kapdist.study.command import study
 from kapdist.study.design import Design, make_design
 from kapdist.study.frozen import freeze
-from kapdist.study.hours import Attempt, Hours, hours_of_tasks, used_and_lost
+from kapdist.study.hours import Hours, hours_of_tasks
 from kapdist.study.status import find_design, read_study_status
 from kapdist.study.tasks import run_dir, tasks, write_configs
 from launch.status.study import read_study_jobs

@@ -1,0 +1,91 @@
+"""What a run's attacks found, each under its protocol, and whether it is to be believed: from summaries alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kapdist.errors import InputError
+from kapdist.records.sealed import read_json
+from kapdist.run.paths import AttackDir, RunDir
+
+
+@dataclass(frozen=True)
+class Result:
+    """A merged attack, a sanity report, or both."""
+
+    name: str
+    protocol: str = ""
+    """Norm, size, list of attacks, noise."""
+    num_images: int | None = None
+    clean_accuracy: float | None = None
+    robust_accuracy: float | None = None
+    """None: there is a report and no attack of its name."""
+    interval: tuple[float, float] | None = None
+    sanity: str = ""
+    """The report's verdict; "" where there is none."""
+    believed: bool | None = None
+    """Whether stronger attacks left its number standing; None where none was tried."""
+    seconds: float = 0.0
+    """Of one process, the report's included."""
+
+
+def results_of(run: RunDir) -> tuple[Result, ...]:
+    """Return what is merged or examined, in the order of the names.
+
+    Raises:
+        InputError: a summary or a report is damaged.
+    """
+    found = [result_of(AttackDir(folder)) for folder in sorted(run.attacks.glob("*")) if folder.is_dir()]
+    return tuple(result for result in found if result is not None)
+
+
+def result_of(place: AttackDir) -> Result | None:
+    summary, report = (read_json(path) if path.exists() else None for path in (place.summary, place.sanity))
+    if summary is None and report is None:
+        return None
+    said: dict[str, Any] = {}
+    if summary is not None:
+        said = needed(place.summary, lambda: of_summary(summary))
+    if report is not None:
+        said |= needed(place.sanity, lambda: of_report(report, summary))
+    seconds = sum((one or {}).get("seconds") or 0.0 for one in (summary, report))
+    return Result(place.root.name, seconds=seconds, **said)
+
+
+def of_summary(summary: dict[str, Any]) -> dict[str, Any]:
+    robust, noise = summary["robust_accuracy"], summary["noise"]
+    words = [
+        size(summary["norm"], summary["eps"]),
+        summary["version"],
+        *([f"noise {noise}"] if noise != "off" else []),
+    ]
+    return {
+        "protocol": ", ".join(words),
+        "num_images": summary["num_images"],
+        "clean_accuracy": summary["clean_accuracy"]["value"],
+        "robust_accuracy": robust["value"],
+        "interval": (robust["low"], robust["high"]),
+    }
+
+
+def of_report(report: dict[str, Any], summary: dict[str, Any] | None) -> dict[str, Any]:
+    acted = report.get("acted")
+    believed = None if acted is None else acted["num_left"] + acted.get("forgiven", 0) >= acted["num_robust"]
+    said = {"sanity": report["verdict"], "believed": believed}
+    return said if summary else said | {"protocol": size(report["norm"], report["eps"])}
+
+
+def needed(path: Path, read: Any) -> dict[str, Any]:
+    """Return what is read out of a file; a key that it lacks is damage."""
+    try:
+        found: dict[str, Any] = read()
+    except (KeyError, TypeError) as error:
+        raise InputError(path, "what an attack or a report says", f"no {error}") from None
+    return found
+
+
+def size(norm: str, eps: float) -> str:
+    """Say a perturbation's size as papers do: Linf in steps of an 8-bit image."""
+    return f"{norm} {eps * 255:.3g}/255" if norm == "Linf" else f"{norm} {eps:g}"

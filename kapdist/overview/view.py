@@ -1,0 +1,91 @@
+"""Differences and runs on a screen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kapdist.config.origins import Value
+from kapdist.overview.attacks import Result
+from kapdist.overview.configs import Difference, Resolved, entry
+from kapdist.overview.runs import RunLine
+
+STYLES = {"running": "cyan", "done": "green", "failed": "red", "damaged": "red", "stopped": "yellow"}
+VERDICTS = {"pass": "green", "warn": "yellow", "fail": "red"}
+TITLES = ("run", "state", "step", "clean", "robust", "sanity", "hours", "changed")
+LOG_WIDTH = 140  # columns, where there is no terminal that says how wide it is
+
+
+def console() -> Console:
+    screen = Console(highlight=False)
+    return screen if screen.is_terminal else Console(width=LOG_WIDTH, highlight=False)
+
+
+def print_differences(first: Resolved, second: Resolved, found: Sequence[Difference]) -> None:
+    """Print a row for each key: its two values, each over its origin."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for title in ("", str(first.path), str(second.path)):
+        table.add_column(Text(title), overflow="fold")
+    for difference in found:
+        table.add_row(difference.key, told(difference.first), told(difference.second))
+    screen = console()
+    if found:
+        screen.print(table)
+    else:
+        screen.print(Text(f"{first.path} and {second.path} have the same values"))
+
+
+def told(value: Value) -> Text:
+    return Text.assemble(entry("", value.value).partition(": ")[2], ("\n" + str(value.origin), "dim"))
+
+
+def print_runs(folder: object, runs: Sequence[RunLine]) -> None:
+    """Print a row for each run, a line in it for each attack."""
+    screen, table = console(), Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    rows = [row(run) for run in runs]
+    shown = [number for number in range(len(TITLES)) if any(cells[number] for cells in rows)]
+    for title in (TITLES[number] for number in shown):
+        right = title in ("step", "clean", "hours", "changed")
+        table.add_column(title, justify="right" if right else "left", no_wrap=title != "run")
+    for cells in rows:
+        table.add_row(*(cells[number] for number in shown))
+    if runs:
+        screen.print(table)
+    for run in runs:
+        if run.why and run.state in ("failed", "damaged", "stopped"):
+            screen.print(Text.assemble(f"{run.name}: ", (f"{run.state}: {run.why}", STYLES[run.state])))
+    counts = {state: sum(run.state == state for run in runs) for state in dict.fromkeys(run.state for run in runs)}
+    told_states = ", ".join(f"{count} {state}" for state, count in counts.items())
+    screen.print(Text(f"{len(runs)} runs below {folder}" + (f": {told_states}" if runs else ""), "dim"))
+
+
+def row(run: RunLine) -> list[Text]:
+    steps = "" if run.step is None else f"{run.step:,}" + (f"/{run.total_steps:,}" if run.total_steps else "")
+    examined = any(attack.sanity for attack in run.attacks)
+    sanity = [Text(attack.sanity or "-", VERDICTS.get(attack.sanity, "")) for attack in run.attacks if examined]
+    return [
+        Text(run.name, overflow="fold"),
+        Text(run.state, STYLES.get(run.state, "")),
+        Text(steps),
+        Text("" if run.clean_accuracy is None else f"{run.clean_accuracy:.1%}"),
+        Text("\n").join(map(withstood, run.attacks)),
+        Text("\n").join(sanity),
+        Text(f"{run.hours:.1f}" if run.hours >= 1 else f"{run.hours:.2g}" if run.hours else ""),
+        Text(time.strftime("%m-%d %H:%M", time.localtime(run.changed)) if run.changed else ""),
+    ]
+
+
+def withstood(attack: Result) -> Text:
+    if attack.robust_accuracy is None or attack.interval is None:
+        return Text(f"{attack.name}: {attack.protocol}, examined alone", "dim")
+    low, high = attack.interval
+    doubt = ", not believed" if attack.believed is False else ""
+    share = f"{100 * attack.robust_accuracy:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+    return Text.assemble(
+        f"{share} ", (f"{attack.protocol} of {attack.num_images:,}{doubt}", "red" if doubt else "dim")
+    )

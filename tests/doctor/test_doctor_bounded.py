@@ -1,0 +1,91 @@
+"""An examination that hangs, raises, dies or talks is a line of the table, and ends nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kapdist.doctor.bounded import Examination, examine
+from kapdist.doctor.finding import Finding, judged, ok
+
+SECONDS = 3.0
+
+
+def fine() -> Iterator[Finding]:
+    print("this is nobody's")
+    os.write(2, b"nor is this")
+    yield ok("one", "fine")
+    yield ok("two", "fine too")
+
+
+def raising() -> Iterator[Finding]:
+    yield ok("before", "known")
+    raise RuntimeError("no such\nthing")
+
+
+def dying() -> Iterator[Finding]:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    yield ok("never", "")
+
+
+def leaving() -> Iterator[Finding]:
+    yield ok("before", "known")
+    raise SystemExit(3)
+
+
+def looked_at(*looks: object, seconds: float = SECONDS) -> list[Finding]:
+    every = [Examination(look.__name__, look, "wrong", "what to do") for look in looks]  # type: ignore[attr-defined]
+    return examine(every, seconds)
+
+
+def test_findings_come_in_the_order_of_the_table(capfd: pytest.CaptureFixture[str]) -> None:
+    found = looked_at(fine, raising, fine)
+    assert [finding.name for finding in found] == ["one", "two", "before", "raising", "one", "two"]
+    assert found[3] == Finding("raising", "wrong", "could not be looked at: RuntimeError: no such", "what to do")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_library_that_kills_the_process_is_a_line() -> None:
+    found = looked_at(dying, leaving)
+    assert found[0] == Finding("dying", "wrong", "the process that looked died of SIGSEGV", "what to do")
+    assert found[1].found == "known"
+    assert "SystemExit" in found[2].found
+
+
+def test_what_hangs_is_given_up_and_what_it_started_is_ended(tmp_path: Path) -> None:
+    """A command of Slurm's that waits for a controller, and a system call that nobody answers."""
+    noted = tmp_path / "pid"
+
+    def hanging() -> Iterator[Finding]:
+        yield ok("before", "known")
+        child = subprocess.Popen(["sleep", "600"])
+        noted.write_text(str(child.pid))
+        child.wait()
+
+    def deaf() -> Iterator[Finding]:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
+        yield ok("never", "")
+
+    began = time.monotonic()
+    found = looked_at(hanging, deaf, fine)
+    assert time.monotonic() - began < 10 * SECONDS
+    assert [finding.name for finding in found] == ["before", "hanging", "deaf", "one", "two"]
+    assert [found[1].found, found[2].found] == [f"no answer within {SECONDS:g} s"] * 2
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{noted.read_text()}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{noted.read_text()}").exists()
+
+
+def test_a_finding_is_as_grave_as_its_gravest_problem() -> None:
+    problems = ((True, "note", "a"), (False, "wrong", "b"), (True, "wrong", "c"))
+    assert judged("n", "f", *problems) == Finding("n", "wrong", "f", "a; c")  # type: ignore[arg-type]
+    assert judged("n", "f", problems[0]) == Finding("n", "note", "f", "a")  # type: ignore[arg-type]
+    assert judged("n", "f", problems[1]) == Finding("n", "ok", "f")  # type: ignore[arg-type]

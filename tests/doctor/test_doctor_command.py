@@ -1,0 +1,60 @@
+"""The command on this machine: within its time, one line for each thing, an exit code that tells."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kapdist.doctor import computing
+from kapdist.doctor.examinations import EXAMINATIONS
+
+COMMAND = [sys.executable, "-m", "kapdist.cli", "doctor", "--seconds", "60"]  # of a machine that others use too
+CPU_SECONDS = 3.0
+
+
+def test_nothing_is_wrong_here_and_it_takes_a_moment(tmp_path: Path) -> None:
+    """Time on the CPU, of all processes together: others do not lengthen that as they do the time by the clock."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([*COMMAND, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < CPU_SECONDS
+    said = json.loads(done.stdout)
+    names = {finding["name"] for finding in said["findings"]}
+    assert {"Python", "torch", "GPUs", "FFCV", "Slurm", "locks", "clock", "CPUs", "memory", "/dev/shm"} <= names
+    assert len(names) >= len(EXAMINATIONS)
+    wrong = [finding for finding in said["findings"] if finding["status"] == "wrong"]
+    assert len(wrong) == said["wrong"]
+    assert done.returncode == bool(wrong)
+    assert {finding["name"] for finding in wrong} <= {"room"}, wrong
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_devices_compute_what_they_should() -> None:
+    """Twos under a 3 x 3 kernel of threes over three channels are 162; a wrong one is seen."""
+    import torch
+
+    assert computing.computes("cpu").status == "ok"
+    convolve = torch.nn.functional.conv2d
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "conv2d", lambda *words: convolve(*words) + 1e-4)
+        assert computing.computes("cpu").status == "wrong"
+    assert computing.computes("meta").status == "wrong"  # which has shapes and no numbers
+
+
+def test_a_controller_that_hangs_is_wrong_and_hangs_nothing(tmp_path: Path) -> None:
+    for name in ("sbatch", "srun", "squeue", "scontrol", "scancel"):
+        (tmp_path / name).write_text("#!/bin/sh\nexec sleep 600\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    words = [*COMMAND[:-1], "8"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "wrong Slurm" in done.stdout
+    assert "no answer within 8 s" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
