@@ -16,9 +16,9 @@ from typing import Protocol, TypeVar
 from kapdist.config.fields import Section
 from kapdist.config.file import load_config
 from kapdist.errors import InputError
-from kapdist.run.paths import AttackDir, RunDir, StudyDir
+from kapdist.run.paths import AttackDir, RunDir, SeedsDir, StudyDir
 from kapdist.run.standard_output import open_standard_streams
-from launch import slurm
+from launch import journal, slurm
 from launch.cluster import ClusterConfig, load_cluster, split_words
 
 C = TypeVar("C", bound=Section)
@@ -33,7 +33,7 @@ class Command(Protocol):
     """
 
     @property
-    def directory(self) -> RunDir | AttackDir | StudyDir: ...
+    def directory(self) -> RunDir | AttackDir | StudyDir | SeedsDir: ...
     def dry_run(self) -> str: ...
     def is_needed(self, force: bool) -> bool: ...
     def queue(self) -> str: ...
@@ -66,6 +66,7 @@ def submit(command: Command, arguments: argparse.Namespace) -> bool:
         print(command.dry_run())
         return False
     with slurm.submitting(command.directory.slurm):
+        journal.settle(command.directory.slurm)
         needed = command.is_needed(arguments.force)
         if needed and (queued := command.queue()):
             print(f"{queued} (python launch/status.py {shlex.quote(str(command.directory.root))})")

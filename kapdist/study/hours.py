@@ -92,7 +92,7 @@ def spent_on(task: Task) -> Hours:
 
 
 def of_training(run: RunDir, going_on: bool) -> Hours:
-    attempts = [attempt(folder) for folder in sorted(run.attempts.glob("*"), key=lambda path: int(path.name))]
+    attempts = [attempt(run.attempts / str(number)) for number in range(1, run.last_attempt() + 1)]
     if run.done.exists() and not sum(one.seconds for one in attempts):  # of a version that wrote no more
         return Hours((read_metrics(run.metrics).end or {}).get("seconds", 0.0) / 3600)
     end = attempts[-1].last if attempts and going_on else run.newest_step()
