@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from queued import Queue
 
 from kapdist.config import AttackConfig, Config
 from kapdist.config.file import dump_config, load_config
@@ -27,37 +28,6 @@ from launch.submission import Submission
 from launch.train import TrainCommand
 
 CONFIG = AttackConfig(name="a", chunk_size=8)
-
-
-class Queue:
-    """Takes jobs and numbers them from 1."""
-
-    def __init__(self) -> None:
-        self.taken: list[Submission] = []
-        self.cancelled: list[str] = []
-        self.refuses = ""
-
-    def submit(self, what: Submission, calls: Any) -> str:
-        if what.about["kind"] == self.refuses:
-            raise InputError("sbatch", "a job that this cluster takes", "none")
-        self.taken.append(what)
-        return str(len(self.taken))
-
-    def cancel(self, numbers: Any) -> None:
-        self.cancelled += numbers
-
-    @property
-    def kinds(self) -> list[str]:
-        return [what.about["kind"] for what in self.taken]
-
-
-@pytest.fixture
-def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
-    queue = Queue()
-    monkeypatch.setattr(slurm, "submit", queue.submit)
-    monkeypatch.setattr(slurm, "cancel_and_wait", queue.cancel)
-    monkeypatch.setattr(slurm, "alive", lambda jobs: list(jobs))
-    return queue
 
 
 @pytest.fixture
