@@ -206,6 +206,7 @@ def seeds_of(place: str, value: Any, default: tuple[int, ...]) -> tuple[int, ...
         return each_once(TypeAdapter(Seeds).validate_python(value))
     except (ValidationError, ValueError) as error:
         said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        said = said.removeprefix("Value error, ").removeprefix("Input should be ")
         raise InputError(place, said, shown(value)) from None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 from pathlib import Path
@@ -42,9 +41,10 @@ def kill(what: Submission, calls: Any) -> str:
 @pytest.fixture
 def cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of an array of two runs whose launcher died while sbatch was at work."""
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(slurm, "submit", kill)
+    monkeypatch.setattr(slurm, "submit", kill)
+    with pytest.raises(Killed):
         journal.queue(two(tmp_path / "a"), [], [tmp_path / "run0", tmp_path / "run1"])
+    monkeypatch.undo()
     return tmp_path / "a"
 
 
@@ -147,9 +147,10 @@ def test_a_launch_after_one_that_was_cut_off_queues_nothing(
     command = TrainCommand(run, load_config(Config, tiny_config), ClusterConfig())
     monkeypatch.setattr(train, "snapshot", lambda *_: Path("/code"))
     how = argparse.Namespace(dry_run=False, force=False)
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(slurm, "submit", kill)
+    monkeypatch.setattr(slurm, "submit", kill)
+    with pytest.raises(Killed):
         submit(command, how)
+    monkeypatch.setattr(slurm, "submit", queue.submit)
     answer(monkeypatch, "9")
     assert not submit(command, how)
     assert queue.taken == []
@@ -175,7 +176,9 @@ def test_tokens_are_found_in_the_queue_and_in_the_accounts(monkeypatch: pytest.M
 
 
 def test_the_comment_is_the_user_s_and_then_the_token() -> None:
-    what = submission("x", Path("/f"), ClusterConfig(comment="it's mine"), Path("/code"), "launch.after", kind="train")
+    what = submission(
+        "x", Path("/f"), ClusterConfig(comment="it's mine"), Path("/code"), "launch.after", kind="train"
+    )
     (option,) = [line for line in what.script().splitlines() if line.startswith("#SBATCH --comment=")]
     assert token_in(option) == what.token
     assert token_in("it's mine") == ""
