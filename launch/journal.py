@@ -78,7 +78,7 @@ def settle(folder: Path) -> None:
                 print(f"{folder.parent}: job {found[intent.token]} was queued by a command that was cut off")
             elif jobs.time_in(folder) - intent.line["submitted"] > ON_ITS_WAY_SECONDS:
                 write(folder, {"token": intent.token, "absent": True})
-        if len(found) < len(unknown):
+        if unanswered(folder):
             time.sleep(0.5)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from submitit.core.utils import DelayedSubmission
 
+from kapdist.environment import user_name
 from kapdist.errors import InputError
 from kapdist.run.files import write_atomic
 from kapdist.run.lock import locked_in_turn
@@ -21,6 +22,8 @@ from launch.call import Call
 from launch.submission import Submission, token_in
 
 SECONDS = 60.0
+# Of what sbatch says where it fails: the controller may have the job all the same.
+UNSURE = re.compile("timed out|unable to contact|zero bytes|connection|transport", re.IGNORECASE)
 TIMEOUTS = 3  # that submitit counts and nobody here asks for
 
 
@@ -43,12 +46,12 @@ def submit(what: Submission, calls: Sequence[Call]) -> str:
     write_atomic(script, what.script())
     with outside_of_jobs():
         done = answer("sbatch", str(script), seconds=SECONDS)
-    if done is None:
-        raise InputError("sbatch", f"an answer in {SECONDS:g} s (the next launch looks for the job)", "none")
-    job = re.search(r"batch job (\d+)", done.stdout)
-    if done.returncode or job is None:
-        raise RefusedError("sbatch", "a job that this cluster takes", own_words(done.stderr or done.stdout))
-    return job[1]
+    said = own_words(done.stderr or done.stdout) if done else f"none in {SECONDS:g} s"
+    if done and done.returncode == 0 and (job := re.search(r"batch job (\d+)", done.stdout)):
+        return job[1]
+    if done and done.returncode and not UNSURE.search(said):
+        raise RefusedError("sbatch", "a job that this cluster takes", said)
+    raise InputError("sbatch", "a job's number (the same command again looks for the job first)", said)
 
 
 class RefusedError(InputError):
@@ -62,13 +65,14 @@ def submitted_as(tokens: Iterable[str], users: Iterable[str], since: float) -> d
         users: who submitted them.
         since: when the first of them was, seconds since the epoch.
     """
-    wanted, whose = set(tokens), "--user=" + ",".join(sorted(users))
-    queue = ask("squeue", whose, "--noheader", "--states=all", "--format=%F|%k")
+    wanted, others = set(tokens), {*users} - {user_name()}
+    whose = ["--user=" + ",".join(sorted(users))] if others else []
+    queue = ask("squeue", *(whose or ["--me"]), "--noheader", "--states=all", "--format=%F|%k")
     if queue is None and shutil.which("squeue"):
         return None
     # The accounts have those that the controller has forgotten, where the cluster keeps comments.
     began = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 3600))  # another clock
-    accounts = ask("sacct", "-X", "-n", "-P", f"--starttime={began}", whose, "-o", "JobID,Comment")
+    accounts = ask("sacct", "-X", "-n", "-P", f"--starttime={began}", *whose, "-o", "JobID,Comment")
     rows = [line.partition("|") for text in (accounts, queue) for line in (text or "").splitlines()]
     found = {token_in(comment): job.partition("_")[0] for job, _, comment in rows}
     return {token: found[token] for token in wanted & found.keys()}

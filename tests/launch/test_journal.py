@@ -175,6 +175,29 @@ def test_tokens_are_found_in_the_queue_and_in_the_accounts(monkeypatch: pytest.M
     assert slurm.submitted_as(["aaa"], ["me"], 0.0) is None
 
 
+@pytest.mark.parametrize(
+    ("code", "said", "refused"),
+    [
+        (1, "sbatch: error: Batch job submission failed: Invalid account", True),
+        (1, "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", False),
+        (1, "sbatch: error: Unable to contact slurm controller (connect failure)", False),
+        (0, "what a site's own sbatch says", False),
+        (None, "", False),  # nothing within the time limit
+    ],
+)
+def test_what_slurm_may_have_taken_all_the_same_is_no_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int | None, said: str, refused: bool
+) -> None:
+    done = None if code is None else subprocess.CompletedProcess([], code, "", said)
+    monkeypatch.setattr(slurm, "answer", lambda *_, **__: done)
+    monkeypatch.setattr(slurm.shutil, "which", lambda _: "/usr/bin/sbatch")
+    with pytest.raises(InputError) as error:
+        journal.queue(two(tmp_path), [])
+    assert isinstance(error.value, slurm.RefusedError) == refused
+    assert (said.rpartition(": ")[2] or "none in 60 s") in str(error.value)
+    assert len(journal.unanswered(tmp_path)) == (not refused)
+
+
 def test_the_comment_is_the_user_s_and_then_the_token() -> None:
     what = submission(
         "x", Path("/f"), ClusterConfig(comment="it's mine"), Path("/code"), "launch.after", kind="train"
