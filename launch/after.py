@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple, cast
 from kapdist.records.sharding import chunks_and_costs, chunks_of, finished_chunks
 from kapdist.run.ends import deaths, end_of, killed_by
 from kapdist.run.files import write_atomic
-from kapdist.run.lock import other_at_work
+from kapdist.run.lock import clear, other_at_work
 from kapdist.run.paths import AttackDir, RunDir, StudyDir
 from launch import jobs, slurm
 from launch.cluster import ClusterConfig, Kind, load_cluster
@@ -66,6 +66,8 @@ class Start:
     def held_by(self, code: int) -> str:
         """Name who is at work where the ranks that ended with this code wanted to be; shards work side by side."""
         alone = self.kind not in ("shard", "model")
+        if code == HELD and alone:
+            clear(self.run.lock)
         return str(other_at_work(self.run.lock) or "") if code and alone else ""
 
 

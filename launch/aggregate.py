@@ -9,15 +9,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from kapdist.config import AttackConfig
+from kapdist.config.file import load_config
 from kapdist.errors import InputError, LockedError
 from kapdist.records.sharding import missing_shards
 from kapdist.run.files import write_atomic
 from kapdist.run.paths import AttackDir, RunDir
-from launch import jobs, slurm
+from launch import jobs, journal, slurm
 from launch.after import CLUSTER, Start, first_line, has_successor, shard_failed
-from launch.array import AttackJobs
+from launch.array import AttackJobs, folders_of
 from launch.cluster import load_cluster
-from launch.planned import is_planned_as_submitted
+from launch.planned import ATTACK, is_planned_as_submitted
 from launch.status.slurm import Answers, ask_slurm, newest_of_shards
 
 
@@ -41,7 +43,8 @@ def aggregate(run: RunDir, attack: AttackDir, retry: int) -> None:
         if not missing:
             merge_and_report(run, attack)
         elif retry < cluster.shard_retries and not note_cancelled(attack, missing, lines):
-            queued = AttackJobs(run, attack, cluster, Path(array["snapshot"]))
+            folders = folders_of(run, load_config(AttackConfig, attack.slurm / ATTACK))
+            queued = AttackJobs(run, attack, cluster, Path(array["snapshot"]), folders=folders)
             once_more(queued, list(missing), array["num_shards"], retry)
         else:
             found = "; ".join(describe(attack, shard, chunks) for shard, chunks in missing.items())
@@ -79,6 +82,7 @@ def was_cancelled(attack: AttackDir, shard: int, key: str, answers: Answers) -> 
 def once_more(queued: AttackJobs, missing: list[int], num_shards: int, retry: int) -> None:
     """Queue the missing shards and the next aggregation, once: this job may itself have been started twice."""
     attack, mine = queued.attack, slurm.this_job()
+    journal.settle(attack.slurm)
     if has_successor(attack, mine):
         return
     # An earlier start of this job was killed before its last submission.

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kapdist.config import AttackConfig
 from kapdist.errors import InputError
 from kapdist.run.paths import AttackDir, RunDir
-from launch import jobs, slurm
+from launch import journal, slurm
 from launch.call import Call
 from launch.cluster import ClusterConfig
+from launch.container import folders_named
 from launch.planned import ATTACK
 from launch.submission import Submission, submission
 
@@ -31,6 +33,8 @@ class AttackJobs:
     """Snapshot that the jobs run."""
     trainings: Sequence[str] = ()
     """Jobs that the plan waits for."""
+    folders: Sequence[Path] = ()
+    """That the jobs read and write, beside the attack's own."""
     taken: list[str] = field(default_factory=list)
     """The jobs that Slurm has taken so far."""
 
@@ -74,10 +78,8 @@ class AttackJobs:
         return plan, arrays, queue(self.aggregation(arrays), [last])
 
     def queue(self, what: Submission, calls: Sequence[Call]) -> str:
-        job = slurm.submit(what, calls)
-        self.taken.append(job)
-        jobs.remember(self.attack.slurm, job, what)
-        return job
+        self.taken.append(journal.queue(what, calls))
+        return self.taken[-1]
 
     def take_back(self) -> str:
         """Cancel what was queued so far; return what is to be said of it."""
@@ -124,10 +126,19 @@ class AttackJobs:
     ) -> Submission:
         name = f"{self.run.name}/{self.attack.root.name}/{kind}"
         folder = self.attack.slurm
-        return submission(name, folder, cluster, self.code, last_word, sbatch=dependency, kind=kind, **more)
+        folders = [self.run.root, *self.folders]
+        return submission(
+            name, folder, cluster, self.code, last_word, sbatch=dependency, kind=kind, folders=folders, **more
+        )
 
     def last_word(self, kind: str, more: str = "") -> str:
         return " ".join(filter(None, ["launch.after", kind, shlex.quote(str(self.attack.root)), more]))
+
+
+def folders_of(run: RunDir, config: AttackConfig) -> list[Path]:
+    """Return the folders that an attack and the run that it is on name: data, weights, other runs."""
+    configs = (run.read_config(), config) if run.config.exists() else (config,)
+    return list(folders_named(configs))
 
 
 def needs(done: Sequence[str] = (), ended: Sequence[str] = ()) -> dict[str, str]:

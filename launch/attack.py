@@ -25,7 +25,7 @@ from kapdist.run.lock import check_free
 from kapdist.run.paths import AttackDir, RunDir
 from launch import jobs, slurm
 from launch.after import CLUSTER
-from launch.array import AttackJobs
+from launch.array import AttackJobs, folders_of
 from launch.call import Call
 from launch.cluster import ClusterConfig
 from launch.command import command_line, parse, parser_of, submit
@@ -54,14 +54,21 @@ class AttackCommand:
     run: RunDir
     config: AttackConfig
     cluster: ClusterConfig
+    training: str = ""
+    """What --dry-run calls the job that trains the run, where none does yet."""
 
     @property
     def directory(self) -> AttackDir:
         return self.run.attack(self.config.name)
 
+    def jobs(self, code: Path, trainings: Sequence[str]) -> AttackJobs:
+        folders = folders_of(self.run, self.config)
+        return AttackJobs(self.run, self.directory, self.cluster, code, trainings, folders)
+
     def dry_run(self) -> str:
         """Return the scripts of the plan, the arrays and the aggregation, and write nothing."""
-        code, trainings = self.directory.code / "1", trainings_to_wait_for(self.run, self.config)
+        code = self.directory.code / "1"
+        trainings = [self.training] if self.training else trainings_to_wait_for(self.run, self.config)
         planned = is_planned(self.directory, self.config) and not trainings
         scripts: list[str] = []
 
@@ -69,8 +76,7 @@ class AttackCommand:
             scripts.append(what.script())
             return str(what.about["kind"]).upper()
 
-        what = AttackJobs(self.run, self.directory, self.cluster, code, trainings)
-        what.each(*self.shards_to_run(planned), keep, with_plan=not planned)
+        self.jobs(code, trainings).each(*self.shards_to_run(planned), keep, with_plan=not planned)
         written = f"# {self.directory.slurm / ATTACK}: the resolved config\n# {describe(code)}"
         return "\n\n".join([*scripts, written])
 
@@ -80,8 +86,9 @@ class AttackCommand:
         if attack.summary.exists() and not force:
             print(f"{attack.root}: done: {attack.summary} (--force merges it anew)")
             return False
-        living = slurm.alive(line["job"] for line in jobs.remembered(attack.slurm))
-        if living and not force:
+        lines = jobs.remembered(attack.slurm)
+        living = slurm.alive(line["job"] for line in lines)
+        if living and not force and not jobs.cut_off(lines, living, "aggregate"):
             print(f"{attack.root}: job {', '.join(living)} waits or runs (--force cancels it and submits the rest)")
             return False
         slurm.cancel_and_wait(living)
@@ -95,8 +102,7 @@ class AttackCommand:
             planned = is_planned(attack, self.config) and not trainings
             self.prepare()
             shards, num_shards = self.shards_to_run(planned)
-            code = snapshot(attack.code, self.run.root.parent)
-            queued = AttackJobs(self.run, attack, self.cluster, code, trainings)
+            queued = self.jobs(snapshot(attack.code, self.run.root.parent), trainings)
             return queued.submit(shards, num_shards, with_plan=not planned)
 
     def prepare(self) -> None:
@@ -139,7 +145,7 @@ def trainings_of(run: RunDir) -> list[str]:
     run.load_config()
     if run.done.exists():
         return []
-    if living := slurm.alive(line["job"] for line in jobs.remembered(run.slurm) if line["kind"] == "train"):
+    if living := jobs.training_jobs(run):
         return living
     if worker := trainer(run, seen_elsewhere=False):
         raise InputError(run.root, "a run that is done, or whose training is a job to wait for", worker)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from kapdist.config.fields import Name, Natural, NonNegative, Section
+from kapdist.config.fields import Name, Natural, NonNegative, Section, one_word
 from kapdist.config.file import load_config
 
 PREFIX = "cluster."
 Kind = Literal["train", "plan", "shard", "aggregate", "model", "study"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+OUTSIDE: tuple[Kind, ...] = ("aggregate", "study")  # of a container: they queue jobs, or need no more than a page
 
 # What kapdist gives to sbatch itself, and what would keep it from learning the job's number, and where to say it.
 OURS = {
@@ -34,6 +36,7 @@ OURS = {
     **dict.fromkeys(("dependency", "kill-on-invalid-dep"), "jobs wait for those they need"),
     **dict.fromkeys(("output", "error", "open-mode"), "logs are in slurm/"),
     **dict.fromkeys(("wrap", "parsable", "quiet", "test-only", "wait"), "it changes what sbatch answers"),
+    "comment": "comment=",
     "chdir": "jobs work in the folder that the command is called from, where relative paths begin",
 }
 
@@ -56,6 +59,28 @@ def staying_here(words: tuple[str, ...]) -> tuple[str, ...]:
     return words
 
 
+def folders_in(mount: str) -> str:
+    """Return a mount as both runtimes spell it; a folder alone has the same name inside."""
+    if not re.fullmatch(r"/[^\s:,]*(:/[^\s:,]*(:r[ow])?)?", mount):
+        raise ValueError("/folder, /folder:/inside or /folder:/inside:ro, without commas and spaces")
+    return mount if ":" in mount else f"{mount}:{mount}"
+
+
+MailKind = Literal[
+    "BEGIN",
+    "END",
+    "FAIL",
+    "REQUEUE",
+    "INVALID_DEPEND",
+    "TIME_LIMIT",
+    "TIME_LIMIT_90",
+    "TIME_LIMIT_80",
+    "TIME_LIMIT_50",
+    "ARRAY_TASKS",
+    "ALL",
+]
+Mount = Annotated[str, AfterValidator(folders_in)]
+Image = Annotated[str, Field(pattern=r"^[\w./~][\w.:/@#+=~-]*$", max_length=500)]
 Options = Annotated[dict[str, str | int | float | bool], AfterValidator(without_ours)]
 SignalSeconds = Annotated[int, Field(ge=1, le=65535)]  # sbatch takes no more
 
@@ -79,6 +104,17 @@ class JobConfig(Section):
     """How long before the time limit the ranks are told to save and leave."""
     sbatch: Options = Field(default_factory=dict)
     """Added to the cluster's `sbatch`, key by key; `false` takes a flag away."""
+
+
+class MailConfig(Section):
+    """Mail from Slurm; one value is the address."""
+
+    stands_for = "user"
+
+    user: Annotated[str, Field(pattern=r"^[\w][\w.@%+-]*$", max_length=254)] | None = None
+    """Whom Slurm writes to; without one it writes to nobody."""
+    kinds: Annotated[tuple[MailKind, ...], Field(min_length=1), BeforeValidator(one_word)] = ("END", "FAIL")
+    """What it writes about, in Slurm's own words; of an array as a whole, unless ARRAY_TASKS is among them."""
 
 
 class ClusterConfig(Section):
@@ -113,6 +149,18 @@ class ClusterConfig(Section):
     """Variables of the ranks: NCCL_SOCKET_IFNAME, NCCL_IB_HCA, GLOO_SOCKET_IFNAME and the like."""
     python: str | None = None
     """Interpreter on the nodes; by default the one that submits."""
+    container: Image | None = None
+    """Image that ranks run in: a file, or what the runtime pulls. Aggregations and a study's page run outside."""
+    container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
+    """What runs it: srun's own options (pyxis), or `apptainer exec --nv` around each rank."""
+    container_python: str = "python3"
+    """Interpreter inside of the image; `python` is the one outside, which has the last word of every job."""
+    container_mounts: tuple[Mount, ...] = ()
+    """Further folders, /outside:/inside[:ro]; the working directory, runs, code and data are mounted anyway."""
+    mail: MailConfig = MailConfig()
+    """Whom Slurm sends mail, and about what."""
+    comment: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=200)] | None = None
+    """Stands in the comment of every job, before kapdist's own mark."""
     signal_seconds: SignalSeconds = 120
     """How long before the time limit the ranks are told to save and leave."""
     max_failures: Natural = 3
@@ -151,6 +199,7 @@ class ClusterConfig(Section):
         if kind == "train":
             return self.model_copy(update=given)
         one = {"nodes": 1, "ranks_per_node": 1, "memory_gb": self.memory_gb / self.ranks_per_node} | given
+        one |= {"container": None} if kind in OUTSIDE else {}
         return self.model_copy(update=one | {"gpus_per_node": min(1, one.get("gpus_per_node", self.gpus_per_node))})
 
     @model_validator(mode="after")

@@ -17,9 +17,9 @@ from kapdist.config.fields import Section
 from kapdist.config.file import load_config
 from kapdist.errors import InputError
 from kapdist.run.installed import extras_named
-from kapdist.run.paths import AttackDir, RunDir, StudyDir
+from kapdist.run.paths import AttackDir, RunDir, SeedsDir, StudyDir
 from kapdist.run.standard_output import open_standard_streams
-from launch import slurm
+from launch import journal, slurm
 from launch.cluster import ClusterConfig, load_cluster, split_words
 
 C = TypeVar("C", bound=Section)
@@ -35,7 +35,7 @@ class Command(Protocol):
     """
 
     @property
-    def directory(self) -> RunDir | AttackDir | StudyDir: ...
+    def directory(self) -> RunDir | AttackDir | StudyDir | SeedsDir: ...
     def dry_run(self) -> str: ...
     def is_needed(self, force: bool) -> bool: ...
     def queue(self) -> str: ...
@@ -80,6 +80,7 @@ def submit(command: Command, arguments: argparse.Namespace) -> bool:
         print(command.dry_run())
         return False
     with slurm.submitting(command.directory.slurm):
+        journal.settle(command.directory.slurm)
         needed = command.is_needed(arguments.force)
         if needed and (queued := command.queue()):
             print(f"{queued} ({spelled('status')} {shlex.quote(str(command.directory.root))})")

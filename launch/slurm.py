@@ -11,13 +11,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from kapdist.environment import user_name
 from kapdist.errors import InputError
+from kapdist.run.files import write_atomic
 from kapdist.run.lock import locked_in_turn
 from kapdist.run.slurm import answer
 from launch.call import Call
-from launch.submission import Submission
+from launch.submission import Submission, token_in
 
 SECONDS = 60.0
+# Of what sbatch says where it fails: the controller may have the job all the same.
+UNSURE = re.compile("timed out|unable to contact|zero bytes|connection|transport", re.IGNORECASE)
+TIMEOUTS = 3  # that submitit counts and nobody here asks for
 
 
 def submit(what: Submission, calls: Sequence[Call]) -> str:
@@ -26,21 +31,51 @@ def submit(what: Submission, calls: Sequence[Call]) -> str:
     Returns the job's number.
 
     Raises:
-        InputError: Slurm refuses it, in Slurm's own words, or is not there.
+        RefusedError: Slurm refuses it, in Slurm's own words, or is not there: nothing was queued.
+        InputError: Slurm does not say whether it was.
     """
     if shutil.which("sbatch") is None:
-        raise InputError("sbatch", "Slurm on this machine (or --local)", "nothing")
-    import submitit  # of the extra `cluster`: looking at what runs, and --local, do without
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
+        raise RefusedError("sbatch", "Slurm on this machine (or --local)", "nothing")
+    from submitit.core.utils import DelayedSubmission  # of the extra `cluster`: looking at what runs does without
 
-    try:
-        executor = submitit.SlurmExecutor(what.folder, python=what.python)
-        executor.update_parameters(**what.parameters)
-        with outside_of_jobs():
-            jobs = executor.submit_array(calls) if what.elements > 1 else [executor.submit(calls[0])]
-    except (FailedJobError, FailedSubmissionError) as error:
-        raise InputError("sbatch", "a job that this cluster takes", own_words(str(error))) from None
-    return str(jobs[0].job_id).partition("_")[0]
+    for number, call in enumerate(calls):
+        given = DelayedSubmission(call)
+        given.set_timeout(what.parameters["time"], TIMEOUTS)
+        given.dump(what.call(number))
+    script = what.folder / f"submission-{what.token}.sh"
+    write_atomic(script, what.script())
+    with outside_of_jobs():
+        done = answer("sbatch", str(script), seconds=SECONDS)
+    said = own_words(done.stderr or done.stdout) if done else f"none in {SECONDS:g} s"
+    if done and done.returncode == 0 and (job := re.search(r"batch job (\d+)", done.stdout)):
+        return job[1]
+    if done and done.returncode and not UNSURE.search(said):
+        raise RefusedError("sbatch", "a job that this cluster takes", said)
+    raise InputError("sbatch", "a job's number (the same command again looks for the job first)", said)
+
+
+class RefusedError(InputError):
+    """Slurm does not take a job."""
+
+
+def submitted_as(tokens: Iterable[str], users: Iterable[str], since: float) -> dict[str, str] | None:
+    """Return {token: job} of those submissions that became jobs; None if Slurm does not answer.
+
+    Args:
+        users: who submitted them.
+        since: when the first of them was, seconds since the epoch.
+    """
+    wanted, others = set(tokens), {*users} - {user_name()}
+    whose = ["--user=" + ",".join(sorted(users))] if others else []
+    queue = ask("squeue", *(whose or ["--me"]), "--noheader", "--states=all", "--format=%F|%k")
+    if queue is None and shutil.which("squeue"):
+        return None
+    # The accounts have those that the controller has forgotten, where the cluster keeps comments.
+    began = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 3600))  # another clock
+    accounts = ask("sacct", "-X", "-n", "-P", f"--starttime={began}", *whose, "-o", "JobID,Comment")
+    rows = [line.partition("|") for text in (accounts, queue) for line in (text or "").splitlines()]
+    found = {token_in(comment): job.partition("_")[0] for job, _, comment in rows}
+    return {token: found[token] for token in wanted & found.keys()}
 
 
 @contextlib.contextmanager

@@ -12,13 +12,14 @@ import argparse
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
 
 from kapdist.run.files import to_json
+from kapdist.run.paths import RunDir, SeedsDir
 from launch.command import command_line, plain_parser
-from launch.jobs import time_in
+from launch.jobs import remembered
 from launch.status.run import Status, read_status
 from launch.status.study import StudyJobsStatus, is_study, read_study_jobs
 
@@ -29,7 +30,8 @@ Anything = Status | StudyJobsStatus
 def main() -> None:
     arguments = parse()
     if arguments.json:
-        print(to_json(look(arguments.run).describe(), indent=2))
+        found = [one.describe() for one in look(arguments.run)]
+        print(to_json(found[0] if len(found) == 1 else found, indent=2))
     elif arguments.watch is None:
         from rich.console import Console
 
@@ -38,19 +40,33 @@ def main() -> None:
         watch(arguments.run, arguments.watch)
 
 
-def look(root: Path) -> Anything:
-    return read_study_jobs(root, time_in(root)) if is_study(root) else read_status(root)
+def look(roots: Sequence[Path]) -> list[Anything]:
+    each = [run for root in roots for run in runs_of(root)]
+    return [read_study_jobs(root, time_in(root)) if is_study(root) else read_status(root) for root in each]
 
 
-def drawn(found: Anything) -> RenderableType:
+def runs_of(root: Path) -> list[Path]:
+    """Return the runs of several seeds where this is the directory of their jobs, else the directory itself."""
+    if is_study(root) or RunDir(root).config.exists():
+        return [root]
+    names = {name: None for line in remembered(SeedsDir(root).slurm) for name in line.get("models", ())}
+    return [root.absolute().parent / name for name in sorted(names)] or [root]
+
+
+def drawn(found: Sequence[Anything]) -> RenderableType:
+    from rich.console import Group
+
     from launch.status.table import render
 
-    return found.render() if isinstance(found, StudyJobsStatus) else render(found)
+    return Group(*(one.render() if isinstance(one, StudyJobsStatus) else render(one) for one in found))
 
 
 def parse() -> argparse.Namespace:
     parser = plain_parser("status", __doc__)
-    parser.add_argument("run", type=Path, help="directory of a run, of an attack, or of a study")
+    about = (
+        "directory of a run, of an attack, of a study, or of several seeds; several are shown one below the other"
+    )
+    parser.add_argument("run", type=Path, nargs="+", help=about)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print everything as JSON")
     how.add_argument(
@@ -71,7 +87,7 @@ def seconds(word: str) -> float:
     return value
 
 
-def watch(root: Path, pause: float) -> None:
+def watch(roots: Sequence[Path], pause: float) -> None:
     """Show it until nothing more will happen, or until Ctrl-C, which is how one leaves.
 
     A terminal shows the last look in place; a pipe or a file gets one look after the other.
@@ -82,19 +98,19 @@ def watch(root: Path, pause: float) -> None:
     console = Console()
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as shown:
         live = shown.enter_context(Live(console=console, auto_refresh=False)) if console.is_terminal else None
-        for found in statuses(root, pause):
+        for found in statuses(roots, pause):
             if live:
                 live.update(drawn(found), refresh=True)
             else:
                 console.print(drawn(found), "")
 
 
-def statuses(root: Path, pause: float) -> Iterator[Anything]:
+def statuses(roots: Sequence[Path], pause: float) -> Iterator[Sequence[Anything]]:
     """Yield the status again and again; after the last, nothing more will happen by itself."""
-    while not (found := look(root)).ended:
-        yield found
+    yield (found := look(roots))
+    while not all(one.ended for one in found):
         time.sleep(pause)
-    yield found
+        yield (found := look(roots))
 
 
 if __name__ == "__main__":

@@ -63,6 +63,9 @@ class StudyCommand:
         """Whether each attack has jobs of its own: its plan, its shards, its aggregation."""
         return self.cluster.shards > 1
 
+    def jobs(self, code: Path) -> StudyJobs:
+        return StudyJobs(self.directory, self.cluster, code, [run.config for run in self.design.trained])
+
     def missing(self) -> list[Trained]:
         names = {task.run.name for task in tasks(self.design) if not task.done}
         return [run for run in self.design.trained if run.name in names]
@@ -70,7 +73,7 @@ class StudyCommand:
     def dry_run(self) -> str:
         """Return the scripts of the arrays and of the last job."""
         code = self.directory.code / "1"
-        queued = StudyJobs(self.directory, self.cluster, code)
+        queued = self.jobs(code)
         untrained = [run for run in self.runs(self.missing()) if not run.done.exists()]
         trained = [run for run in self.runs(self.missing()) if run.done.exists()]
         scripts = [queued.trainings(piece).script() for piece in queued.pieces(untrained)]
@@ -86,10 +89,15 @@ class StudyCommand:
         if place.finished.exists() and not self.missing() and not force:
             print(f"{place.root}: done: {place.page} (--force writes the page anew)")
             return False
-        living = slurm.alive(line["job"] for line in jobs.remembered(place.slurm))
+        lines = jobs.remembered(place.slurm)
+        living = slurm.alive(line["job"] for line in lines)
         if living and not force:
-            print(f"{place.root}: job {', '.join(living)} waits or runs (--force cancels it and queues the rest)")
-            return False
+            if not jobs.cut_off(lines, living, "study"):
+                print(
+                    f"{place.root}: job {', '.join(living)} waits or runs (--force cancels it and queues the rest)"
+                )
+                return False
+            living = [line["job"] for line in lines if line["job"] in living and line["kind"] != "train"]
         slurm.cancel_and_wait(living)
         check_free(place.lock)
         return True
@@ -107,7 +115,7 @@ class StudyCommand:
         missing = self.missing()
         for run in missing:
             self.prepare(run)
-        queued = StudyJobs(place, self.cluster, snapshot(place.code, place.root.parent))
+        queued = self.jobs(snapshot(place.code, place.root.parent))
         before = [job for behind in self.trained_by(missing, queued) for job in self.asked(behind, queued)]
         last = queued.queue(queued.page(before), [Call("launch.rank:finish_study", (place.config,))])
         return f"{place.root}: {len(missing)} models in job {', '.join(before) or 'none'}, then job {last}"
@@ -115,7 +123,7 @@ class StudyCommand:
     def prepare(self, run: Trained) -> None:
         """Write what the jobs of a model read, and forget how earlier ones ended."""
         place = self.directory.run(run.name)
-        if not place.done.exists() and not training_job(place):
+        if not place.done.exists() and not jobs.training_jobs(place):
             check_free(place.lock)
             TrainCommand(place, run.config, self.cluster).prepare()
         write_atomic(place.slurm / CLUSTER, dump_config(self.cluster))
@@ -127,10 +135,9 @@ class StudyCommand:
         """Queue the trainings; yield the models by what they wait for."""
         places = self.runs(missing)
         trained = [run for run in places if run.done.exists()]
-        by_others = {run: job for run in places if run not in trained and (job := training_job(run))}
+        by_others = {run: found[-1] for run in places if run not in trained and (found := jobs.training_jobs(run))}
         for piece in queued.pieces([run for run in places if run not in trained and run not in by_others]):
-            calls = [Call("launch.rank:train", (run.root,)) for run in piece]
-            yield Behind(piece, queued.queue(queued.trainings(piece), calls, piece))
+            yield Behind(piece, queued.train(piece))
         yield from (Behind([run], job) for run, job in by_others.items())
         yield from map(Behind, queued.pieces(trained))
 
@@ -147,7 +154,7 @@ class StudyCommand:
 
     def attacks_on(self, run: RunDir) -> Iterator[str]:
         """Queue the attacks on a run that are missing, each with jobs of its own; yield the last job of each."""
-        possible = run.done.exists() or training_job(run)  # of what has failed meanwhile there is no attack
+        possible = run.done.exists() or jobs.training_jobs(run)  # of what has failed meanwhile there is no attack
         for task in tasks(self.design) if possible else ():
             if task.run.name == run.name and task.kind == ATTACK:
                 command = AttackCommand(run, self.design.attacks[task.attack].config, self.cluster)
@@ -155,12 +162,6 @@ class StudyCommand:
                     if command.is_needed(force=False):
                         command.queue()
                 yield from slurm.alive([line["job"] for line in jobs.remembered(command.directory.slurm)][-1:])
-
-
-def training_job(run: RunDir) -> str:
-    """Return the job that trains a run, "" if none does."""
-    lines = [line["job"] for line in jobs.remembered(run.slurm) if line["kind"] == "train"]
-    return next(iter(slurm.alive(lines[-1:])), "")
 
 
 if __name__ == "__main__":

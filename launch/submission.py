@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kapdist.errors import InputError
 from launch.cluster import ClusterConfig
+from launch.container import Container
+
+MARK = "kapdist:"  # and the token, in a job's comment
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class Submission:
     Args:
         folder: where its script, logs and pickles go.
         parameters: of submitit's SlurmExecutor, in sbatch's own names.
-        python: the interpreter on the nodes.
+        python: the interpreter on the nodes, and what stands before it.
         elements: of the array; 0 is a single job.
     """
 
@@ -29,15 +34,38 @@ class Submission:
     elements: int = 0
     about: dict[str, Any] = field(default_factory=dict)
     """Written beside the job's number: kind, shards, snapshot."""
+    token: str = "TOKEN"
+    """Of this submission alone: the job carries it, so that it is found where its number was lost."""
 
     def script(self) -> str:
         """Return the batch script, as submitit writes it."""
         from submitit.slurm.slurm import _make_sbatch_string
 
         command = f"{self.python} -u -m submitit.core._submit {shlex.quote(str(self.folder.absolute()))}"
-        # submitit makes a plain job of an array with one element.
+        own = {
+            "comment": " ".join(filter(None, [self.parameters.get("comment"), MARK + self.token])),
+            "setup": [*self.parameters.get("setup", ()), self.take_call()],
+        }
+        # One element makes a plain job.
         map_count = self.elements if self.elements > 1 else None
-        return _make_sbatch_string(command, self.folder, **self.parameters, map_count=map_count)
+        return _make_sbatch_string(command, self.folder, **self.parameters | own, map_count=map_count)
+
+    def call(self, number: object) -> Path:
+        """Return where the call of an element lies until it starts."""
+        return self.folder.absolute() / f"call-{self.token}-{number}.pkl"
+
+    def take_call(self) -> str:
+        """Return the shell line that gives a start its call: whoever submitted may not live to do it."""
+        call = shlex.quote(str(self.call("")).removesuffix(".pkl")) + "${SLURM_ARRAY_TASK_ID:-0}.pkl"
+        job = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+        given = f"{shlex.quote(str(self.folder.absolute()))}/{job}_submitted.pkl"
+        return f'call={call}; [ ! -e "$call" ] || mv "$call" {given}'
+
+
+def token_in(comment: str) -> str:
+    """Return the token that a job's comment holds, "" if none."""
+    found = re.search(rf"{MARK}(\w+)", comment)
+    return found[1] if found else ""
 
 
 def submission(
@@ -49,6 +77,7 @@ def submission(
     *,
     sbatch: dict[str, str] | None = None,
     elements: int = 0,
+    folders: Sequence[Path] = (),
     **about: Any,
 ) -> Submission:
     """Put together what one job asks for.
@@ -59,10 +88,13 @@ def submission(
         snapshot: the code that the job runs.
         last_word: module and arguments that are run when the ranks have ended, with their exit code after them.
         sbatch: options of this job alone.
+        folders: that its ranks read and write, beside the working directory, `folder` and `snapshot`.
         about: for the record of the jobs.
     """
     check_pattern(folder)
-    python = from_snapshot(cluster, snapshot)
+    python = from_snapshot(cluster.python or shlex.quote(sys.executable), snapshot)
+    container = Container(cluster, [folder, snapshot, *folders]) if cluster.container else None
+    inside = [*container.wrapper, from_snapshot(cluster.container_python, snapshot)] if container else [python]
     log = "%A_%a_{}_log.out" if elements > 1 else "%j_{}_log.out"
     logs = f"{str(folder.absolute()).replace('%', '%%')}/{log}"
     parameters: dict[str, Any] = {
@@ -73,6 +105,9 @@ def submission(
         "cpus_per_task": cluster.cpus_per_rank,
         "gpus_per_node": cluster.gpus_per_node or None,
         "partition": cluster.partition,
+        "comment": cluster.comment,
+        "mail_user": cluster.mail.user,
+        "mail_type": ",".join(cluster.mail.kinds) if cluster.mail.user else None,
         "account": cluster.account,
         "qos": cluster.qos,
         "constraint": cluster.constraint,
@@ -84,17 +119,17 @@ def submission(
         | memory(cluster)
         | options(cluster)
         | (sbatch or {}),
-        "srun_args": srun_words(logs, cluster),
+        "srun_args": [*srun_words(logs, cluster), *(container.srun_words if container else ())],
         "setup": setup(folder, cluster, snapshot),
         "teardown": ["code=$?", "trap '' TERM  # the last word's too", f"exec {python} -m {last_word} $code"],
     }
-    return Submission(folder, parameters, python, elements, about | {"snapshot": str(snapshot.absolute())})
+    about |= {"snapshot": str(snapshot.absolute())}
+    return Submission(folder, parameters, " ".join(inside), elements, about)
 
 
-def from_snapshot(cluster: ClusterConfig, snapshot: Path) -> str:
+def from_snapshot(python: str, snapshot: Path) -> str:
     """Return what takes `-m MODULE` as an interpreter does, with the snapshot's modules."""
-    script = snapshot.absolute() / "launch" / "module.py"
-    return f"{cluster.python or shlex.quote(sys.executable)} -u {shlex.quote(str(script))}"
+    return f"{python} -u {shlex.quote(str(snapshot.absolute() / 'launch' / 'module.py'))}"
 
 
 def srun_words(logs: str, cluster: ClusterConfig) -> list[str]:

@@ -1,6 +1,7 @@
 """Queue a training on Slurm, or run the same job on this machine: python launch/train.py CONFIG [key=value ...]
 
-One command per run: it is continued from its newest checkpoint until DONE is in its directory.
+One command per run: it is continued from its newest checkpoint until DONE is in its directory. With --then attacks
+on it, and their reports, are queued behind it; with --seeds there is a run for each seed, an element of one array.
 """
 
 from __future__ import annotations
@@ -11,19 +12,27 @@ from pathlib import Path
 # The checkout that this file lies in is what is submitted, whatever else is installed.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import argparse
 import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kapdist.config import Config, check_limits
-from kapdist.config.file import dump_config
+from kapdist.config import AttackConfig, Config, check_limits
+from kapdist.config.file import dump_config, load_config
+from kapdist.errors import InputError
 from kapdist.run.files import output, write_atomic
 from kapdist.run.lock import check_free
-from kapdist.run.paths import RunDir
-from launch import jobs, local, slurm
+from kapdist.run.paths import RunDir, SeedsDir
+from kapdist.study.design import seeds_of
+from launch import jobs, journal, local, slurm
 from launch.after import CLUSTER, Start
+from launch.attack import AttackCommand
 from launch.call import Call
-from launch.cluster import ClusterConfig
+from launch.cluster import ClusterConfig, split_words
 from launch.command import command_line, parse, parser_of, submit
+from launch.container import folders_named
+from launch.planned import refuse_another
+from launch.runs import RunArrays
 from launch.snapshot import describe, snapshot
 from launch.submission import Submission, submission
 
@@ -32,11 +41,66 @@ def main() -> None:
     force = "start anew what runs, or run on what is done"
     parser = parser_of("train", __doc__, "YAML file of the training", force)
     parser.add_argument("--local", action="store_true", help="run the job here, without Slurm")
+    parser.add_argument(
+        "--seeds", metavar="N", help="an array of N runs with seeds 0 to N - 1, or of the seeds A,B,C"
+    )
+    parser.add_argument("--then", type=Path, action="append", default=[], help="YAML file of an attack to follow")
     arguments, config, cluster = parse(parser, Config)
     check_limits(config)
-    run = RunDir((config.runs_dir / config.name).absolute())
-    if submit(TrainCommand(run, config, cluster, arguments.local), arguments) and arguments.local:
-        sys.exit(local.train(run, cluster))
+    for option in ("seeds", "then"):
+        if arguments.local and getattr(arguments, option):
+            raise InputError(f"--{option}", "jobs of Slurm's (no --local)", "--local")
+    command: TrainCommand | SeedsCommand = TrainCommand(directory_of(config), config, cluster, arguments.local)
+    if arguments.seeds:
+        command = SeedsCommand(tuple(with_seeds(arguments, config, cluster)), config, cluster)
+    attacks = list(attacks_on(command.runs, arguments, cluster))
+    if submit(command, arguments) and arguments.local:
+        sys.exit(local.train(directory_of(config), cluster))
+    for attack in attacks:
+        submit(attack, arguments)
+
+
+def directory_of(config: Config) -> RunDir:
+    return RunDir((config.runs_dir / config.name).absolute())
+
+
+def with_seeds(arguments: argparse.Namespace, config: Config, cluster: ClusterConfig) -> Iterator[TrainCommand]:
+    """Yield the training of each seed, named after it.
+
+    Raises:
+        InputError: seeds that are none or there twice, or one in the words too.
+    """
+    words, _ = split_words(arguments.words)
+    if given := [word for word in words if word.startswith("seed=")]:
+        raise InputError("--seeds", "seeds here or in a word, not in both", given[0])
+    words = [word for word in words if not word.startswith("name=")]
+    for seed in read_seeds(arguments.seeds):
+        own = load_config(Config, arguments.config, [*words, f"name={config.name}_seed{seed}", f"seed={seed}"])
+        yield TrainCommand(directory_of(own), own, cluster)
+
+
+def read_seeds(text: str) -> tuple[int, ...]:
+    value = int(text) if text.isdecimal() else text.split(",")
+    return seeds_of("--seeds", value, ())
+
+
+def attacks_on(
+    runs: Sequence[RunDir], arguments: argparse.Namespace, cluster: ClusterConfig
+) -> Iterator[AttackCommand]:
+    """Yield the attacks that follow, on every run.
+
+    Raises:
+        InputError: an attack on another model, one that is there twice, or another than the one that was planned.
+    """
+    configs = [load_config(AttackConfig, path) for path in arguments.then]
+    for path, config in zip(arguments.then, configs, strict=True):
+        if config.model.factory:
+            raise InputError(path, "an attack on what is trained", f"model.factory={config.model.factory}")
+        if [other.name for other in configs].count(config.name) > 1:
+            raise InputError("--then", "attacks of different names", f"{config.name} twice")
+        for run in runs:
+            refuse_another(run.attack(config.name), config)
+            yield AttackCommand(run, config, cluster, "" if run.done.exists() else "TRAIN")
 
 
 @dataclass(frozen=True)
@@ -48,11 +112,17 @@ class TrainCommand:
     cluster: ClusterConfig
     local: bool = False
 
+    @property
+    def runs(self) -> list[RunDir]:
+        return [self.directory]
+
     def submission(self, code: Path) -> Submission:
         """Return what is submitted, with a snapshot of the code; pure."""
         run = self.directory
         last_word = f"launch.after train {shlex.quote(str(run.root))}"
-        return submission(run.name, run.slurm, self.cluster.of("train"), code, last_word, kind="train")
+        folders = [run.root, *folders_named(self.config)]
+        cluster = self.cluster.of("train")
+        return submission(run.name, run.slurm, cluster, code, last_word, kind="train", folders=folders)
 
     def dry_run(self) -> str:
         run, code = self.directory, self.directory.code / "1"
@@ -73,7 +143,7 @@ class TrainCommand:
         """
         run = self.directory
         run.check(self.config)
-        living = slurm.alive(line["job"] for line in jobs.remembered(run.slurm) if line["kind"] == "train")
+        living = jobs.training_jobs(run)
         if living and not force:
             run.check_same(self.config)
             print(f"{run.root}: job {', '.join(living)} waits or runs (--force cancels it and submits another)")
@@ -107,9 +177,56 @@ class TrainCommand:
         if self.local:
             return ""
         what = self.submission(snapshot(run.code, run.root.parent))
-        job = slurm.submit(what, [Call("launch.rank:train", (run.root,))])
-        jobs.remember(run.slurm, job, what)
+        job = journal.queue(what, [Call("launch.rank:train", (run.root,))])
         return f"{run.root}: job {job}"
+
+
+@dataclass(frozen=True)
+class SeedsCommand:
+    """The trainings of several seeds, one array; those that are done, wait or run are left out."""
+
+    trainings: tuple[TrainCommand, ...]
+    config: Config
+    cluster: ClusterConfig
+
+    @property
+    def directory(self) -> SeedsDir:
+        return SeedsDir((self.config.runs_dir / f"{self.config.name}_seeds").absolute())
+
+    @property
+    def runs(self) -> list[RunDir]:
+        return [training.directory for training in self.trainings]
+
+    def arrays(self, code: Path) -> RunArrays:
+        return RunArrays(self.directory, self.cluster, code, [training.config for training in self.trainings])
+
+    def dry_run(self) -> str:
+        code = self.directory.code / "1"
+        arrays = self.arrays(code)
+        scripts = [arrays.trainings(piece).script() for piece in arrays.pieces(self.runs)]
+        written = [f"# {run.config}: the resolved config" for run in self.runs]
+        return "\n\n".join([*scripts, "\n".join([*written, f"# {describe(code)}"])])
+
+    def is_needed(self, force: bool) -> bool:
+        """Say of each that is done, or waits or runs, that it is; those that are left are queued."""
+        for run in self.runs:
+            journal.settle(run.slurm)
+        needed = [training for training in self.trainings if training.is_needed(force)]
+        return bool(needed)
+
+    def queue(self) -> str:
+        missing = [
+            training
+            for training in self.trainings
+            if not (training.directory.done.exists() or jobs.training_jobs(training.directory))
+        ]
+        for training in missing:
+            training.prepare()
+        place = self.directory
+        write_atomic(place.slurm / CLUSTER, dump_config(self.cluster))
+        queued = self.arrays(snapshot(place.code, place.root.parent))
+        pieces = list(queued.pieces([training.directory for training in missing]))
+        return f"{place.root}: {len(missing)} trainings in job {', '.join(map(queued.train, pieces))}"
 
 
 if __name__ == "__main__":

@@ -119,6 +119,13 @@ def other_at_work(path: Path) -> Holder | None:
     return found
 
 
+def clear(path: Path) -> None:
+    """Remove a lock whose holder is gone: whoever was refused may have been where Slurm cannot be asked."""
+    left, found = content(path), holder_of(path)
+    if found is not None and is_alive(found) is False:
+        bury(path, left)
+
+
 def acquire(path: Path, mine: Path) -> None:
     """Link `mine` to `path`, which only one process can do; remove what a dead holder left."""
     for _ in range(10):

@@ -248,6 +248,16 @@ class StudyDir:
         return self.configs / "attacks" / f"{name}.yaml"
 
 
+class SeedsDir:
+    """The directory of the jobs that train several seeds of one config; the runs lie beside it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self.name = self.root.name
+        self.code = self.root / "code"
+        self.slurm = self.root / "slurm"
+
+
 def labels(roots: Sequence[Path]) -> list[str]:
     """Name each run by its directory, with as many parents as tell all of them apart."""
     parts = [root.resolve().parts for root in roots]

@@ -168,7 +168,7 @@ def trainings(path: Path, base: Path, config: StudyConfig, arm: str) -> Iterator
     """Yield the trainings of an arm: every point of its grid, with every seed."""
     place = f"{path}: arms.{arm}"
     values = dotted(config.arms[arm] or {})
-    seeds = seeds_of(place, values.pop("seeds", None), config.seeds)
+    seeds = seeds_of(f"{place}.seeds", values.pop("seeds", None), config.seeds)
     if taken := [key for key in FORBIDDEN if key in values]:
         raise InputError(place, f"keys of what is trained ({taken[0]} is the study's own)", taken[0])
     runs_dir = StudyDir(config.studies_dir / config.name).runs
@@ -206,7 +206,8 @@ def seeds_of(place: str, value: Any, default: tuple[int, ...]) -> tuple[int, ...
         return each_once(TypeAdapter(Seeds).validate_python(value))
     except (ValidationError, ValueError) as error:
         said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise InputError(f"{place}.seeds", said, shown(value)) from None
+        said = said.removeprefix("Value error, ").removeprefix("Input should be ")
+        raise InputError(place, said, shown(value)) from None
 
 
 def resolved(place: str, kind: type[AnySection], base: Path | None, values: Mapping[str, Any]) -> AnySection:

@@ -13,6 +13,7 @@ from kapdist.records.sharding import finished_chunks, missing_shards, num_chunks
 from kapdist.run.paths import AttackDir
 from launch.after import Start, first_line, shard_failed
 from launch.jobs import time_in
+from launch.journal import last_trouble
 from launch.status.explanation import LogLine, explain
 from launch.status.slurm import FAILS, RUNS, WAITS, Answers, JobStatus, newest_of_shards
 from launch.status.training import Verdict, at_work, scan
@@ -64,6 +65,8 @@ class Attack:
     summary: dict[str, Any] = field(default_factory=dict)
     """The merged result: counts and accuracies with their intervals."""
     log_line: LogLine | None = None
+    queueing: str = ""
+    """What is wrong with its newest submission."""
 
 
 def read_attack(directory: AttackDir, lines: Iterable[Mapping[str, Any]], answers: Answers) -> Attack:
@@ -88,6 +91,7 @@ def read_attack(directory: AttackDir, lines: Iterable[Mapping[str, Any]], answer
         seconds_left=(total - len(finished)) / rate if rate and total is not None else None,
         summary={key: summary[key] for key in RESULT if key in summary},
         log_line=explanation(directory, found, jobs),
+        queueing=last_trouble(directory.slurm),
     )
 
 

@@ -13,6 +13,7 @@ from kapdist.run.paths import StudyDir
 from kapdist.study.status import StudyStatus, find_design, read_study_status
 from kapdist.study.view import render
 from launch.jobs import remembered
+from launch.journal import last_trouble
 from launch.status.slurm import JobStatus, ask_slurm
 from launch.status.table import job_rows, table
 
@@ -28,6 +29,8 @@ class StudyJobsStatus:
     failed: str
     """What the job of the page says of its failure."""
     now: float
+    queueing: str = ""
+    """What is wrong with the newest submission."""
 
     @property
     def ended(self) -> bool:
@@ -42,7 +45,7 @@ class StudyJobsStatus:
         notes = [Text(f"the page failed: {self.failed}", style="red")] if self.failed else []
         if not self.slurm_answers:
             notes.append(Text("Slurm does not answer", style="yellow"))
-        return Group(render(self.study), *notes, table(job_rows(self.jobs, self.now)))
+        return Group(render(self.study), *notes, table(job_rows(self.jobs, self.now, self.queueing)))
 
 
 def is_study(root: Path) -> bool:
@@ -62,4 +65,5 @@ def read_study_jobs(root: Path, now: float) -> StudyJobsStatus:
         slurm_answers=answers.queue is not None,
         failed=place.failed.read_text().partition("\n")[0] if place.failed.exists() else "",
         now=now,
+        queueing=last_trouble(place.slurm),
     )

@@ -10,11 +10,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from kapdist.study.hours import figure
 from launch.status.attack import Attack, Shards
 from launch.status.explanation import LogLine
 from launch.status.run import Status
 from launch.status.slurm import JobStatus
-from launch.status.training import Training, Verdict
+from launch.status.training import GpuHours, Training, Verdict
 
 COLOURS = {"DONE": "green", "FAILED": "red", "RUNNING": "cyan", "PENDING": "yellow"}
 WORDS = {"STOPPED": "stopped", "UNKNOWN": "unknown"}
@@ -76,7 +77,9 @@ def training_rows(found: Training, now: float) -> Iterator[Row]:
         yield "ranks", ranks(found)
     for odd in found.silent:
         yield "", Text(odd, style="bold red")
-    yield from job_rows(found.jobs, now)
+    yield from job_rows(found.jobs, now, found.queueing)
+    if found.hours:
+        yield "hours", spent(found.hours)
     if found.num_attempts:
         yield "attempts", f"{found.num_attempts} ({count(found.restarts, 'restart')})"
     for attempt in found.attempts[-SHOWN:]:
@@ -106,20 +109,26 @@ def ranks(found: Training) -> str:
     return f"{len(found.ranks)}, last sign of life {duration(newest)} ago"
 
 
+def spent(hours: GpuHours) -> str:
+    return f"{figure(hours.used)} {hours.unit} used, {figure(hours.lost)} of them lost"
+
+
 def ending(end: dict[str, Any]) -> str:
     word = f"failed with exit code {end['code']}" if end["failed"] else "was stopped"
     reason = f": {short(end['reason'])}" if end["reason"] else ""
     return f"{'job ' + end['job'] if end['job'] else 'a start here'} {word} at step {end['progress']}{reason}"
 
 
-def job_rows(jobs: list[JobStatus], now: float) -> Iterator[Row]:
-    """Yield a line for each of the newest jobs."""
+def job_rows(jobs: list[JobStatus], now: float, trouble: str = "") -> Iterator[Row]:
+    """Yield a line for each of the newest jobs, and what is wrong with the newest submission."""
     for job in jobs[-SHOWN:]:
         states = ", ".join(
             f"{n} {state}" if sum(job.states.values()) > 1 else state for state, n in job.states.items()
         )
         reason = f" ({job.reason})" if job.reason else ""
         yield "job", f"{job.job} {job.kind}: {states}{reason}, queued {duration(now - job.submitted)} ago"
+    if trouble:
+        yield "job", Text(short(trouble), style="red")
 
 
 def attack_rows(found: Attack, now: float) -> Iterator[Row]:
@@ -134,7 +143,7 @@ def attack_rows(found: Attack, now: float) -> Iterator[Row]:
     for name in ("clean", "robust"):
         if result := found.summary.get(f"{name}_accuracy"):
             yield name, f"{result['value']:.2%} (95% interval {result['low']:.2%} to {result['high']:.2%})"
-    yield from job_rows(found.jobs, now)
+    yield from job_rows(found.jobs, now, found.queueing)
 
 
 def shard_rows(shards: Shards) -> Iterator[Row]:

@@ -11,11 +11,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kapdist.errors import InputError
+from kapdist.records.hours import training_hours
 from kapdist.run.ends import deaths
+from kapdist.run.files import mapping_in
 from kapdist.run.lock import holder_of, lives_here
 from kapdist.run.paths import RunDir
-from launch.after import Start
+from launch.after import CLUSTER, Start
+from launch.cluster import load_cluster
 from launch.jobs import time_in
+from launch.journal import last_trouble
 from launch.restarts import End
 from launch.status.explanation import LogLine, explain, last_line, tail
 from launch.status.slurm import Answers, JobStatus
@@ -60,6 +65,18 @@ class Rank:
 
 
 @dataclass(frozen=True)
+class GpuHours:
+    """What a training has taken: the GPUs that its ranks had, times the hours that they had them."""
+
+    unit: str
+    """GPU-hours; rank-hours where it had no GPUs."""
+    used: float
+    """Those that were lost among them."""
+    lost: float
+    """Of steps that were done again, or will be, and of starts that came to no step."""
+
+
+@dataclass(frozen=True)
 class Training:
     """The status of a training."""
 
@@ -91,6 +108,10 @@ class Training:
     silent: list[str] = field(default_factory=list)
     """What is odd about ranks of a training that runs."""
     log_line: LogLine | None = None
+    hours: GpuHours | None = None
+    """Of all attempts; None before the first."""
+    queueing: str = ""
+    """What is wrong with its newest submission."""
 
 
 def read_training(run: RunDir, lines: Iterable[Mapping[str, Any]], answers: Answers) -> Training:
@@ -115,7 +136,26 @@ def read_training(run: RunDir, lines: Iterable[Mapping[str, Any]], answers: Answ
         ranks=ranks,
         silent=oddities(ranks) if runs else [],
         log_line=explanation(run, found, jobs, ends, newest),
+        hours=gpu_hours(run, going_on=found.state in ("RUNNING", "DONE")),
+        queueing=last_trouble(run.slurm),
     )
+
+
+def gpu_hours(run: RunDir, *, going_on: bool) -> GpuHours | None:
+    """Return the hours of all ranks, times the GPUs of each where it has any."""
+    (used, lost), gpus = training_hours(run, going_on), gpus_per_rank(run)
+    if not used:
+        return None
+    return GpuHours("GPU-hours" if gpus else "rank-hours", (gpus or 1) * used, (gpus or 1) * lost)
+
+
+def gpus_per_rank(run: RunDir) -> float:
+    """Return how many GPUs are taken for each rank: as many as were asked for; without Slurm one, if it has any."""
+    with contextlib.suppress(InputError):
+        cluster = load_cluster(run.slurm / CLUSTER).of("train")
+        if cluster.gpus_per_node:
+            return cluster.gpus_per_node / cluster.ranks_per_node
+    return float(mapping_in(run.environment).get("device", "cpu") != "cpu")
 
 
 def verdict(

@@ -131,6 +131,16 @@ def test_what_somebody_else_works_on_is_not_given_up(run: RunDir, scontrol, code
     assert run.failed.read_text().startswith("given up: wrong input")
 
 
+def test_the_last_word_removes_a_lock_of_which_ranks_could_not_see_that_its_holder_is_gone(
+    run: RunDir, scontrol
+) -> None:
+    """In a container nobody answers for another job; outside, on the same node, one can look."""
+    scontrol(KNOWN)
+    write_atomic(run.lock, json.dumps(asdict(replace(this_process(), pid=4194000, job="8"))))
+    assert last_word(run, HELD) == 0
+    assert not run.lock.exists()
+
+
 def test_the_lock_of_the_job_s_own_rank_is_nobody_else_s(run: RunDir, scontrol) -> None:
     write_atomic(run.lock, json.dumps(asdict(replace(this_process(), host="n2", boot="2", job="7"))))
     os.environ["SLURMD_NODENAME"] = "n1"

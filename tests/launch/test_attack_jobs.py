@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from queued import Queue
 
 from kapdist.config import AttackConfig, Config
 from kapdist.config.file import dump_config, load_config
@@ -16,7 +17,7 @@ from kapdist.run.files import write_atomic, write_json
 from kapdist.run.lock import locked
 from kapdist.run.paths import AttackDir, RunDir
 from launch import aggregate as aggregation
-from launch import jobs, slurm
+from launch import jobs
 from launch.after import CLUSTER, Start, conclude, shard_failed
 from launch.array import AttackJobs
 from launch.attack import AttackCommand, summary_set_aside, trainings_to_wait_for
@@ -27,37 +28,6 @@ from launch.submission import Submission
 from launch.train import TrainCommand
 
 CONFIG = AttackConfig(name="a", chunk_size=8)
-
-
-class Queue:
-    """Takes jobs and numbers them from 1."""
-
-    def __init__(self) -> None:
-        self.taken: list[Submission] = []
-        self.cancelled: list[str] = []
-        self.refuses = ""
-
-    def submit(self, what: Submission, calls: Any) -> str:
-        if what.about["kind"] == self.refuses:
-            raise InputError("sbatch", "a job that this cluster takes", "none")
-        self.taken.append(what)
-        return str(len(self.taken))
-
-    def cancel(self, numbers: Any) -> None:
-        self.cancelled += numbers
-
-    @property
-    def kinds(self) -> list[str]:
-        return [what.about["kind"] for what in self.taken]
-
-
-@pytest.fixture
-def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
-    queue = Queue()
-    monkeypatch.setattr(slurm, "submit", queue.submit)
-    monkeypatch.setattr(slurm, "cancel_and_wait", queue.cancel)
-    monkeypatch.setattr(slurm, "alive", lambda jobs: list(jobs))
-    return queue
 
 
 @pytest.fixture
@@ -100,6 +70,25 @@ def test_an_attack_that_is_refused_half_way_leaves_no_job(
         jobs_of(attack).submit([0, 1], 2, with_plan=True)
     assert queue.cancelled == taken
     assert (f"job {', '.join(taken)}, queued before it, is cancelled" in str(error.value)) == bool(taken)
+
+
+def test_a_chain_that_was_cut_off_is_queued_anew(
+    attack: AttackDir, queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever queued it died before the aggregation, which waits for all."""
+    command = AttackCommand(RunDir(attack.root.parents[1]), CONFIG, ClusterConfig())
+    left = [jobs_of(attack).plan(), jobs_of(attack).array([0], 1, 1, "1", "")]
+    for number, what in enumerate(left):
+        jobs.remember(attack.slurm, str(number + 1), what)
+        queue.cancelled.clear()
+        assert command.is_needed(force=False)
+        assert queue.cancelled == ["1", "2"][: number + 1]
+    jobs.remember(attack.slurm, "3", jobs_of(attack).aggregation(["2"]))
+    assert not command.is_needed(force=False)
+    assert "job 1, 2, 3 waits or runs" in capsys.readouterr().out
+    # The aggregation runs and is about to queue what is missing once more.
+    jobs.remember(attack.slurm, "4", left[1])
+    assert not command.is_needed(force=False)
 
 
 # Done, and not

@@ -16,6 +16,7 @@ from kapdist.config import Config
 from kapdist.config.file import dump_config, load_config
 from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir
+from launch.jobs import remembered
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,7 +51,7 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(tiny_config: Path) -> No
 
 
 def test_the_same_words_are_printed_and_submitted(tiny_config: Path, tmp_path: Path) -> None:
-    """The sbatch in front of Slurm's only keeps what it is given."""
+    """The sbatch in front of Slurm's only keeps what it is given, a token of its own in the place of TOKEN."""
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "sbatch").write_text(f'#!/bin/bash\ncp "$1" {tmp_path}/given.sh; echo Submitted batch job 7\n')
@@ -62,7 +63,9 @@ def test_the_same_words_are_printed_and_submitted(tiny_config: Path, tmp_path: P
     printed = launch(*words, "--dry-run", cwd=tmp_path).stdout.partition("\n# /")[0]
     done = launch(*words, cwd=tmp_path, path=path)
     assert done.stdout.endswith(f"job 7 (python launch/status.py '{tmp_path}/my runs/tiny')\n"), done.stderr
-    assert (tmp_path / "given.sh").read_text() == printed
+    (line,) = remembered(tmp_path / "my runs" / "tiny" / "slurm")
+    assert (tmp_path / "given.sh").read_text() == printed.replace("TOKEN", line["token"])
+    assert printed.count("TOKEN") == 2
 
 
 def test_a_run_that_somebody_works_on_is_not_touched(tiny_config: Path) -> None:

@@ -25,7 +25,7 @@ from kapdist.run.paths import AttackDir, RunDir
 from launch import slurm
 from launch.after import Start, shard_failed
 from launch.cluster import ClusterConfig
-from launch.jobs import remember, remembered, time_in
+from launch.jobs import append, remember, remembered, time_in
 from launch.restarts import End, Restarts
 from launch.status.attack import Attack, read_attack
 from launch.status.explanation import explain
@@ -255,6 +255,71 @@ def test_a_rank_that_died_of_a_signal_explains_a_stop(tmp_path: Path) -> None:
     assert found.verdict.state == "STOPPED"
     assert found.log_line is not None
     assert found.log_line.line.startswith("rank 1 died of SIGSEGV")
+
+
+def beat(run: RunDir, attempt: int, first: int, last: int, seconds: float, ranks: int = 2) -> None:
+    for rank in range(ranks):
+        found = {"step": last, "idle_seconds": 0.0, "first_step": first, "seconds": seconds}
+        write_json(run.rank_log(attempt, 0).with_name(f"heartbeat-{rank}.json"), found)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "device", "unit", "each"),
+    [
+        ("", "cpu", "rank-hours", 1),
+        ("", "NVIDIA H100", "GPU-hours", 1),  # started without launch/
+        ("{ranks_per_node: 2}", "cpu", "rank-hours", 1),
+        ("{ranks_per_node: 2, gpus_per_node: 2}", "NVIDIA H100", "GPU-hours", 1),
+        ("{ranks_per_node: 2, gpus_per_node: 8}", "NVIDIA H100", "GPU-hours", 4),  # asked for, so nobody else's
+        ("{ranks_per_node: 2, train: {gpus_per_node: 4}}", "NVIDIA H100", "GPU-hours", 2),
+    ],
+)
+def test_hours_used_and_lost(tmp_path: Path, cluster: str, device: str, unit: str, each: float) -> None:
+    """Two ranks: steps 1 to 101 in an hour, resumed at 51; a start without a step; 51 to 151 in two hours."""
+    run = begun(tmp_path)
+    if cluster:
+        write_atomic(run.slurm / "cluster.yaml", cluster)
+    assert training_status(run, GONE).hours is None
+    write_json(run.environment, {"device": device})
+    beat(run, 1, 1, 101, 3600.0)
+    beat(run, 2, 0, 0, 360.0)
+    beat(run, 3, 51, 151, 7200.0)
+    for state, answers, checkpoint, lost in (
+        ("RUNNING", Answers(queue={"7": ("RUNNING", "None")}), 101, 0.0),  # what it does now may yet be kept
+        ("STOPPED", GONE, 101, 2.0),
+        ("STOPPED", GONE, 151, 0.0),  # it was told to stop, and saved
+    ):
+        run.checkpoint(checkpoint).mkdir(parents=True, exist_ok=True)
+        found = training_status(run, answers)
+        assert found.verdict.state == state
+        assert found.hours is not None
+        assert found.hours.unit == unit
+        assert found.hours.used == pytest.approx(each * 2 * 3.1)
+        assert found.hours.lost == pytest.approx(each * (2 * (0.5 + 0.1) + lost))
+    text = drawn(read_status(run.root))
+    assert f"{each * 6.2:.1f} {unit} used, {each * 1.2:.1f} of them lost" in text
+
+
+def test_what_is_wrong_with_the_newest_submission_is_shown(tmp_path: Path) -> None:
+    run = begun(tmp_path, queued=False)
+    journal = run.slurm / "submissions.jsonl"
+    append(journal, {"token": "a", "intent": {"kind": "train"}, "runs": []})
+    assert "the command was cut off; run it again" in drawn(read_status(run.root))
+    append(journal, {"token": "a", "refused": "sbatch: expected a job that this cluster takes, found no account"})
+    found = read_status(run.root)
+    assert found.training is not None
+    assert found.training.queueing in drawn(found)
+    assert "found no account" in found.training.queueing
+
+
+def test_the_directory_of_several_seeds_shows_its_runs(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_atomic(begun(tmp_path / f"x_seed{seed}", queued=False).done, "{}")
+    queue(tmp_path / "x_seeds" / "slurm", "7", elements=2, kind="train", models=["x_seed0", "x_seed1"])
+    text = status(tmp_path / "x_seeds")
+    assert [line.split()[0] for line in text.splitlines() if "x_seed" in line] == ["DONE", "DONE"]
+    found = json.loads(status(tmp_path / "x_seeds", tmp_path / "x_seed1", "--json"))
+    assert [Path(one["directory"]).name for one in found] == ["x_seed0", "x_seed1", "x_seed1"]
 
 
 # The line that explains

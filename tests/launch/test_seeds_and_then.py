@@ -1,0 +1,132 @@
+"""One command for several seeds and for the attacks that follow; Slurm is played by a list."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from queued import Queue
+
+from kapdist.errors import InputError
+from kapdist.run.files import write_atomic
+from kapdist.run.paths import RunDir
+from launch import attack, jobs, slurm, train
+
+QUICK = "{num_images: 16, chunk_size: 8, version: custom, attacks: [apgd-ce]}"
+
+
+@pytest.fixture
+def folder(tiny_config: Path, monkeypatch: pytest.MonkeyPatch, queue: Queue) -> Path:
+    """The folder of a config and two attacks; no code is copied."""
+    for module in (train, attack):
+        monkeypatch.setattr(module, "snapshot", lambda *_: Path("/code"))
+    monkeypatch.setattr(slurm, "max_array_size", lambda: 1001)
+    monkeypatch.chdir(tiny_config.parent)
+    Path("quick.yaml").write_text(QUICK)
+    Path("slow.yaml").write_text(QUICK.replace("ce", "dlr"))
+    return tiny_config.parent
+
+
+def launch(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["launch/train.py", "tiny.yaml", *words])
+    train.main()
+
+
+def dependencies(queue: Queue) -> list[str | None]:
+    return [what.parameters["additional_parameters"].get("dependency") for what in queue.taken]
+
+
+def test_attacks_follow_the_training_and_are_queued_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--then", "quick.yaml", "--then", "slow.yaml", "cluster.shards=2")
+    launch(monkeypatch, *words)
+    assert queue.kinds == ["train", *["plan", "shards", "aggregate"] * 2]
+    assert dependencies(queue) == [
+        None,
+        *["afterok:1", "afterok:2", "afterany:3"],
+        *["afterok:1", "afterok:5", "afterany:6"],
+    ]
+    assert "plan 2 after job 1, 2 shards in job 3, aggregation 4" in capsys.readouterr().out
+    launch(monkeypatch, *words)
+    assert len(queue.taken) == 7
+    assert capsys.readouterr().out.count("waits or runs") == 3
+
+    # The training has failed and its attacks were called off: the same command goes on with both.
+    monkeypatch.setattr(slurm, "alive", lambda numbers: [job for job in numbers if int(job) > 7])
+    launch(monkeypatch, *words)
+    assert queue.kinds[7:] == queue.kinds[:7]
+    assert dependencies(queue)[8] == "afterok:8"
+
+    # It is done, and one attack is: the other is queued, and waits for nothing.
+    run = RunDir(folder / "runs" / "tiny")
+    monkeypatch.setattr(slurm, "alive", lambda numbers: [])
+    write_atomic(run.done, "{}")
+    write_atomic(run.attack("quick").summary, "{}")
+    launch(monkeypatch, *words)
+    assert queue.kinds[14:] == ["plan", "shards", "aggregate"]
+    assert dependencies(queue)[14] is None
+
+
+def test_each_seed_is_a_run_and_an_element_and_its_attack_follows_that(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch(monkeypatch, "--seeds", "0,5,7", "--then", "quick.yaml")
+    assert queue.kinds == ["train", *["plan", "shards", "aggregate"] * 3]
+    assert queue.taken[0].elements == 3
+    assert [dependencies(queue)[n] for n in (1, 4, 7)] == ["afterok:1_0", "afterok:1_1", "afterok:1_2"]
+    run = RunDir(folder / "runs" / "tiny_seed5")
+    assert (run.load_config().seed, run.load_config().name) == (5, "tiny_seed5")
+    assert [line["job"] for line in jobs.remembered(run.slurm)] == ["1_1"]
+    assert f"tiny_seeds: 3 trainings in job 1 (python launch/status.py {folder}" in capsys.readouterr().out
+
+    # A run that is done is left out, and one that failed is queued again, alone and so as no array.
+    monkeypatch.setattr(slurm, "alive", lambda numbers: [job for job in numbers if job != "1_1"])
+    write_atomic(RunDir(folder / "runs" / "tiny_seed0").done, "{}")
+    before = len(queue.taken)
+    launch(monkeypatch, "--seeds", "0,5,7")
+    assert [(what.about["kind"], what.about["models"]) for what in queue.taken[before:]] == [
+        ("train", ["tiny_seed5"])
+    ]
+    assert [line["job"] for line in jobs.remembered(run.slurm)] == ["1_1", str(before + 1)]
+
+
+def test_a_dry_run_shows_the_whole_chain_and_writes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch(monkeypatch, "--seeds", "2", "--then", "quick.yaml", "--dry-run")
+    printed = capsys.readouterr().out
+    assert "#SBATCH --array=0-1%2" in printed
+    assert [line.partition("=")[2] for line in printed.splitlines() if "--dependency" in line] == [
+        "afterok:TRAIN", "afterok:PLAN", "afterany:SHARDS"
+    ] * 2  # fmt: skip
+    assert queue.taken == []
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seeds", "0"], "--seeds: expected how many seeds, 1 to 1000"),
+        (["--seeds", "1,1"], "--seeds: expected each seed once, not 1 twice"),
+        (["--seeds", "1,x"], "--seeds: expected a valid integer"),
+        (["--seeds", "-1"], "--seeds: expected greater than or equal to 0"),
+        (["--seeds", "2", "seed=3"], "--seeds: expected seeds here or in a word, not in both, found seed=3"),
+        (["--seeds", "2", "--local"], "--seeds: expected jobs of Slurm's (no --local)"),
+        (["--then", "quick.yaml", "--local"], "--then: expected jobs of Slurm's (no --local)"),
+        (["--then", "nowhere.yaml"], "nowhere.yaml: expected a config file, found nothing"),
+        (["--then", "quick.yaml", "--then", "quick.yaml"], "--then: expected attacks of different names"),
+        (["--then", "other.yaml"], "other.yaml: expected an attack on what is trained, found model.factory=a:b"),
+    ],
+)
+def test_what_is_refused_is_one_line_and_nothing_is_queued(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, queue: Queue, words: list[str], said: str
+) -> None:
+    Path("other.yaml").write_text("{model: {factory: a:b}}")
+    with pytest.raises(InputError) as error:
+        launch(monkeypatch, *words)
+    assert str(error.value).startswith(said)
+    assert "\n" not in str(error.value)
+    assert queue.taken == []
+    assert not (folder / "runs").exists()
