@@ -1,5 +1,5 @@
 # Everything that a newcomer types. `quickstart` and `test` set up what they need first.
-.PHONY: setup quickstart test tests lint bench
+.PHONY: setup quickstart test tests lint bench docs
 
 PYTHON := .venv/bin/python
 
@@ -27,6 +27,12 @@ lint:
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+# Into site/, to be read from there (site/index.html) without a network; a warning is an error.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: setup
+	$(PYTHON) -m mkdocs build --strict --quiet
+	@echo site/index.html
 
 bench: setup
 	$(PYTHON) tools/bench.py

@@ -65,6 +65,10 @@ def data_write(
     ],
     out: Annotated[Path, typer.Argument(help="The beton to write.")],
     split: Annotated[str | None, typer.Option(help="train, val or test, where the source has splits.")] = None,
+    held_out: Annotated[
+        float | None,
+        typer.Option(help="Class folders without splits: share of every class that is val; the rest is train."),
+    ] = None,
     format: Annotated[str | None, typer.Option(help="What the files are, where that is not to be guessed.")] = None,
     image_column: Annotated[str, typer.Option(help="Parquet: column with the images.")] = "image",
     label_column: Annotated[str, typer.Option(help="Parquet: column with the labels.")] = "label",
@@ -96,6 +100,7 @@ def data_write(
             split=split,
             format=format,
             columns=Columns(image_column, label_column),
+            held_out=held_out,
             max_side=max_side,
             jpeg_quality=jpeg_quality,
             jpeg_share=jpeg_share,

@@ -91,9 +91,13 @@ class JobConfig(Section):
     time_minutes: Natural | None = None
     """Time limit of one start."""
     partition: str | None = None
+    """Partition, the queue; by default the cluster's own, as of the next three."""
     account: str | None = None
+    """Account that is charged."""
     qos: str | None = None
+    """Quality of service."""
     constraint: str | None = None
+    """Features that nodes must have, such as `a100&ib`."""
     cpus_per_rank: Natural | None = None
     """CPUs of each rank; all jobs but trainings have one rank."""
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
@@ -135,9 +139,13 @@ class ClusterConfig(Section):
     time_minutes: Natural = 60
     """Time limit of one start of the job; a training that needs longer is requeued from its checkpoint."""
     partition: str | None = None
+    """Partition, the queue; by default the cluster's own, as of the next three."""
     account: str | None = None
+    """Account that is charged."""
     qos: str | None = None
+    """Quality of service."""
     constraint: str | None = None
+    """Features that nodes must have, such as `a100&ib`."""
     sbatch: Options = Field(default_factory=dict)
     """Further options of sbatch for all jobs, without the dashes: {reservation: night, exclusive: true}; true is a
     flag without a value, false leaves it out. What only trainings should have belongs in `train`."""

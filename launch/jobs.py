@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path

@@ -19,7 +19,7 @@ from rich.console import RenderableType
 from kapdist.run.files import to_json
 from kapdist.run.paths import RunDir, SeedsDir
 from launch.command import command_line, plain_parser
-from launch.jobs import remembered
+from launch.jobs import remembered, time_in
 from launch.status.run import Status, read_status
 from launch.status.study import StudyJobsStatus, is_study, read_study_jobs
 

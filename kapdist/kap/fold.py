@@ -129,7 +129,7 @@ def _fold_norms(model: nn.Module) -> nn.Module:
     for conv_name, norm_name in _foldable(model):
         fused = fuse_conv_bn_eval(modules[conv_name], modules[norm_name])
         rest = behind(modules[norm_name])
-        left = nn.Sequential(*rest).eval() if rest else nn.Identity()
+        left = (nn.Sequential(*rest) if rest else nn.Identity()).eval()
         replace_modules(model, {modules[conv_name]: fused, modules[norm_name]: left})
     norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
     if norms:

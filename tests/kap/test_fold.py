@@ -50,6 +50,7 @@ def test_folded_resnet_has_the_same_logits(layout: str, norms: bool) -> None:
     assert KAPConv2d not in kinds
     assert kinds.count(nn.Conv2d) == 20
     assert kinds.count(nn.BatchNorm2d) == (0 if norms else 20)
+    assert not (norms and any(module.training for module in folded.modules()))
     assert sum(isinstance(module, KAPConv2d) for module in model.modules()) == 20
 
 

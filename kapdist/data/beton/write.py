@@ -36,6 +36,7 @@ def write(
     split: str | None = None,
     format: str | None = None,
     columns: Columns | None = None,
+    held_out: float | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Write a source, by name or path, to a beton; return its manifest's summary.
@@ -43,7 +44,9 @@ def write(
     The first arguments are make_source's, the options write_beton's.
     """
     check_outputs(Path(out), manifest_path(Path(out)), keep_folders=False)
-    return write_beton(make_source(source, split, format=format, columns=columns), out, **options)
+    return write_beton(
+        make_source(source, split, format=format, columns=columns, held_out=held_out), out, **options
+    )
 
 
 def write_beton(

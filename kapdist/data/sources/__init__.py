@@ -11,7 +11,8 @@ from kapdist.data.sources import cifar, imagenet, tiny_imagenet
 from kapdist.data.sources.archives import locate
 from kapdist.data.sources.base import ArraySource, Columns, FileSource, Source, check_class_names
 from kapdist.data.sources.fashion import fashion_mnist
-from kapdist.data.sources.folder import class_folder, split_folder
+from kapdist.data.sources.folder import ClassFolder, class_folder, split_folder
+from kapdist.data.sources.held_out import side_of
 from kapdist.errors import InputError
 
 SOURCES: dict[str, Callable[[str], Source]] = {"fashion-mnist": fashion_mnist}
@@ -62,7 +63,12 @@ FOLDER = f"a folder of class folders, or files of {', '.join(name for name in FO
 
 
 def make_source(
-    source: str, split: str | None = None, *, format: str | None = None, columns: Columns | None = None
+    source: str,
+    split: str | None = None,
+    *,
+    format: str | None = None,
+    columns: Columns | None = None,
+    held_out: float | None = None,
 ) -> Source:
     """Return a source by its name in SOURCES, or the files at a path, their format recognised unless it is given.
 
@@ -70,6 +76,7 @@ def make_source(
         split: train where it is None, but for files that have no splits.
         format: a name in FORMATS.
         columns: of Parquet files.
+        held_out: of class folders without splits, the share of every class that is val; the rest is train.
 
     Raises:
         InputError: neither a name nor a path; a format or a split that is not there; damaged files.
@@ -77,7 +84,7 @@ def make_source(
     if format is not None and format not in FORMATS:
         raise InputError("format", ", ".join(FORMATS), format)
     if source in SOURCES:
-        return SOURCES[source](split or "train")
+        return cut_in_two(SOURCES[source](split or "train"), split, held_out)
     path = Path(source)
     if not source or not path.exists():
         near = difflib.get_close_matches(source, SOURCES, 1)
@@ -86,9 +93,17 @@ def make_source(
     if not (path.is_file() or path.is_dir()):  # a pipe would be waited for
         raise InputError(path, FOLDER, "neither a file nor a folder")
     found = format or recognised(path)
-    opened = FORMATS[found].open(path, split, columns or Columns())
+    opened = FORMATS[found].open(path, split if held_out is None else None, columns or Columns())
     check_class_names(opened.name, opened.class_names)
-    return opened
+    return cut_in_two(opened, split, held_out)
+
+
+def cut_in_two(source: Source, split: str | None, held_out: float | None) -> Source:
+    if held_out is None:
+        return source
+    if not isinstance(source, ClassFolder):
+        raise InputError("held out", "class folders, which have no splits of their own", source.name)
+    return side_of(source, split or "train", held_out)
 
 
 def recognised(path: Path) -> str:

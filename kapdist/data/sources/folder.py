@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,13 @@ class ClassFolder(FileSource):
     def file_names(self) -> list[str]:
         return self.files
 
+    def only(self, images: np.ndarray, name: str) -> ClassFolder:
+        """Return some of the images, under a name of their own."""
+        some = copy(self)
+        some.name, some.labels = name, self.labels[images]
+        some.files = [self.files[index] for index in images]
+        return some
+
 
 def split_folder(path: Path, split: str | None) -> Path:
     """Return the folder of class folders of a split; the path itself where none is asked for.
@@ -49,6 +57,7 @@ def split_folder(path: Path, split: str | None) -> Path:
     if split is not None:
         if not (path / split).is_dir():
             expected = f"no split of a folder: give the folder of the split itself, or one with {split}/ in it"
+            expected += ", or cut it by --held-out 0.2"
             raise InputError("split", expected, split)
         return path / split
     splits = [name for name in SPLIT_FOLDERS if (path / name).is_dir()]

@@ -1,0 +1,1 @@
+"""Pages of the documentation that are read off the code when the site is built, so that they cannot drift."""
