@@ -34,6 +34,7 @@ THEIRS = (
     "pydantic",
     "rich.progress",
     "safetensors.torch",
+    "scipy.stats",
     "tensorboard.summary.writer.record_writer",
     "torch",
     "torch._dynamo",

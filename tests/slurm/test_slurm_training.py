@@ -25,7 +25,7 @@ from launch.restarts import Restarts
 ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, ROOT / "launch" / "train.py"]
 CLUSTER = ["--cluster", ROOT / "configs" / "cluster" / "sandbox.yaml"]
-LONG = ["train.epochs=14", "train.evaluate_every_epochs=7", "train.checkpoint_every_steps=3"]
+LONG = ["train.epochs=8", "train.evaluate_every_epochs=4", "train.checkpoint_every_steps=2"]
 
 
 def long() -> list[str]:
@@ -63,7 +63,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, small_betons: tuple[Pa
 def write_config(folder: Path, betons: tuple[Path, Path]) -> None:
     from conftest import TINY
 
-    (folder / "tiny.yaml").write_text(unhurried(TINY.format(train=betons[0], test=betons[1]), folder, 0.15))
+    (folder / "tiny.yaml").write_text(unhurried(TINY.format(train=betons[0], test=betons[1]), folder, 0.25))
 
 
 class Queued:
