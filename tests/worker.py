@@ -1,4 +1,4 @@
-"""A worker of pytest-xdist that starts warm, as all that tests/warm_start.py forks: it finds imported what tests do.
+"""A worker of pytest-xdist that tests/warm_start.py forks: it finds imported what tests import.
 
 pytest-xdist runs it as `python worker.py PYTHON -u -c PROGRAM`; PYTHON is what tests start cold processes with.
 """
