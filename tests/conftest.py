@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import hypothesis
 import long_first
 import pytest
-from processes import SERVED, Finished, end_ranks, serve_warm_starts, start_ranks
+from processes import SERVED, Finished, end_ranks, serve_warm_starts, start_ranks, warm_python
 
 # What a machine may lack, CI's too; whatever else a test skips for must be there on CI.
 MAY_BE_ABSENT = ("torchvision", "timm", "imagecorruptions", "CUDA", "GPU", "AVX-512")
@@ -24,9 +26,11 @@ hypothesis.settings.load_profile("kapdist")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """All workers share what starts processes warm; it starts while they collect."""
+    """All workers share what starts processes warm, and start so themselves."""
     if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
         os.environ[SERVED] = str(serve_warm_starts())
+        worker = shlex.join([str(warm_python()), str(Path(__file__).with_name("worker.py")), sys.executable])
+        config.option.tx = [f"popen//python={worker}"] * len(config.option.tx)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -115,6 +115,13 @@ def warm_python() -> Path:
     return warm_start().with_name("python")
 
 
+def warm_program(folder: Path, code: str) -> list[str]:
+    """Return the words that run code, from a file, as `python -c CODE` does."""
+    path = folder / "program.py"
+    path.write_text(code)
+    return [str(warm_python()), str(path)]
+
+
 class ColdProcess(subprocess.Popen[bytes]):
     """A process as a user starts it."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
-from processes import WarmProcess
+from processes import WarmProcess, warm_python
 
 import kapdist.attack.units as units
 from kapdist import cli
@@ -214,7 +214,7 @@ def is_alive(pid: int) -> bool:
 
 
 def test_the_module_gives_exit_code_2_and_one_line_for_wrong_input(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "kapdist.attack", str(tmp_path), "0", "1"]
+    words = [str(warm_python()), "-m", "kapdist.attack", str(tmp_path), "0", "1"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=os.environ)
     assert done.returncode == 2
     assert re.fullmatch(r".*: expected an attack directory \(.*\), found no plan.json\n", done.stderr)

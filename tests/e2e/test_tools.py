@@ -6,12 +6,11 @@ import copy
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from processes import WarmProcess, end_ranks
+from processes import WarmProcess, end_ranks, warm_program
 from torch import nn
 
 from kapdist.models.ensemble import Ensemble
@@ -112,7 +111,8 @@ def test_bench_loader_prints_ratios_and_skips_what_is_absent(tmp_path: Path) -> 
     assert "machine:" in printed
     absent = f"[*bench_stamps(Path('x.beton'), Path({str(tmp_path / 'absent')!r}), 40, 1, 16, 1)]"
     program = f"import sys; sys.path.insert(0, 'tools'); from bench_loader import *; print({absent})"
-    without = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    words = warm_program(tmp_path, program)
+    without = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert "photographs: skipped" in without.stdout, without.stderr
 
 

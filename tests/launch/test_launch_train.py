@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from processes import end_ranks, start_ranks
+from processes import end_ranks, start_ranks, warm_python
 
 from kapdist.config import Config
 from kapdist.config.file import dump_config, load_config
@@ -25,7 +25,7 @@ def launch(
     *words: object, cwd: Path, script: str = "train", path: str | None = None
 ) -> subprocess.CompletedProcess:
     """Run launch/SCRIPT.py; `path` takes the place of PATH."""
-    command = [sys.executable, ROOT / "launch" / f"{script}.py", *map(str, words)]
+    command = [warm_python(), ROOT / "launch" / f"{script}.py", *map(str, words)]
     environment = os.environ | ({"PATH": path} if path is not None else {})
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Finished, kill_ranks, start_ranks
+from processes import Finished, kill_ranks, start_ranks, warm_python
 from rich.console import Console
 
 from kapdist.records.sharding import chunks_of
@@ -42,7 +42,7 @@ STATUS = str(ROOT / "launch" / "status.py")
 def status(*words: object, code: int = 0) -> str:
     """Run the command where no Slurm can be found."""
     done = subprocess.run(
-        [sys.executable, STATUS, *map(str, words)],
+        [str(warm_python()), STATUS, *map(str, words)],
         env=os.environ | {"PATH": "/nonexistent", "COLUMNS": "160"},
         capture_output=True,
         text=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import polars as pl
@@ -16,7 +15,6 @@ from kapdist.records.sharding import finished_chunks
 from kapdist.run.paths import AttackDir, RunDir
 
 ROOT = Path(__file__).parents[2]
-PYTHON = Path(sys.executable)
 ATTACK = """
 num_images: 64
 chunk_size: 8
@@ -46,7 +44,7 @@ def trained(tiny_config: Path, kapdist) -> RunDir:
 
 def launch(slurm, run: RunDir, *words: str, check: bool = True):
     warm = f"cluster.python={warm_python()}"
-    command = [PYTHON, ROOT / "launch" / "attack.py", run.root, "quick.yaml", *CLUSTER, warm, *words]
+    command = [warm_python(), ROOT / "launch" / "attack.py", run.root, "quick.yaml", *CLUSTER, warm, *words]
     return slurm.run(command, cwd=run.root.parents[1], check=check)
 
 
@@ -107,9 +105,8 @@ def test_a_cancelled_array_stays_cancelled_and_the_attack_waits_for_its_training
     assert "expected a run directory, found nothing" in nothing.stderr
     assert not run.root.exists()
 
-    train = [PYTHON, ROOT / "launch" / "train.py", tiny_config, "train.epochs=1", "cluster.sbatch={hold: true}"]
-    train.append(f"cluster.python={warm_python()}")
-    slurm.run(train, cwd=tmp_path)
+    words = [tiny_config, "train.epochs=1", "cluster.sbatch={hold: true}", f"cluster.python={warm_python()}"]
+    slurm.run([warm_python(), ROOT / "launch" / "train.py", *words], cwd=tmp_path)
     training = json.loads((run.slurm / "jobs.jsonl").read_text())["job"]
     refused = launch(slurm, run, "cluster.aggregate.sbatch={begin: nonsense}", check=False)
     assert refused.returncode == 2

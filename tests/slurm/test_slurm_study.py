@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -41,7 +40,7 @@ def test_a_study_ends_with_its_page_whatever_befell_it(slurm, tmp_path: Path, ti
         "cluster.memory_gb=0",
         f"cluster.python={warm_python()}",
     ]
-    words = [sys.executable, ROOT / "launch" / "study.py", "mine.yaml", *cluster]
+    words = [warm_python(), ROOT / "launch" / "study.py", "mine.yaml", *cluster]
     said = slurm.run(words, cwd=tmp_path, timeout=180).stdout
     study = StudyDir(tmp_path / "studies" / "mine")
     trainings, models, page = remembered(study.slurm)
@@ -56,7 +55,7 @@ def test_a_study_ends_with_its_page_whatever_befell_it(slurm, tmp_path: Path, ti
     preempted = study.run("plain_seed0")
     own = [line["job"] for line in remembered(preempted.slurm)]
     assert own == [f"{trainings['job']}_0", f"{models['job']}_0"]
-    status = [sys.executable, ROOT / "launch" / "status.py", preempted.root, "--json"]
+    status = [warm_python(), ROOT / "launch" / "status.py", preempted.root, "--json"]
     (job,) = json.loads(slurm.run(status, cwd=tmp_path).stdout)["training"]["jobs"]
     assert (job["job"], sum(job["states"].values())) == (own[0], 1)
     slurm.wait_until(lambda: preempted.newest_step() > 0, "a checkpoint", 120)
@@ -86,7 +85,7 @@ def test_a_study_ends_with_its_page_whatever_befell_it(slurm, tmp_path: Path, ti
     assert f"2 models in job {models['job']}, {others['job']}, then job {page['job']}" in again
     slurm.wait_until(lambda: study.finished.exists(), "the page again", 200)
     assert study.run("plain_seed1").attack("quick").summary.exists()
-    status = [sys.executable, ROOT / "launch" / "status.py", study.root, "--json"]
+    status = [warm_python(), ROOT / "launch" / "status.py", study.root, "--json"]
     slurm.wait_until(lambda: json.loads(slurm.run(status, cwd=tmp_path).stdout)["ended"], "the last job's end", 60)
     seen = json.loads(slurm.run(status, cwd=tmp_path).stdout)
     assert (seen["study"]["done"], seen["study"]["commands"]) == (6, 8)
@@ -111,7 +110,7 @@ def test_attacks_in_shards_have_jobs_of_their_own(slurm, tmp_path: Path, tiny_co
     slurm.restore()
     (tmp_path / "mine.yaml").write_text(SHARDED)
     cluster = ["cluster.partition=low0", "cluster.shards=2", f"cluster.python={warm_python()}"]
-    slurm.run([sys.executable, ROOT / "launch" / "study.py", "mine.yaml", *cluster], cwd=tmp_path, timeout=180)
+    slurm.run([warm_python(), ROOT / "launch" / "study.py", "mine.yaml", *cluster], cwd=tmp_path, timeout=180)
     study = StudyDir(tmp_path / "studies" / "mine")
     slurm.wait_until(lambda: study.finished.exists() or study.failed.exists(), "the page", 300)
     found = StudyResults.model_validate_json(study.results.read_text())

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +22,9 @@ from kapdist.run.paths import RunDir
 from launch.restarts import Restarts
 
 ROOT = Path(__file__).parents[2]
-LAUNCH = [sys.executable, ROOT / "launch" / "train.py"]
+LAUNCH = ROOT / "launch" / "train.py"
 CLUSTER = ["--cluster", ROOT / "configs" / "cluster" / "sandbox.yaml"]
-LONG = ["train.epochs=14", "train.evaluate_every_epochs=7", "train.checkpoint_every_steps=3"]
+LONG = ["train.epochs=8", "train.evaluate_every_epochs=4", "train.checkpoint_every_steps=2"]
 
 
 def long() -> list[str]:
@@ -46,7 +45,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, small_betons: tuple[Pa
         folder.mkdir()
         write_config(folder, small_betons)
         script = '"$@" > words.txt 2>&1; echo "exit code $?" >> words.txt; mv words.txt ended.txt'
-        command = [*LAUNCH, "tiny.yaml", "--local", "cluster.nodes=2", *long()]
+        command = [warm_python(), LAUNCH, "tiny.yaml", "--local", "cluster.nodes=2", *long()]
         subprocess.Popen(["sh", "-c", script, "sh", *map(str, command)], cwd=folder, start_new_session=True)
 
     def wait() -> RunDir:
@@ -63,7 +62,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, small_betons: tuple[Pa
 def write_config(folder: Path, betons: tuple[Path, Path]) -> None:
     from conftest import TINY
 
-    (folder / "tiny.yaml").write_text(unhurried(TINY.format(train=betons[0], test=betons[1]), folder, 0.15))
+    (folder / "tiny.yaml").write_text(unhurried(TINY.format(train=betons[0], test=betons[1]), folder, 0.25))
 
 
 class Queued:
@@ -76,7 +75,8 @@ class Queued:
         self.job = json.loads((self.run.slurm / "jobs.jsonl").read_text().splitlines()[-1])["job"]
 
     def launch(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.slurm.run([*LAUNCH, "tiny.yaml", *CLUSTER, *long(), *words], cwd=self.folder, check=check)
+        command = [warm_python(), LAUNCH, "tiny.yaml", *CLUSTER, *long(), *words]
+        return self.slurm.run(command, cwd=self.folder, check=check)
 
     def update(self, *words: str) -> None:
         self.slurm.run(["scontrol", "update", f"JobId={self.job}", *words])

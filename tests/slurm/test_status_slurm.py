@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import warm_python
 
 from kapdist.records.sharding import chunks_of
 from kapdist.run.files import write_atomic, write_json
@@ -39,7 +39,7 @@ def queued(slurm, folder: Path, words: list[str], elements: int = 0, **about: An
 
 
 def status(slurm, root: Path, *before: str) -> dict[str, Any]:
-    return json.loads(slurm.run([*before, sys.executable, STATUS, root, "--json"]).stdout)
+    return json.loads(slurm.run([*before, warm_python(), STATUS, root, "--json"]).stdout)
 
 
 def without_sacct(folder: Path) -> list[str]:

@@ -27,12 +27,13 @@ from kapdist.sanity.run import load_surrogates
 MakePlan = Callable[..., AttackPlan]
 
 
-def two_classes(num_images: int = 10) -> tuple[nn.Module, Tensor, Tensor]:
+def two_classes(num_images: int = 10, side: int = 8) -> tuple[nn.Module, Tensor, Tensor]:
     """A linear model of two classes, and images so far from 0 and 1 that the box is never in the way."""
     random = torch.Generator().manual_seed(2)
-    linear = nn.Linear(192, 2)
-    linear.weight.data, linear.bias.data = torch.randn(2, 192, generator=random), torch.zeros(2)
-    images = 0.45 + 0.1 * torch.rand(num_images, 3, 8, 8, generator=random)
+    size = 3 * side**2
+    linear = nn.Linear(size, 2)
+    linear.weight.data, linear.bias.data = torch.randn(2, size, generator=random), torch.zeros(2)
+    images = 0.45 + 0.1 * torch.rand(num_images, 3, side, side, generator=random)
     model = nn.Sequential(nn.Flatten(), linear).eval().requires_grad_(False)
     return model, images, model(images).argmax(1)
 
@@ -46,9 +47,9 @@ def exact_radius(model: nn.Module, images: Tensor, direction: Tensor) -> Tensor:
     return -margin / (direction.double() @ slope)
 
 
-@pytest.mark.parametrize(("norm", "size"), [("Linf", 1.0), ("L2", 192**0.5), ("L1", 192.0)])
+@pytest.mark.parametrize(("norm", "size"), [("Linf", 1.0), ("L2", 48**0.5), ("L1", 48.0)])
 def test_hard_labels_alone_find_the_exact_radius_of_a_linear_model(norm: str, size: float) -> None:
-    model, images, labels = two_classes(2)
+    model, images, labels = two_classes(2, side=4)
     slope = model[1].weight[1] - model[1].weight[0]
     best = torch.where((labels == 0)[:, None], slope.sign(), -slope.sign()) / size  # of all rays of signs
     radius = exact_radius(model, images, best)
@@ -56,7 +57,7 @@ def test_hard_labels_alone_find_the_exact_radius_of_a_linear_model(norm: str, si
     for close, found_any in ((0.98, False), (1.03, True)):
         for row in range(len(images)):
             eps = close * radius[row].item()
-            found = RayS(model, Ball(norm, eps), 3000).perturb(images[row : row + 1], labels[row : row + 1])
+            found = RayS(model, Ball(norm, eps), 900).perturb(images[row : row + 1], labels[row : row + 1])
             assert (model(found).argmax(1) != labels[row]).item() is found_any
             assert Ball(norm, eps).inside(found, images[row : row + 1]).all()
             assert torch.equal(found, images[row : row + 1]) is not found_any

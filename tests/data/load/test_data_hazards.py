@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from numba import types
+from processes import warm_program
 
 from kapdist.data.beton.check import check
 from kapdist.data.beton.checksum import checksums
@@ -184,7 +185,7 @@ write_beton(fashion_mnist("test"), Path(sys.argv[1]), num_workers=1, progress=ki
 
 def test_a_killed_writer_leaves_nothing_that_could_be_opened(tmp_path: Path) -> None:
     path = tmp_path / "x.beton"
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], timeout=60, capture_output=True)
+    killed = subprocess.run([*warm_program(tmp_path, KILLED), str(path)], timeout=60, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
     assert not path.exists()
     (tmp_path / "x.beton.writing" / "beton").rename(path)
