@@ -91,7 +91,7 @@ def data_write(
     """Write a beton and its manifest; the same command again continues what was interrupted."""
     from kapdist.data.beton.write import write
     from kapdist.data.sources import Columns
-    from kapdist.progress import Progress
+    from kapdist.run.progress import Progress
 
     with work(out), Progress(out.name, unit="images") as progress:
         manifest = write(
@@ -117,7 +117,7 @@ def data_write(
 def data_check(path: Annotated[Path, typer.Argument(help="The beton to check.")]) -> None:
     """Verify manifest and checksums, decode every image; print JSON."""
     from kapdist.data.beton.check import check_beton
-    from kapdist.progress import Progress
+    from kapdist.run.progress import Progress
 
     with work(path), Progress(path.name, unit="images") as progress:
         found = check_beton(path, progress=lambda done, total: progress.show(done, total=total))

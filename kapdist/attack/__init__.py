@@ -1,5 +1,5 @@
 """AutoAttack in shards: plan, shard, merge. The verdict of an image depends on the plan alone."""
 
-from kapdist.called import callable_room
+from kapdist import callable_room
 
 callable_room(__name__)

@@ -25,7 +25,6 @@ import polars as pl
 
 from kapdist.attack.devices import own_gpu
 from kapdist.errors import InputError
-from kapdist.progress import Progress
 from kapdist.records.attack_plan import AttackPlan
 from kapdist.records.sharding import chunks_of
 from kapdist.run.asked import heard
@@ -33,6 +32,7 @@ from kapdist.run.ends import cause_in, fatal_file, killed_by, stacks_at_death
 from kapdist.run.files import output
 from kapdist.run.installed import extras_named
 from kapdist.run.paths import AttackDir
+from kapdist.run.progress import Progress
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0

@@ -22,13 +22,13 @@ from kapdist.attack.model import load_model
 from kapdist.environment import package_versions
 from kapdist.errors import InputError
 from kapdist.kap import noise
-from kapdist.progress import Progress
 from kapdist.records.attack_plan import PACKAGES, AttackPlan, PlannedModel, read_plan
 from kapdist.records.bundle import WEIGHTS, Bundle, Verified
 from kapdist.records.sealed import read_array
 from kapdist.records.summary import Summary, read_summary, summarise
 from kapdist.rng import derive_seed
 from kapdist.run.paths import AttackDir, RunDir
+from kapdist.run.progress import Progress
 from kapdist.statistics.intervals import wilson
 
 COUNTED = ("num_images", "num_clean_correct", "clean_accuracy", "num_robust", "robust_accuracy", "sweep")

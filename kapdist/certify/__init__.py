@@ -1,5 +1,5 @@
 """Certificates by randomized smoothing: an L2 radius within which the smoothed model keeps its class."""
 
-from kapdist.called import callable_room
+from kapdist import callable_room
 
 callable_room(__name__)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +12,9 @@ from kapdist.environment import package_version
 from kapdist.errors import InputError, first_line
 from kapdist.kap import fold, noise
 from kapdist.models.shown import shown_images
-from kapdist.publish.extra import needed
 from kapdist.publish.form import Form
 from kapdist.run.files import to_json
+from kapdist.run.installed import need
 
 FILE = "model.onnx"
 OPSET = 17  # of 2022: what most runtimes know
@@ -30,9 +29,11 @@ def onnx_bytes(form: Form) -> tuple[bytes, float]:
         InputError: a package is missing, torch cannot export the network, or the logits differ by more than
             TOLERANCE.
     """
-    onnx, runtime = needed("onnx", PLACE), needed("onnxruntime", PLACE)
+    need("onnx", "onnxruntime", place=PLACE)
+    import onnx
+
     content = traced(deployed(form), form.config.data.resolution)
-    difference = parity(runtime, content, form)
+    difference = parity(content, form)
     model = onnx.load_model_from_string(content)
     model.doc_string = f"{form.run.name}, exported by kapdist: images in [0, 1], RGB, to logits"
     onnx.helper.set_model_props(model, {key: str(value) for key, value in metadata(form, difference).items()})
@@ -71,12 +72,14 @@ def traced(network: nn.Module, resolution: int) -> bytes:
     return file.getvalue()
 
 
-def parity(runtime: Any, content: bytes, form: Form) -> float:
+def parity(content: bytes, form: Form) -> float:
     """Compare a batch of six fixed images, of three and of one with torch; return the largest difference.
 
     Raises:
         InputError: it is above TOLERANCE.
     """
+    import onnxruntime as runtime
+
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

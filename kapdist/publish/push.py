@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kapdist.errors import InputError, TransientError, first_line, one_line
-from kapdist.publish.extra import needed
+from kapdist.run.installed import need
 
 SILENCE_SECONDS = 60.0  # longest of the hub's, in every request
 PUSH_MINUTES = 60.0
@@ -23,9 +23,12 @@ def check_push(repo: str) -> str:
     Raises:
         InputError: huggingface_hub is missing, no repository has such a name, or there is no token.
     """
-    hub = needed("huggingface_hub", "--push")
+    need("huggingface_hub", place="--push")
+    import huggingface_hub as hub
+    from huggingface_hub.utils import validate_repo_id
+
     try:
-        needed("huggingface_hub.utils", "--push").validate_repo_id(repo)
+        validate_repo_id(repo)
     except ValueError as error:
         raise InputError("--push", f"OWNER/NAME ({first_line(error)})", repr(repo)) from None
     token: str | None = hub.get_token()
@@ -47,11 +50,10 @@ def push(folder: Path, names: Sequence[str], repo: str, token: str, private: boo
         InputError: the hub refuses it: the token, the name, the card.
         TransientError: the hub is away, busy or silent; the folder stays, and the same command tries again.
     """
-    hub = needed("huggingface_hub", "--push")
-    constants, logging = (
-        needed("huggingface_hub.constants", "--push"),
-        needed("huggingface_hub.utils.logging", "--push"),
-    )
+    import huggingface_hub as hub
+    from huggingface_hub import constants
+    from huggingface_hub.utils import logging
+
     constants.HF_HUB_DISABLE_XET = True
     logging.set_verbosity_error()  # it says each retry
     endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT

@@ -11,17 +11,22 @@ from kapdist.errors import InputError
 
 OTHERWISE = {
     "cv2": "opencv-python",
+    "mlflow": "mlflow-skinny",
     "pil": "pillow",
     "yaml": "pyyaml",
 }  # names of modules and packages
 SUMS = {"all", "dev"}  # extras that repeat what others bring
 
 
-def need(*modules: str) -> None:
-    """Raise InputError if one of these modules, each brought by an extra, is not there; nothing is imported."""
+def need(*modules: str, place: str = "") -> None:
+    """Raise InputError if one of these modules, each brought by an extra, is not there; nothing is imported.
+
+    Args:
+        place: the key or option that asks for them.
+    """
     for module in modules:
         if importlib.util.find_spec(module) is None:
-            raise missing(module) or ModuleNotFoundError(f"No module named {module!r}", name=module)
+            raise missing(module, place) or ModuleNotFoundError(f"No module named {module!r}", name=module)
 
 
 @contextlib.contextmanager
@@ -35,14 +40,15 @@ def extras_named() -> Iterator[None]:
         raise
 
 
-def missing(module: str) -> InputError | None:
+def missing(module: str, place: str = "") -> InputError | None:
     """Return what is to be said where a module is not there; None for one that kapdist does not depend on."""
     package = module.partition(".")[0]
     brought_by = extra_of(package)
     if brought_by is None:
         return None
     name = f"kapdist[{brought_by}]" if brought_by else "kapdist"
-    return InputError(package, f"the package (pip install '{name}')", "none")
+    what = package if place else "the package"
+    return InputError(place or package, f"{what} (pip install '{name}')", "none")
 
 
 def extra_of(module: str) -> str | None:

@@ -30,12 +30,12 @@ from kapdist.config import AttackConfig
 from kapdist.config.defaults import EXAMINED_IMAGES
 from kapdist.config.noises import described, noises_of
 from kapdist.errors import InputError
-from kapdist.progress import Progress
 from kapdist.records.attack_plan import AttackPlan
 from kapdist.records.sanity import Acted, CheckResult, Sanity, read_sanity
 from kapdist.records.sealed import read_array, read_json, write_json
 from kapdist.run.files import check_outputs
 from kapdist.run.paths import AttackDir
+from kapdist.run.progress import Progress
 from kapdist.sanity.certified import broken_certificates
 from kapdist.sanity.examine import STEPS, examine
 from kapdist.sanity.standing import verdicts_of

@@ -16,9 +16,9 @@ from kapdist.attack.devices import own_gpu
 from kapdist.attack.units import end, ended_by_sigterm
 from kapdist.environment import usable_cpus
 from kapdist.errors import RESUME, InputError, TransientError
-from kapdist.progress import Progress
 from kapdist.run.files import check_outputs
 from kapdist.run.lock import is_alive, locked, other_at_work
+from kapdist.run.progress import Progress
 from kapdist.study.design import Design
 from kapdist.study.frozen import freeze
 from kapdist.study.machine import planned_elsewhere, set_aside, words_here

@@ -13,13 +13,13 @@ import torch
 
 from kapdist.environment import package_versions, usable_cpus
 from kapdist.errors import InputError, shown
-from kapdist.progress import Progress
 from kapdist.records.sealed import write_json
 from kapdist.records.topography import Topography, read_topography
 from kapdist.report.topography_plots import topography_plots
 from kapdist.run.files import check_outputs, write_atomic
 from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir, TopographyDir, labels
+from kapdist.run.progress import Progress
 from kapdist.topography.images import Images, check_beside, read_images
 from kapdist.topography.measure import STAGE_IMAGES, Settings, measure_subject
 from kapdist.topography.null import BAND

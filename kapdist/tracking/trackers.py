@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import uuid
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from kapdist.config import TrainConfig
-from kapdist.errors import InputError
 from kapdist.records.tracked import Tracked, read_tracked, write_tracked
+from kapdist.run.installed import need
 from kapdist.run.paths import RunDir
 from kapdist.tracking.mlflow_run import MlflowRun
 from kapdist.tracking.told import Results, Row
@@ -61,10 +60,8 @@ def check_trackers(train: TrainConfig) -> None:
     Raises:
         InputError: names the key and the extra.
     """
-    for name, kind in asked(train).items():
-        if importlib.util.find_spec(kind.package) is None:
-            expected = f"the package {kind.package} (pip install 'kapdist[{name}]')"
-            raise InputError(f"train.{kind.project}", expected, "none")
+    for kind in asked(train).values():
+        need(kind.package, place=f"train.{kind.project}")
 
 
 def known(run: RunDir) -> list[str]:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from kapdist.engine import Ranks
-from kapdist.progress import Progress
 from kapdist.records.metrics import parse_line
 from kapdist.run.files import append_whole, to_json, write_atomic
 from kapdist.run.paths import RunDir
+from kapdist.run.progress import Progress
 from kapdist.train.later import Later
 
 log = logging.getLogger(__name__)

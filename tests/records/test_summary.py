@@ -2,8 +2,8 @@
 
 import pytest
 
-from kapdist.progress import Progress
 from kapdist.records.summary import AttackSummary, notes_on_square
+from kapdist.run.progress import Progress
 from kapdist.statistics.intervals import wilson
 
 
