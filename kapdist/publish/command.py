@@ -15,47 +15,51 @@ from kapdist.run.standard_output import result, work
 NETWORK = {"hub", "onnx"}  # formats of a run's network; the others are of its attacks
 
 
+Directories = Annotated[
+    list[Path], typer.Argument(metavar="ATTACK_DIR | RUN", help="Merged attacks; of hub and onnx one run.")
+]
+Formats = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--format",
+        help="model-info, csv, parquet or latex, once each (all that apply); or bundle; or a run's network: "
+        "hub, onnx, or both.",
+    ),
+]
+Dataset = Annotated[
+    str | None, typer.Option(help="cifar10, cifar100 or imagenet, if the beton cannot tell; of hub OWNER/NAME.")
+]
+ModelId = Annotated[str | None, typer.Option(help="File name at RobustBench: <Name><Year><FirstWordOfTheTitle>.")]
+AdditionalData = Annotated[
+    bool | None,
+    typer.Option("--additional-data/--no-additional-data", help="More than the training images was used."),
+]
+ForwardPasses = Annotated[int | None, typer.Option(min=1, help="Of one prediction; 1 for a run's own model.")]
+Unfolded = Annotated[bool, typer.Option("--unfolded", help="hub: with the kernels' averages, to train on.")]
+Push = Annotated[
+    str | None, typer.Option(metavar="OWNER/NAME", help="hub: bring the folder to Hugging Face's hub.")
+]
+
+
 def export(
-    directories: Annotated[
-        list[Path], typer.Argument(metavar="ATTACK_DIR | RUN", help="Merged attacks; of hub and onnx one run.")
-    ],
+    directories: Directories,
     out: Annotated[Path, typer.Option(help="Folder for the files; of a bundle NAME.zip or NAME.tar; NAME.onnx.")],
-    formats: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--format",
-            help="model-info, csv, parquet or latex, once each (all that apply); or bundle; or a run's network: "
-            "hub, onnx, or both.",
-        ),
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="cifar10, cifar100 or imagenet, if the beton cannot tell; of hub OWNER/NAME.")
-    ] = None,
-    model_id: Annotated[
-        str | None, typer.Option(help="File name at RobustBench: <Name><Year><FirstWordOfTheTitle>.")
-    ] = None,
+    formats: Formats = None,
+    dataset: Dataset = None,
+    model_id: ModelId = None,
     name: Annotated[str | None, typer.Option(help="Title of the paper.")] = None,
     authors: Annotated[str | None, typer.Option(help="Authors, with commas.")] = None,
     link: Annotated[str | None, typer.Option(help="Address of the paper.")] = None,
     venue: Annotated[str | None, typer.Option(help='Such as "ICML 2020" or "Unpublished".')] = None,
     architecture: Annotated[str | None, typer.Option(help="Default: as the run's config has it.")] = None,
-    additional_data: Annotated[
-        bool | None,
-        typer.Option("--additional-data/--no-additional-data", help="More than the training images was used."),
-    ] = None,
-    number_forward_passes: Annotated[
-        int | None, typer.Option(min=1, help="Of one prediction; 1 for a run's own model.")
-    ] = None,
+    additional_data: AdditionalData = None,
+    number_forward_passes: ForwardPasses = None,
     footnote: Annotated[str | None, typer.Option(help="Said before what the attack itself has to say.")] = None,
     with_weights: Annotated[bool, typer.Option("--with-weights", help="A bundle with the weights in it.")] = False,
     weights: Annotated[str, typer.Option(help="hub, onnx: final or best.")] = "final",
-    unfolded: Annotated[
-        bool, typer.Option("--unfolded", help="hub: with the kernels' averages, to train on.")
-    ] = False,
+    unfolded: Unfolded = False,
     license: Annotated[str | None, typer.Option(help="hub: mit, apache-2.0, cc-by-4.0, ...")] = None,
-    push: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="hub: bring the folder to Hugging Face's hub.")
-    ] = None,
+    push: Push = None,
     private: Annotated[bool, typer.Option("--private", help="A new repository there is private.")] = False,
 ) -> None:
     """Write attacks for RobustBench, tables or a reviewer; or a run's network for the hub, for timm, as ONNX."""

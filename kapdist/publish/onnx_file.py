@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
+import tempfile
 import warnings
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -52,15 +53,15 @@ def deployed(form: Form) -> nn.Module:
 
 
 def traced(network: nn.Module, resolution: int) -> bytes:
-    file = io.BytesIO()
     batch = {0: "batch"}
-    with warnings.catch_warnings(), torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the newer exporter needs another package and ten times as long
+        path = Path(folder) / FILE
         try:
             torch.onnx.export(
                 network,
                 (shown_images(network, resolution),),
-                file,
+                path,
                 dynamo=False,
                 input_names=["images"],
                 output_names=["logits"],
@@ -69,7 +70,7 @@ def traced(network: nn.Module, resolution: int) -> bytes:
             )
         except Exception as error:  # torch raises whatever the network leads it to
             raise InputError(PLACE, "a network that torch can export", first_line(error)) from None
-    return file.getvalue()
+        return path.read_bytes()
 
 
 def parity(content: bytes, form: Form) -> float:

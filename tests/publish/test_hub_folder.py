@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,7 @@ def test_the_folder_s_network_is_the_run_s(name: str, make_run: MakeRun, tmp_pat
     run = make_run(*NETWORKS[name])
     own, out = by_chance(run), tmp_path / "hub"
     publish(run.root, out, ["hub"], Card())
+    assert json.loads((out / "config.json").read_text())["kapdist"]["kap"]["pool_size"] == 1  # it is folded
     plain, noisy = from_pretrained(out), from_pretrained(out, noise=True)
     assert not layers_with_noise(plain)
     assert not any(isinstance(module, KAPConv2d) or module.training for module in plain.modules())
