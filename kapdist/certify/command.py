@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kapdist.errors import InputError
+from kapdist.run.completion import keys_of
 from kapdist.run.standard_output import result, say, work
 
 
@@ -15,7 +16,11 @@ def certify(
     run: Annotated[Path, typer.Argument(help="Run directory; with model.factory=, any directory for the results.")],
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="YAML file of a certification, if any; overrides."),
+        typer.Argument(
+            metavar="[CONFIG] [KEY=VALUE]...",
+            help="YAML file of a certification, if any; overrides.",
+            autocompletion=keys_of("certificate"),
+        ),
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Plan alone, for shards elsewhere.")] = False,
     shard: Annotated[int | None, typer.Option(help="Do this shard of the plan alone, from 0.")] = None,

@@ -26,11 +26,12 @@ def kind_of(path: Path) -> str:
     """Return the kind that knows most of the keys that a file and its bases write; of two, the first of KINDS.
 
     Raises:
-        InputError: the file cannot be read, or none knows any.
+        InputError: the file cannot be read, or none knows half of them.
     """
     written = merged(read_layers(path))
     known = {kind: len(written.keys() & model.model_fields.keys()) for kind, model in KINDS.items()}
-    if written and not any(known.values()):
-        kinds = ", ".join(KINDS)
-        raise InputError(path, f"a config ({kinds})", f"keys of none, such as {shown(next(iter(written)))}")
-    return max(KINDS, key=lambda kind: known[kind])
+    kind = max(KINDS, key=lambda kind: known[kind])
+    if 2 * known[kind] < len(written):
+        strange = next(key for key in written if key not in KINDS[kind].model_fields)
+        raise InputError(path, f"a config ({', '.join(KINDS)})", f"keys of none, such as {shown(strange)}")
+    return kind

@@ -67,11 +67,22 @@ def values_of(model: type[Section], path: Path, overrides: Sequence[str] = ()) -
 def in_files(key: str, lines: Sequence[tuple[Layer, Mapping[str, int]]]) -> Origin | None:
     """Return the line that states a key, of the uppermost file that does; or a line that stands for its section."""
     for layer, numbers in lines:
-        if states(layer.values, key):
+        if decides(layer.values, key):
             while key not in numbers:
                 key = key.rpartition(".")[0]
             return Origin("file", str(layer.path), numbers[key])
     return None
+
+
+def decides(values: Any, key: str) -> bool:
+    """Return whether a file states a key, or what it is a part of by an interpolation."""
+    for part in key.split("."):
+        if not isinstance(values, Mapping):
+            return isinstance(values, str) and "${" in values
+        if part not in values:
+            return False
+        values = values[part]
+    return True
 
 
 def lines_of(text: str) -> dict[str, int]:

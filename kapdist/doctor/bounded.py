@@ -19,6 +19,7 @@ from kapdist.errors import first_line, one_line
 from kapdist.run.files import to_json
 
 BLOCK = 1 << 16
+POLL_SECONDS = 0.001
 
 
 class Examination(NamedTuple):
@@ -93,12 +94,25 @@ def listen(running: Sequence[Started], deadline: float) -> dict[int, int]:
                     key.data.said.extend(block)
                 else:
                     waiting.unregister(key.data.pipe)
-                    ended[key.data.pid] = os.waitpid(key.data.pid, 0)[1]
     for one in running:
         os.close(one.pipe)
+        if (how := wait(one.pid, deadline)) is not None:
+            ended[one.pid] = how
+    for one in running:
         if one.pid not in ended:
             end(one.pid)
     return ended
+
+
+def wait(pid: int, deadline: float) -> int | None:
+    """Return how a process ended; None where it does not in time, as where a file of it cannot be closed."""
+    while True:
+        found, how = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return how
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(POLL_SECONDS)
 
 
 def end(pid: int) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from kapdist.doctor.finding import Finding
+from kapdist.run.standard_output import screen
 
 STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red"}
-LOG_WIDTH = 110  # columns, where there is no terminal that says how wide it is
 
 
 def print_findings(found: Sequence[Finding]) -> None:
@@ -24,8 +23,6 @@ def print_findings(found: Sequence[Finding]) -> None:
         if finding.remedy:
             words.append(f"\n{finding.remedy}", STYLES[finding.status])
         table.add_row(Text(finding.status, STYLES[finding.status]), finding.name, words)
-    screen = Console(highlight=False)
-    screen = screen if screen.is_terminal else Console(width=LOG_WIDTH, highlight=False)
-    screen.print(table)
+    screen().print(table)
     counts = {status: sum(finding.status == status for finding in found) for status in STYLES}
-    screen.print(Text(f"{counts['wrong']} wrong, {counts['note']} to note, {counts['ok']} fine"))
+    screen().print(Text(f"{counts['wrong']} wrong, {counts['note']} to note, {counts['ok']} fine"))

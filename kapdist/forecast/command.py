@@ -7,12 +7,16 @@ from typing import Annotated
 
 import typer
 
+from kapdist.run.completion import keys_of
 from kapdist.run.standard_output import result, say, work
 
 
 def forecast(
     config: Annotated[Path, typer.Argument(help="YAML file of a training run or of an attack.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as many as wanted.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="section.key=value, as many as wanted.", autocompletion=keys_of("training")),
+    ] = None,
     nodes: Annotated[int | None, typer.Option(help="Nodes of the job (1).")] = None,
     gpus_per_node: Annotated[int | None, typer.Option(help="GPUs per node, one rank or shard each (1).")] = None,
     num_images: Annotated[int | None, typer.Option(help="Images there are; default: those of the beton.")] = None,

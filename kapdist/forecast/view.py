@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
 from kapdist.forecast.training import Forecast
+from kapdist.run.standard_output import screen
 
 if TYPE_CHECKING:
     from kapdist.forecast.attack import AttackForecast
 
-LOG_WIDTH = 110  # columns, where there is no terminal that says how wide it is
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 Rows = Iterable[tuple[str, str]]
@@ -91,7 +90,7 @@ def show_attack(found: AttackForecast) -> None:
         table.add_column(name, justify="right")
     for attack in found.passes:
         table.add_row(attack.name, f"{attack.forwards:,}", f"{attack.backwards:,}")
-    console().print(table)
+    screen().print(table)
     show("Time", attack_time(found))
 
 
@@ -120,12 +119,7 @@ def show(title: str, rows: Rows) -> None:
     table = Table(title=title, title_justify="left", show_header=False)
     for row in rows:
         table.add_row(*row)
-    console().print(table)
-
-
-def console() -> Console:
-    screen = Console(highlight=False)
-    return screen if screen.is_terminal else Console(width=LOG_WIDTH, highlight=False)
+    screen().print(table)
 
 
 def span(ends: tuple[int, int]) -> str:

@@ -79,7 +79,7 @@ def config_diff(
     if as_json:
         say([difference.describe() for difference in found])
     else:
-        from kapdist.overview.view import print_differences
+        from kapdist.overview.differences_view import print_differences
 
         with result():
             print_differences(one, other, found)
@@ -100,7 +100,7 @@ def runs(
     if as_json:
         say([run.describe() for run in found])
         return
-    from kapdist.overview.view import print_runs
+    from kapdist.overview.runs_view import print_runs
 
     with result():
         print_runs(folder, found)

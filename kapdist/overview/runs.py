@@ -232,14 +232,16 @@ def step_of(run: RunDir, state: str, plan: Mapping[str, Any], lines: Sequence[Ma
 
 
 def metrics_of(run: RunDir) -> list[dict[str, Any]]:
-    """Return the newest lines of the metrics, all of them where the newest have no evaluation."""
+    """Return the newest evaluations and the last two lines, of which one may be torn; of all if need be."""
     if not run.metrics.exists():
         return []
     size = run.metrics.stat().st_size
     for length in (TAIL_BYTES, size):
         with run.metrics.open("rb") as file:
             file.seek(max(0, size - length))
-            found = [line for text in file.read().splitlines() if (line := parse_line(text)) is not None]
+            lines = file.read().splitlines()
+        told = [line for line in lines[:-2] if b'"evaluate"' in line] + lines[-2:]
+        found = [line for text in told if (line := parse_line(text)) is not None]
         if any(line["kind"] == "evaluate" for line in found):
             break
     return found

@@ -8,9 +8,13 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # takes longer to load than all else that --help needs
+    from rich.console import Console
 
 RESULT, NOTES = 1, 2  # file descriptors
+LOG_WIDTH = 110  # columns, where there is no terminal that says how wide it is
 
 
 @contextlib.contextmanager
@@ -87,6 +91,14 @@ def result() -> Iterator[None]:
 
         with output(Path("standard output"), NO_ROOM):
             raise
+
+
+def screen(width: int = LOG_WIDTH) -> Console:
+    """Return where tables are printed: a terminal is as wide as it is, anything else has `width` columns."""
+    from rich.console import Console
+
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(width=width, highlight=False)
 
 
 def say(value: Any) -> None:

@@ -7,13 +7,16 @@ from typing import Annotated
 
 import typer
 
+from kapdist.run.completion import keys_of
 from kapdist.run.plain_help import PLAIN
 from kapdist.run.standard_output import result, say, work
 
 study = typer.Typer(**PLAIN, help="Settings times seeds: trained, attacked, and what is claimed of them decided.")
 
 File = Annotated[Path, typer.Argument(help="The study: a YAML file (docs/study.md).")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, as many as wanted.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, as many as wanted.", autocompletion=keys_of("study"))
+]
 
 
 @study.command("plan")

@@ -9,7 +9,7 @@ import pytest
 from kapdist.config import AttackConfig, Config, flatten
 from kapdist.config.file import load_config
 from kapdist.config.kinds import KINDS, kind_of
-from kapdist.config.origins import Origin, lines_of, values_of
+from kapdist.config.origins import Origin, decides, lines_of, values_of
 from kapdist.errors import InputError
 
 BASE = """\
@@ -89,6 +89,17 @@ def test_one_value_for_a_section_and_keys_that_are_free(tmp_path: Path) -> None:
     assert (said.value, said.origin.kind) == ({"depth": 4}, "command line")
 
 
+def test_an_interpolation_is_of_its_own_line(above: Path) -> None:
+    above.write_text(ABOVE + "train:\n  log_every_steps: ${model.num_classes}\n")
+    found = values_of(Config, above)["train.log_every_steps"]
+    assert (found.value, found.origin.line) == (10, 8)
+    written = {"optim": "${other}", "train": {"epochs": 3}, "name": "plain"}
+    assert decides(written, "optim.lr")
+    assert decides(written, "train.epochs")
+    assert not decides(written, "train.batch_size")
+    assert not decides(written, "name.first")
+
+
 def test_lines_behind_anchors_and_merges() -> None:
     text = "one: &a {x: 1, y: 2}\ntwo:\n  <<: *a\n  y: 3\n'three': *a\n"
     assert lines_of(text) == {
@@ -123,6 +134,6 @@ def test_the_keys_say_what_kind_of_config_it_is(tmp_path: Path, text: str, kind:
 
 def test_a_file_with_keys_of_no_config(tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
-    path.write_text("partition: gpu\n")
+    path.write_text("name: big\npartition: gpu\nnodes: 2\n")  # a cluster's, of launch/
     with pytest.raises(InputError, match=r"a config \(training, .*found keys of none, such as 'partition'"):
         kind_of(path)

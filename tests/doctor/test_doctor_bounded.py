@@ -59,7 +59,7 @@ def test_a_library_that_kills_the_process_is_a_line() -> None:
 
 
 def test_what_hangs_is_given_up_and_what_it_started_is_ended(tmp_path: Path) -> None:
-    """A command of Slurm's that waits for a controller, and a system call that nobody answers."""
+    """A command of Slurm's that waits for a controller, a system call that nobody answers, an exit that hangs."""
     noted = tmp_path / "pid"
 
     def hanging() -> Iterator[Finding]:
@@ -73,11 +73,16 @@ def test_what_hangs_is_given_up_and_what_it_started_is_ended(tmp_path: Path) -> 
         time.sleep(600)
         yield ok("never", "")
 
+    def silent() -> Iterator[Finding]:
+        os.closerange(3, 256)
+        time.sleep(600)
+        yield ok("never", "")
+
     began = time.monotonic()
-    found = looked_at(hanging, deaf, fine)
+    found = looked_at(hanging, deaf, silent, fine)
     assert time.monotonic() - began < 10 * SECONDS
-    assert [finding.name for finding in found] == ["before", "hanging", "deaf", "one", "two"]
-    assert [found[1].found, found[2].found] == [f"no answer within {SECONDS:g} s"] * 2
+    assert [finding.name for finding in found] == ["before", "hanging", "deaf", "silent", "one", "two"]
+    assert [finding.found for finding in found[1:4]] == [f"no answer within {SECONDS:g} s"] * 3
     deadline = time.monotonic() + 30
     while Path(f"/proc/{noted.read_text()}").exists() and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from kapdist.cli import app
 from kapdist.config.file import load_config
 from kapdist.config.kinds import KINDS
+from kapdist.environment import version_in_words
 from kapdist.errors import InputError
 from kapdist.overview.command import config
 
@@ -88,6 +90,12 @@ def test_wrong_words_are_one_line(words: tuple[object, ...], said: str) -> None:
     error = run(*words).exception
     assert isinstance(error, InputError)
     assert said in str(error)
+
+
+def test_the_version_is_one_line_and_no_command_is_needed() -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.stdout) == (0, version_in_words() + "\n")
+    assert CliRunner().invoke(app, []).exit_code == 2
 
 
 def test_configs_of_two_kinds_are_not_compared(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Differences and runs on a screen."""
+"""All runs on one screen: a row for each, a line in it for each attack."""
 
 from __future__ import annotations
 
@@ -6,47 +6,22 @@ import time
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kapdist.config.origins import Value
 from kapdist.overview.attacks import Result
-from kapdist.overview.configs import Difference, Resolved, entry
 from kapdist.overview.runs import RunLine
+from kapdist.run.standard_output import screen
 
+WIDTH = 140  # columns, where there is no terminal that says how wide it is
 STYLES = {"running": "cyan", "done": "green", "failed": "red", "damaged": "red", "stopped": "yellow"}
 VERDICTS = {"pass": "green", "warn": "yellow", "fail": "red"}
 TITLES = ("run", "state", "step", "clean", "robust", "sanity", "hours", "changed")
-LOG_WIDTH = 140  # columns, where there is no terminal that says how wide it is
-
-
-def console() -> Console:
-    screen = Console(highlight=False)
-    return screen if screen.is_terminal else Console(width=LOG_WIDTH, highlight=False)
-
-
-def print_differences(first: Resolved, second: Resolved, found: Sequence[Difference]) -> None:
-    """Print a row for each key: its two values, each over its origin."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for title in ("", str(first.path), str(second.path)):
-        table.add_column(Text(title), overflow="fold")
-    for difference in found:
-        table.add_row(difference.key, told(difference.first), told(difference.second))
-    screen = console()
-    if found:
-        screen.print(table)
-    else:
-        screen.print(Text(f"{first.path} and {second.path} have the same values"))
-
-
-def told(value: Value) -> Text:
-    return Text.assemble(entry("", value.value).partition(": ")[2], ("\n" + str(value.origin), "dim"))
 
 
 def print_runs(folder: object, runs: Sequence[RunLine]) -> None:
-    """Print a row for each run, a line in it for each attack."""
-    screen, table = console(), Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    """Print runs in the order given."""
+    console, table = screen(WIDTH), Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     rows = [row(run) for run in runs]
     shown = [number for number in range(len(TITLES)) if any(cells[number] for cells in rows)]
     for title in (TITLES[number] for number in shown):
@@ -55,13 +30,13 @@ def print_runs(folder: object, runs: Sequence[RunLine]) -> None:
     for cells in rows:
         table.add_row(*(cells[number] for number in shown))
     if runs:
-        screen.print(table)
+        console.print(table)
     for run in runs:
         if run.why and run.state in ("failed", "damaged", "stopped"):
-            screen.print(Text.assemble(f"{run.name}: ", (f"{run.state}: {run.why}", STYLES[run.state])))
+            console.print(Text.assemble(f"{run.name}: ", (f"{run.state}: {run.why}", STYLES[run.state])))
     counts = {state: sum(run.state == state for run in runs) for state in dict.fromkeys(run.state for run in runs)}
     told_states = ", ".join(f"{count} {state}" for state, count in counts.items())
-    screen.print(Text(f"{len(runs)} runs below {folder}" + (f": {told_states}" if runs else ""), "dim"))
+    console.print(Text(f"{len(runs)} runs below {folder}" + (f": {told_states}" if runs else ""), "dim"))
 
 
 def row(run: RunLine) -> list[Text]:
