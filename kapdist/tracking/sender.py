@@ -40,7 +40,7 @@ class Sender:
                 text=True,
                 start_new_session=True,  # it ends itself, and all that its tracker has started
             )
-        self.level = logging.INFO  # of what was said last
+        self.level, self.given_up = logging.INFO, False  # of what was said last
         self.said = threading.Thread(target=self.pass_on, daemon=True)
         self.said.start()
 
@@ -49,7 +49,8 @@ class Sender:
         for line in self.process.stdout:
             level, _, text = line.rstrip().partition(" ")
             self.level = int(level)
-            log.log(self.level, "%s: %s", self.title, text)
+            if not self.given_up:
+                log.log(self.level, "%s: %s", self.title, text)
 
     def end(self, how: str) -> None:
         """Say how the work ended; the process has `seconds` from now on."""
@@ -64,7 +65,7 @@ class Sender:
             code = self.process.wait(max(0.0, deadline - time.monotonic()))
             self.said.join(1)
         except subprocess.TimeoutExpired:
-            code = None
+            code, self.given_up = None, True
         if code != 0 and self.level < logging.WARNING:  # else it has said why itself
             how = f"took not all in {self.seconds:g} s" if code in (None, -9) else f"its process ended with {code}"
             log.warning("%s: %s; %s", self.title, how, remedy(self.run))

@@ -11,12 +11,15 @@ from kapdist.records.tracked import Tracked
 from kapdist.run.paths import RunDir
 from kapdist.tracking.told import Results, Row, about, group_of
 
+LAST_STEP = "last_step.txt"  # in the folder of a session
+
 
 class WandbRun:
     """The run of an id, which the server continues after the last step that it has.
 
-    Nothing continues an offline store, and of two with one id `wandb sync` lets the later one replace the earlier:
-    so each is written from the first step on, and those before it are removed when it is closed.
+    An offline store is a folder for each session, and one that was killed leaves half a folder. So each is written
+    from the first step on, and those before it are removed when it is closed; but what `wandb sync` has sent of
+    them stays sent, and sends a later folder behind it.
     """
 
     def __init__(self, run: RunDir, tracked: Tracked) -> None:
@@ -39,6 +42,9 @@ class WandbRun:
         )
         self.address = self.run.url or str(self.own)
         self.next_step = self.run.starting_step
+        if self.run.offline:
+            sent = (last_step(folder) for folder in self.earlier() if is_sent(folder))
+            self.next_step = 1 + max(sent, default=-1)
         self.run.config.update(about(run), allow_val_change=True)
 
     @property
@@ -46,11 +52,18 @@ class WandbRun:
         """The folder of this session."""
         return Path(self.run.dir).parent
 
+    def earlier(self) -> list[Path]:
+        """Return the offline folders of earlier sessions."""
+        found = self.folder.glob(f"offline-run-*-{self.id}")
+        return [folder for folder in found if folder.resolve() != self.own.resolve()]
+
     def log(self, rows: Sequence[Row]) -> None:
-        for row in rows:
-            if row.step >= self.next_step:
-                self.run.log(row.values | {"_timestamp": row.time}, step=row.step, commit=True)
-                self.next_step = row.step + 1
+        new = [row for row in rows if row.step >= self.next_step]
+        if new:
+            (self.own / LAST_STEP).write_text(str(new[-1].step))
+            self.next_step = new[-1].step + 1
+        for row in new:
+            self.run.log(row.values | {"_timestamp": row.time}, step=row.step, commit=True)
 
     def keep(self, results: Results) -> None:
         self.run.summary.update(results.numbers | results.words)
@@ -66,6 +79,16 @@ class WandbRun:
             self.run.mark_preempting()
         self.run.finish(exit_code=int(how != "done"))
         if self.run.offline:
-            for folder in self.folder.glob(f"offline-run-*-{self.id}"):
-                if folder.resolve() != self.own.resolve():
+            for folder in self.earlier():
+                if not is_sent(folder):
                     shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_sent(folder: Path) -> bool:
+    """Return whether `wandb sync` has marked an offline folder."""
+    return any(folder.glob("*.synced"))
+
+
+def last_step(folder: Path) -> int:
+    noted = folder / LAST_STEP
+    return int(noted.read_text()) if noted.exists() else -1

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wandb_store import read_offline
+from wandb_store import Offline, read_offline
 
 from kapdist.config import Config, TrainConfig
 from kapdist.config.file import dump_config, load_config
@@ -162,6 +162,22 @@ def preempted_at_wandb(run: RunDir) -> None:
     assert found.preempting
     assert found.exit_code == 1
     assert found.series == {step: row for step, row in truth(run).items() if step < 150}
+
+
+def test_wandb_s_offline_store_goes_on_behind_what_was_sent(run: RunDir) -> None:
+    continued(run, 0)
+    trained(run, range(10, 101, 10), 1)()
+    assert serve(run, "wandb", Work(saved(run, 100), how="stopped"), print)
+    (first,) = (run.root / "wandb").glob("offline-run-*")
+    (first / f"run-{first.name.rpartition('-')[2]}.wandb.synced").touch()  # as `wandb sync` does
+    continued(run, 100)
+    trained(run, range(110, 201, 10), 1)()
+    ended(run)()
+    assert serve(run, "wandb", Work(), print)
+    behind = [*(run.root / "wandb").glob("offline-run-*")]
+    behind.remove(first)
+    (path,) = behind[0].glob("*.wandb")
+    assert Offline(path).series == {step: row for step, row in truth(run).items() if step >= 100}
 
 
 def test_mlflow_s_store_has_each_step_of_a_killed_run_once(run: RunDir) -> None:
