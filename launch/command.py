@@ -1,6 +1,7 @@
 """What the commands of launch/ have in common: the words of those that queue something, and how they do it.
 
-All of them end with 0 when done, with 2 and one line of what is wrong with the input, with 1 and a traceback else.
+All of them end with 0 when done, with 2 and one line of what is wrong with the input, with 1 and one line where
+Slurm does not answer, with 1 and a traceback else.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Protocol, TypeVar
 
 from kapdist.config.fields import Section
 from kapdist.config.file import load_config
-from kapdist.errors import InputError
+from kapdist.errors import InputError, TransientError
 from kapdist.run.installed import extras_named
 from kapdist.run.paths import AttackDir, RunDir, SeedsDir, StudyDir
 from kapdist.run.standard_output import open_standard_streams
@@ -96,6 +97,9 @@ def command_line(main: Callable[[], None]) -> None:
     except InputError as error:
         print(f"kapdist: {error}", file=sys.stderr)
         sys.exit(2)
+    except TransientError as error:
+        print(f"kapdist: {error}", file=sys.stderr)
+        sys.exit(1)
     except BrokenPipeError:  # whoever read has read enough: ... | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:

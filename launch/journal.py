@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from kapdist.errors import InputError
+from kapdist.errors import TransientError
 from launch import jobs, slurm
 from launch.call import Call
 from launch.submission import Submission
@@ -44,7 +44,7 @@ def queue(what: Submission, calls: Sequence[Call], runs: Sequence[Path] = ()) ->
         runs: folders that remember it too, an element of an array each.
 
     Raises:
-        InputError: as `slurm.submit`.
+        RefusedError, TransientError: as `slurm.submit`.
     """
     token = uuid4().hex[:12]
     intent = Intent(token, jobs.line_of(what), tuple(map(str, runs)))
@@ -62,7 +62,7 @@ def settle(folder: Path) -> None:
     """Find out what became of the submissions that nobody has noted the end of; those that are jobs are remembered.
 
     Raises:
-        InputError: Slurm does not answer.
+        TransientError: Slurm does not answer.
     """
     while unknown := unanswered(folder):
         found = slurm.submitted_as(
@@ -71,7 +71,7 @@ def settle(folder: Path) -> None:
             min(intent.line["submitted"] for intent in unknown),
         )
         if found is None:
-            raise InputError("squeue", "an answer: a submission was cut off here, and may be a job", "none")
+            raise TransientError("squeue does not answer; a submission was cut off here, and may be a job")
         for intent in unknown:
             if intent.token in found:
                 remember(folder, intent, found[intent.token])

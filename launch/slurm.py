@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from kapdist.environment import user_name
-from kapdist.errors import InputError
+from kapdist.errors import InputError, TransientError
 from kapdist.run.files import write_atomic
 from kapdist.run.lock import locked_in_turn
 from kapdist.run.slurm import answer
@@ -32,7 +32,7 @@ def submit(what: Submission, calls: Sequence[Call]) -> str:
 
     Raises:
         RefusedError: Slurm refuses it, in Slurm's own words, or is not there: nothing was queued.
-        InputError: Slurm does not say whether it was.
+        TransientError: Slurm does not say whether it was.
     """
     if shutil.which("sbatch") is None:
         raise RefusedError("sbatch", "Slurm on this machine (or --local)", "nothing")
@@ -49,9 +49,11 @@ def submit(what: Submission, calls: Sequence[Call]) -> str:
     said = own_words(done.stderr or done.stdout) if done else f"none in {SECONDS:g} s"
     if done and done.returncode == 0 and (job := re.search(r"batch job (\d+)", done.stdout)):
         return job[1]
-    if done and done.returncode and not UNSURE.search(said):
-        raise RefusedError("sbatch", "a job that this cluster takes", said)
-    raise InputError("sbatch", "a job's number (the same command again looks for the job first)", said)
+    if done is None or done.returncode == 0 or UNSURE.search(said):
+        raise TransientError(f"sbatch: no job's number but {said}; run it again, it looks for the job first")
+    for number in range(len(calls)):
+        what.call(number).unlink()
+    raise RefusedError("sbatch", "a job that this cluster takes", said)
 
 
 class RefusedError(InputError):

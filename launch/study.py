@@ -22,7 +22,7 @@ from kapdist.run.paths import RunDir, StudyDir
 from kapdist.study.design import Design, Trained, check_size, make_design
 from kapdist.study.frozen import freeze
 from kapdist.study.tasks import ATTACK, TRAINING, tasks, write_configs
-from launch import jobs, slurm
+from launch import jobs, journal, slurm
 from launch.after import CLUSTER, Start
 from launch.attack import AttackCommand
 from launch.call import Call
@@ -159,6 +159,7 @@ class StudyCommand:
             if task.run.name == run.name and task.kind == ATTACK:
                 command = AttackCommand(run, self.design.attacks[task.attack].config, self.cluster)
                 with slurm.submitting(command.directory.slurm):
+                    journal.settle(command.directory.slurm)
                     if command.is_needed(force=False):
                         command.queue()
                 yield from slurm.alive([line["job"] for line in jobs.remembered(command.directory.slurm)][-1:])

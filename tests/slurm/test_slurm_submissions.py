@@ -50,7 +50,8 @@ def test_two_seeds_are_trained_and_attacked_though_the_command_was_killed(
         "2",
         "--then",
         "quick.yaml",
-        "train.epochs=40",
+        "train.epochs=20",
+        "train.evaluate_every_epochs=20",
         "train.checkpoint_every_steps=3",
     ]
     cluster = ["partition=low", "train.sbatch={hold: true}", f"python={warm_python()}", "container=./image.sif"]
