@@ -131,6 +131,17 @@ def test_a_file_says_what_differs_from_its_base(write, tmp_path: Path) -> None:
     assert whole == config
 
 
+def test_a_config_of_the_package_is_one_anywhere(write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = load_config(Config, Path("kapdist:fashion_mnist/kap.yaml"))
+    assert named == load_config(Config, ROOT / "configs" / "fashion_mnist" / "kap.yaml")
+    upper = load_config(Config, write("base: kapdist:fashion_mnist/kap.yaml\nname: kap\noptim: {lr: 0.5}\n"))
+    assert upper == named.model_copy(update={"optim": named.optim.model_copy(update={"lr": 0.5})})
+    nowhere = refusal(Config, Path("kapdist:fashion_mnist/no.yaml"))
+    assert nowhere.startswith("kapdist:fashion_mnist/no.yaml: expected one of ")
+    assert "(kapdist:cifar10/kap.yaml comes with the package)" in refusal(Config, Path("configs/cifar10/kap.yaml"))
+
+
 def test_bases_that_are_refused(write, tmp_path: Path) -> None:
     write(MINIMAL + "base: b.yaml", "a.yaml")
     write("base: c.yaml", "b.yaml")
