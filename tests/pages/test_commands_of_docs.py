@@ -142,8 +142,7 @@ def photographs(checkout: Path) -> Path:
 
 
 SMALLER = {
-    "photos.yaml": "photos.yaml data.resolution=32 model.width=0.0625 train.epochs=1 train.batch_size=8 "
-    "engine.threads=1",
+    "photos.yaml": "photos.yaml data.resolution=32 train.epochs=1 train.batch_size=8 engine.threads=1",
     "attack.yaml": "attack.yaml num_images=4 num_shards=1 attacks=[apgd-ce] threads=1",
 }
 

@@ -60,7 +60,7 @@ def page(path: Path) -> str:
     parts = []
     for cell in read(path)["cells"]:
         if cell["cell_type"] == "markdown":
-            parts.append(source(cell))
+            parts.append(source(cell).replace(".ipynb)", ".md)"))  # a link to another notebook
             continue
         parts.append(f"```python\n{source(cell)}\n```")
         parts += [f"```text\n{''.join(output['text']).rstrip()}\n```" for output in cell["outputs"]]
