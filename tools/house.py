@@ -7,6 +7,7 @@ python tools/house.py --numbers  files, lines, arrows, circles
 from __future__ import annotations
 
 import ast
+import functools
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -25,16 +26,21 @@ def module(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imports(path: Path, counts: Callable[[ast.AST], bool] = lambda node: True) -> Iterator[tuple[str, str]]:
     """Yield (module, name) of every import at run time, name "" of a whole module.
 
     Imports for annotations alone do not count.
     """
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     typing_only = {
         id(inner)
         for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):

@@ -17,10 +17,11 @@ def outputs_and_gradients(model: nn.Module, run: nn.Module, x: Tensor) -> list[T
 
 
 def assert_compiled_is_eager(
-    layers: nn.Module, mode: str, backend: str, memory_format: torch.memory_format
+    layers: nn.Module, layout: str, mode: str, backend: str, memory_format: torch.memory_format
 ) -> None:
     torch.compiler.reset()
-    model = kapify(layers.double(), noise_std=0.3, where=lambda *_: True).to(memory_format=memory_format)
+    model = kapify(layers.double(), layout=layout, noise_std=0.3, where=lambda *_: True)
+    model.to(memory_format=memory_format)
     x = torch.rand(2, 3, 6, 6, dtype=torch.double).to(memory_format=memory_format)
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     with noise(model, mode, seed=5):
@@ -34,7 +35,7 @@ def assert_compiled_is_eager(
 @pytest.mark.parametrize("mode", ["fresh", "fixed", "off"])
 def test_one_graph_with_the_same_draws(mode: str, memory_format: torch.memory_format) -> None:
     layers = nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU(), nn.Conv2d(9, 12, 1, groups=3, bias=False))
-    assert_compiled_is_eager(layers, mode, "aot_eager", memory_format)
+    assert_compiled_is_eager(layers, "sheet", mode, "aot_eager", memory_format)
 
 
 class Branches(nn.Module):
@@ -53,4 +54,5 @@ class Branches(nn.Module):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on the CPU")
 def test_branches_draw_the_same_in_generated_code() -> None:
-    assert_compiled_is_eager(Branches(), "fresh", "inductor", torch.channels_last)
+    """Along a line: g++ takes twice as long for a sheet, which tools/gpu_check.py has and a test of it."""
+    assert_compiled_is_eager(Branches(), "line", "fresh", "inductor", torch.channels_last)

@@ -235,7 +235,7 @@ def test_a_checkpoint_that_is_pruned_while_it_is_looked_at_is_not_damaged(tmp_pa
 
 def test_a_full_disk_does_not_end_the_training(small_disk: Path, tiny_config: Path) -> None:
     run = RunDir(small_disk / "runs" / "tiny")
-    words = [*WORDS, f"runs_dir={small_disk / 'runs'}", "train.epochs=40", "train.checkpoint_every_steps=3"]
+    words = [*WORDS, f"runs_dir={small_disk / 'runs'}", "train.epochs=20", "train.checkpoint_every_steps=3"]
     words += ["train.evaluate_every_epochs=2", "train.keep_checkpoints=1", "model.width=0.125"]
     processes = start_ranks(words, 1, tiny_config.parent)
     wait_for(run.latest.exists)
@@ -253,7 +253,7 @@ def test_a_full_disk_does_not_end_the_training(small_disk: Path, tiny_config: Pa
     wait_for(lambda: (checkpoint.newest(run) or kept) != kept or processes[0].poll() is not None)
     assert end_ranks(processes, 90)[0].code == 0
     assert "continuing from" not in log.read_text(errors="replace")
-    assert_whole(run, 280)
+    assert_whole(run, 140)
 
 
 def test_a_disk_that_is_full_at_the_end_loses_no_checkpoint(small_disk: Path, tiny_config: Path) -> None:
