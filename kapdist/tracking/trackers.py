@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from kapdist.config import TrainConfig
@@ -34,24 +34,29 @@ class Tracker(Protocol):
 
 
 class Kind(NamedTuple):
-    """A tracker, and the keys of `train` that concern it."""
+    """A tracker, and what a config says of it."""
 
     title: str
-    package: str
-    project: str
-    store: str
+    key: str
+    """That asks for it; its package has the tracker's name, and so has the extra."""
+    project: Callable[[TrainConfig], str | None]
+    store: Callable[[TrainConfig], str | None]
     open: type[Tracker]
 
 
 TRACKERS = {
-    "wandb": Kind("Weights & Biases", "wandb", "wandb_project", "wandb_mode", WandbRun),
-    "mlflow": Kind("MLflow", "mlflow", "mlflow_experiment", "mlflow_uri", MlflowRun),
+    "wandb": Kind(
+        "Weights & Biases", "train.wandb_project", lambda it: it.wandb_project, lambda it: it.wandb_mode, WandbRun
+    ),
+    "mlflow": Kind(
+        "MLflow", "train.mlflow_experiment", lambda it: it.mlflow_experiment, lambda it: it.mlflow_uri, MlflowRun
+    ),
 }
 
 
 def asked(train: TrainConfig) -> dict[str, Kind]:
     """Return the trackers that a config names."""
-    return {name: kind for name, kind in TRACKERS.items() if getattr(train, kind.project) is not None}
+    return {name: kind for name, kind in TRACKERS.items() if kind.project(train) is not None}
 
 
 def check_trackers(train: TrainConfig) -> None:
@@ -60,8 +65,8 @@ def check_trackers(train: TrainConfig) -> None:
     Raises:
         InputError: names the key and the extra.
     """
-    for kind in asked(train).values():
-        need(kind.package, place=f"train.{kind.project}")
+    for name, kind in asked(train).items():
+        need(name, place=kind.key)
 
 
 def known(run: RunDir) -> list[str]:
@@ -76,15 +81,16 @@ def begin(run: RunDir, train: TrainConfig, step: float) -> None:
     """
     for name, kind in asked(train).items():
         path = run.tracked(name)
-        before = read_tracked(path) if path.exists() else None
-        if before is None or before.step > step:
+        before, project = read_tracked(path) if path.exists() else None, kind.project(train)
+        assert project is not None
+        if before is not None and before.step > step:
             before = None
         write_tracked(
             path,
             Tracked(
                 id=before.id if before else uuid.uuid4().hex[:8],
-                project=getattr(train, kind.project),
-                store=getattr(train, kind.store),
+                project=project,
+                store=kind.store(train),
                 seconds=train.tracker_seconds,
                 step=before.step if before else -1,
             ),
