@@ -31,7 +31,7 @@ lint:
 # Into site/, to be read from there (site/index.html) without a network; a warning is an error.
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: setup
-	$(PYTHON) -m mkdocs build --strict --quiet
+	$(PYTHON) -m mkdocs build --strict
 	@echo site/index.html
 
 bench: setup

@@ -131,9 +131,9 @@ def test_the_tutorial_s_commands_are_the_readme_s() -> None:
 
 @pytest.fixture
 def photographs(checkout: Path) -> Path:
-    """Ten images of each of two classes."""
+    """Ten images of each of four classes."""
     random = np.random.default_rng(0)
-    for name, level in {"cat": 0, "dog": 120}.items():
+    for name, level in {"bird": 0, "cat": 40, "dog": 80, "horse": 120}.items():
         (checkout / "photos" / name).mkdir(parents=True)
         for number in range(10):
             pixels = random.integers(level, level + 120, (50, 60, 3), dtype=np.uint8)

@@ -84,6 +84,7 @@ def test_what_is_said_of_a_key_is_what_the_config_does(site: Path) -> None:
     assert said["optim.momentum"] == "number, at least 0, below 1; default 0.9"
     assert said["kap.layout"] == "sheet · line; default sheet"
     assert said["data.train"] == "path; required"
+    assert said["train.batch_size"] == "whole number, at least 1 or none; default none"
     assert said["data.translate"] == "whole number, at least 0, at most 64; default 0"
     assert said["train.epochs"] == "whole number, at least 1; default 16; follows"
     assert said["data.workers"].endswith("may change when a run is continued")

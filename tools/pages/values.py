@@ -55,6 +55,9 @@ def kind(annotation: Any) -> str:
 def bounds_of(metadata: Iterable[Any]) -> list[str]:
     found = []
     for item in metadata:
+        if isinstance(item, FieldInfo):  # within a union pydantic leaves it as it was written
+            found += bounds_of(item.metadata)
+            continue
         found += [f"{word} {getattr(item, name):g}" for name, word in BOUNDS.items() if hasattr(item, name)]
         if getattr(item, "pattern", None):
             found.append(f"matching `{item.pattern}`")
