@@ -50,4 +50,4 @@ def brings_a_kapdist(words: Sequence[str], cwd: str, environment: Mapping[str, s
     first = cwd if words[0] == "-m" else os.path.dirname(os.path.realpath(os.path.join(cwd, words[0])))
     folders = [first, os.path.dirname(first), *environment.get("PYTHONPATH", "").split(os.pathsep)]
     found = [folder for folder in folders if folder and os.path.exists(f"{folder}/kapdist/__init__.py")]
-    return any(not os.path.samefile(folder, root) for folder in found)
+    return any(not os.path.samefile(f"{folder}/kapdist", f"{root}/kapdist") for folder in found)
