@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 Identity = int | str
 
@@ -23,6 +25,8 @@ def derive_seed(seed: int, *identity: Identity) -> int:
 
 def generator(seed: int, *identity: Identity) -> np.random.Generator:
     """Return the NumPy generator that belongs to this identity; the same one on every machine."""
+    import numpy as np  # seeds alone are derived also where torch is installed without it
+
     return np.random.Generator(np.random.Philox(derive_seed(seed, *identity)))
 
 

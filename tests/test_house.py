@@ -79,7 +79,7 @@ def test_imports_point_one_way() -> None:
 def points_one_way(path: Path) -> None:
     here = room(path)
     for name in imports(path):
-        top, *rest = name.split(".")
+        top, *rest = name.removesuffix(".").split(".")  # `import kapdist`: the package itself imports nothing
         assert top not in NEVER, f"{path}: imports {name}"
         assert ONLY_IN.get(top, here) == here, f"{path}: {top} belongs to {ONLY_IN.get(top)}/"
         if top == "kapdist" and rest and rest[0] != here and here in ROOMS:

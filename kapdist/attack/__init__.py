@@ -1,5 +1,5 @@
 """AutoAttack in shards: plan, shard, merge. The verdict of an image depends on the plan alone."""
 
-from kapdist import callable_room
+import kapdist
 
-callable_room(__name__)
+kapdist.callable_room(__name__)

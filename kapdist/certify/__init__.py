@@ -1,5 +1,5 @@
 """Certificates by randomized smoothing: an L2 radius within which the smoothed model keeps its class."""
 
-from kapdist import callable_room
+import kapdist
 
-callable_room(__name__)
+kapdist.callable_room(__name__)

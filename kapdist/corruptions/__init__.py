@@ -1,5 +1,5 @@
 """Common corruptions (Hendrycks & Dietterich 2019, https://arxiv.org/abs/1903.12261) and plain random noise."""
 
-from kapdist import callable_room
+import kapdist
 
-callable_room(__name__)
+kapdist.callable_room(__name__)

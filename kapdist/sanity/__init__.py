@@ -1,5 +1,5 @@
 """Whether an attack's number can be believed: checks that tell robustness from a gradient that hides."""
 
-from kapdist import callable_room
+import kapdist
 
-callable_room(__name__)
+kapdist.callable_room(__name__)

@@ -88,10 +88,9 @@ def test_where_no_chance_was_seen_the_images_bound_it_as_for_one_seed() -> None:
     for right, count in ((none, 0), (all_, 256)):
         found, expected = accuracy_interval(right), wilson(count, 256)
         assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-6)
-    for first, second in ((none, none), (all_, none), (none, all_)):
-        found, tango = seed_difference(first, second).decides, compare(first[0], second[0])
-        assert (found.low, found.high) == pytest.approx((tango.low, tango.high), rel=1e-6)
-    assert seed_difference(none, none).decides.p == 1.0
+    found, tango = seed_difference(all_, all_).decides, compare(all_[0], all_[0])
+    assert (found.low, found.high) == pytest.approx((tango.low, tango.high), rel=1e-6)
+    assert found.p == 1.0
     assert seed_difference(all_, none).decides.p < 1e-9
     of_ten = seed_difference(
         none[:, :10], none[:, :10], margin=-0.01
