@@ -67,7 +67,8 @@ def smaller(command: str) -> str:
         "eps=8/255 num_images=64": "eps=8/255 num_images=4 version=custom attacks=[apgd-ce,fab-t]",
         "draws=10 flip": "draws=2 flip",
         "sanity.num_images=32": "sanity.num_images=24 sanity.iterations=5 sanity.restarts=2 "
-        "sanity.draws=2 sanity.queries=50",
+        "sanity.draws=2 sanity.queries=50 sanity.remedies.iterations=5 sanity.remedies.restarts=2 "
+        "sanity.remedies.draws=2 sanity.remedies.queries=50",
         "noise_on.yaml num_images=32": "noise_on.yaml num_images=2 eot=2 version=custom attacks=[apgd-ce]",
         "corruptions.yaml": "corruptions.yaml corruptions.kinds=[fog] corruptions.severities=[1,5]",
         "without_gradients.yaml": "without_gradients.yaml attacks=[random-noise,transfer,hard-label]",
