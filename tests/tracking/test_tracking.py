@@ -442,7 +442,9 @@ def test_a_run_can_be_told_later(
 def test_a_package_that_is_not_there_is_named_before_anything_begins(
     tiny_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    found = importlib.util.find_spec
+    trackers = ("wandb", "mlflow")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in trackers else found(name))
     for name, key in (("wandb", "wandb_project"), ("mlflow", "mlflow_experiment")):
         words = [f"train.{key}=kap", f"runs_dir={tiny_config.parent / 'runs'}"]
         with pytest.raises(InputError, match=rf"train.{key}: expected {name} \(pip .*kapdist\[{name}\]"):
