@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kapdist.rng import generator
-from kapdist.statistics.seeds import Interval, crossed_interval, least_error
+from kapdist.statistics.seeds import Interval, as_wide_as_images_tell, crossed_interval
 from kapdist.statistics.student import quantile, two_sided_p
 
 IMAGE_DRAWS = 300  # their variance is known to a twelfth by then
@@ -64,12 +64,13 @@ def frontier_difference(
     per_seed = np.array([found.mean for found in own if found])
     of_seeds = float(np.var(per_seed, ddof=1)) / num_seeds
     of_images = image_variance(first, second, seed)
-    error = max(math.sqrt(of_seeds + of_images), least_error(num_images))
+    error = math.sqrt(of_seeds + of_images)
     freedom = freedom_of(of_seeds, of_images, num_seeds, num_images)
     half = quantile(0.975, freedom) * error
-    p = two_sided_p((whole.mean - margin) / error, freedom)
+    p = two_sided_p((whole.mean - margin) / error, freedom) if error else float(whole.mean == margin)
     method = "t over seeds and images, of interpolated frontiers"
-    interval = Interval(method, whole.mean - half, whole.mean + half, p)
+    found = Interval(method, whole.mean - half, whole.mean + half, p)
+    interval = as_wide_as_images_tell(found, whole.mean, num_images, margin)
     return FrontierDifference(whole.mean, tuple(per_seed.tolist()), (whole.low, whole.high), interval)
 
 

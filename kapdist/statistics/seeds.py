@@ -111,8 +111,9 @@ def image_interval(first: np.ndarray, second: np.ndarray) -> Interval:
 def crossed_interval(differences: np.ndarray, margin: float = 0.0) -> Interval:
     """Return the t-interval whose variance has the seeds' part and the images', and the p-value of the margin."""
     found = variances(differences)
-    error = max(math.sqrt(found.of_the_mean), least_error(found.num_images))
-    return _around(float(differences.mean()), error, found.freedom, "t over seeds and images", margin)
+    mean, method = float(differences.mean()), "t over seeds and images"
+    interval = _around(mean, math.sqrt(found.of_the_mean), found.freedom, method, margin)
+    return as_wide_as_images_tell(interval, mean, found.num_images, margin)
 
 
 def accuracy_interval(right: np.ndarray) -> Interval:
@@ -121,13 +122,14 @@ def accuracy_interval(right: np.ndarray) -> Interval:
     return replace(found, low=max(found.low, 0.0))
 
 
-def least_error(num_images: int) -> float:
-    """Return the standard error that this number of images leaves where no image differs from another.
+def as_wide_as_images_tell(found: Interval, mean: float, num_images: int, margin: float = 0.0) -> Interval:
+    """Return an interval that is no narrower than this number of images leaves it where none differs from another.
 
-    That no chance was seen does not say that there is none: 1.96 of these reach as far as the intervals of Wilson
-    and Tango (`kapdist/statistics/paired.py`) do at a count of 0.
+    That no chance was seen does not say that there is none: so far reach the intervals of Wilson and Tango
+    (`kapdist/statistics/paired.py`) at a count of 0.
     """
-    return Z_95 / (num_images + Z_95**2)
+    least = _around(mean, Z_95 / (num_images + Z_95**2), math.inf, found.method, margin)
+    return Interval(found.method, min(found.low, least.low), max(found.high, least.high), max(found.p, least.p))
 
 
 def t_interval(per_seed: np.ndarray) -> Interval:
