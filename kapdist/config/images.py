@@ -17,7 +17,7 @@ CENTER = "random-resized"  # what a training calls the crop whose evaluation tak
 class ImagesConfig(Section):
     """Owner: attack/images.py, and train/evaluate_run.py of an evaluation. `data=FILE.beton` means data.beton."""
 
-    stands_for: ClassVar = "beton"
+    stands_for: ClassVar[str] = "beton"
 
     beton: Path | None = None
     """Beton with the images; default: the run's validation beton."""
