@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from kapdist.rng import generator
-from kapdist.statistics.seeds import Interval, as_wide_as_images_tell, crossed_interval
-from kapdist.statistics.student import quantile, two_sided_p
+from kapdist.statistics.seeds import Interval, around, as_wide_as_images_tell, crossed_interval
+from kapdist.statistics.student import quantile
 
 IMAGE_DRAWS = 300  # their variance is known to a twelfth by then
 SEED_DRAWS = 300
@@ -66,10 +66,8 @@ def frontier_difference(
     of_images = image_variance(first, second, seed)
     error = math.sqrt(of_seeds + of_images)
     freedom = freedom_of(of_seeds, of_images, num_seeds, num_images)
-    half = quantile(0.975, freedom) * error
-    p = two_sided_p((whole.mean - margin) / error, freedom) if error else float(whole.mean == margin)
     method = "t over seeds and images, of interpolated frontiers"
-    found = Interval(method, whole.mean - half, whole.mean + half, p)
+    found = around(whole.mean, error, freedom, method, margin)
     interval = as_wide_as_images_tell(found, whole.mean, num_images, margin)
     return FrontierDifference(whole.mean, tuple(per_seed.tolist()), (whole.low, whole.high), interval)
 

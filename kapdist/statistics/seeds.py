@@ -112,7 +112,7 @@ def crossed_interval(differences: np.ndarray, margin: float = 0.0) -> Interval:
     """Return the t-interval whose variance has the seeds' part and the images', and the p-value of the margin."""
     found = variances(differences)
     mean, method = float(differences.mean()), "t over seeds and images"
-    interval = _around(mean, math.sqrt(found.of_the_mean), found.freedom, method, margin)
+    interval = around(mean, math.sqrt(found.of_the_mean), found.freedom, method, margin)
     return as_wide_as_images_tell(interval, mean, found.num_images, margin)
 
 
@@ -128,17 +128,18 @@ def as_wide_as_images_tell(found: Interval, mean: float, num_images: int, margin
     That no chance was seen does not say that there is none: so far reach the intervals of Wilson and Tango
     (`kapdist/statistics/paired.py`) at a count of 0.
     """
-    least = _around(mean, Z_95 / (num_images + Z_95**2), math.inf, found.method, margin)
+    least = around(mean, Z_95 / (num_images + Z_95**2), math.inf, found.method, margin)
     return Interval(found.method, min(found.low, least.low), max(found.high, least.high), max(found.p, least.p))
 
 
 def t_interval(per_seed: np.ndarray) -> Interval:
     """Return the t-interval of a mean over seeds."""
     error = math.sqrt(float(np.var(per_seed, ddof=1)) / len(per_seed))
-    return _around(float(np.mean(per_seed)), error, len(per_seed) - 1, "t over seeds, on these images")
+    return around(float(np.mean(per_seed)), error, len(per_seed) - 1, "t over seeds, on these images")
 
 
-def _around(mean: float, error: float, freedom: float, method: str, margin: float = 0.0) -> Interval:
+def around(mean: float, error: float, freedom: float, method: str, margin: float = 0.0) -> Interval:
+    """Return the t-interval of a mean, a share or a difference of shares, and the p-value of the margin."""
     if error == 0:  # every seed alike, on these images
         return Interval(method, mean, mean, 1.0 if mean == margin else 0.0)
     half = quantile(0.975, min(freedom, 1e9)) * error
