@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from attack.kinds import Short
+from one_thread import one_thread  # noqa: F401
 from processes import warm_python
 from torch import Tensor, nn
 
@@ -163,14 +164,6 @@ def tiny() -> nn.Module:
         torch.manual_seed(1)
         layers = nn.Conv2d(3, 8, 3, stride=3), nn.Tanh(), nn.Flatten(), nn.Linear(32, 10)
         return nn.Sequential(*layers).eval().requires_grad_(False)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
 """The independent answer that the mean filter is compared with: the C' x C matrix A, entry by entry."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 
 import pytest
 import torch
+from one_thread import one_thread  # noqa: F401
 from torch import Tensor
 
 GRIDS = {8: (2, 4), 12: (3, 4), 24: (4, 6), 49: (7, 7), 56: (7, 8)}  # written down, not computed
@@ -26,12 +27,3 @@ def dense_average(channels: int, kernel_size: int, stride: int, layout: str) -> 
 @pytest.fixture(name="dense_average", scope="session")
 def dense_average_fixture() -> Callable[[int, int, int, str], Tensor]:
     return dense_average
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors this small only wait for a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

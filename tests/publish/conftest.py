@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from one_thread import one_thread  # noqa: F401
 from torch import nn
 
 from kapdist import kap
@@ -24,14 +25,6 @@ AVERAGE = {"pool_size": 3, "layout": "sheet"}
 SIDE = 16
 
 MakeRun = Callable[..., RunDir]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def lay_run(folder: Path, model: dict[str, Any], kap: dict[str, Any], **data: Any) -> RunDir:

@@ -1,3 +1,3 @@
-from attack_world import one_thread
+from one_thread import one_thread
 
 __all__ = ["one_thread"]
