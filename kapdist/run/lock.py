@@ -8,6 +8,7 @@ Nothing else is taken for a proof, so a lock whose holder cannot be asked for is
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -121,34 +122,38 @@ def other_at_work(path: Path) -> Holder | None:
 
 def clear(path: Path) -> None:
     """Remove a lock whose holder is gone: whoever was refused may have been where Slurm cannot be asked."""
-    left, found = content(path), holder_of(path)
+    found = holder_of(path)
     if found is not None and is_alive(found) is False:
-        bury(path, left)
+        with contextlib.suppress(LockedError), locked(path):
+            pass
 
 
 def acquire(path: Path, mine: Path) -> None:
-    """Link `mine` to `path`, which only one process can do; remove what a dead holder left."""
+    """Link `mine` to `path`, which only one process can do, or put it in the place of what a dead holder left."""
     for _ in range(10):
         try:
             return os.link(mine, path)
         except FileExistsError:
             left = content(path)
             check_free(path)
-            bury(path, left)
+            if left is not None and inherit(path, left, mine):
+                return None
     raise LockedError(path, "a free lock", "a lock that others keep taking")
 
 
-def bury(path: Path, left: str | None) -> None:
-    """Remove a lock if it is still the one that a dead holder left, and not one that was taken since."""
-    grave = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.stale")
-    try:
-        os.rename(path, grave)  # one process only can do it
-    except FileNotFoundError:
-        return
-    if content(grave) != left:
-        with contextlib.suppress(FileExistsError):
-            os.link(grave, path)
-    grave.unlink()
+def inherit(path: Path, left: str, mine: Path) -> bool:
+    """Put `mine` in the place of what a dead holder left; return False if that is gone by now.
+
+    No call removes a file on condition that it is still the dead holder's and not the next one's. So the right to
+    it is a lock itself, named after what was left: one process at a time has it, and inherits it if need be.
+    """
+    heir = path.with_name(f".{path.name}.{hashlib.sha256(left.encode()).hexdigest()[:8]}.heir")
+    acquire(heir, mine)
+    if content(path) == left:
+        os.replace(heir, path)
+        return True
+    heir.unlink()
+    return False
 
 
 def content(path: Path) -> str | None:

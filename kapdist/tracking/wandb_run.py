@@ -78,6 +78,7 @@ class WandbRun:
         if how == "stopped":
             self.run.mark_preempting()
         self.run.finish(exit_code=int(how != "done"))
+        self.package.teardown()  # a run that has finished may not be on the disk until its service has ended
         if self.run.offline:
             for folder in self.earlier():
                 if not is_sent(folder):
