@@ -23,6 +23,8 @@ class FrozenStudy(Record):
     claims: tuple[str, ...]
     later: tuple[str, ...] = ()
     """Claims that came when there were results already."""
+    grown: tuple[tuple[str, ...], ...] = ()
+    """At each growth, the arms that got more trainings when there were results of them already."""
 
 
 class Decision(Record):
@@ -42,7 +44,7 @@ class Decision(Record):
     p: float | None = None
     """Of "the difference is the margin"."""
     p_holm: float | None = None
-    """Corrected for all claims of the study that were tested."""
+    """Corrected for the looks at it, and for all claims of the study that were tested."""
     per_seed: tuple[float, ...] = ()
     seeds: tuple[int, ...] = ()
     num_images: int = 0
@@ -51,6 +53,8 @@ class Decision(Record):
     more: str = ""
     """What it would take to decide it."""
     later: bool = False
+    looks: int = 1
+    """How often it may have been looked at: once, and once more for every time that its arms have grown."""
     dominance: str = ""
     """Where frontiers are compared: whether one arm is better on both accuracies, beside the verdict."""
 

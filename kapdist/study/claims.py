@@ -44,8 +44,16 @@ class Compared:
     dominance: str = ""
 
 
-def decide(results: Results, later: tuple[str, ...] = ()) -> tuple[Decision, ...]:
-    """Decide every claim of a study; tests are corrected for one another by Holm's method."""
+def decide(
+    results: Results, later: tuple[str, ...] = (), grown: Sequence[Sequence[str]] = ()
+) -> tuple[Decision, ...]:
+    """Decide every claim of a study; tests are corrected for one another by Holm's method.
+
+    Args:
+        later: claims that came when there were results.
+        grown: at each growth, the arms that got more trainings when there were results of them. Who adds seeds
+            until a claim is decided tests it again and again: each look counts as a test (Bonferroni).
+    """
     tested: dict[str, Compared | str] = {}
     for claim in results.design.config.claims:
         try:
@@ -53,26 +61,33 @@ def decide(results: Results, later: tuple[str, ...] = ()) -> tuple[Decision, ...
         except UndecidedError as error:
             tested[claim.text] = str(error)
     compared = {text: found for text, found in tested.items() if isinstance(found, Compared)}
-    corrected = dict(zip(compared, holm([found.interval.p for found in compared.values()]), strict=True))
-    return tuple(
-        decision(claim, tested[claim.text], corrected.get(claim.text), len(compared), claim.text in later)
-        for claim in results.design.config.claims
+    claims = {claim.text: claim for claim in results.design.config.claims}
+    looks = {
+        text: 1 + sum(claim.first in arms or claim.over in arms for arms in grown) for text, claim in claims.items()
+    }
+    looked = [min(1.0, looks[text] * found.interval.p) for text, found in compared.items()]
+    corrected = dict(zip(compared, holm(looked), strict=True))
+    decided = (
+        decision(claim, tested[text], corrected.get(text), len(compared), looks[text])
+        for text, claim in claims.items()
     )
+    return tuple(found.model_copy(update={"later": found.claim in later}) for found in decided)
 
 
-def decision(claim: ClaimConfig, found: Compared | str, p_holm: float | None, family: int, later: bool) -> Decision:
+def decision(claim: ClaimConfig, found: Compared | str, p_holm: float | None, family: int, looks: int) -> Decision:
     if isinstance(found, str) or p_holm is None:
         why = str(found)
         return Decision(
-            claim=claim.text, verdict="not decided", why=why, first=claim.first, over=claim.over, later=later
+            claim=claim.text, verdict="not decided", why=why, first=claim.first, over=claim.over, looks=looks
         )
     decided = p_holm <= LEVEL
     above = found.value > claim.margin
-    of_family = f", corrected for {family} claims (Holm)" if family > 1 else ""
+    corrected = f", corrected for {looks} looks, as trainings were added to results" if looks > 1 else ""
+    corrected += f", {'and' if corrected else 'corrected'} for {family} claims (Holm)" if family > 1 else ""
     return Decision(
         claim=claim.text,
         verdict=("shown" if above else "refuted") if decided else "not decided",
-        why=f"{method_in_words(found)}, {found.num_images} images{of_family}",
+        why=f"{method_in_words(found)}, {found.num_images} images{corrected}",
         first=found.first,
         over=found.over,
         difference=found.value,
@@ -87,7 +102,7 @@ def decision(claim: ClaimConfig, found: Compared | str, p_holm: float | None, fa
         clean=found.clean,
         more="" if decided else found.more(),
         dominance=found.dominance,
-        later=later,
+        looks=looks,
     )
 
 

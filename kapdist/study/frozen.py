@@ -10,6 +10,7 @@ from kapdist.records.study import FrozenStudy, read_frozen, write_study_record
 from kapdist.study.design import Design
 
 OTHERWISE = "(or another name=)"
+SUMMARIES = "attacks/*/summary.json"
 
 
 def freeze(design: Design) -> FrozenStudy:
@@ -23,13 +24,30 @@ def freeze(design: Design) -> FrozenStudy:
     if path.exists():
         before = read_frozen(path)
         check_grown(design, before, now)
-        begun = any(design.dir.runs.glob("*/attacks/*/summary.json"))
+        begun = any(design.dir.runs.glob(f"*/{SUMMARIES}"))
         added = [text for text in now.claims if text not in before.claims]
-        now = now.model_copy(update={"later": (*before.later, *(added if begun else ()))})
+        arms = grown(design, before)
+        now = now.model_copy(
+            update={
+                "later": (*before.later, *(added if begun else ())),
+                "grown": (*before.grown, *([arms] if arms else [])),
+            }
+        )
         if now == before:
             return now
     write_study_record(path, now)
     return now
+
+
+def grown(design: Design, before: FrozenStudy) -> tuple[str, ...]:
+    """Return the arms that have trainings which they did not begin with, though there are results of them."""
+    found = []
+    for arm in dict.fromkeys(run.setting.arm for run in design.trained):
+        names = [run.name for run in design.trained if run.setting.arm == arm]
+        old = [name for name in names if name in before.runs]
+        if len(old) < len(names) and any(any((design.dir.runs / name).glob(SUMMARIES)) for name in old):
+            found.append(arm)
+    return tuple(found)
 
 
 def check_grown(design: Design, before: FrozenStudy, now: FrozenStudy) -> None:

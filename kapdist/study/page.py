@@ -62,7 +62,7 @@ def conclude(design: Design, results: Results, frozen: FrozenStudy) -> StudyResu
         num_done=sum(task.done for task in every),
         missing=tuple(task.name for task in every if not task.done),
         rows=results.rows,
-        decisions=decide(results, frozen.later),
+        decisions=decide(results, frozen.later, frozen.grown),
         beside=tuple(beside(design)),
         notes=results.notes,
     )

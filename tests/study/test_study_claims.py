@@ -105,6 +105,18 @@ def test_a_claim_that_came_later_says_so() -> None:
     assert [one.later for one in decide(study(claims, *sides), (claims[1],))] == [False, True]
 
 
+def test_who_adds_seeds_until_it_is_decided_pays_for_every_look() -> None:
+    claims = ["a over b, robust accuracy", "c over b, robust accuracy"]
+    results = study(claims, attacked(a("a"), 0.9, 0.5), attacked(a("b"), 0.9, 0.49), attacked(a("c"), 0.9, 0.4))
+    once, thrice = decide(results), decide(results, grown=[["a", "x"], ["a", "b"], ["x"]])
+    assert [one.looks for one in once] == [1, 1]
+    assert [one.looks for one in thrice] == [3, 2]
+    assert [one.p for one in once] == [one.p for one in thrice]
+    assert [one.p_holm for one in thrice] == pytest.approx(holm([min(1, 3 * once[0].p), min(1, 2 * once[1].p)]))
+    assert "corrected for 3 looks, as trainings were added to results, and for 2 claims (Holm)" in thrice[0].why
+    assert "look" not in once[0].why
+
+
 def test_frontiers_are_compared_at_equal_clean_accuracy() -> None:
     """Arm a is more robust at each sigma, and at equal clean accuracy it is not: it only has other sigmas."""
     line = lambda clean: 1.2 - clean  # noqa: E731  (both lie on it)

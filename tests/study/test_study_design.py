@@ -146,6 +146,7 @@ def test_a_study_may_grow_and_nothing_else(design) -> None:
     summary = grown.root / "runs" / "plain_seed0" / "attacks" / "standard" / "summary.json"
     summary.parent.mkdir(parents=True)
     summary.write_text("{}")
+    assert freeze(grown).grown == ()  # by a seed, when there was no result yet
     another = "kap over plain, clean accuracy, where noise_std=0.1"
     assert freeze(design(claims=f"['{claim}', '{another}']", seeds="3")).later == (another,)
     for parts, said in (
@@ -156,8 +157,11 @@ def test_a_study_may_grow_and_nothing_else(design) -> None:
     ):
         with pytest.raises(InputError, match=said):
             freeze(design(**{"claims": f"['{claim}', '{another}']", **parts}))
+    frozen = freeze(design(claims=f"['{claim}', '{another}']", seeds="4"))
+    assert frozen.grown == (("plain",),)  # of the others there are no results
+    assert freeze(design(claims=f"['{claim}', '{another}']", seeds="4")) == frozen
     device = ATTACKS.replace("eps: [2", "device: cpu, num_shards: 3, eps: [2")  # where it is made decides nothing
-    freeze(design(claims=f"['{claim}', '{another}']", seeds="3", attacks=device))
+    freeze(design(claims=f"['{claim}', '{another}']", seeds="4", attacks=device))
 
 
 @given(
