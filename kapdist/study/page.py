@@ -1,26 +1,24 @@
-"""The study's one page, and the same as plain files: results.json, table.csv, table.tex, pictures."""
+"""The study's one page; beside it the same as plain files, and the pictures."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
 import numpy as np
-import polars as pl
 
 from kapdist.environment import package_version
-from kapdist.records.study import Beside, Decision, FrozenStudy, Row, StudyCosts, StudyResults, write_study_record
+from kapdist.records.study import Beside, FrozenStudy, StudyCosts, StudyResults, write_study_record
 from kapdist.report.page import svg_uri
 from kapdist.report.plots import Plot
-from kapdist.report.words import eps_text, percent, points, short
+from kapdist.report.words import percent, points, short
 from kapdist.run.files import check_outputs, write_atomic
 from kapdist.statistics.frontier import Band, band
 from kapdist.study.beside import beside, costs
 from kapdist.study.claims import decide, frontier_of
 from kapdist.study.design import Design
+from kapdist.study.export import column, csv_text, interval, latex, markdown, sentence, tables, write_parquet
 from kapdist.study.frozen import freeze
 from kapdist.study.hours import figure
 from kapdist.study.plots import curve_plot, frontier_plot, topography_plot
@@ -47,6 +45,7 @@ def write_study_report(design: Design) -> Path:
     write_study_record(out / "costs.json", spent)
     write_atomic(out / "table.csv", csv_text(found.rows))
     write_parquet(out / "table.parquet", found.rows)
+    write_atomic(out / "table.md", markdown(found))
     write_atomic(out / "table.tex", latex(found.rows))
     write_atomic(design.dir.page, render(design, found, spent, plots))
     return design.dir.page
@@ -114,69 +113,3 @@ def render(design: Design, found: StudyResults, spent: StudyCosts, plots: Sequen
         sentence=sentence,
         version=package_version("kapdist"),
     )
-
-
-def tables(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
-    """Return {attack: {setting: rows by eps}}."""
-    found: dict[str, dict[str, list[Row]]] = {}
-    for row in rows:
-        found.setdefault(row.attack, {}).setdefault(row.setting, []).append(row)
-    return found
-
-
-def column(row: Row) -> str:
-    return "clean" if not row.eps else f"{row.norm} {eps_text(row.norm, row.eps)}"
-
-
-def interval(low: float, high: float) -> str:
-    return f"[{percent(low)}, {percent(high)}]"
-
-
-def sentence(found: Decision) -> str:
-    """Say a decision with its numbers."""
-    if found.difference is None or found.low is None or found.high is None or found.p_holm is None:
-        return f"{found.why}."
-    low, high = (points(bound).removesuffix(" points") for bound in (found.low, found.high))
-    p = "p < 0.0001" if found.p_holm < 1e-4 else f"p = {found.p_holm:.2g}"
-    where = ""
-    if found.clean is not None:
-        where = f" between {percent(found.clean[0])}% and {percent(found.clean[1])}% of clean accuracy"
-    against = f" (against {points(found.margin)})" if found.margin else ""
-    more = f" {found.more[0].upper()}{found.more[1:]}." if found.more else ""
-    return f"{points(found.difference)} [{low}, {high}]{where}{against}, {p}: {found.why}.{more}"
-
-
-def csv_text(rows: Sequence[Row]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(Row.model_fields), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat(row) for row in rows)
-    return out.getvalue()
-
-
-def write_parquet(path: Path, rows: Sequence[Row]) -> None:
-    buffer = io.BytesIO()
-    pl.DataFrame([flat(row) for row in rows], schema_overrides={"eps": pl.Float64}).write_parquet(buffer)
-    write_atomic(path, buffer.getvalue())
-
-
-def flat(row: Row) -> dict[str, object]:
-    """Return a row with lists as words, for formats without them."""
-    return {
-        key: " ".join(map(str, value)) if isinstance(value, list) else value
-        for key, value in row.describe().items()
-    }
-
-
-def latex(rows: Sequence[Row]) -> str:
-    """Return the table as LaTeX with booktabs: mean over seeds and its 95% interval, in percent."""
-    lines = []
-    for attack, settings in tables(rows).items():
-        heads = [column(row) for row in max(settings.values(), key=len)]
-        lines += [f"% {attack}", rf"\begin{{tabular}}{{l{'r' * len(heads)}}}", r"\toprule"]
-        lines += [" & ".join(["", *heads]) + r" \\", r"\midrule"]
-        for setting, own in settings.items():
-            cells = [rf"{percent(row.value)} {{\small {interval(row.low, row.high)}}}" for row in own]
-            lines.append(" & ".join([setting.replace("_", r"\_"), *cells]) + r" \\")
-        lines += [r"\bottomrule", r"\end{tabular}", ""]
-    return "\n".join(lines)

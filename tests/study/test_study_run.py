@@ -69,7 +69,7 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_page(folder: 
     (end,) = end_ranks(start_ranks(WORDS, 1, folder), 240)
     assert end.code == 0, end
     reports = [root / "studies" / "mine" / "report" for root in (folder, whole)]
-    for file in ("results.json", "table.csv", "table.tex", "table.parquet"):
+    for file in ("results.json", "table.csv", "table.md", "table.tex", "table.parquet"):
         mine, theirs = ((report / file).read_bytes() for report in reports)
         assert mine == theirs, file
     # The hours are those of the very study.
