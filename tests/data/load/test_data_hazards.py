@@ -49,7 +49,7 @@ def loading_threads() -> int:
 
 def ended_soon() -> bool:
     """Return whether the loading threads end, as those of a loader that is gone do."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while loading_threads() and time.monotonic() < deadline:
         gc.collect()  # an error's traceback may hold a loader
         time.sleep(0.01)
@@ -96,7 +96,7 @@ def test_an_error_in_the_loading_thread_does_not_leave_the_caller_waiting(
     with pytest.raises(OddError) as caught:
         next(batches)
     assert caught.value is error
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 60  # and not the 300 s of a batch that never comes
     assert len(loader.backend.rings.idle) == loading_threads()  # it is not at work any more
     error.__traceback__ = None  # the decoder that was broken holds the error, whose frames hold the loader
 
@@ -115,14 +115,14 @@ def test_an_error_in_a_decoding_worker_reaches_the_caller(fashion, make_loader, 
 
 def test_a_thread_that_hangs_is_given_up(fashion, make_loader, monkeypatch) -> None:
     release = threading.Event()
-    loader = make_loader(fashion, timeout_seconds=0.3)
+    loader = make_loader(fashion, timeout_seconds=1.5)
     break_decoder(monkeypatch, loader, 15, release.wait)
     batches = loader.batches(BATCHES)
     next(batches)
     begin = time.monotonic()
     with pytest.raises(TimeoutError, match=r"batch 1 of this pass over .*fashion\.beton did not come within"):
         next(batches)
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 60  # and not the 300 s of a batch that never comes
     del batches, loader
     release.set()  # it comes back after everybody has gone, and ends
     assert ended_soon()
@@ -272,7 +272,7 @@ def test_a_loader_takes_its_decoding_threads_with_it(fashion, make_loader) -> No
     before = threading.active_count()
     for _ in range(5):
         next(make_loader(fashion).batches(BATCHES))
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() <= before

@@ -63,7 +63,7 @@ def test_leaving_a_pass_over_the_process_cache_ends_its_readers(paged, batches, 
     running = loader.batches(batches)
     next(running)
     running.close()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     stay = 2  # the loader's thread and its one decoding thread
     while threading.active_count() > before + stay and time.monotonic() < deadline:
         time.sleep(0.01)
