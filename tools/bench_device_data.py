@@ -4,9 +4,10 @@
 
 Needs torch, numba and simplejpeg, and neither FFCV nor OpenCV: it writes betons of random images itself. First the
 pixels: on_device's must be the loader's, byte for byte (exit code 1 where they are not). Then images per second,
-paired, in turn: raw 32 px images with flip and translation, without and with RandAugment, and 64 px ones with random
-resized crops, kept on the device and loaded; smooth images of 256 px as JPEG of quality 90, raw and YCbCr, cropped to
-160 px, and JPEG ones of 500 px. At last an epoch of `kapdist train` with each. Nothing new is begun after --seconds.
+paired, in turn: raw 32 px images with flip and translation, without RandAugment and with it, and 64 px ones with
+random resized crops, kept on the device and loaded; smooth images of 256 px as JPEG of quality 90, raw and YCbCr,
+cropped to 160 px, and JPEG ones of 500 px. At last an epoch of `kapdist train` with each. Nothing new is begun
+after --seconds.
 """
 
 from __future__ import annotations
