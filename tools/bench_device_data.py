@@ -4,9 +4,10 @@
 
 Needs torch, numba and simplejpeg, and neither FFCV nor OpenCV: it writes betons of random images itself. First the
 pixels: on_device's must be the loader's, byte for byte (exit code 1 where they are not). Then images per second,
-paired, in turn: raw 32 px images with flip and translation, and 64 px ones with random resized crops, kept on the
-device and loaded; smooth images of 256 px as JPEG of quality 90, raw and YCbCr, cropped to 160 px, and JPEG ones of
-500 px. At last an epoch of `kapdist train` with each. Nothing new is begun after --seconds.
+paired, in turn: raw 32 px images with flip and translation, without RandAugment and with it, and 64 px ones with
+random resized crops, kept on the device and loaded; smooth images of 256 px as JPEG of quality 90, raw and YCbCr,
+cropped to 160 px, and JPEG ones of 500 px. At last an epoch of `kapdist train` with each. Nothing new is begun
+after --seconds.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from kapdist.run.files import file_sha256
 PAGE, QUALITY, CLASSES = 1 << 21, 90, 10
 CROPS: dict[str, Any] = {"crop": "random-resized", "flip": True}
 ALL: dict[str, Any] = {"flip": True, "translate": 3, "cutout": 9, "erasing": 0.5}
+RAMP: dict[str, Any] = {"min_resolution": 32, "max_resolution": 64}
+VARIED: dict[str, Any] = {"flip": True, "translate": 2, "rand_augment": 2}
 
 
 def jpeg(image: np.ndarray) -> np.ndarray:
@@ -163,8 +166,9 @@ class Bench:
         settings: dict[str, tuple[BetonInfo, dict[str, Any], dict[str, Any]]] = {
             "flip, translation": (small, {"flip": True, "translate": 2}, {}),
             "cut-out and erasing too": (small, ALL, {}),
+            "and RandAugment": (small, {**ALL, **VARIED}, {}),
             "random resized crops": (odd, {**CROPS, "resolution": 48}, {}),
-            "all of it at 64 px of a ramp": (odd, {**CROPS, **ALL, "min_resolution": 32, "max_resolution": 64}, {}),
+            "all of it at 64 px of a ramp": (odd, {**CROPS, **ALL, **VARIED, **RAMP}, {}),
             "evaluation": (odd, {"crop": "random-resized", "resolution": 48}, {"training": False}),
         }
         for mode, name in ((JPEG, "JPEG"), (YCBCR, "YCbCr")):
@@ -183,12 +187,14 @@ class Bench:
     def small_sets(self) -> Iterator[str]:
         sets: tuple[tuple[str, int, int, int, dict[str, Any]], ...] = (
             ("32 px raw, flip, translation", 32, 5000, self.options.times, {"flip": True, "translate": 2}),
+            ("32 px raw, RandAugment too", 32, 5000, self.options.times, VARIED),
             ("64 px raw, random resized crop", 64, 2000, self.options.times, {**CROPS, "resolution": 64}),
         )
         for name, side, count, times, data in sets:
             if self.late:
                 return
-            info = write(self.folder / f"set-{side}.beton", random_images(count, side, side), RAW, times)
+            path = self.folder / f"set-{side}.beton"
+            info = open_beton(path) if path.exists() else write(path, random_images(count, side, side), RAW, times)
             yield f"{info.num_images} images, {name}, batches of 512"
             kept = self.loader(info, on_device=True, **data)
             yield from self.compare({"on the device": kept, "loaded": self.loader(info, **data)}, 512)

@@ -126,8 +126,6 @@ class DataConfig(Section):
     def on_device_can_do_it(self) -> DataConfig:
         if self.on_device and self.decode == "reduced":
             raise ValueError("on_device with decode full only: images are decoded once, before they are cropped")
-        if self.on_device and self.rand_augment:
-            raise ValueError("on_device without rand_augment, whose operations the device does not know")
         if self.on_device and self.cache == "process":
             raise ValueError("on_device with cache page or auto only: it keeps the whole beton")
         return self

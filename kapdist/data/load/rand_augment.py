@@ -64,3 +64,23 @@ SIGNATURE = types.void(
 def compiled_rand_augment() -> Callable[..., None]:
     """Return rand_augment_part in machine code, cached on disk."""
     return compiled(rand_augment_part, SIGNATURE)
+
+
+def operate_part(codes, out, magnitude):  # type: ignore[no-untyped-def]
+    """Apply to each image in out (batch, side, side, 3) the operation of its code, in place.
+
+    Args:
+        codes: (batch,) int64, 2 * number + negative.
+    """
+    side = out.shape[1]
+    before, table = np.empty((side, side, 3), np.uint8), np.empty((3, 256), np.uint8)
+    for position in range(len(codes)):
+        number = codes[position] // 2
+        level = level_of(number, magnitude, codes[position] % 2 == 1, side)
+        operate(number, level, out[position], before, table)
+
+
+@functools.cache
+def compiled_operate() -> Callable[..., None]:
+    """Return operate_part in machine code, cached on disk."""
+    return compiled(operate_part, types.void(array_type(types.int64, 1), array_type(types.uint8, 4), types.int64))

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from kapdist.data.beton.checksum import checksums
 from kapdist.data.beton.layout import JPEG, RAW, YCBCR, BetonInfo, DamagedImageError, stored_bytes
-from kapdist.data.load.augment import erased, flipped, hole, noise_stream, shift
+from kapdist.data.load.augment import erased, flipped, hole, noise_stream, operation, shift
 from kapdist.data.load.backend import chosen_backend, make_backend
 from kapdist.data.load.ffcv import lib
 from kapdist.data.load.jpeg import decode_jpeg
 from kapdist.data.load.on_device import fill_with_noise, inside, place, resize
+from kapdist.data.load.operations_on_device import RandAugment, arrange
 from kapdist.data.load.passes import valid_batch
 from kapdist.data.load.pixels import FULL, RANDOM_CROP, Recipe, array_type, crop_window, types
 from kapdist.data.load.task import Asked, Task
@@ -32,7 +33,7 @@ from kapdist.jit import compiled
 
 SHARE = 0.5  # of a device's free memory, or the machine's, that images may take
 BATCHES = 32  # whose draws travel together
-# The columns of a table of draws.
+# The columns of a table of draws; RandAugment's come behind them.
 WINDOW, MIRROR, SHIFT, HOLE, ERASED, STREAM = slice(0, 4), 4, slice(5, 7), slice(7, 11), slice(11, 15), 15
 NUM_DRAWS = 16
 
@@ -147,9 +148,12 @@ def decode_by_ffcv(stored: np.ndarray, image: int, rows: int, columns: int) -> n
 
 
 def draw_part(  # type: ignore[no-untyped-def]
-    images, heights, widths, key, side, crop, flip, pad, cutout, erasing, out
+    images, heights, widths, key, side, crop, flip, pad, cutout, erasing, out, codes
 ):
-    """Fill out (batch, NUM_DRAWS) int64 with what is random about images of these heights and widths."""
+    """Fill out (batch, NUM_DRAWS) int64 with what is random about images of these heights and widths.
+
+    And codes (batch, turns) int64 with RandAugment's operations: 2 * number + negative.
+    """
     for position in range(len(images)):
         image, row = images[position], out[position]
         row[:4] = np.array(crop_window(crop, key, image, heights[position], widths[position], 1.0))
@@ -160,6 +164,9 @@ def draw_part(  # type: ignore[no-untyped-def]
         if erasing > 0:
             row[11], row[12], row[13], row[14] = erased(key, image, side, erasing)
             row[15] = np.int64(noise_stream(key, image))
+        for turn in range(codes.shape[1]):
+            number, negative = operation(key, image, turn)
+            codes[position, turn] = 2 * number + negative
 
 
 NUMBERS, NUMBER = array_type(types.int64, 1), types.int64
@@ -170,7 +177,7 @@ SIGNATURE = types.void(
     NUMBER,
     NUMBER,
     types.float64,
-    array_type(types.int64, 2),
+    *[array_type(types.int64, 2)] * 2,
 )
 
 
@@ -201,49 +208,62 @@ class Resident:
     def batches(self, epochs: Iterable[Asked]) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
         """Yield images (batch, side, side, 3) uint8 and labels on the device, and ids, for what is asked for."""
         for asked in epochs:
+            rand_augment = None
+            if self.recipe.num_operations:
+                rand_augment = RandAugment(self.recipe.magnitude, asked.side, self.send)
             for start in range(0, len(asked.batches), BATCHES):
                 some = asked.batches[start : start + BATCHES]
                 ids = [valid_batch(batch, self.info.num_images, self.max_batch_size) for batch in some]
-                yield from self.some(ids, asked.key, asked.side)
+                yield from self.some(ids, asked.key, asked.side, rand_augment)
 
-    def some(self, batches: list[np.ndarray], key: int, side: int) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
+    def some(
+        self, batches: list[np.ndarray], key: int, side: int, rand_augment: RandAugment | None
+    ) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
         """Yield batches whose draws travel together, and with them nothing that is waited for."""
-        images = np.concatenate(batches)
-        draws = self.draw(images, key, side)
+        images, sizes = np.concatenate(batches), [len(batch) for batch in batches]
+        draws, codes = self.draw(images, key, side)
         largest = int(draws[:, 2].max(initial=1)), int(draws[:, 3].max(initial=1))
-        sizes = [len(batch) for batch in batches]
-        there = self.send(np.concatenate([images[:, None], draws], 1)).split(sizes)
-        for batch, table in zip(batches, there, strict=True):
-            ids = table[:, 0]
-            yield self.render(self.places[ids], table[:, 1:], largest, side), self.labels[ids], batch
+        turns = [arrange(part) for part in np.split(codes, np.cumsum(sizes)[:-1])]
+        columns = images[:, None], draws, np.concatenate([table for table, _ in turns])
+        there = self.send(np.concatenate(columns, 1)).split(sizes)
+        for batch, table, (_, bounds) in zip(batches, there, turns, strict=True):
+            ids, mine, order = table[:, 0], table[:, 1 : NUM_DRAWS + 1], table[:, NUM_DRAWS + 1 :]
+            out = self.crop(self.places[ids], mine, largest, side)
+            if rand_augment is not None:
+                out = rand_augment(out, order, bounds)
+            yield self.erase(out, mine), self.labels[ids], batch
 
-    def draw(self, images: np.ndarray, key: int, side: int) -> np.ndarray:
-        """Return what is random about images, (batch, NUM_DRAWS) int64."""
-        recipe, out = self.recipe, np.zeros((len(images), NUM_DRAWS), np.int64)
-        options = recipe.crop, recipe.flip, recipe.pad, recipe.cutout, recipe.erasing
-        compiled_draws()(images, self.heights[images], self.widths[images], key, side, *options, out)
-        return out
+    def draw(self, images: np.ndarray, key: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return what is random about images, (batch, NUM_DRAWS) int64, and their operations, (batch, turns)."""
+        recipe, count = self.recipe, len(images)
+        out, codes = np.zeros((count, NUM_DRAWS), np.int64), np.zeros((count, recipe.num_operations), np.int64)
+        options = recipe.crop, recipe.flip, recipe.pad, recipe.cutout or recipe.late_cutout, recipe.erasing
+        compiled_draws()(images, self.heights[images], self.widths[images], key, side, *options, out, codes)
+        return out, codes
 
     def send(self, table: np.ndarray) -> Tensor:
         here = torch.from_numpy(table)
-        return here.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else here
+        return (here.pin_memory() if self.device.type == "cuda" else here).to(self.device, non_blocking=True)
 
-    def render(self, places: Tensor, draws: Tensor, largest: tuple[int, int], side: int) -> Tensor:
-        """Return images (batch, side, side, 3) uint8.
+    def crop(self, places: Tensor, draws: Tensor, largest: tuple[int, int], side: int) -> Tensor:
+        """Return images (batch, side, side, 3) uint8, cropped, mirrored and moved.
 
         Args:
             places: (batch, 3), where the pixels of each image begin, its height and its width.
             draws: (batch, NUM_DRAWS); largest: height and width of the largest windows.
         """
         recipe, begins, mirror, shifts = self.recipe, places[:, 0], draws[:, MIRROR] > 0, draws[:, SHIFT]
-        if recipe.crop == RANDOM_CROP:
-            early = mirror & (recipe.pad == 0)
-            out = resize(self.pixels, begins, places[:, 1:], draws[:, WINDOW], early, largest, side)
-            if recipe.pad:
-                begins = torch.arange(len(out), device=self.device) * side**2
-                out = place(out.view(-1, 3), begins, side, shifts, mirror)
-        else:
-            out = place(self.pixels, begins, side, shifts, mirror)
-        if recipe.cutout:
-            out.masked_fill_(inside(draws[:, HOLE], side), 0)
-        return fill_with_noise(out, draws[:, ERASED], draws[:, STREAM]) if recipe.erasing else out
+        if recipe.crop != RANDOM_CROP:
+            return place(self.pixels, begins, side, shifts, mirror)
+        early = mirror & (recipe.pad == 0)
+        out = resize(self.pixels, begins, places[:, 1:], draws[:, WINDOW], early, largest, side)
+        if recipe.pad:
+            begins = torch.arange(len(out), device=self.device) * side**2
+            out = place(out.view(-1, 3), begins, side, shifts, mirror)
+        return out
+
+    def erase(self, out: Tensor, draws: Tensor) -> Tensor:
+        """Return images (batch, side, side, 3) without what cut-out and erasing take."""
+        if self.recipe.cutout or self.recipe.late_cutout:
+            out.masked_fill_(inside(draws[:, HOLE], out.shape[1]), 0)
+        return fill_with_noise(out, draws[:, ERASED], draws[:, STREAM]) if self.recipe.erasing else out

@@ -23,6 +23,7 @@ from kapdist.errors import InputError
 CPU = torch.device("cpu")
 CROPS = {"crop": "random-resized", "resolution": 40, "flip": True}
 ALL = {"flip": True, "translate": 3, "cutout": 9, "erasing": 0.5}
+STRONG = {"rand_augment": 3, "rand_augment_magnitude": 20}
 RAMP = {"min_resolution": 32, "max_resolution": 64, "end_ramp": 1.0}
 
 
@@ -41,9 +42,11 @@ def by_torch(loader: Loader, training: bool = True) -> Resident:
     [
         ("fashion", {"flip": True, "translate": 2}, 32),
         ("fashion", ALL, 32),
+        ("fashion", {**ALL, **STRONG}, 32),
         ("raw_photographs", CROPS, 40),
         ("photographs", {**CROPS, **ALL}, 40),
         ("photographs", {**CROPS, **RAMP}, 64),
+        ("photographs", {**CROPS, **ALL, **STRONG, **RAMP}, 64),
     ],
 )
 @pytest.mark.parametrize("backend", ["ffcv", "torch"])
@@ -51,7 +54,7 @@ def test_kept_on_the_device_the_pixels_are_the_loader_s(
     request, make_loader, beton: str, data, side: int, backend: str
 ) -> None:
     info = request.getfixturevalue(beton)
-    batches = [batch[:40] for batch in np.array_split(epoch_order(info.num_images, 0, 3), 5)]
+    batches = np.array_split(epoch_order(info.num_images, 0, 3), 5)
     loaded = make_loader(info, seed=5, backend=backend, **data)
     kept = make_loader(info, seed=5, backend=backend, on_device=True, **data)
     there = by_torch(loaded).batches([Asked(batches, epoch_key(5, 3), side)])
@@ -63,6 +66,46 @@ def test_kept_on_the_device_the_pixels_are_the_loader_s(
         assert torch.equal(first.labels, labels)
         assert np.array_equal(first.indices, second.indices)
         assert np.array_equal(first.indices, ids)
+
+
+RECIPES = st.fixed_dictionaries(
+    {
+        "flip": st.booleans(),
+        "translate": st.integers(0, 5),
+        "cutout": st.integers(0, 20),
+        "erasing": st.sampled_from([0.0, 0.5, 1.0]),
+        "rand_augment": st.integers(0, 4),
+        "rand_augment_magnitude": st.integers(0, 30),
+    }
+)
+
+
+@settings(max_examples=15)
+@given(st.sampled_from(["none", "random-resized"]), st.integers(8, 50), RECIPES)
+def test_whatever_the_recipe_the_pixels_are_the_loader_s(
+    fashion, raw_photographs, make_loader, crop: str, side: int, recipe
+) -> None:
+    info, data = (
+        (fashion, recipe) if crop == "none" else (raw_photographs, recipe | {"crop": crop, "resolution": side})
+    )
+    loaded, batches = make_loader(info, seed=side, backend="torch", **data), [np.arange(20), np.arange(20, 33)]
+    there = by_torch(loaded).batches([Asked(batches, epoch_key(side, 1), loaded.largest)])
+    for first, (pixels, _, _) in zip(loaded.batches(batches, epoch=1), there, strict=True):
+        assert torch.equal(first.images, loaded.mover.on_device(pixels))
+
+
+@pytest.mark.parametrize("data", [CROPS, {**CROPS, **ALL, **STRONG}])
+def test_no_value_on_the_device_is_waited_for(raw_photographs, make_loader, data) -> None:
+    """On a device that has no values, whatever would ask for one fails."""
+    here, nowhere = by_torch(make_loader(raw_photographs, **data)), torch.device("meta")
+    asked = [Asked([np.arange(30), np.arange(6)], 1, 40)]
+    there = Resident(here.info, here.recipe, here.max_batch_size, nowhere)
+    for (pixels, labels, _), (expected, _, _) in zip(there.batches(asked), here.batches(asked), strict=True):
+        assert pixels.device == labels.device == nowhere
+        assert pixels.shape == expected.shape
+        for wait in (pixels.sum().item, pixels.nonzero, lambda pixels=pixels: pixels[pixels > 3]):
+            with pytest.raises((RuntimeError, NotImplementedError)):
+                wait()
 
 
 @pytest.mark.parametrize("interpolation", ["area", "bicubic"])
@@ -112,7 +155,6 @@ def test_bits_are_mixed_as_unsigned_ones(value: int) -> None:
     ("keys", "expected"),
     [
         ({"decode": "reduced"}, "on_device with decode full only"),
-        ({"rand_augment": 2}, "on_device without rand_augment"),
         ({"cache": "process", "order": "quasi-random"}, "on_device with cache page or auto only"),
     ],
 )
