@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, cast
 
 from kapdist.records.sharding import chunks_and_costs, chunks_of, finished_chunks
 from kapdist.run.ends import deaths, end_of, killed_by
-from kapdist.run.files import write_atomic
+from kapdist.run.files import text_in, write_atomic
 from kapdist.run.lock import clear, other_at_work
 from kapdist.run.paths import AttackDir, RunDir, StudyDir
 from launch import jobs, slurm
@@ -158,7 +158,7 @@ def give_up(start: Start, code: int, why: str) -> None:
     if start.kind == "aggregate" and start.failed.exists():
         return
     folder = start.run.slurm
-    cause = words_of(start.failed) or f"exit code {code}; see {folder}\n"
+    cause = text_in(start.failed) or f"exit code {code}; see {folder}\n"
     line = ENDINGS[start.kind].given_up.format(why=why, code=code, job=start.job, slurm=folder, cause=cause)
     write_atomic(start.failed, line)
 
@@ -189,11 +189,7 @@ def shard_failed(attack: AttackDir, shard: int) -> Path:
 
 
 def first_line(path: Path) -> str:
-    return words_of(path).partition("\n")[0]
-
-
-def words_of(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
+    return text_in(path).partition("\n")[0]
 
 
 def act(what: Verdict, code: int, cluster: ClusterConfig, failed: Path, cause: str = "") -> int:
@@ -275,7 +271,7 @@ def main(words: list[str]) -> int:
     kind, place, *shard, code = words
     start = Start(cast(Kind, kind), Path(place), slurm.this_job(), *map(int, shard))
     cluster = load_cluster(start.run.slurm / CLUSTER)
-    cause = words_of(start.failed) if kind == "train" else ""
+    cause = text_in(start.failed) if kind == "train" else ""
     what, number = conclude(start, int(code), cluster)
     ended = act(what, number, cluster.of(start.kind), start.failed, cause)
     if ended == CANCELLED and kind == "shard":  # without accounts Slurm forgets it in minutes

@@ -13,7 +13,7 @@ from kapdist.config import AttackConfig
 from kapdist.config.file import load_config
 from kapdist.errors import InputError, LockedError
 from kapdist.records.sharding import missing_shards
-from kapdist.run.files import write_atomic
+from kapdist.run.files import text_in, write_atomic
 from kapdist.run.paths import AttackDir, RunDir
 from launch import jobs, journal, slurm
 from launch.after import CLUSTER, Start, first_line, has_successor, shard_failed
@@ -96,8 +96,7 @@ def once_more(queued: AttackJobs, missing: list[int], num_shards: int, retry: in
 
 def describe(attack: AttackDir, shard: int, chunks: list[int]) -> str:
     """Name a missing shard, its chunks and why."""
-    path = shard_failed(attack, shard)
-    why = path.read_text().strip() if path.exists() else "ended without a word"
+    why = text_in(shard_failed(attack, shard)).strip() or "ended without a word"
     return f"shard {shard} without {len(chunks)} chunks (the first is {chunks[0]}): {why}"
 
 

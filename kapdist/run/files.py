@@ -90,6 +90,39 @@ def append_whole(file: IO[bytes], content: bytes) -> None:
         raise
 
 
+def append_line(path: Path, value: Any) -> None:
+    """Add a line to a file of JSON lines, on one of its own whatever was cut off before it; it is on the disk then.
+
+    Raises:
+        OSError: as `append_whole`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        before = "" if file.read(1) in (b"", b"\n") else "\n"
+        append_whole(file, f"{before}{to_json(value)}\n".encode())
+        os.fsync(file.fileno())
+    sync(path.parent)
+
+
+def lines_in(path: Path) -> list[dict[str, Any]]:
+    """Return the mappings of a file of JSON lines, none where there is none; what was cut off is passed over."""
+    found = []
+    for line in text_in(path).splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [one for one in found if isinstance(one, dict)]
+
+
+def text_in(path: Path) -> str:
+    """Return what a file says, "" where there is none: asked before, it might be gone by now."""
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
 @contextlib.contextmanager
 def output(place: Path, refused: frozenset[int] = NOT_WRITABLE | NO_ROOM) -> Iterator[None]:
     """Take an output that cannot be written for the wrong input that it is.
