@@ -100,7 +100,8 @@ def progress_of_aggregation(start: Start) -> tuple[int, bool, str]:
 
 def progress_of_model(start: Start) -> tuple[int, bool, str]:
     """Count what there is of all that the model is asked; it is done when the job has got to its end."""
-    made = [path for names in ("*.json", "chunks/*", "cells/*") for path in start.place.glob(f"*/*/{names}")]
+    names = ("*.json", "chunks/*.parquet", "cells/*.parquet")  # not what a killed writer left aside
+    made = [path for name in names for path in start.place.glob(f"*/*/{name}")]
     return len(made), start.run.asked.exists(), "model: "
 
 
@@ -143,10 +144,8 @@ def conclude(start: Start, code: int, cluster: ClusterConfig) -> tuple[Verdict, 
         reason = reason or first_line(start.failed)
     progress, done, name = ENDINGS[start.kind].progress(start)
     what, why = verdict(start.ends.add(End(code, progress, start.job, reason)), done, cluster)
-    if what == "again" and code != HELD and start.kind == "train" and start.failed.exists():
-        attempt = start.run.attempts / str(start.run.last_attempt())
-        attempt.mkdir(parents=True, exist_ok=True)  # ranks that died at once have made none
-        start.failed.rename(attempt / "FAILED")  # not the last word
+    if what == "again" and code != HELD and start.kind == "train":
+        start.run.set_aside(start.failed, start.run.last_attempt())  # not the last word
     if what == "give up":
         give_up(start, code, why)
     print(f"kapdist: {start.place}: {name}{why}", flush=True)

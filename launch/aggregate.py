@@ -82,16 +82,17 @@ def was_cancelled(attack: AttackDir, shard: int, key: str, answers: Answers) -> 
 def once_more(queued: AttackJobs, missing: list[int], num_shards: int, retry: int) -> None:
     """Queue the missing shards and the next aggregation, once: this job may itself have been started twice."""
     attack, mine = queued.attack, slurm.this_job()
-    journal.settle(attack.slurm)
-    if has_successor(attack, mine):
-        return
-    # An earlier start of this job was killed before its last submission.
-    slurm.cancel_and_wait(slurm.alive(line["job"] for line in jobs.queued_after(attack.slurm, mine)))
-    for shard in missing:
-        shard_failed(attack, shard).unlink(missing_ok=True)
-        Start("shard", attack.root, shard=shard).ends.forget()
-    print(f"kapdist: missing shards once more: {', '.join(map(str, missing))}", flush=True)
-    print(queued.submit(missing, num_shards, with_plan=False, retry=retry + 1), flush=True)
+    with slurm.submitting(attack.slurm):
+        journal.settle(attack.slurm)
+        if has_successor(attack, mine):
+            return
+        # An earlier start of this job was killed before its last submission.
+        slurm.cancel_and_wait(slurm.alive(line["job"] for line in jobs.queued_after(attack.slurm, mine)))
+        for shard in missing:
+            shard_failed(attack, shard).unlink(missing_ok=True)
+            Start("shard", attack.root, shard=shard).ends.forget()
+        print(f"kapdist: missing shards once more: {', '.join(map(str, missing))}", flush=True)
+        print(queued.submit(missing, num_shards, with_plan=False, retry=retry + 1), flush=True)
 
 
 def describe(attack: AttackDir, shard: int, chunks: list[int]) -> str:

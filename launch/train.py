@@ -153,8 +153,7 @@ class TrainCommand:
             return False
         slurm.cancel_and_wait(living)
         check_free(run.lock)
-        if run.done.exists():
-            run.done.rename(run.attempts / str(run.last_attempt()) / "DONE")
+        run.set_aside(run.done, run.last_attempt())
         return True
 
     def prepare(self) -> None:

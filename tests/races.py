@@ -23,8 +23,8 @@ class Baton:
 
     def watch(self, patch: pytest.MonkeyPatch) -> None:
         """Pass on at what looks at files and what changes them."""
-        for place, names in ((os, ("link", "replace")), (Path, ("exists", "rename", "unlink", "read_text"))):
-            for name in names:
+        for place, names in ((os, "link replace"), (Path, "exists rename unlink read_bytes read_text")):
+            for name in names.split():
                 patch.setattr(place, name, self.passed_on(getattr(place, name)))
 
     def run(self, works: Sequence[Callable[[], object]]) -> list[BaseException]:

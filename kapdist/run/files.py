@@ -179,6 +179,12 @@ def check_outputs(
                         folder.rmdir()
 
 
+def last_number(folder: Path, before: str = "") -> int:
+    """Return the largest n of all names `before`n in a folder, 0 where there is none; others may be gone."""
+    words = [path.name[len(before) :] for path in folder.glob("*") if path.name.startswith(before)]
+    return max((int(word) for word in words if word.isdecimal()), default=0)
+
+
 def time_in(folder: Path) -> float:
     """Return the time by the clock that stamps the files of a folder, seconds since the epoch; none is left there.
 

@@ -201,9 +201,10 @@ def test_of_one_job_the_earlier_start_is_dead_and_the_same_one_lives(
 
 
 def test_a_lock_that_says_nothing_is_taken_over(tmp_path: Path) -> None:
-    (tmp_path / "LOCK").write_text("{")
-    with locked(tmp_path / "LOCK"):
-        pass
+    for left in (b"", b"{", b"\0\xff\xfe"):
+        (tmp_path / "LOCK").write_bytes(left)
+        with locked(tmp_path / "LOCK"):
+            pass
 
 
 def test_a_lock_taken_while_another_was_found_dead_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +222,23 @@ def test_a_lock_taken_while_another_was_found_dead_stays(tmp_path: Path, monkeyp
         pass
     assert lock.read_text() == fast
     assert os.listdir(tmp_path) == ["LOCK"]
+
+
+def test_a_lock_whose_first_answer_was_lost_is_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of NFS that is asked a second time finds what it made the first time."""
+    link = os.link
+
+    def asked_twice(*paths: Path) -> None:
+        link(*paths)
+        link(*paths)
+
+    monkeypatch.setattr(os, "link", asked_twice)
+    for left in (None, replace(this_process(), pid=4194000)):
+        if left:
+            leave(tmp_path / "LOCK", left)
+        with locked(tmp_path / "LOCK"):
+            assert os.listdir(tmp_path) == ["LOCK"]
+        assert os.listdir(tmp_path) == []
 
 
 def test_those_who_wait_for_a_lock_get_it_in_turn(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def a_race(path: Path, deaths: int, chance: random.Random, patch: pytest.MonkeyP
             try:
                 with locked(path):
                     inside.append(me)
-                    path.with_name("seen").read_text()
+                    path.with_name("seen").read_bytes()
                     assert inside == [me]
                     inside.remove(me)
                     got += 1
@@ -72,7 +72,7 @@ def a_race(path: Path, deaths: int, chance: random.Random, patch: pytest.MonkeyP
     path.with_name("seen").write_text("")
     patch.setattr(lock_module, "is_alive", lambda found: found.token != "dead" and found.since not in dead)
     patch.setattr(lock_module, "this_process", named)
-    for place, name in ((os, "link"), (os, "rename"), (os, "replace"), (Path, "unlink"), (Path, "read_text")):
+    for place, name in ((os, "link"), (os, "rename"), (os, "replace"), (Path, "unlink"), (Path, "read_bytes")):
         patch.setattr(place, name, baton.passed_on(killed(getattr(place, name))))
     errors = baton.run([work] * 4)
     assert not [error for error in errors if not isinstance(error, Killed)]
