@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, cast
 
 from kapdist.records.sharding import chunks_and_costs, chunks_of, finished_chunks
 from kapdist.run.ends import deaths, end_of, killed_by
-from kapdist.run.files import text_in, write_atomic
+from kapdist.run.files import text_in, write_atomic, write_first
 from kapdist.run.lock import clear, other_at_work
 from kapdist.run.paths import AttackDir, RunDir, StudyDir
 from launch import jobs, slurm
@@ -169,8 +169,8 @@ def has_successor(attack: AttackDir, job: str | None) -> bool:
 
 def write_deaths(run: RunDir, code: int) -> None:
     """Write down why ranks ended with this exit code, if they left a sign of it and nobody has said it yet."""
-    if code and not run.failed.exists() and not run.done.exists() and (cause := cause_of(run, code)):
-        write_atomic(run.failed, f"{cause}\n")
+    if code and not run.done.exists() and (cause := cause_of(run, code)):
+        write_first(run.failed, f"{cause}\n")
 
 
 def cause_of(run: RunDir, code: int) -> str:

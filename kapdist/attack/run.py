@@ -35,6 +35,9 @@ def run_attack(run: Path, config: AttackConfig, *, here: bool = False) -> Summar
         plan = write_new_plan(run, config, attack)
         for note in plan.notes:
             print(f"note: {note}", file=sys.stderr, flush=True)
+        if config.num_shards > plan.num_chunks and not here:
+            busy = f"{plan.num_chunks} of {config.num_shards} processes (num_shards) have a chunk to do"
+            print(f"note: {busy}; a chunk_size below {plan.chunk_size} makes more chunks", file=sys.stderr)
         do_all(Chunks(attack, plan), config.num_shards, config.timeout_minutes, here=here)
         summary = merge_chunks(attack, plan)
     tell([run])

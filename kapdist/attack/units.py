@@ -8,7 +8,6 @@ them may be ended and started again at any time.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -244,8 +243,7 @@ def leave(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def child_main(run_shard: Callable[[Path, int, int], None], words: Sequence[str]) -> int:
-    """Run a shard as a child, ended with its parent; return the exit code: 2 for wrong input, with its line."""
-    end_with_parent()
+    """Run a shard as a child; return the exit code: 2 for wrong input, with its line."""
     try:
         with extras_named():
             run_shard(Path(words[0]), int(words[1]), int(words[2]))
@@ -253,9 +251,3 @@ def child_main(run_shard: Callable[[Path, int, int], None], words: Sequence[str]
         print(error, file=sys.stderr)
         return 2
     return 0
-
-
-def end_with_parent() -> None:
-    """Ask the kernel to end this process when the one that started it is gone, even by kill -9 (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
 from types import FrameType
 
 # USR2 is what Slurm is told to send before a time-out, TERM what it sends at a preemption, HUP what comes when a
@@ -23,3 +25,9 @@ EARLY: list[signal.Signals] = []
 def keep_for_all(number: int, frame: FrameType | None) -> None:
     """Keep a signal that a rank gets before it has met the others: if it left, they would wait for it in vain."""
     EARLY.append(signal.Signals(number))
+
+
+def end_with_parent() -> None:
+    """Ask the kernel to end this process when the one that started it is gone, even by kill -9 (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)

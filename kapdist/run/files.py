@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,14 +26,14 @@ NOT_WRITABLE = frozenset(
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def written_aside(path: Path, put: Callable[[Path, Path], None] = os.replace) -> Iterator[Path]:
     """Give a temporary path in the same directory; on success fsync it and rename it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield aside
         sync(aside)
-        os.replace(aside, path)
+        put(aside, path)
         sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
@@ -44,6 +44,12 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a whole file so that a reader sees the old content or the new, never a part."""
     with written_aside(path) as aside:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_first(path: Path, content: str) -> None:
+    """Write a whole file unless there is one: of several that write at once the first is believed."""
+    with contextlib.suppress(FileExistsError), written_aside(path, os.link) as aside:
+        aside.write_text(content)
 
 
 def write_json(path: Path, value: Any) -> None:
