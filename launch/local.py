@@ -14,6 +14,7 @@ from types import FrameType
 from kapdist.errors import RESUME
 from kapdist.run.asked import heard
 from kapdist.run.ends import killed_by
+from kapdist.run.files import output
 from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir
 from launch.after import Start, conclude
@@ -31,7 +32,7 @@ def train(run: RunDir, cluster: ClusterConfig) -> int:
     Raises:
         LockedError: another process starts the ranks of this run.
     """
-    with locked(run.launcher):
+    with output(run.root), locked(run.launcher):
         return start_until_ended(LocalJob(run, cluster))
 
 

@@ -8,6 +8,7 @@ Nothing else is taken for a proof, so a lock whose holder cannot be asked for is
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -20,8 +21,10 @@ from pathlib import Path
 
 from kapdist.errors import InputError, LockedError
 from kapdist.run import slurm
+from kapdist.run.files import NO_ROOM
 
 POLL_SECONDS = 0.05
+PASSES = NO_ROOM | {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}  # of a full disk, of a server that was away
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         LockedError: somebody holds it, or may.
         InputError: nothing can be written there.
+        OSError: nothing can be for now, as where a disk is full; another start may be luckier.
     """
     token = uuid.uuid4().hex
     mine = path.with_name(f".{path.name}.{token[:8]}.tmp")
@@ -64,6 +68,8 @@ def locked(path: Path) -> Iterator[None]:
         mine.write_text(json.dumps(asdict(this_process(token))))
         acquire(path, mine)
     except OSError as error:
+        if error.errno in PASSES:
+            raise
         raise InputError(path.parent, "a place that can be written", error.strerror or str(error)) from None
     finally:
         with contextlib.suppress(OSError):

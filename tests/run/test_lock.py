@@ -1,5 +1,6 @@
 """Who holds a lock, who is gone, and who cannot be asked for."""
 
+import errno
 import json
 import os
 import subprocess
@@ -239,6 +240,26 @@ def test_a_lock_whose_first_answer_was_lost_is_one_s_own(tmp_path: Path, monkeyp
         with locked(tmp_path / "LOCK"):
             assert os.listdir(tmp_path) == ["LOCK"]
         assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [("ENOSPC", OSError), ("ESTALE", OSError), ("EROFS", InputError), ("EOPNOTSUPP", InputError)],
+)
+def test_what_another_start_may_mend_is_no_wrong_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str, kind: type
+) -> None:
+    """Wrong input is given up for good."""
+
+    def refused(*_: object) -> None:
+        code = getattr(errno, number)
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refused)
+    with pytest.raises((OSError, InputError)) as error, locked(tmp_path / "LOCK"):
+        pass
+    assert isinstance(error.value, kind)
+    assert os.listdir(tmp_path) == []
 
 
 def test_those_who_wait_for_a_lock_get_it_in_turn(tmp_path: Path) -> None:
