@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 from kapdist.config.fields import Section
 from kapdist.config.file import load_config
 from kapdist.errors import InputError, TransientError
+from kapdist.run.asked import ended_by_sigterm
 from kapdist.run.files import output
 from kapdist.run.installed import extras_named
 from kapdist.run.paths import AttackDir, RunDir, SeedsDir, StudyDir
@@ -81,7 +82,7 @@ def submit(command: Command, arguments: argparse.Namespace) -> bool:
     if arguments.dry_run:
         print(command.dry_run())
         return False
-    with output(command.directory.root), slurm.submitting(command.directory.slurm):
+    with ended_by_sigterm(), output(command.directory.root), slurm.submitting(command.directory.slurm):
         journal.settle(command.directory.slurm)
         needed = command.is_needed(arguments.force)
         if needed and (queued := command.queue()):

@@ -64,8 +64,8 @@ class LocalJob:
         ranks = self.ranks = []
         before = {n: signal.signal(n, self.pass_on) for n in heard(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         try:
-            for rank in range(self.cluster.ranks):
-                ranks.append(self.start(rank, meeting))
+            for number in range(self.cluster.ranks):
+                ranks.append(self.start(number, meeting))
             if self.asked:  # before all of them were there
                 self.pass_on(self.asked, None)
             return self.wait(ranks)

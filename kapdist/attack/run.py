@@ -8,9 +8,10 @@ from pathlib import Path
 from kapdist.attack.merge import merge_chunks
 from kapdist.attack.plan import attack_dir_of, write_new_plan
 from kapdist.attack.shard import Chunks
-from kapdist.attack.units import do_all, ended_by_sigterm
+from kapdist.attack.units import do_all
 from kapdist.config import AttackConfig
 from kapdist.records.summary import Summary
+from kapdist.run.asked import ended_by_sigterm
 from kapdist.run.files import check_outputs
 from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir

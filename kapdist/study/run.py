@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kapdist.attack.devices import own_gpu
-from kapdist.attack.units import end, ended_by_sigterm
+from kapdist.attack.units import end
 from kapdist.environment import usable_cpus
 from kapdist.errors import RESUME, InputError, LockedError, TransientError
+from kapdist.run.asked import ended_by_sigterm
 from kapdist.run.files import check_outputs
 from kapdist.run.lock import is_alive, locked, other_at_work
 from kapdist.run.progress import Progress

@@ -182,6 +182,7 @@ from pathlib import Path
 import kapdist.attack.units as units
 from kapdist.attack.shard import Chunks
 from kapdist.records.attack_plan import read_plan
+from kapdist.run.asked import ended_by_sigterm
 from kapdist.run.lock import locked
 from kapdist.run.paths import AttackDir
 
@@ -189,7 +190,7 @@ child = "import sys, time; from kapdist.run.asked import end_with_parent; end_wi
 child += "open(sys.argv[1], 'w').write('up'); time.sleep(60)"
 units.shard_command = lambda work, shard, n: [sys.executable, "-c", child, f"up-{shard}"]
 attack = AttackDir(Path(sys.argv[1]))
-with locked(attack.lock), units.ended_by_sigterm():
+with locked(attack.lock), ended_by_sigterm():
     units.do_all(Chunks(attack, read_plan(attack)), 2, 60)
 """
 

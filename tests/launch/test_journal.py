@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,20 @@ def test_a_launch_after_one_that_was_cut_off_queues_nothing(
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"{run.root}: job 9 was queued by a command that was cut off"
     assert said[1].startswith(f"{run.root}: job 9 waits or runs")
+
+
+def test_a_launch_that_is_ended_leaves_nobody_before_a_closed_door(
+    tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a terminal that is closed; on the nodes nothing says whether a process of the login node lives."""
+    run = RunDir(tiny_config.parent / "runs" / "tiny")
+    command = TrainCommand(run, load_config(Config, tiny_config), ClusterConfig())
+    monkeypatch.setattr(train, "snapshot", lambda *_: Path("/code"))
+    monkeypatch.setattr(slurm, "submit", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as left:
+        submit(command, argparse.Namespace(dry_run=False, force=False))
+    assert left.value.code == 128 + signal.SIGTERM
+    assert not [path for path in run.slurm.iterdir() if "SUBMITTING" in path.name]
 
 
 # What Slurm is given, and what it says
