@@ -89,8 +89,17 @@ class Restarts:
         return [End(**line) for line in lines_in(self.path)]
 
     def add(self, end: End) -> list[End]:
-        """Append an end and return all of them."""
-        append_line(self.path, asdict(end) | {"time": time.time()})
+        """Append an end and return all of them.
+
+        Raises:
+            OSError: a failure cannot be noted, as where a disk is full: uncounted, it would be tried for ever.
+        """
+        try:
+            append_line(self.path, asdict(end) | {"time": time.time()})
+        except OSError:
+            if end.failed:
+                raise
+            return [*self.read(), end]
         return self.read()
 
     def forget(self) -> None:

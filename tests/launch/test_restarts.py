@@ -76,6 +76,7 @@ def test_an_end_is_noted_whole_or_not_at_all(tmp_path) -> None:
     try:
         with pytest.raises(OSError, match="No space left"):
             kept.add(End(1, 6))
+        assert kept.add(End(0, 6)) == [*kept.read(), End(0, 6)]  # a stop is no reason to end a training
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, ignored)
