@@ -61,6 +61,10 @@ class AttackCommand:
     def directory(self) -> AttackDir:
         return self.run.attack(self.config.name)
 
+    @property
+    def touched(self) -> list[AttackDir]:
+        return [self.directory]
+
     def jobs(self, code: Path, trainings: Sequence[str]) -> AttackJobs:
         folders = folders_of(self.run, self.config)
         return AttackJobs(self.run, self.directory, self.cluster, code, trainings, folders)
