@@ -25,7 +25,7 @@ STUDY = (
 )
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [3, 8, 14])
 def test_a_study_and_a_training_of_it_at_once_queue_each_run_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, queue: Queue, seed: int
 ) -> None:
@@ -41,9 +41,15 @@ def test_a_study_and_a_training_of_it_at_once_queue_each_run_once(
     one = TrainCommand(runs[1], whole.design.trained[1].config, ClusterConfig())
     how = argparse.Namespace(dry_run=False, force=False)
     baton = Baton(random.Random(seed))
+
+    def late() -> None:
+        for _ in range(random.Random(seed).randrange(400)):  # a study has more to look at
+            tmp_path.exists()
+        submit(one, how)
+
     with monkeypatch.context() as patch:
         baton.watch(patch)
-        assert baton.run([partial(submit, command, how) for command in (whole, one, whole)]) == []
+        assert baton.run([partial(submit, whole, how), partial(submit, whole, how), late]) == []
     lines = [[line["kind"] for line in jobs.remembered(run.slurm)] for run in runs]
     assert [kinds.count("train") for kinds in lines] == [1, 1]
     assert [kinds.count("model") for kinds in lines] == [1, 1]
