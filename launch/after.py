@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, cast
 
 from kapdist.records.sharding import chunks_and_costs, chunks_of, finished_chunks
 from kapdist.run.ends import deaths, end_of, killed_by
-from kapdist.run.files import write_atomic
+from kapdist.run.files import text_in, write_atomic, write_first
 from kapdist.run.lock import clear, other_at_work
 from kapdist.run.paths import AttackDir, RunDir, StudyDir
 from launch import jobs, slurm
@@ -100,7 +100,8 @@ def progress_of_aggregation(start: Start) -> tuple[int, bool, str]:
 
 def progress_of_model(start: Start) -> tuple[int, bool, str]:
     """Count what there is of all that the model is asked; it is done when the job has got to its end."""
-    made = [path for names in ("*.json", "chunks/*", "cells/*") for path in start.place.glob(f"*/*/{names}")]
+    names = ("*.json", "chunks/*.parquet", "cells/*.parquet")  # not what a killed writer left aside
+    made = [path for name in names for path in start.place.glob(f"*/*/{name}")]
     return len(made), start.run.asked.exists(), "model: "
 
 
@@ -143,10 +144,8 @@ def conclude(start: Start, code: int, cluster: ClusterConfig) -> tuple[Verdict, 
         reason = reason or first_line(start.failed)
     progress, done, name = ENDINGS[start.kind].progress(start)
     what, why = verdict(start.ends.add(End(code, progress, start.job, reason)), done, cluster)
-    if what == "again" and code != HELD and start.kind == "train" and start.failed.exists():
-        attempt = start.run.attempts / str(start.run.last_attempt())
-        attempt.mkdir(parents=True, exist_ok=True)  # ranks that died at once have made none
-        start.failed.rename(attempt / "FAILED")  # not the last word
+    if what == "again" and code != HELD and start.kind == "train":
+        start.run.set_aside(start.failed, start.run.last_attempt())  # not the last word
     if what == "give up":
         give_up(start, code, why)
     print(f"kapdist: {start.place}: {name}{why}", flush=True)
@@ -158,7 +157,7 @@ def give_up(start: Start, code: int, why: str) -> None:
     if start.kind == "aggregate" and start.failed.exists():
         return
     folder = start.run.slurm
-    cause = words_of(start.failed) or f"exit code {code}; see {folder}\n"
+    cause = text_in(start.failed) or f"exit code {code}; see {folder}\n"
     line = ENDINGS[start.kind].given_up.format(why=why, code=code, job=start.job, slurm=folder, cause=cause)
     write_atomic(start.failed, line)
 
@@ -170,8 +169,8 @@ def has_successor(attack: AttackDir, job: str | None) -> bool:
 
 def write_deaths(run: RunDir, code: int) -> None:
     """Write down why ranks ended with this exit code, if they left a sign of it and nobody has said it yet."""
-    if code and not run.failed.exists() and not run.done.exists() and (cause := cause_of(run, code)):
-        write_atomic(run.failed, f"{cause}\n")
+    if code and not run.done.exists() and (cause := cause_of(run, code)):
+        write_first(run.failed, f"{cause}\n")
 
 
 def cause_of(run: RunDir, code: int) -> str:
@@ -189,11 +188,7 @@ def shard_failed(attack: AttackDir, shard: int) -> Path:
 
 
 def first_line(path: Path) -> str:
-    return words_of(path).partition("\n")[0]
-
-
-def words_of(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
+    return text_in(path).partition("\n")[0]
 
 
 def act(what: Verdict, code: int, cluster: ClusterConfig, failed: Path, cause: str = "") -> int:
@@ -275,7 +270,7 @@ def main(words: list[str]) -> int:
     kind, place, *shard, code = words
     start = Start(cast(Kind, kind), Path(place), slurm.this_job(), *map(int, shard))
     cluster = load_cluster(start.run.slurm / CLUSTER)
-    cause = words_of(start.failed) if kind == "train" else ""
+    cause = text_in(start.failed) if kind == "train" else ""
     what, number = conclude(start, int(code), cluster)
     ended = act(what, number, cluster.of(start.kind), start.failed, cause)
     if ended == CANCELLED and kind == "shard":  # without accounts Slurm forgets it in minutes

@@ -13,7 +13,7 @@ from kapdist.config import AttackConfig
 from kapdist.config.file import load_config
 from kapdist.errors import InputError, LockedError
 from kapdist.records.sharding import missing_shards
-from kapdist.run.files import write_atomic
+from kapdist.run.files import text_in, write_atomic
 from kapdist.run.paths import AttackDir, RunDir
 from launch import jobs, journal, slurm
 from launch.after import CLUSTER, Start, first_line, has_successor, shard_failed
@@ -82,22 +82,22 @@ def was_cancelled(attack: AttackDir, shard: int, key: str, answers: Answers) -> 
 def once_more(queued: AttackJobs, missing: list[int], num_shards: int, retry: int) -> None:
     """Queue the missing shards and the next aggregation, once: this job may itself have been started twice."""
     attack, mine = queued.attack, slurm.this_job()
-    journal.settle(attack.slurm)
-    if has_successor(attack, mine):
-        return
-    # An earlier start of this job was killed before its last submission.
-    slurm.cancel_and_wait(slurm.alive(line["job"] for line in jobs.queued_after(attack.slurm, mine)))
-    for shard in missing:
-        shard_failed(attack, shard).unlink(missing_ok=True)
-        Start("shard", attack.root, shard=shard).ends.forget()
-    print(f"kapdist: missing shards once more: {', '.join(map(str, missing))}", flush=True)
-    print(queued.submit(missing, num_shards, with_plan=False, retry=retry + 1), flush=True)
+    with slurm.submitting(attack.slurm):
+        journal.settle(attack.slurm)
+        if has_successor(attack, mine):
+            return
+        # An earlier start of this job was killed before its last submission.
+        slurm.cancel_and_wait(slurm.alive(line["job"] for line in jobs.queued_after(attack.slurm, mine)))
+        for shard in missing:
+            shard_failed(attack, shard).unlink(missing_ok=True)
+            Start("shard", attack.root, shard=shard).ends.forget()
+        print(f"kapdist: missing shards once more: {', '.join(map(str, missing))}", flush=True)
+        print(queued.submit(missing, num_shards, with_plan=False, retry=retry + 1), flush=True)
 
 
 def describe(attack: AttackDir, shard: int, chunks: list[int]) -> str:
     """Name a missing shard, its chunks and why."""
-    path = shard_failed(attack, shard)
-    why = path.read_text().strip() if path.exists() else "ended without a word"
+    why = text_in(shard_failed(attack, shard)).strip() or "ended without a word"
     return f"shard {shard} without {len(chunks)} chunks (the first is {chunks[0]}): {why}"
 
 

@@ -20,7 +20,7 @@ from kapdist.config import AttackConfig
 from kapdist.config.file import dump_config
 from kapdist.errors import InputError
 from kapdist.records.sharding import missing_shards, num_chunks
-from kapdist.run.files import output, write_atomic
+from kapdist.run.files import last_number, output, write_atomic
 from kapdist.run.lock import check_free
 from kapdist.run.paths import AttackDir, RunDir
 from launch import jobs, slurm
@@ -60,6 +60,10 @@ class AttackCommand:
     @property
     def directory(self) -> AttackDir:
         return self.run.attack(self.config.name)
+
+    @property
+    def touched(self) -> list[AttackDir]:
+        return [self.directory]
 
     def jobs(self, code: Path, trainings: Sequence[str]) -> AttackJobs:
         folders = folders_of(self.run, self.config)
@@ -156,18 +160,19 @@ def trainings_of(run: RunDir) -> list[str]:
 
 @contextlib.contextmanager
 def summary_set_aside(attack: AttackDir) -> Iterator[None]:
-    """Move summary and report, which say that all is done, to slurm/merged/<n>; back if nothing is queued."""
-    places = (attack.summary, attack.root / "report")
-    aside = attack.slurm / "merged" / str(1 + len(list((attack.slurm / "merged").glob("*"))))
-    moved = [(place, aside / place.name) for place in places if place.exists() and attack.summary.exists()]
-    for place, kept in moved:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        place.rename(kept)
+    """Move report and summary, which say that all is done, to slurm/merged/<n>; back if nothing is queued."""
+    aside = attack.slurm / "merged" / str(1 + last_number(attack.slurm / "merged"))
+    # The summary last: without it, an old report would be taken for that of the next.
+    places = [attack.root / "report", attack.summary] if attack.summary.exists() else []
+    moved: list[Path] = []
     try:
+        for place in filter(Path.exists, places):
+            aside.mkdir(parents=True, exist_ok=True)
+            moved.append(place.rename(aside / place.name))
         yield
     except BaseException:
-        for place, kept in moved:
-            kept.rename(place)
+        for kept in moved:
+            kept.rename(attack.root / kept.name)
         if moved:
             aside.rmdir()
         raise

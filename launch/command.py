@@ -7,22 +7,26 @@ Slurm does not answer, with 1 and a traceback else.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from kapdist.config.fields import Section
 from kapdist.config.file import load_config
 from kapdist.errors import InputError, TransientError
+from kapdist.run.asked import ended_by_sigterm
+from kapdist.run.files import output
 from kapdist.run.installed import extras_named
 from kapdist.run.paths import AttackDir, RunDir, SeedsDir, StudyDir
 from kapdist.run.standard_output import open_standard_streams
 from launch import journal, slurm
 from launch.cluster import ClusterConfig, load_cluster, split_words
 
+Place = RunDir | AttackDir | StudyDir | SeedsDir
 C = TypeVar("C", bound=Section)
 HERE = Path(__file__).parent
 
@@ -30,13 +34,15 @@ HERE = Path(__file__).parent
 class Command(Protocol):
     """What a command queues.
 
-    `directory` is what the jobs work on. `dry_run` returns the scripts and what would be written, without writing.
-    `is_needed` says so where all is done, or waits or runs, which `force` cancels. `queue` submits, and returns the
-    line for the user, "" where Slurm is not asked.
+    `directory` is what the jobs work on, `touched` what nobody else may submit meanwhile. `dry_run` returns the
+    scripts and what would be written, without writing. `is_needed` says so where all is done, or waits or runs,
+    which `force` cancels. `queue` submits, and returns the line for the user, "" where Slurm is not asked.
     """
 
     @property
-    def directory(self) -> RunDir | AttackDir | StudyDir | SeedsDir: ...
+    def directory(self) -> Place: ...
+    @property
+    def touched(self) -> Sequence[Place]: ...
     def dry_run(self) -> str: ...
     def is_needed(self, force: bool) -> bool: ...
     def queue(self) -> str: ...
@@ -80,8 +86,10 @@ def submit(command: Command, arguments: argparse.Namespace) -> bool:
     if arguments.dry_run:
         print(command.dry_run())
         return False
-    with slurm.submitting(command.directory.slurm):
-        journal.settle(command.directory.slurm)
+    with ended_by_sigterm(), output(command.directory.root), contextlib.ExitStack() as held:
+        for folder in sorted(place.slurm for place in command.touched):  # in one order: nobody waits in a circle
+            held.enter_context(slurm.submitting(folder))
+            journal.settle(folder)
         needed = command.is_needed(arguments.force)
         if needed and (queued := command.queue()):
             print(f"{queued} ({spelled('status')} {shlex.quote(str(command.directory.root))})")

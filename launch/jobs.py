@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import socket
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kapdist.environment import user_name
-from kapdist.run.files import append_whole, sync, time_in, to_json
+from kapdist.run.files import append_line, lines_in, time_in
 from kapdist.run.paths import RunDir
 from launch import slurm
 from launch.submission import Submission
@@ -19,7 +17,7 @@ from launch.submission import Submission
 def remember(folder: Path, job: str, what: Submission) -> dict[str, Any]:
     """Add a job to the record and return its line."""
     line = {"job": job} | line_of(what)
-    append(record(folder), line)
+    append_line(record(folder), line)
     return line
 
 
@@ -37,24 +35,7 @@ def line_of(what: Submission) -> dict[str, Any]:
 
 def remembered(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of the record, oldest first."""
-    return read(record(folder))
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file of JSON lines, none where there is none; one that was cut off is passed over."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-
-
-def append(path: Path, line: dict[str, Any]) -> None:
-    """Add a line to a file of JSON lines; it is on the disk then."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
-    with path.open("ab", buffering=0) as file:
-        append_whole(file, (("" if whole else "\n") + to_json(line) + "\n").encode())
-        os.fsync(file.fileno())
-    sync(path.parent)
+    return lines_in(record(folder))
 
 
 def queued_until(folder: Path, job: str | None) -> list[dict[str, Any]]:

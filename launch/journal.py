@@ -14,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from kapdist.errors import TransientError
+from kapdist.run.files import append_line, lines_in
 from launch import jobs, slurm
 from launch.call import Call
 from launch.submission import Submission
@@ -84,7 +85,7 @@ def settle(folder: Path) -> None:
 
 def unanswered(folder: Path) -> list[Intent]:
     """Return the intents of which it is not known whether they became jobs, oldest first."""
-    lines = jobs.read(folder / JOURNAL)
+    lines = lines_in(folder / JOURNAL)
     ended = {line["token"] for line in lines if "intent" not in line}
     ended |= {line.get("token") for line in jobs.remembered(folder)}
     made = [Intent(line["token"], line["intent"], tuple(line["runs"])) for line in lines if "intent" in line]
@@ -97,17 +98,17 @@ def remember(folder: Path, intent: Intent, job: str) -> None:
     for number, run in enumerate(map(Path, intent.runs)):
         if intent.token not in {known.get("token") for known in jobs.remembered(run)}:
             own = f"{job}_{number}" if line["elements"] > 1 else job
-            jobs.append(jobs.record(run), {"job": own} | line | {"elements": 0, "logs": str(folder.absolute())})
-    jobs.append(jobs.record(folder), {"job": job} | line)
+            append_line(jobs.record(run), {"job": own} | line | {"elements": 0, "logs": str(folder.absolute())})
+    append_line(jobs.record(folder), {"job": job} | line)
 
 
 def last_trouble(folder: Path) -> str:
     """Say what is wrong with the newest submission: refused, or cut off; "" if nothing is."""
     if unknown := unanswered(folder):
         return f"a {unknown[-1].line['kind']} job that was submitted, or not: the command was cut off; run it again"
-    lines = jobs.read(folder / JOURNAL)
+    lines = lines_in(folder / JOURNAL)
     return str(lines[-1].get("refused", "")) if lines else ""
 
 
 def write(folder: Path, line: dict[str, Any]) -> None:
-    jobs.append(folder / JOURNAL, line)
+    append_line(folder / JOURNAL, line)

@@ -14,6 +14,7 @@ from types import FrameType
 from kapdist.errors import RESUME
 from kapdist.run.asked import heard
 from kapdist.run.ends import killed_by
+from kapdist.run.files import output
 from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir
 from launch.after import Start, conclude
@@ -31,7 +32,7 @@ def train(run: RunDir, cluster: ClusterConfig) -> int:
     Raises:
         LockedError: another process starts the ranks of this run.
     """
-    with locked(run.launcher):
+    with output(run.root), locked(run.launcher):
         return start_until_ended(LocalJob(run, cluster))
 
 
@@ -50,6 +51,7 @@ class LocalJob:
 
     def __init__(self, run: RunDir, cluster: ClusterConfig) -> None:
         self.run, self.cluster = run, cluster
+        self.ranks: list[subprocess.Popen[bytes]] = []
         self.asked = 0
         self.starts = 0
 
@@ -58,10 +60,14 @@ class LocalJob:
         self.starts += 1
         meeting = self.run.slurm / f"rendezvous-{os.getpid()}.{self.starts}.json"
         meeting.parent.mkdir(parents=True, exist_ok=True)
-        ranks = [self.start(rank, meeting) for rank in range(self.cluster.ranks)]
+        meeting.unlink(missing_ok=True)  # of one that was killed and had this process's number
+        ranks = self.ranks = []
         before = {n: signal.signal(n, self.pass_on) for n in heard(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        self.ranks = ranks
         try:
+            for number in range(self.cluster.ranks):
+                ranks.append(self.start(number, meeting))
+            if self.asked:  # before all of them were there
+                self.pass_on(self.asked, None)
             return self.wait(ranks)
         finally:
             for number, handler in before.items():

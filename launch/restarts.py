@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from kapdist.errors import RESUME
-from kapdist.run.files import to_json
+from kapdist.run.files import append_line, lines_in
 from launch.cluster import ClusterConfig
 
 Verdict = Literal["done", "again", "give up", "leave"]
@@ -87,15 +86,20 @@ class Restarts:
         self.path = path
 
     def read(self) -> list[End]:
-        if not self.path.exists():
-            return []
-        return [End(**json.loads(line)) for line in self.path.read_text().splitlines() if line.endswith("}")]
+        return [End(**line) for line in lines_in(self.path)]
 
     def add(self, end: End) -> list[End]:
-        """Append an end and return all of them."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(to_json(asdict(end) | {"time": time.time()}) + "\n")
+        """Append an end and return all of them.
+
+        Raises:
+            OSError: a failure cannot be noted, as where a disk is full: uncounted, it would be tried for ever.
+        """
+        try:
+            append_line(self.path, asdict(end) | {"time": time.time()})
+        except OSError:
+            if end.failed:
+                raise
+            return [*self.read(), end]
         return self.read()
 
     def forget(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kapdist.environment import git_state
 from kapdist.errors import InputError
-from kapdist.run.files import write_atomic, write_json
+from kapdist.run.files import last_number, write_atomic, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST_BYTES = 32 * 2**20  # of one file: nobody's code, somebody's data that git does not ignore
@@ -24,7 +24,7 @@ def snapshot(folder: Path, runs_dir: Path) -> Path:
         folder: where the snapshots of a run are.
         runs_dir: left out, whether git ignores it or not.
     """
-    number = 1 + max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=0)
+    number = 1 + last_number(folder)
     target = folder / str(number)
     aside = folder / f".{number}.tmp"
     shutil.rmtree(aside, ignore_errors=True)

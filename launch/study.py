@@ -55,6 +55,10 @@ class StudyCommand:
     def directory(self) -> StudyDir:
         return StudyDir(self.design.root.absolute())
 
+    @property
+    def touched(self) -> list[RunDir | StudyDir]:
+        return [self.directory, *self.runs(self.missing())]
+
     def runs(self, chosen: Iterable[Trained]) -> list[RunDir]:
         return [self.directory.run(run.name) for run in chosen]
 

@@ -116,6 +116,8 @@ class TrainCommand:
     def runs(self) -> list[RunDir]:
         return [self.directory]
 
+    touched = runs
+
     def submission(self, code: Path) -> Submission:
         """Return what is submitted, with a snapshot of the code; pure."""
         run = self.directory
@@ -153,8 +155,7 @@ class TrainCommand:
             return False
         slurm.cancel_and_wait(living)
         check_free(run.lock)
-        if run.done.exists():
-            run.done.rename(run.attempts / str(run.last_attempt()) / "DONE")
+        run.set_aside(run.done, run.last_attempt())
         return True
 
     def prepare(self) -> None:
@@ -197,6 +198,10 @@ class SeedsCommand:
     def runs(self) -> list[RunDir]:
         return [training.directory for training in self.trainings]
 
+    @property
+    def touched(self) -> list[RunDir | SeedsDir]:
+        return [self.directory, *self.runs]
+
     def arrays(self, code: Path) -> RunArrays:
         return RunArrays(self.directory, self.cluster, code, [training.config for training in self.trainings])
 
@@ -209,8 +214,6 @@ class SeedsCommand:
 
     def is_needed(self, force: bool) -> bool:
         """Say of each that is done, or waits or runs, that it is; those that are left are queued."""
-        for run in self.runs:
-            journal.settle(run.slurm)
         needed = [training for training in self.trainings if training.is_needed(force)]
         return bool(needed)
 

@@ -2,8 +2,11 @@
 
 import sys
 
-from kapdist.attack.shard import run_shard
-from kapdist.attack.units import child_main
+from kapdist.run.asked import end_with_parent
 
 if __name__ == "__main__":
+    end_with_parent()  # before all that takes long to load
+    from kapdist.attack.shard import run_shard
+    from kapdist.attack.units import child_main
+
     sys.exit(child_main(run_shard, sys.argv[1:]))

@@ -52,8 +52,8 @@ def merge_chunks(attack: AttackDir, plan: AttackPlan) -> Summary:
         raise InputError(attack.chunks, "chunks that can be added up", first_line(error)) from None
     write_table(records, attack.records)
     write_atomic(attack.root / "summary.csv", pl.DataFrame(summary.rows()).write_csv())
-    write_json(attack.summary, summary.describe())
     write_worst_case(run_of(attack))
+    write_json(attack.summary, summary.describe())  # last: it says that all of it is done
     return summary
 
 

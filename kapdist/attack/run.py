@@ -8,9 +8,10 @@ from pathlib import Path
 from kapdist.attack.merge import merge_chunks
 from kapdist.attack.plan import attack_dir_of, write_new_plan
 from kapdist.attack.shard import Chunks
-from kapdist.attack.units import do_all, ended_by_sigterm
+from kapdist.attack.units import do_all
 from kapdist.config import AttackConfig
 from kapdist.records.summary import Summary
+from kapdist.run.asked import ended_by_sigterm
 from kapdist.run.files import check_outputs
 from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir
@@ -35,6 +36,9 @@ def run_attack(run: Path, config: AttackConfig, *, here: bool = False) -> Summar
         plan = write_new_plan(run, config, attack)
         for note in plan.notes:
             print(f"note: {note}", file=sys.stderr, flush=True)
+        if config.num_shards > plan.num_chunks and not here:
+            busy = f"{plan.num_chunks} of {config.num_shards} processes (num_shards) have a chunk to do"
+            print(f"note: {busy}; a chunk_size below {plan.chunk_size} makes more chunks", file=sys.stderr)
         do_all(Chunks(attack, plan), config.num_shards, config.timeout_minutes, here=here)
         summary = merge_chunks(attack, plan)
     tell([run])

@@ -7,18 +7,13 @@ them may be ended and started again at any time.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import ClassVar, Generic, NoReturn, TypeVar
 
 import polars as pl
@@ -27,7 +22,6 @@ from kapdist.attack.devices import own_gpu
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import AttackPlan
 from kapdist.records.sharding import chunks_of
-from kapdist.run.asked import heard
 from kapdist.run.ends import cause_in, fatal_file, killed_by, stacks_at_death
 from kapdist.run.files import output
 from kapdist.run.installed import extras_named
@@ -225,27 +219,8 @@ def end(children: list[subprocess.Popen[bytes]]) -> None:
             child.wait()
 
 
-@contextlib.contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that the shards and the lock go too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, leave) for number in heard(signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def leave(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
-
-
 def child_main(run_shard: Callable[[Path, int, int], None], words: Sequence[str]) -> int:
-    """Run a shard as a child, ended with its parent; return the exit code: 2 for wrong input, with its line."""
-    end_with_parent()
+    """Run a shard as a child; return the exit code: 2 for wrong input, with its line."""
     try:
         with extras_named():
             run_shard(Path(words[0]), int(words[1]), int(words[2]))
@@ -253,9 +228,3 @@ def child_main(run_shard: Callable[[Path, int, int], None], words: Sequence[str]
         print(error, file=sys.stderr)
         return 2
     return 0
-
-
-def end_with_parent() -> None:
-    """Ask the kernel to end this process when the one that started it is gone, even by kill -9 (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 from kapdist.attack.plan import config_of
-from kapdist.attack.units import do_all, ended_by_sigterm
+from kapdist.attack.units import do_all
 from kapdist.certify.merge import merge
 from kapdist.certify.plan import plan_certificate
 from kapdist.certify.shard import Units
 from kapdist.config.certify import CertifyConfig
 from kapdist.records.certificate import CertificatePlan, CertificateSummary, read_plan
+from kapdist.run.asked import ended_by_sigterm
 from kapdist.run.files import check_outputs
 from kapdist.run.lock import locked
 from kapdist.run.paths import CertificateDir, RunDir

@@ -207,7 +207,7 @@ class AttackConfig(Section):
     """Images per chunk: the unit of work, of seeding and of resume. 0 takes 64 on CPUs, and on a GPU as many as its
     memory has room for, a power of two up to 512; a plan that is there keeps its own."""
     num_shards: Natural = 1
-    """Local processes of `attack run`; more shards never change the verdict."""
+    """Local processes of `attack run`, at most one for each chunk; more shards never change the verdict."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads per shard, part of the plan; 0 divides this machine's among the shards."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

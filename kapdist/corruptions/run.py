@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 from kapdist.attack.plan import config_of
-from kapdist.attack.units import do_all, ended_by_sigterm
+from kapdist.attack.units import do_all
 from kapdist.config import AttackConfig
 from kapdist.corruptions.plan import plan_corruptions
 from kapdist.corruptions.shard import Cells
 from kapdist.corruptions.summary import read_reference, write_summary
 from kapdist.records.corruptions import CorruptionSummary
+from kapdist.run.asked import ended_by_sigterm
 from kapdist.run.files import check_outputs
 from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir

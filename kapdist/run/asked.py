@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import signal
+import sys
+import threading
+from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
 # USR2 is what Slurm is told to send before a time-out, TERM what it sends at a preemption, HUP what comes when a
 # terminal is closed.
@@ -23,3 +29,27 @@ EARLY: list[signal.Signals] = []
 def keep_for_all(number: int, frame: FrameType | None) -> None:
     """Keep a signal that a rank gets before it has met the others: if it left, they would wait for it in vain."""
     EARLY.append(signal.Signals(number))
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that the shards and the lock go too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, leave) for number in heard(signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def leave(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def end_with_parent() -> None:
+    """Ask the kernel to end this process when the one that started it is gone, even by kill -9 (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from kapdist.run.files import text_in, write_first
+
 SIGNAL_CODES = 128  # of a shell, and of srun: 128 and the signal's number
 
 # faulthandler's words for the signals that it handles.
@@ -86,13 +88,10 @@ def killed_by(code: int) -> str:
 
 def say_end(folder: Path, line: str) -> None:
     """Note how an attempt ended; the first to say so knows why."""
-    with contextlib.suppress(OSError), (folder / "END").open("x") as file:
-        file.write(line + "\n")
+    with contextlib.suppress(OSError):
+        write_first(folder / "END", line + "\n")
 
 
 def end_of(folder: Path) -> str:
     """Return what was noted of an attempt's end, "" if nothing was."""
-    try:
-        return (folder / "END").read_text().strip()
-    except OSError:
-        return ""
+    return text_in(folder / "END").strip()

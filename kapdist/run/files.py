@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,14 +26,14 @@ NOT_WRITABLE = frozenset(
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def written_aside(path: Path, put: Callable[[Path, Path], None] = os.replace) -> Iterator[Path]:
     """Give a temporary path in the same directory; on success fsync it and rename it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield aside
         sync(aside)
-        os.replace(aside, path)
+        put(aside, path)
         sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
@@ -44,6 +44,12 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a whole file so that a reader sees the old content or the new, never a part."""
     with written_aside(path) as aside:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_first(path: Path, content: str) -> None:
+    """Write a whole file unless there is one: of several that write at once the first is believed."""
+    with contextlib.suppress(FileExistsError), written_aside(path, os.link) as aside:
+        aside.write_text(content)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -88,6 +94,39 @@ def append_whole(file: IO[bytes], content: bytes) -> None:
         with contextlib.suppress(OSError):
             os.ftruncate(file.fileno(), size)
         raise
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Add a line to a file of JSON lines, on one of its own whatever was cut off before it; it is on the disk then.
+
+    Raises:
+        OSError: as `append_whole`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        before = "" if file.read(1) in (b"", b"\n") else "\n"
+        append_whole(file, f"{before}{to_json(value)}\n".encode())
+        os.fsync(file.fileno())
+    sync(path.parent)
+
+
+def lines_in(path: Path) -> list[dict[str, Any]]:
+    """Return the mappings of a file of JSON lines, none where there is none; what was cut off is passed over."""
+    found = []
+    for line in text_in(path).splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [one for one in found if isinstance(one, dict)]
+
+
+def text_in(path: Path) -> str:
+    """Return what a file says, "" where there is none: asked before, it might be gone by now."""
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
 @contextlib.contextmanager
@@ -144,6 +183,12 @@ def check_outputs(
                 for folder in made:
                     with contextlib.suppress(OSError):
                         folder.rmdir()
+
+
+def last_number(folder: Path, before: str = "") -> int:
+    """Return the largest n of all names `before`n in a folder, 0 where there is none; others may be gone."""
+    words = [path.name[len(before) :] for path in folder.glob("*") if path.name.startswith(before)]
+    return max((int(word) for word in words if word.isdecimal()), default=0)
 
 
 def time_in(folder: Path) -> float:

@@ -8,6 +8,7 @@ Nothing else is taken for a proof, so a lock whose holder cannot be asked for is
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -20,8 +21,10 @@ from pathlib import Path
 
 from kapdist.errors import InputError, LockedError
 from kapdist.run import slurm
+from kapdist.run.files import NO_ROOM
 
 POLL_SECONDS = 0.05
+PASSES = NO_ROOM | {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}  # of a full disk, of a server that was away
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         LockedError: somebody holds it, or may.
         InputError: nothing can be written there.
+        OSError: nothing can be for now, as where a disk is full; another start may be luckier.
     """
     token = uuid.uuid4().hex
     mine = path.with_name(f".{path.name}.{token[:8]}.tmp")
@@ -64,6 +68,8 @@ def locked(path: Path) -> Iterator[None]:
         mine.write_text(json.dumps(asdict(this_process(token))))
         acquire(path, mine)
     except OSError as error:
+        if error.errno in PASSES:
+            raise
         raise InputError(path.parent, "a place that can be written", error.strerror or str(error)) from None
     finally:
         with contextlib.suppress(OSError):
@@ -135,19 +141,21 @@ def acquire(path: Path, mine: Path) -> None:
             return os.link(mine, path)
         except FileExistsError:
             left = content(path)
+            if left == content(mine):  # a server whose answer was lost is asked again (NFS; see man 2 open, O_EXCL)
+                return None
             check_free(path)
             if left is not None and inherit(path, left, mine):
                 return None
     raise LockedError(path, "a free lock", "a lock that others keep taking")
 
 
-def inherit(path: Path, left: str, mine: Path) -> bool:
+def inherit(path: Path, left: bytes, mine: Path) -> bool:
     """Put `mine` in the place of what a dead holder left; return False if that is gone by now.
 
     No call removes a file on condition that it is still the dead holder's and not the next one's. So the right to
     it is a lock itself, named after what was left: one process at a time has it, and inherits it if need be.
     """
-    heir = path.with_name(f".{path.name}.{hashlib.sha256(left.encode()).hexdigest()[:8]}.heir")
+    heir = path.with_name(f".{path.name}.{hashlib.sha256(left).hexdigest()[:8]}.heir")
     acquire(heir, mine)
     if content(path) == left:
         os.replace(heir, path)
@@ -156,9 +164,9 @@ def inherit(path: Path, left: str, mine: Path) -> bool:
     return False
 
 
-def content(path: Path) -> str | None:
+def content(path: Path) -> bytes | None:
     try:
-        return path.read_text()
+        return path.read_bytes()
     except FileNotFoundError:
         return None
 
@@ -166,7 +174,7 @@ def content(path: Path) -> str | None:
 def holder_of(path: Path) -> Holder | None:
     """Return who a lock names; None where there is none, or it is damaged."""
     try:
-        found = json.loads(content(path) or "")
+        found = json.loads(content(path) or b"")
         return Holder(**{field.name: found[field.name] for field in fields(Holder) if field.name in found})
     except (ValueError, TypeError):
         return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kapdist.errors import InputError
-from kapdist.run.files import file_sha256, mapping_in, write_atomic
+from kapdist.run.files import file_sha256, last_number, mapping_in, write_atomic
 
 if TYPE_CHECKING:  # imported where it is used: a look at many runs needs no config
     from kapdist.config import Config
@@ -84,11 +84,18 @@ class RunDir:
 
     def last_attempt(self) -> int:
         """Number of the newest attempt; 0 before the first."""
-        return max((int(path.name) for path in self.attempts.glob("*") if path.name.isdigit()), default=0)
+        return last_number(self.attempts)
 
     def newest_step(self) -> int:
         """Step of the newest checkpoint by its name; 0 before the first."""
-        return max((int(path.name.removeprefix("step-")) for path in self.checkpoints.glob("step-*")), default=0)
+        return last_number(self.checkpoints, "step-")
+
+    def set_aside(self, path: Path, attempt: int) -> None:
+        """Move a file, if it is there, to the folder of an attempt, which may have left none."""
+        if path.exists():
+            folder = self.attempts / str(attempt)
+            folder.mkdir(parents=True, exist_ok=True)
+            path.rename(folder / path.name)
 
     @property
     def begun(self) -> bool:

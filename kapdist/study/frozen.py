@@ -7,10 +7,12 @@ from typing import Any
 
 from kapdist.errors import InputError, shown
 from kapdist.records.study import FrozenStudy, read_frozen, write_study_record
+from kapdist.run.lock import locked_in_turn
 from kapdist.study.design import Design
 
 OTHERWISE = "(or another name=)"
 SUMMARIES = "attacks/*/summary.json"
+WAIT_SECONDS = 30.0
 
 
 def freeze(design: Design) -> FrozenStudy:
@@ -19,6 +21,11 @@ def freeze(design: Design) -> FrozenStudy:
     Raises:
         InputError: names what is gone or changed since.
     """
+    with locked_in_turn(design.dir.root / "FREEZING", WAIT_SECONDS):
+        return freeze_in_turn(design)
+
+
+def freeze_in_turn(design: Design) -> FrozenStudy:
     path = design.dir.frozen
     now = FrozenStudy.model_validate(design.described())
     if path.exists():

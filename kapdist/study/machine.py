@@ -11,7 +11,8 @@ from typing import Any
 
 from kapdist.attack.devices import device_kind
 from kapdist.environment import package_versions
-from kapdist.run.files import mapping_in
+from kapdist.run.files import last_number, mapping_in
+from kapdist.run.lock import locked
 from kapdist.study.design import Design
 from kapdist.study.tasks import ATTACK, SANITY, TRAINING, Task
 
@@ -49,10 +50,16 @@ def read_subject(path: Path) -> dict[str, Any]:
 
 
 def set_aside(design: Design, task: Task) -> Path:
-    """Move what was begun elsewhere out of the way, so that it can be begun here; return where it is kept."""
+    """Move what was begun elsewhere out of the way, so that it can be begun here; return where it is kept.
+
+    Raises:
+        LockedError: somebody is at work there by now.
+    """
     begun = task.lock.parent
-    name = f"{task.run.name}-{begun.name}"
-    kept = design.dir.elsewhere / f"{name}-{1 + len(list(design.dir.elsewhere.glob(f'{name}-*')))}"
+    name = f"{task.run.name}-{begun.name}-"
+    kept = design.dir.elsewhere / f"{name}{1 + last_number(design.dir.elsewhere, name)}"
     kept.parent.mkdir(parents=True, exist_ok=True)
-    begun.rename(kept)
+    with locked(task.lock):
+        begun.rename(kept)
+        (kept / task.lock.name).unlink()
     return kept

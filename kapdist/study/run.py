@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kapdist.attack.devices import own_gpu
-from kapdist.attack.units import end, ended_by_sigterm
+from kapdist.attack.units import end
 from kapdist.environment import usable_cpus
-from kapdist.errors import RESUME, InputError, TransientError
+from kapdist.errors import RESUME, InputError, LockedError, TransientError
+from kapdist.run.asked import ended_by_sigterm
 from kapdist.run.files import check_outputs
 from kapdist.run.lock import is_alive, locked, other_at_work
 from kapdist.run.progress import Progress
@@ -155,7 +156,11 @@ class Queue:
         if task.kind == SANITY:  # it examines the attack as it was made
             self.left[task.name] = f"it takes {planned}, with which its attack was made"
             return False
-        kept = set_aside(self.design, task)
+        try:
+            kept = set_aside(self.design, task)
+        except LockedError as error:  # since we looked
+            self.left[task.name] = str(error)
+            return False
         print(
             f"{task.name}: begun with {planned}, begins anew here; {kept} keeps that", file=sys.stderr, flush=True
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import runpy
 
-from kapdist.attack.units import end_with_parent
+from kapdist.run.asked import end_with_parent
 
 if __name__ == "__main__":
     end_with_parent()

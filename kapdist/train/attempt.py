@@ -18,7 +18,7 @@ from kapdist.engine import Ranks
 from kapdist.environment import environment
 from kapdist.errors import InputError, StoppedError, TransientError
 from kapdist.run.ends import DIED, deaths, end_of, fatal_file, say_end, stacks_at_death
-from kapdist.run.files import NOT_WRITABLE, check_outputs, output, write_atomic, write_json
+from kapdist.run.files import NOT_WRITABLE, check_outputs, output, write_first, write_json
 from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir
 
@@ -85,9 +85,7 @@ def told(this: Attempt, ranks: Ranks) -> Iterator[None]:
     except BaseException as error:
         log.exception("rank %d failed", ranks.rank)
         say_end(this.folder, f"rank {ranks.rank} failed: {type(error).__name__}: {error}")
-        # The first rank to fail knows why; the others fail because it left.
-        if not this.run.failed.exists():
-            say_failed(this.run, f"rank {ranks.rank}, attempt {this.number}\n{traceback.format_exc()}")
+        say_failed(this.run, f"rank {ranks.rank}, attempt {this.number}\n{traceback.format_exc()}")
         raise
     if ranks.first:
         say_end(this.folder, "done")
@@ -100,14 +98,15 @@ def apart_is_failure(config: Config) -> Iterator[None]:
     try:
         yield
     except TransientError as error:
-        if run.root.is_dir() and not run.lock.exists() and not run.failed.exists():
+        if run.root.is_dir() and not run.lock.exists():
             say_failed(run, f"{error}\n")
         raise
 
 
 def say_failed(run: RunDir, reason: str) -> None:
+    """Write down why a rank failed: the first knows it, the others fail because it left."""
     try:
-        write_atomic(run.failed, reason)
+        write_first(run.failed, reason)
     except OSError as error:  # a full disk is the reason, or hides it no longer than the log has it
         log.warning("FAILED was not written: %s", error)
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import torch
 
 from kapdist import kap
 from kapdist.errors import InputError
 from kapdist.rng import derive_seed
-from kapdist.run.paths import RunDir
 from kapdist.train import checkpoint
 from kapdist.train.job import Job
 
@@ -46,7 +44,8 @@ def resume(job: Job) -> int:
     """
     path = job.ranks.from_first(lambda: checkpoint.newest(job.run))
     if path is None:
-        job.ranks.from_first(lambda: set_aside(job.run.best_weights, job.run))
+        # What an attempt that left no checkpoint wrote: this one may be of another config.
+        job.ranks.from_first(lambda: job.run.set_aside(job.run.best_weights, job.run.last_attempt() - 1))
         return 0
     shared, own = checkpoint.load(path, job.ranks)
     if shared["data"] != job.data.fingerprint:
@@ -69,14 +68,6 @@ def resume(job: Job) -> int:
         restore_own(job, own)
     log.info("continuing from %s", path)
     return step
-
-
-def set_aside(path: Path, run: RunDir) -> None:
-    """Move what an attempt that left no checkpoint wrote to its folder: this one may be of another config."""
-    if path.exists():
-        folder = run.attempts / str(run.last_attempt() - 1)
-        folder.mkdir(parents=True, exist_ok=True)
-        path.rename(folder / path.name)
 
 
 def restore_own(job: Job, own: checkpoint.State) -> None:

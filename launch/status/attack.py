@@ -114,8 +114,8 @@ def verdict(
     waits = [job for job in jobs if job.waits]
     if summary:
         return Verdict("DONE")
-    if directory.failed.exists():
-        return Verdict("FAILED", first_line(directory.failed))
+    if why := first_line(directory.failed):
+        return Verdict("FAILED", why)
     if runs:
         return Verdict("RUNNING", f"{runs[0].kind}, job {', '.join(job.job for job in runs)}")
     if waits:

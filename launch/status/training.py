@@ -17,7 +17,7 @@ from kapdist.run.ends import deaths
 from kapdist.run.files import mapping_in
 from kapdist.run.lock import holder_of, lives_here
 from kapdist.run.paths import RunDir
-from launch.after import CLUSTER, Start
+from launch.after import CLUSTER, Start, first_line
 from launch.cluster import load_cluster
 from launch.jobs import time_in
 from launch.journal import last_trouble
@@ -166,8 +166,7 @@ def verdict(
     waits = [job for job in jobs if job.waits]
     if run.done.exists():
         return Verdict("DONE")
-    if run.failed.exists():
-        first = tail(run.failed).partition("\n")[0]
+    if first := first_line(run.failed):
         again = runs or waits or at_work(run.launcher, seen_elsewhere=False)
         if first.startswith("given up") or not again:
             return Verdict("FAILED", first)

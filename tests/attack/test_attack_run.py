@@ -55,6 +55,17 @@ def test_two_processes_give_the_records_of_one_shard(children: World, capfd: pyt
     assert first.equals(second)
 
 
+def test_shards_that_have_no_chunk_are_said_to(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("kapdist.attack.run.do_all", lambda *_, **__: None)
+    monkeypatch.setattr("kapdist.attack.run.merge_chunks", lambda *_: None)
+    idle = "note: 3 of 4 processes (num_shards) have a chunk to do; a chunk_size below 4 makes more chunks"
+    for num_shards, here, said in ((3, False, []), (4, False, [idle]), (4, True, [])):
+        run_attack(world.run, world.config(num_shards=num_shards, num_images=12, chunk_size=4), here=here)
+        assert [line for line in capsys.readouterr().err.splitlines() if "num_shards" in line] == said
+
+
 def test_a_shard_that_finds_wrong_input_ends_the_attack_with_its_line(children: World) -> None:
     labels = children.labels.clone()
     labels[3] = 5
@@ -171,14 +182,15 @@ from pathlib import Path
 import kapdist.attack.units as units
 from kapdist.attack.shard import Chunks
 from kapdist.records.attack_plan import read_plan
+from kapdist.run.asked import ended_by_sigterm
 from kapdist.run.lock import locked
 from kapdist.run.paths import AttackDir
 
-child = "import sys, time; from kapdist.attack.units import end_with_parent; end_with_parent();"
+child = "import sys, time; from kapdist.run.asked import end_with_parent; end_with_parent();"
 child += "open(sys.argv[1], 'w').write('up'); time.sleep(60)"
 units.shard_command = lambda work, shard, n: [sys.executable, "-c", child, f"up-{shard}"]
 attack = AttackDir(Path(sys.argv[1]))
-with locked(attack.lock), units.ended_by_sigterm():
+with locked(attack.lock), ended_by_sigterm():
     units.do_all(Chunks(attack, read_plan(attack)), 2, 60)
 """
 
@@ -200,6 +212,18 @@ def test_ending_the_attack_ends_its_shards(world: World, number: signal.Signals)
         time.sleep(0.02)
     assert not any(is_alive(child) for child in children)
     assert attack.lock.exists() == (number == signal.SIGKILL)
+
+
+@pytest.mark.parametrize("module", ["attack", "certify", "corruptions", "study.task"])
+def test_a_child_whose_parent_goes_while_it_starts_goes_too(module: str) -> None:
+    """Torch takes seconds to load."""
+    program = f"""
+import runpy, sys
+import kapdist.run.asked as asked
+asked.end_with_parent = lambda: sys.exit("torch" in sys.modules)
+runpy.run_module("kapdist.{module}", run_name="__main__")
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
 
 
 def children_of(pid: int) -> list[int]:

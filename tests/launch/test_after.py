@@ -151,6 +151,17 @@ def test_the_lock_of_the_job_s_own_rank_is_nobody_else_s(run: RunDir, scontrol) 
     assert run.failed.read_text().startswith("given up: wrong input")
 
 
+def test_what_a_killed_writer_left_aside_is_no_progress(run: RunDir) -> None:
+    """A job that makes some is started again however often it fails."""
+    attack = run.attack("a")
+    write_atomic(attack.chunk(0), "")
+    write_atomic(attack.plan, "{}")
+    before = after.progress_of_model(after.Start("model", run.root))
+    for path in (attack.chunk(1), attack.summary):
+        path.with_name(f".{path.name}.0123abcd.tmp").touch()
+    assert after.progress_of_model(after.Start("model", run.root)) == before == (2, False, "model: ")
+
+
 def test_starts_that_found_somebody_else_at_work_count_for_nothing() -> None:
     held = [End(HELD, step, "8", "process 1") for step in (5, 5, 6)]
     own = [End(1, 5, "7"), End(1, 5, "7"), End(1, 5, "7")]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from queued import Queue
+from races import Baton
 
 from kapdist.config import AttackConfig, Config
 from kapdist.config.file import dump_config, load_config
 from kapdist.errors import InputError
+from kapdist.run import lock as lock_module
 from kapdist.run.files import write_atomic, write_json
 from kapdist.run.lock import locked
 from kapdist.run.paths import AttackDir, RunDir
@@ -195,6 +199,21 @@ def test_shards_that_failed_are_queued_again_once(
     assert jobs.queued_after(attack.slurm, mine)[-1]["kind"] == "aggregate"
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_an_aggregation_that_runs_twice_at_once_queues_once(
+    attack: AttackDir, queue: Queue, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Its node was cut off, and Slurm started it on another."""
+    submitted(attack, queue, monkeypatch)
+    monkeypatch.setattr(aggregation, "ask_slurm", lambda *_: Answers({}))
+    monkeypatch.setattr(lock_module, "POLL_SECONDS", 0)
+    baton, run = Baton(random.Random(seed)), RunDir(attack.root.parents[1])
+    with monkeypatch.context() as patch:
+        baton.watch(patch)
+        assert baton.run([lambda: aggregation.aggregate(run, attack, 0)] * 3) == []
+    assert queue.kinds[3:] == ["shards", "aggregate"]
+
+
 # Another config, a run that trains, --force
 
 
@@ -284,6 +303,12 @@ def test_force_merges_anew(attack: AttackDir, queue: Queue, capsys: pytest.Captu
         assert json.loads((attack.slurm / "merged" / str(number) / "summary.json").read_text())["number"] == number
     with summary_set_aside(attack):
         pass
+    shutil.rmtree(attack.slurm / "merged" / "1")  # what is kept stays
+    write_json(attack.summary, {"number": 3})
+    with summary_set_aside(attack):
+        pass
+    for number in (2, 3):
+        assert json.loads((attack.slurm / "merged" / str(number) / "summary.json").read_text())["number"] == number
 
 
 def test_a_finished_run_of_another_config_is_refused(tiny_config: Path, queue: Queue) -> None:
@@ -296,3 +321,5 @@ def test_a_finished_run_of_another_config_is_refused(tiny_config: Path, queue: Q
         with pytest.raises(InputError, match="seed = 0 as this run began"):
             TrainCommand(run, config.model_copy(update={"seed": 5}), ClusterConfig()).is_needed(force)
     assert run.done.exists()
+    assert TrainCommand(run, config, ClusterConfig()).is_needed(force=True)
+    assert (run.attempts / "0" / "DONE").exists()  # copied without its attempts

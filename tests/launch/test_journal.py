@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from queued import Queue
 from kapdist.config import Config
 from kapdist.config.file import load_config
 from kapdist.errors import InputError, TransientError
+from kapdist.run.files import append_line, lines_in
 from kapdist.run.paths import RunDir
 from launch import jobs, journal, slurm, train
 from launch.call import Call
@@ -28,7 +30,7 @@ def two(folder: Path) -> Submission:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    return jobs.read(folder / journal.JOURNAL)
+    return lines_in(folder / journal.JOURNAL)
 
 
 class Killed(BaseException):
@@ -90,7 +92,7 @@ def test_a_job_whose_number_was_lost_is_found_by_its_token(cut_off: Path, monkey
 def test_a_number_that_was_noted_in_part_is_noted_once(cut_off: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It died between the lines of two folders."""
     token = lines(cut_off)[0]["token"]
-    jobs.append(jobs.record(cut_off.parent / "run0"), {"job": "9_0", "token": token})
+    append_line(jobs.record(cut_off.parent / "run0"), {"job": "9_0", "token": token})
     answer(monkeypatch, "9")
     journal.settle(cut_off)
     assert [len(jobs.remembered(cut_off.parent / name)) for name in ("run0", "run1", "a")] == [1, 1, 1]
@@ -135,10 +137,11 @@ def test_a_refusal_is_noted_and_shown_until_the_next_submission(
 
 
 def test_a_line_that_was_cut_off_spoils_no_other(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_text('{"job": "1"}\n{"job": "2')
-    jobs.append(path, {"job": "3"})
-    assert [line["job"] for line in jobs.read(path)] == ["1", "3"]
+    path, line = tmp_path / "x.jsonl", '{"job": "2", "intent": {"kind": "train"}, "runs": []}'
+    for cut in range(1, len(line)):  # also where what is left ends like a whole one
+        path.write_text('{"job": "1"}\n' + line[:cut])
+        append_line(path, {"job": "3"})
+        assert [found["job"] for found in lines_in(path)] == ["1", "3"]
 
 
 def test_a_launch_after_one_that_was_cut_off_queues_nothing(
@@ -158,6 +161,20 @@ def test_a_launch_after_one_that_was_cut_off_queues_nothing(
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"{run.root}: job 9 was queued by a command that was cut off"
     assert said[1].startswith(f"{run.root}: job 9 waits or runs")
+
+
+def test_a_launch_that_is_ended_leaves_nobody_before_a_closed_door(
+    tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a terminal that is closed; on the nodes nothing says whether a process of the login node lives."""
+    run = RunDir(tiny_config.parent / "runs" / "tiny")
+    command = TrainCommand(run, load_config(Config, tiny_config), ClusterConfig())
+    monkeypatch.setattr(train, "snapshot", lambda *_: Path("/code"))
+    monkeypatch.setattr(slurm, "submit", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as left:
+        submit(command, argparse.Namespace(dry_run=False, force=False))
+    assert left.value.code == 128 + signal.SIGTERM
+    assert not [path for path in run.slurm.iterdir() if "SUBMITTING" in path.name]
 
 
 # What Slurm is given, and what it says

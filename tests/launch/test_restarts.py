@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+import signal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,8 +59,28 @@ def test_ends_are_kept_and_a_torn_last_line_is_passed_over(tmp_path) -> None:
     with kept.path.open("a") as file:
         file.write('{"code": 1, "pro')
     assert [(end.code, end.progress, end.job, end.reason) for end in kept.read()] == [(1, 5, "17", "why")]
+    kept.add(End(0, 6, "17"))  # on a line of its own
+    assert [end.progress for end in kept.read()] == [5, 6]
     kept.forget()
     assert kept.read() == []
+
+
+def test_an_end_is_noted_whole_or_not_at_all(tmp_path) -> None:
+    """The disk is full in the middle of a line."""
+    kept = Restarts(tmp_path / "ends.jsonl")
+    kept.add(End(1, 5))
+    before = kept.path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            kept.add(End(1, 6))
+        assert kept.add(End(0, 6)) == [*kept.read(), End(0, 6)]  # a stop is no reason to end a training
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert kept.path.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
+import random
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from queued import Queue
+from races import Baton
 
+from kapdist.config import Config
+from kapdist.config.file import load_config
 from kapdist.errors import InputError
+from kapdist.run import lock as lock_module
 from kapdist.run.files import write_atomic
 from kapdist.run.paths import RunDir
 from launch import attack, jobs, slurm, train
+from launch.cluster import ClusterConfig
+from launch.command import submit
+from launch.train import SeedsCommand, TrainCommand, directory_of
 
 QUICK = "{num_images: 16, chunk_size: 8, version: custom, attacks: [apgd-ce]}"
 
@@ -90,6 +100,23 @@ def test_each_seed_is_a_run_and_an_element_and_its_attack_follows_that(
         ("train", ["tiny_seed5"])
     ]
     assert [line["job"] for line in jobs.remembered(run.slurm)] == ["1_1", str(before + 1)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_that_two_commands_want_at_once_is_queued_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, queue: Queue, seed: int
+) -> None:
+    """One names it, the other has it among its seeds."""
+    monkeypatch.setattr(lock_module, "POLL_SECONDS", 0)
+    configs = [load_config(Config, folder / "tiny.yaml", [f"name=tiny_seed{n}", f"seed={n}"]) for n in (0, 1)]
+    first, second = (TrainCommand(directory_of(config), config, ClusterConfig()) for config in configs)
+    commands = [first, SeedsCommand((second, first), configs[0], ClusterConfig()), first]
+    how = argparse.Namespace(dry_run=False, force=False)
+    baton = Baton(random.Random(seed))
+    with monkeypatch.context() as patch:
+        baton.watch(patch)
+        assert baton.run([partial(submit, command, how) for command in commands]) == []
+    assert [len(jobs.remembered(one.directory.slurm)) for one in (first, second)] == [1, 1]
 
 
 def test_a_dry_run_shows_the_whole_chain_and_writes_nothing(

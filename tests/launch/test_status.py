@@ -19,13 +19,13 @@ from processes import Finished, kill_ranks, start_ranks, warm_python
 from rich.console import Console
 
 from kapdist.records.sharding import chunks_of
-from kapdist.run.files import write_atomic, write_json
+from kapdist.run.files import append_line, write_atomic, write_json
 from kapdist.run.lock import locked
 from kapdist.run.paths import AttackDir, RunDir
 from launch import slurm
 from launch.after import Start, shard_failed
 from launch.cluster import ClusterConfig
-from launch.jobs import append, remember, remembered, time_in
+from launch.jobs import remember, remembered, time_in
 from launch.restarts import End, Restarts
 from launch.status.attack import Attack, read_attack
 from launch.status.explanation import explain
@@ -303,9 +303,11 @@ def test_hours_used_and_lost(tmp_path: Path, cluster: str, device: str, unit: st
 def test_what_is_wrong_with_the_newest_submission_is_shown(tmp_path: Path) -> None:
     run = begun(tmp_path, queued=False)
     journal = run.slurm / "submissions.jsonl"
-    append(journal, {"token": "a", "intent": {"kind": "train"}, "runs": []})
+    append_line(journal, {"token": "a", "intent": {"kind": "train"}, "runs": []})
     assert "the command was cut off; run it again" in drawn(read_status(run.root))
-    append(journal, {"token": "a", "refused": "sbatch: expected a job that this cluster takes, found no account"})
+    append_line(
+        journal, {"token": "a", "refused": "sbatch: expected a job that this cluster takes, found no account"}
+    )
     found = read_status(run.root)
     assert found.training is not None
     assert found.training.queueing in drawn(found)

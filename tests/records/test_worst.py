@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 import kapdist.attack.images as images_of
+from kapdist.attack import merge as merge_module
 from kapdist.attack.balance import image_seconds
 from kapdist.attack.images import ImageSet
 from kapdist.attack.merge import merge
@@ -143,6 +144,26 @@ def test_shards_are_balanced_by_what_an_earlier_attack_took(world: World) -> Non
     assert deal(6, 2, costs) == [[0, 3, 5], [1, 2, 4]]  # loads 8 and 10: 5 | 4, 3 | 3, | 3
     assert sorted(itertools.chain(*deal(6, 7, costs))) == list(range(6))
     assert missing_shards(attack_of_plan, 1) == {0: list(range(6))}
+
+
+def test_a_merge_that_is_killed_before_its_last_file_is_not_done(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody merges again what has a summary: the worst case would be without it for good."""
+    plan_attack(world.run, world.config(name="a", num_images=4, eps=0.3, attacks=("apgd-ce",)))
+    run_shard(world.run / "attacks" / "a", 0, 1)
+    attack = AttackDir(world.run / "attacks" / "a")
+    for write in ("write_worst_case", "write_json"):
+        with monkeypatch.context() as patch:
+            patch.setattr(merge_module, write, raise_killed)
+            with pytest.raises(KeyboardInterrupt):
+                merge(attack.root)
+        assert not attack.summary.exists()
+    assert '"name": "a"' in RunDir(world.run).worst_case.read_text()
+
+
+def raise_killed(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_two_merges_of_one_run_at_once_both_count(world: World) -> None:

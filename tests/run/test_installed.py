@@ -69,6 +69,5 @@ def test_a_rank_and_a_child_say_it_too(capsys: pytest.CaptureFixture[str], monke
         run_as_command(missing_tensorboard)
     assert left.value.code == WRONG_INPUT
     assert capsys.readouterr().err == f"kapdist: {TOLD}\n"
-    monkeypatch.setattr("kapdist.attack.units.end_with_parent", lambda: None)
     assert child_main(missing_tensorboard, ["somewhere", "0", "1"]) == 2
     assert capsys.readouterr().err == f"{TOLD}\n"

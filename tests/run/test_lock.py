@@ -1,5 +1,6 @@
 """Who holds a lock, who is gone, and who cannot be asked for."""
 
+import errno
 import json
 import os
 import subprocess
@@ -201,9 +202,10 @@ def test_of_one_job_the_earlier_start_is_dead_and_the_same_one_lives(
 
 
 def test_a_lock_that_says_nothing_is_taken_over(tmp_path: Path) -> None:
-    (tmp_path / "LOCK").write_text("{")
-    with locked(tmp_path / "LOCK"):
-        pass
+    for left in (b"", b"{", b"\0\xff\xfe"):
+        (tmp_path / "LOCK").write_bytes(left)
+        with locked(tmp_path / "LOCK"):
+            pass
 
 
 def test_a_lock_taken_while_another_was_found_dead_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +223,43 @@ def test_a_lock_taken_while_another_was_found_dead_stays(tmp_path: Path, monkeyp
         pass
     assert lock.read_text() == fast
     assert os.listdir(tmp_path) == ["LOCK"]
+
+
+def test_a_lock_whose_first_answer_was_lost_is_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of NFS that is asked a second time finds what it made the first time."""
+    link = os.link
+
+    def asked_twice(*paths: Path) -> None:
+        link(*paths)
+        link(*paths)
+
+    monkeypatch.setattr(os, "link", asked_twice)
+    for left in (None, replace(this_process(), pid=4194000)):
+        if left:
+            leave(tmp_path / "LOCK", left)
+        with locked(tmp_path / "LOCK"):
+            assert os.listdir(tmp_path) == ["LOCK"]
+        assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [("ENOSPC", OSError), ("ESTALE", OSError), ("EROFS", InputError), ("EOPNOTSUPP", InputError)],
+)
+def test_what_another_start_may_mend_is_no_wrong_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str, kind: type
+) -> None:
+    """Wrong input is given up for good."""
+
+    def refused(*_: object) -> None:
+        code = getattr(errno, number)
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refused)
+    with pytest.raises((OSError, InputError)) as error, locked(tmp_path / "LOCK"):
+        pass
+    assert isinstance(error.value, kind)
+    assert os.listdir(tmp_path) == []
 
 
 def test_those_who_wait_for_a_lock_get_it_in_turn(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from races import Baton
 
 from kapdist.errors import LockedError
 from kapdist.run import lock as lock_module
@@ -17,48 +18,6 @@ from kapdist.run.lock import Holder, locked, this_process
 
 ME = this_process()
 DEAD = json.dumps(asdict(replace(ME, pid=4194000, token="dead")))
-
-
-class Baton:
-    """Lets one thread run at a time, and passes on by chance at every operation on a file."""
-
-    def __init__(self, chance: random.Random) -> None:
-        self.chance, self.moved = chance, threading.Condition()
-        self.threads: list[int] = []
-        self.holder = 0
-
-    def run(self, works: list[Callable[[], None]]) -> None:
-        started = [threading.Thread(target=self.turn, args=(number, work)) for number, work in enumerate(works)]
-        self.threads = list(range(len(works)))
-        self.holder = self.chance.choice(self.threads)
-        for thread in started:
-            thread.start()
-        for thread in started:
-            thread.join(60)
-            assert not thread.is_alive()
-
-    def turn(self, number: int, work: Callable[[], None]) -> None:
-        threading.current_thread().name = str(number)
-        with self.moved:
-            self.moved.wait_for(lambda: self.holder == number)
-        try:
-            work()
-        finally:
-            with self.moved:
-                self.threads.remove(number)
-                self.holder = self.chance.choice(self.threads or [-1])
-                self.moved.notify_all()
-
-    def passed_on(self, operation: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **named: Any) -> Any:
-            me = int(threading.current_thread().name)
-            with self.moved:
-                self.holder = self.chance.choice(self.threads)
-                self.moved.notify_all()
-                self.moved.wait_for(lambda: self.holder == me)
-            return operation(*args, **named)
-
-        return call
 
 
 class Killed(BaseException):
@@ -100,7 +59,7 @@ def a_race(path: Path, deaths: int, chance: random.Random, patch: pytest.MonkeyP
             try:
                 with locked(path):
                     inside.append(me)
-                    path.with_name("seen").read_text()
+                    path.with_name("seen").read_bytes()
                     assert inside == [me]
                     inside.remove(me)
                     got += 1
@@ -113,10 +72,9 @@ def a_race(path: Path, deaths: int, chance: random.Random, patch: pytest.MonkeyP
     path.with_name("seen").write_text("")
     patch.setattr(lock_module, "is_alive", lambda found: found.token != "dead" and found.since not in dead)
     patch.setattr(lock_module, "this_process", named)
-    for place, name in ((os, "link"), (os, "rename"), (os, "replace"), (Path, "unlink"), (Path, "read_text")):
+    for place, name in ((os, "link"), (os, "rename"), (os, "replace"), (Path, "unlink"), (Path, "read_bytes")):
         patch.setattr(place, name, baton.passed_on(killed(getattr(place, name))))
-    errors: list[BaseException] = []
-    baton.run([guarded(work, errors)] * 4)
+    errors = baton.run([work] * 4)
     assert not [error for error in errors if not isinstance(error, Killed)]
     left = {name for name in os.listdir(path.parent) if not (dead and name.endswith((".tmp", ".heir")))}
     assert left == {"seen"} or json.load(path.open())["since"] in dead  # the last of all died
@@ -124,13 +82,3 @@ def a_race(path: Path, deaths: int, chance: random.Random, patch: pytest.MonkeyP
 
 def named(token: str = "") -> Holder:
     return replace(ME, since=threading.current_thread().name, token=token)
-
-
-def guarded(work: Callable[[], None], errors: list[BaseException]) -> Callable[[], None]:
-    def call() -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    return call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import time
@@ -10,9 +11,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from races import Baton
 
 from kapdist.config.claims import ClaimConfig
 from kapdist.errors import InputError
+from kapdist.run import lock as lock_module
 from kapdist.study.design import Design, make_design
 from kapdist.study.frozen import freeze
 from kapdist.study.tasks import tasks
@@ -162,6 +165,20 @@ def test_a_study_may_grow_and_nothing_else(design) -> None:
     assert freeze(design(claims=f"['{claim}', '{another}']", seeds="4")) == frozen
     device = ATTACKS.replace("eps: [2", "device: cpu, num_shards: 3, eps: [2")  # where it is made decides nothing
     freeze(design(claims=f"['{claim}', '{another}']", seeds="4", attacks=device))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_two_that_let_a_study_grow_at_once_one_is_refused(design, monkeypatch, seed: int) -> None:
+    """Else a claim that came out badly could be gone without a trace."""
+    freeze(design())
+    grown = [design(claims="['noise over plain, clean accuracy, where noise_std=0.1']"), design(seeds="3")]
+    monkeypatch.setattr(lock_module, "POLL_SECONDS", 0)
+    baton = Baton(random.Random(seed))
+    with monkeypatch.context() as patch:
+        baton.watch(patch)
+        (error,) = baton.run([lambda one=one: freeze(one) for one in grown])
+    assert isinstance(error, InputError)
+    assert str(error).endswith("found no such")
 
 
 @given(

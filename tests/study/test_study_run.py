@@ -177,10 +177,25 @@ def plan_elsewhere(attack: AttackDir, **differs: object) -> None:
 def test_what_another_machine_began_is_begun_anew_and_kept(begun, differs: dict[str, object], capsys) -> None:
     design, attack, asked = begun
     plan_elsewhere(attack, **differs)
+    kept = design.dir.elsewhere / "plain_seed0-quick-2"
+    kept.mkdir(parents=True)  # the first is removed by now
+    (kept / "plan.json").touch()
     run_study(design)
     assert "plain_seed0/attack/quick" in asked
-    assert (design.dir.elsewhere / "plain_seed0-quick-1" / "chunks").is_dir()
+    assert os.listdir(kept) == ["plan.json"]
+    assert sorted(os.listdir(design.dir.elsewhere / "plain_seed0-quick-3")) == ["chunks", "plan.json"]
     assert "begins anew here" in capsys.readouterr().err
+
+
+def test_what_another_machine_began_stays_where_somebody_goes_on_with_it_meanwhile(begun, monkeypatch) -> None:
+    design, attack, asked = begun
+    plan_elsewhere(attack, packages={"torch": "1.0"})
+    monkeypatch.setattr("kapdist.study.run.other_at_work", lambda lock: None)  # when we looked
+    with locked(attack.lock):
+        with pytest.raises(TransientError, match=r"were left, plain_seed0/attack/quick first: .*nobody else"):
+            run_study(design)
+        assert attack.chunks.is_dir()
+    assert "plain_seed0/attack/quick" not in asked
 
 
 def test_what_another_machine_ended_stays_and_is_examined_there(begun) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 from processes import end_ranks, kill_ranks, start_ranks
+from races import Baton
 
 from kapdist.errors import RESUME
 from kapdist.run.ends import end_of
 from kapdist.run.paths import RunDir
+from kapdist.train.attempt import Attempt, told
 
 WORDS = ["-m", "kapdist.cli", "train", "tiny.yaml", "train.epochs=400", "train.checkpoint_every_steps=3"]
 
@@ -37,6 +44,27 @@ def test_the_next_start_says_what_the_last_one_died_of(tiny_config: Path) -> Non
     assert end_of(run.attempts / "1").startswith("rank 0 died of SIGSEGV")
     assert end_of(run.attempts / "2").startswith("stopped at step")
     assert not (run.attempts / "2" / "fatal-0.txt").exists()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_three_ranks_that_fail_at_once_the_first_is_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    this, seen = Attempt(RunDir(tmp_path), 1), set[str]()
+    this.folder.mkdir(parents=True)
+
+    def fail(rank: int) -> None:
+        with contextlib.suppress(ValueError), told(this, SimpleNamespace(rank=rank, first=not rank)):
+            raise ValueError("why")
+        seen.add(this.run.failed.read_text().partition(",")[0])
+
+    baton = Baton(random.Random(seed))
+    with monkeypatch.context() as patch:
+        baton.watch(patch)
+        assert baton.run([partial(fail, rank) for rank in range(3)]) == []
+    assert len(seen) == 1
+    assert end_of(this.folder).partition(" failed")[0] in ("rank 0", "rank 1", "rank 2")
+    assert os.listdir(this.folder) == ["END"]
 
 
 def wait_for(path: Path, words: str = "", seconds: float = 120) -> None:
