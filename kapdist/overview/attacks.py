@@ -10,7 +10,7 @@ from kapdist.errors import InputError, first_line
 from kapdist.records.sealed import read_json
 from kapdist.run.paths import AttackDir, RunDir
 
-OF_ANOTHER_KIND = (TypeError, ValueError, AttributeError, OverflowError)  # values of JSON that are not what is looked for
+OF_ANOTHER_KIND = (TypeError, ValueError, AttributeError, OverflowError)  # what a value of JSON may lead to
 
 
 @dataclass(frozen=True)
@@ -93,4 +93,4 @@ def needed(path: Path, read: Any) -> dict[str, Any]:
 
 def size(norm: str, eps: float) -> str:
     """Say a perturbation's size as papers do: Linf in steps of an 8-bit image."""
-    return f"{norm} {eps * 255:.3g}/255" if norm == "Linf" else f"{norm} {eps:g}"
+    return f"{norm} {eps * 255:.4g}/255" if norm == "Linf" else f"{norm} {eps:g}"

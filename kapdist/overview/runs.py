@@ -171,7 +171,7 @@ def line_of(run: RunDir, name: str, now: float) -> RunLine:
     state, why = state_of(run, now)
     used, lost = training_hours(run, going_on=state in ("done", "running"))
     lines = metrics_of(run)
-    evaluated = exported(tuple(line for line in lines if line["kind"] == "evaluate" and is_number(line.get("top1"))))
+    evaluated = exported(tuple(filter(has_accuracy, lines)))
     return RunLine(
         name,
         state,
@@ -231,8 +231,8 @@ def worker_on(run: RunDir, last: Path, now: float) -> str:
     return ""
 
 
-def is_number(value: object) -> bool:
-    return isinstance(value, int | float)
+def has_accuracy(line: Mapping[str, Any]) -> bool:
+    return line["kind"] == "evaluate" and isinstance(line.get("top1"), int | float)
 
 
 def step_of(run: RunDir, state: str, lines: Sequence[Mapping[str, Any]]) -> int:
