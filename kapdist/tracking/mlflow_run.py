@@ -17,10 +17,9 @@ from kapdist.run.paths import RunDir
 from kapdist.tracking.told import Results, Row, about, group_of
 
 if TYPE_CHECKING:  # an extra
-    from mlflow.entities import Experiment, Metric
+    from mlflow.entities import Experiment
 
 ID = "kapdist.id"  # the tag that tells the run
-MOST_METRICS, MOST_PARAMS = 1000, 100  # of one request, as MLflow has it
 STATUS = {"done": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 SQLITE = "sqlite:///"
 
@@ -47,8 +46,7 @@ class MlflowRun:
         self.id = this.info.run_id
         self.address = f"experiment {tracked.project}, run {self.id}"  # the store's may have a password in it
         new = [Param(key, str(value)) for key, value in about(run).items() if key not in this.data.params]
-        for start in range(0, len(new), MOST_PARAMS):  # what it has it never changes
-            self.client.log_batch(self.id, params=new[start : start + MOST_PARAMS])
+        self.client.log_batch(self.id, params=new)  # what it has it never changes
         self.client.update_run(self.id, status="RUNNING")
         self.steps = {key: self.last_step(key) for key in this.data.metrics}
 
@@ -82,12 +80,8 @@ class MlflowRun:
             for key, value in row.values.items()
             if row.step > self.steps.get(named(key), -1)
         ]
-        self.send(new)
+        self.client.log_batch(self.id, metrics=new)
         self.steps |= {metric.key: metric.step for metric in new}
-
-    def send(self, metrics: Sequence[Metric]) -> None:
-        for start in range(0, len(metrics), MOST_METRICS):
-            self.client.log_batch(self.id, metrics=metrics[start : start + MOST_METRICS])
 
     def keep(self, results: Results) -> None:
         have = self.client.get_run(self.id).data
@@ -95,7 +89,7 @@ class MlflowRun:
         changed = [
             (named(key), value) for key, value in results.numbers.items() if have.metrics.get(named(key)) != value
         ]
-        self.send([self.metric(key, value, now, 0) for key, value in changed])
+        self.client.log_batch(self.id, metrics=[self.metric(key, value, now, 0) for key, value in changed])
         for key, word in results.words.items():
             self.client.set_tag(self.id, named(key), word)
         for kind, name, path in ((kind, *item) for kind, files in results.files.items() for item in files.items()):
