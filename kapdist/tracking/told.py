@@ -110,8 +110,8 @@ def results_of(run: RunDir, pages: Sequence[Path] = ()) -> Results:
                     found.numbers[key] = value
     for page in [*sorted(run.root.glob(PAGES)), *pages]:
         at, root = page.resolve(), run.root.resolve()
-        name = at.relative_to(root) if at.is_relative_to(root) else Path(at.parent.name, at.name)
-        found.files["report"][name.as_posix()] = page
+        place = at.relative_to(root) if at.is_relative_to(root) else Path(at.parent.name, at.name)
+        found.files["report"][place.as_posix()] = page
     found.words.update({f"alarm/{name}": text for name, text in alarms(run).items()})
     return found
 
