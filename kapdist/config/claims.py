@@ -115,6 +115,6 @@ def read_sentence(text: str) -> dict[str, Any]:
 
 
 def eps_text(eps: float) -> str:
-    """Return an eps as n/255 where it is one."""
+    """Return an eps as n/255 where it is one; from 1 on it is of no norm that counts in these."""
     whole = round(eps * 255)
-    return f"{whole}/255" if whole and abs(eps * 255 - whole) < 1e-9 else f"{eps:g}"
+    return f"{whole}/255" if 0 < whole < 255 and abs(eps * 255 - whole) < 1e-9 else f"{eps:g}"

@@ -43,6 +43,7 @@ class Started(NamedTuple):
 
 def examine(examinations: Sequence[Examination], seconds: float) -> list[Finding]:
     """Return what all of them find within a time limit, in their order; what hangs is killed and not waited for."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else, where it is ignored, nobody learns how a process ended
     running = [start(one) for one in examinations]
     ended = listen(running, time.monotonic() + seconds)
     return [finding for one in running for finding in findings(one, ended.get(one.pid), seconds)]

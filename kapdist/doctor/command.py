@@ -11,7 +11,8 @@ from kapdist.run.standard_output import result, say
 
 def doctor(
     seconds: Annotated[
-        float | None, typer.Option(min=0.1, help="Longest wait for an answer of any of them (2; 120 if thorough).")
+        float | None,
+        typer.Option(min=0.1, max=86400.0, help="Longest wait for any answer (2; 120 if thorough)."),
     ] = None,
     thorough: Annotated[
         bool, typer.Option("--thorough", help="Import torch too and compute on every device.")

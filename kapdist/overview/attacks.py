@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kapdist.errors import InputError
+from kapdist.errors import InputError, first_line
 from kapdist.records.sealed import read_json
 from kapdist.run.paths import AttackDir, RunDir
+
+OF_ANOTHER_KIND = (TypeError, ValueError, AttributeError, OverflowError)  # what a value of JSON may lead to
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,12 @@ def result_of(place: AttackDir) -> Result | None:
     summary, report = (read_json(path) if path.exists() else None for path in (place.summary, place.sanity))
     if summary is None and report is None:
         return None
-    said: dict[str, Any] = {}
+    said: dict[str, Any] = {"seconds": 0.0}
     if summary is not None:
-        said = needed(place.summary, lambda: of_summary(summary))
+        said |= needed(place.summary, lambda: of_summary(summary))
     if report is not None:
-        said |= needed(place.sanity, lambda: of_report(report, summary))
-    seconds = sum((one or {}).get("seconds") or 0.0 for one in (summary, report))
-    return Result(place.root.name, seconds=seconds, **said)
+        said |= needed(place.sanity, lambda: of_report(report, summary, said["seconds"]))
+    return Result(place.root.name, **said)
 
 
 def of_summary(summary: dict[str, Any]) -> dict[str, Any]:
@@ -63,29 +64,33 @@ def of_summary(summary: dict[str, Any]) -> dict[str, Any]:
     ]
     return {
         "protocol": ", ".join(words),
-        "num_images": summary["num_images"],
-        "clean_accuracy": summary["clean_accuracy"]["value"],
-        "robust_accuracy": robust["value"],
-        "interval": (robust["low"], robust["high"]),
+        "num_images": int(summary["num_images"]),
+        "clean_accuracy": float(summary["clean_accuracy"]["value"]),
+        "robust_accuracy": float(robust["value"]),
+        "interval": (float(robust["low"]), float(robust["high"])),
+        "seconds": float(summary.get("seconds") or 0.0),
     }
 
 
-def of_report(report: dict[str, Any], summary: dict[str, Any] | None) -> dict[str, Any]:
+def of_report(report: dict[str, Any], summary: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
     acted = report.get("acted")
     believed = None if acted is None else acted["num_left"] + acted.get("forgiven", 0) >= acted["num_robust"]
-    said = {"sanity": report["verdict"], "believed": believed}
+    seconds += float(report.get("seconds") or 0.0)
+    said = {"sanity": str(report["verdict"]), "believed": believed, "seconds": seconds}
     return said if summary else said | {"protocol": size(report["norm"], report["eps"])}
 
 
 def needed(path: Path, read: Any) -> dict[str, Any]:
-    """Return what is read out of a file; a key that it lacks is damage."""
+    """Return what is read out of a file; a key that it lacks is damage, and so is a value of another kind."""
     try:
         found: dict[str, Any] = read()
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise InputError(path, "what an attack or a report says", f"no {error}") from None
+    except OF_ANOTHER_KIND as error:
+        raise InputError(path, "what an attack or a report says", first_line(error)) from None
     return found
 
 
 def size(norm: str, eps: float) -> str:
     """Say a perturbation's size as papers do: Linf in steps of an 8-bit image."""
-    return f"{norm} {eps * 255:.3g}/255" if norm == "Linf" else f"{norm} {eps:g}"
+    return f"{norm} {eps * 255:.4g}/255" if norm == "Linf" else f"{norm} {eps:g}"

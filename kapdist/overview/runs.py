@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kapdist.errors import InputError
-from kapdist.overview.attacks import Result, results_of
+from kapdist.errors import InputError, first_line
+from kapdist.overview.attacks import OF_ANOTHER_KIND, Result, results_of
 from kapdist.records.hours import training_hours
 from kapdist.records.metrics import exported, parse_line
 from kapdist.records.sealed import read_json
@@ -68,7 +68,7 @@ class RunLine:
 
 
 SORTED = {
-    "name": lambda run: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", run.name)],
+    "name": lambda run: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", run.name)],
     "state": lambda run: STATES.index(run.state),
     "clean": lambda run: -(run.clean_accuracy or 0.0),
     "robust": lambda run: -(run.robust_accuracy or 0.0),
@@ -108,7 +108,7 @@ def find_runs(
         if (here.st_dev, here.st_ino) in seen:
             return
         with os.scandir(folder) as entries:
-            inside = {entry.name: entry.is_dir(follow_symlinks=True) for entry in entries}
+            inside = {entry.name: leads_to_a_folder(entry) for entry in entries}
     except OSError as error:
         yield folder, error
         return
@@ -118,6 +118,14 @@ def find_runs(
         for name in sorted(inside):
             if inside[name] and name not in LEFT_OUT and not name.startswith("."):
                 yield from find_runs(folder / name, depth + 1, seen | {(here.st_dev, here.st_ino)})
+
+
+def leads_to_a_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is a folder, or a link to one; one that cannot be asked is not, as a link to itself."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def is_run(folder: Path, inside: Mapping[str, bool]) -> bool:
@@ -142,6 +150,8 @@ def read_run(folder: Path, root: Path, now: float, error: OSError | None = None)
         why = str(damage).removeprefix(f"{root}{os.sep}")
     except OSError as damage:
         why = f"{damage.filename or root}: {damage.strerror}"
+    except OF_ANOTHER_KIND as damage:
+        why = f"a file of it has a value of another kind: {first_line(damage)}"
     return RunLine(name, "damaged", why, changed=changed(run))
 
 
@@ -157,17 +167,17 @@ def line_of(run: RunDir, name: str, now: float) -> RunLine:
     common: dict[str, Any] = {"attacks": attacks, "changed": changed(run)}
     if not run.config.exists() and not OF_A_TRAINING & {path.name for path in run.root.iterdir()}:
         return RunLine(name, "results", clean_accuracy=clean, hours=asked, **common)
-    plan = checked(run)
+    total_steps = checked(run)
     state, why = state_of(run, now)
     used, lost = training_hours(run, going_on=state in ("done", "running"))
     lines = metrics_of(run)
-    evaluated = exported(tuple(line for line in lines if line["kind"] == "evaluate" and "top1" in line))
+    evaluated = exported(tuple(filter(has_accuracy, lines)))
     return RunLine(
         name,
         state,
         why,
-        step=step_of(run, state, plan, lines),
-        total_steps=plan.get("total_steps"),
+        step=total_steps if state == "done" else step_of(run, state, lines),
+        total_steps=total_steps,
         clean_accuracy=evaluated[-1]["top1"] if evaluated else clean,
         hours=used + asked,
         lost_hours=lost,
@@ -175,8 +185,8 @@ def line_of(run: RunDir, name: str, now: float) -> RunLine:
     )
 
 
-def checked(run: RunDir) -> dict[str, Any]:
-    """Return plan.json, where there is one, of a run whose files are what they should be.
+def checked(run: RunDir) -> int | None:
+    """Return the steps in plan.json, where there is one, of a run whose files are what they should be.
 
     Raises:
         InputError: a file is missing, damaged, or not what the run ended with.
@@ -187,7 +197,8 @@ def checked(run: RunDir) -> dict[str, Any]:
         raise InputError(run.config, "the config of this run", "something else")
     for path in (run.config, run.plan, run.metrics):
         as_ended(path)
-    return read_json(run.plan) if run.plan.exists() else {}
+    steps = read_json(run.plan).get("total_steps") if run.plan.exists() else None
+    return None if steps is None else int(steps)
 
 
 def state_of(run: RunDir, now: float) -> tuple[str, str]:
@@ -220,9 +231,11 @@ def worker_on(run: RunDir, last: Path, now: float) -> str:
     return ""
 
 
-def step_of(run: RunDir, state: str, plan: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> int | None:
-    if state == "done":
-        return plan.get("total_steps")
+def has_accuracy(line: Mapping[str, Any]) -> bool:
+    return line["kind"] == "evaluate" and isinstance(line.get("top1"), int | float)
+
+
+def step_of(run: RunDir, state: str, lines: Sequence[Mapping[str, Any]]) -> int:
     if state != "running":
         return run.newest_step()
     beats = [

@@ -19,7 +19,7 @@ from kapdist.report.claims import ONE_TRAINING
 from kapdist.report.export.robustbench import SPELLED
 from kapdist.report.facts import git_text, packages_text, said
 from kapdist.report.render import accuracy, doubted, escaped
-from kapdist.report.words import with_255ths
+from kapdist.report.words import eps_in_full
 
 CARD = "README.md"
 # What the hub calls the data sets that kapdist knows by name.
@@ -90,7 +90,7 @@ def card_text(form: Form, card: Card, by_timm: bool) -> str:
         notes=list(dict.fromkeys(note for row in found.attacked for note in row.attack.summary.notes)),
         facts=[(name, escaped(value)) for name, value in facts(form, found)],
         verdicts=VERDICTS,
-        with_255ths=with_255ths,
+        eps_in_full=eps_in_full,
         one_training=ONE_TRAINING,
     )
 
@@ -178,7 +178,7 @@ def facts(form: Form, found: Measured) -> Iterator[tuple[str, str]]:
         yield "Noise on training images", f"σ = {config.train.input_noise_std:g}"
     adversarial = config.adversarial
     if adversarial.mode != "off":
-        size = with_255ths(adversarial.eps) if adversarial.eps else said(None)
+        size = eps_in_full(adversarial.norm, adversarial.eps) if adversarial.eps else said(None)
         yield "Adversarial training", f"{adversarial.mode}, {adversarial.norm}, eps {size}"
     weights = f"{form.weights.name}, sha256 {form.weights_sha256}"
     yield "Weights of the run", weights + (", a moving average" if config.optim.ema_decay else "")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kapdist.records.sanity import CheckResult, Sanity, Status, read_sanity
 from kapdist.report.plots import Plot
 from kapdist.report.reading import Run
-from kapdist.report.words import plural, with_255ths
+from kapdist.report.words import eps_in_full, plural
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class SanityView:
     @property
     def setting(self) -> str:
         report = self.report
-        eps = f"{report.norm}, eps {with_255ths(report.eps)}, noise {report.noise}"
+        eps = f"{report.norm}, eps {eps_in_full(report.norm, report.eps)}, noise {report.noise}"
         drawn = f", {report.draws} draws" if report.draws > 1 else ""
         return f"{eps}, {plural(report.num_clean_correct, 'correct image')} of {report.num_images}{drawn}"
 

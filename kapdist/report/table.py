@@ -11,7 +11,7 @@ from typing import Any
 
 from kapdist.config.noises import noises
 from kapdist.report.reading import Attack, Run
-from kapdist.report.words import as_255ths, attack_text, plural, with_255ths
+from kapdist.report.words import attack_text, eps_in_full, eps_text, plural
 from kapdist.statistics.intervals import Proportion, wilson
 
 LONGEST_SLUG = 120  # characters; a file system takes 255 bytes, and plots put their own before it
@@ -33,7 +33,7 @@ class Setting:
 
     @property
     def eps_text(self) -> str:
-        return with_255ths(self.eps)
+        return eps_in_full(self.norm, self.eps)
 
     @property
     def version_text(self) -> str:
@@ -52,7 +52,7 @@ class Setting:
     @property
     def slug(self) -> str:
         """The setting as a part of a file name."""
-        eps = as_255ths(self.eps).replace("/", "_")
+        eps = eps_text(self.norm, self.eps).replace("/", "_")
         words = "+".join(self.attacks) if self.version == "custom" else self.version
         own = "".join(f"-{(sha256 or name)[:6]}" for name, sha256 in self.functions)
         whole = re.sub(r"[^\w.+@-]", "_", f"{self.norm}-{eps}-{words}-{self.noise}-{self.num_images}{own}")

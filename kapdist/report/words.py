@@ -23,8 +23,9 @@ def eps_text(norm: str, eps: float) -> str:
     return as_255ths(eps) if norm == "Linf" else f"{eps:g}"
 
 
-def with_255ths(eps: float) -> str:
-    return f"{eps:.4g} ({as_255ths(eps)})"
+def eps_in_full(norm: str, eps: float) -> str:
+    """Say a size as a number and, where that is how it is known, in steps of an 8-bit image."""
+    return f"{eps:.4g} ({as_255ths(eps)})" if norm == "Linf" else f"{eps:.4g}"
 
 
 def percent(share: float) -> str:

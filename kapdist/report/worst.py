@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from kapdist.records.worst import WorstCase, read_worst_cases
 from kapdist.report.reading import Attack, Run
-from kapdist.report.words import accuracy_text, attack_text, plural, with_255ths
+from kapdist.report.words import accuracy_text, attack_text, eps_in_full, plural
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ def worst_views(run: Run) -> list[WorstView]:
 
 def view(run: Run, case: WorstCase, left_out: tuple[str, ...]) -> WorstView:
     lines = [
-        f"{with_255ths(at.eps)}: {accuracy_text(at.robust_accuracy)} withstood everything." for at in case.sweep
+        f"{eps_in_full(case.norm, at.eps)}: {accuracy_text(at.robust_accuracy)} withstood everything."
+        for at in case.sweep
     ]
     known = {source.plan_fingerprint for source in case.sources}
     late = [attack.name for attack in run.attacks if attack.summary.plan_fingerprint not in known]
@@ -47,7 +48,7 @@ def view(run: Run, case: WorstCase, left_out: tuple[str, ...]) -> WorstView:
         (
             attack_text(first.attack),
             first.source,
-            with_255ths(first.eps),
+            eps_in_full(case.norm, first.eps),
             str(first.num_broken_first),
             str(first.num_broken),
         )

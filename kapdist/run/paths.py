@@ -97,10 +97,15 @@ class RunDir:
             folder.mkdir(parents=True, exist_ok=True)
             path.rename(folder / path.name)
 
+    def saved(self) -> dict[int, Path]:
+        """Return {step: checkpoint}, the newest first; a copy that somebody keeps beside them is none."""
+        steps = {path: path.name.removeprefix("step-") for path in self.checkpoints.glob("step-*")}
+        return dict(sorted(((int(step), path) for path, step in steps.items() if step.isdecimal()), reverse=True))
+
     @property
     def begun(self) -> bool:
         """Whether there is anything that another config would spoil: a checkpoint, or what a run ends with."""
-        return self.done.exists() or self.weights.exists() or any(self.checkpoints.glob("step-*"))
+        return self.done.exists() or self.weights.exists() or bool(self.saved())
 
     def check(self, config: Config) -> None:
         """Refuse a config that differs in what a run learns from the one that this run began with.

@@ -229,7 +229,7 @@ def accuracy(logits: Tensor, images: Images) -> float:
 def notes_on(subject: Subject, layers: Sequence[LayerTopography]) -> list[str]:
     """Return what a reader has to know of one run."""
     notes = []
-    if not any(subject.run.checkpoints.glob("step-*")):
+    if not subject.run.saved():
         notes.append(
             "no checkpoint is left: of its way there are the first step's weights and the last's, and the best's "
             "where they are kept"

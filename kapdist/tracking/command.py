@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -25,17 +26,23 @@ def track(
     from kapdist.records.tracked import read_tracked
     from kapdist.run.paths import RunDir
     from kapdist.tracking.sender import tell
-    from kapdist.tracking.trackers import begin, check_trackers, known
+    from kapdist.tracking.trackers import asked, begin, check_trackers, known
 
     place = RunDir(run)
     with work(run):
         place.load_config()
-        words = [*(overrides or ()), f"train.tracker_seconds={60 * minutes}"]
-        train = load_config(Config, place.config, words).train
-        check_trackers(train)
-        begin(place, train, step=float("inf"))
+        words, longer = overrides or [], f"train.tracker_seconds={60 * minutes}"
+        now, later = (load_config(Config, place.config, those).train for those in ([*words, longer], words))
+        check_trackers(later)
+        if absent := [path for path in page or () if not path.is_file()]:
+            raise InputError(absent[0], "a report's page", "a folder" if absent[0].exists() else "nothing")
+        for name in asked(now):
+            begin(place, name, now, step=inf)
         if not known(place):
             raise InputError(run, "train.wandb_project=PROJECT, train.mlflow_experiment=NAME, or both", "neither")
-        if not tell([run], page or ()):
+        told = tell([run], page or ())
+        for name in asked(later):  # other commands wait as long as before
+            begin(place, name, later, step=inf)
+        if not told:
             raise TransientError(f"{run}: not all was told")
     say({name: read_tracked(place.tracked(name)).describe() for name in known(place)})

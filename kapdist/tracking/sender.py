@@ -79,7 +79,7 @@ def remedy(run: RunDir) -> str:
 @contextlib.contextmanager
 def followed(run: RunDir, train: TrainConfig, step: int, active: bool) -> Iterator[None]:
     """Let the trackers that a config names follow a training that goes on after a step; on rank 0 alone."""
-    senders = started(run, train, step) if active and asked(train) else []
+    senders = list(started(run, train, step)) if active else []
     how = "failed"
     try:
         yield
@@ -94,14 +94,14 @@ def followed(run: RunDir, train: TrainConfig, step: int, active: bool) -> Iterat
             wait_for(senders)
 
 
-def started(run: RunDir, train: TrainConfig, step: int) -> list[Sender]:
-    """Start a process for each tracker; what keeps it from starting ends no training."""
-    try:
-        begin(run, train, step)
-        return [Sender(run, name) for name in asked(train)]
-    except (OSError, InputError) as error:
-        log.warning("trackers are not told of this attempt: %s", error)
-        return []
+def started(run: RunDir, train: TrainConfig, step: int) -> Iterator[Sender]:
+    """Start a process for each tracker; what keeps one from starting ends no training."""
+    for name in asked(train):
+        try:
+            begin(run, name, train, step)
+            yield Sender(run, name)
+        except (OSError, InputError) as error:
+            log.warning("%s is not told of this attempt: %s", TRACKERS[name].title, error)
 
 
 def wait_for(senders: Sequence[Sender]) -> bool:
@@ -116,11 +116,13 @@ def tell(runs: Sequence[Path], pages: Sequence[Path] = ()) -> bool:
     Args:
         pages: reports that the runs are part of.
     """
-    try:
-        senders = [Sender(run, name, pages) for run in map(RunDir, runs) for name in known(run)]
-    except (OSError, InputError) as error:
-        log.warning("trackers are not told: %s", error)
-        return False
+    senders, whole = [], True
+    for run, name in ((place, name) for place in map(RunDir, runs) for name in known(place)):
+        try:
+            senders.append(Sender(run, name, pages))
+        except (OSError, InputError) as error:
+            log.warning("%s is not told: %s", TRACKERS[name].title, error)
+            whole = False
     for sender in senders:
         sender.end("done" if sender.run.done.exists() else "stopped")
-    return wait_for(senders)
+    return wait_for(senders) and whole

@@ -109,7 +109,9 @@ def results_of(run: RunDir, pages: Sequence[Path] = ()) -> Results:
                 else:
                     found.numbers[key] = value
     for page in [*sorted(run.root.glob(PAGES)), *pages]:
-        found.files["report"][f"{page.resolve().parent.name}/{page.name}"] = page
+        at, root = page.resolve(), run.root.resolve()
+        place = at.relative_to(root) if at.is_relative_to(root) else Path(at.parent.name, at.name)
+        found.files["report"][place.as_posix()] = page
     found.words.update({f"alarm/{name}": text for name, text in alarms(run).items()})
     return found
 

@@ -74,24 +74,23 @@ def known(run: RunDir) -> list[str]:
     return [name for name in TRACKERS if run.tracked(name).exists()]
 
 
-def begin(run: RunDir, train: TrainConfig, step: float) -> None:
-    """Note under which id each tracker of the config knows a run that goes on after a step.
+def begin(run: RunDir, name: str, train: TrainConfig, step: float) -> None:
+    """Note under which id a tracker of the config knows a run that goes on after a step.
 
     What a tracker knows beyond that step it cannot forget, so it is told of another run then, from its beginning.
     """
-    for name, kind in asked(train).items():
-        path = run.tracked(name)
-        before, project = read_tracked(path) if path.exists() else None, kind.project(train)
-        assert project is not None
-        if before is not None and before.step > step:
-            before = None
-        write_tracked(
-            path,
-            Tracked(
-                id=before.id if before else uuid.uuid4().hex[:8],
-                project=project,
-                store=kind.store(train),
-                seconds=train.tracker_seconds,
-                step=before.step if before else -1,
-            ),
-        )
+    path, kind = run.tracked(name), TRACKERS[name]
+    before, project = read_tracked(path) if path.exists() else None, kind.project(train)
+    assert project is not None
+    if before is not None and before.step > step:
+        before = None
+    write_tracked(
+        path,
+        Tracked(
+            id=before.id if before else uuid.uuid4().hex[:8],
+            project=project,
+            store=kind.store(train),
+            seconds=train.tracker_seconds,
+            step=before.step if before else -1,
+        ),
+    )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kapdist.records.tracked import Tracked
+from kapdist.run.files import write_atomic
 from kapdist.run.paths import RunDir
 from kapdist.tracking.told import Results, Row, about, group_of
 
@@ -60,7 +61,7 @@ class WandbRun:
     def log(self, rows: Sequence[Row]) -> None:
         new = [row for row in rows if row.step >= self.next_step]
         if new:
-            (self.own / LAST_STEP).write_text(str(new[-1].step))
+            write_atomic(self.own / LAST_STEP, str(new[-1].step))
             self.next_step = new[-1].step + 1
         for row in new:
             self.run.log(row.values | {"_timestamp": row.time}, step=row.step, commit=True)

@@ -177,7 +177,7 @@ def prune(run: RunDir, keep: int) -> None:
 
 def sealed(run: RunDir) -> list[Path]:
     """Return the checkpoint directories, newest first."""
-    return sorted(run.checkpoints.glob("step-*"), reverse=True)
+    return list(run.saved().values())
 
 
 def newest(run: RunDir) -> Path | None:

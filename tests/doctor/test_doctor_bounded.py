@@ -13,6 +13,7 @@ import pytest
 
 from kapdist.doctor.bounded import Examination, examine
 from kapdist.doctor.finding import Finding, judged, ok
+from kapdist.run.lock import process_start
 
 SECONDS = 3.0
 
@@ -51,6 +52,15 @@ def test_findings_come_in_the_order_of_the_table(capfd: pytest.CaptureFixture[st
     assert capfd.readouterr() == ("", "")
 
 
+def test_who_starts_it_may_not_care_for_its_children() -> None:
+    """A process that ignores SIGCHLD hands that down, and the system then keeps nothing of those that ended."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert [finding.name for finding in looked_at(fine, dying)] == ["one", "two", "dying"]
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_a_library_that_kills_the_process_is_a_line() -> None:
     found = looked_at(dying, leaving)
     assert found[0] == Finding("dying", "wrong", "the process that looked died of SIGSEGV", "what to do")
@@ -84,9 +94,9 @@ def test_what_hangs_is_given_up_and_what_it_started_is_ended(tmp_path: Path) -> 
     assert [finding.name for finding in found] == ["before", "hanging", "deaf", "silent", "one", "two"]
     assert [finding.found for finding in found[1:4]] == [f"no answer within {SECONDS:g} s"] * 3
     deadline = time.monotonic() + 30
-    while Path(f"/proc/{noted.read_text()}").exists() and time.monotonic() < deadline:
+    while process_start(int(noted.read_text())) and time.monotonic() < deadline:  # it may be left unwaited for
         time.sleep(0.02)
-    assert not Path(f"/proc/{noted.read_text()}").exists()
+    assert process_start(int(noted.read_text())) is None
 
 
 def test_a_finding_is_as_grave_as_its_gravest_problem() -> None:

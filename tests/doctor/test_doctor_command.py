@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from kapdist.cli import app
 from kapdist.doctor import computing
 from kapdist.doctor.examinations import EXAMINATIONS
 
@@ -33,6 +35,11 @@ def test_nothing_is_wrong_here_and_it_takes_a_moment(tmp_path: Path) -> None:
     assert done.returncode == bool(wrong)
     assert {finding["name"] for finding in wrong} <= {"room"}, wrong
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("seconds", ["0", "nan", "inf"])
+def test_a_time_that_is_none_is_wrong_input(seconds: str) -> None:
+    assert CliRunner().invoke(app, ["doctor", "--seconds", seconds]).exit_code == 2
 
 
 def test_devices_compute_what_they_should() -> None:

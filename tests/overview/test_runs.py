@@ -196,6 +196,36 @@ def test_only_runs_are_runs(tmp_path: Path) -> None:
     assert [run.name for run in read_runs(tmp_path)] == ["studies/s/runs/kap_seed0"]
 
 
+def test_what_lies_among_runs_hides_none(tmp_path: Path) -> None:
+    """A link to itself, one to nothing, a checkpoint that somebody has put aside, digits that are no numbers."""
+    run = make(tmp_path / "kap_10²", 10)
+    run.checkpoint(10).rename(run.checkpoints / "step-000000010.bak")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "gone").symlink_to("nothing")
+    found = the_line(tmp_path)
+    assert (found.name, found.state, found.step) == ("kap_10²", "stopped", 0)
+
+
+@pytest.mark.parametrize("value", [None, "x", [], {"a": 1}])
+@pytest.mark.parametrize("key", ["eps", "num_images", "seconds", "acted", "total_steps", "step", "pid", "top1"])
+def test_a_value_of_another_kind_is_damage_or_nothing(tmp_path: Path, key: str, value: Any) -> None:
+    run = make(tmp_path / "bad", 50)
+    attack(run, "a", 0.5, **({key: value} if key in ("eps", "num_images", "seconds") else {}))
+    if key == "acted":
+        write_json(run.attack("a").sanity, {"verdict": "pass", "acted": value})
+    elif key == "total_steps":
+        write_json(run.plan, {key: value})
+    elif key == "top1":
+        run.metrics.write_text(json.dumps({"kind": "evaluate", "step": 50, key: value}) + "\n")
+    else:
+        place = {"step": run.attempts / "1" / "heartbeat-0.json", "pid": run.lock}.get(key)
+        if place is not None:
+            place.write_text(json.dumps(asdict(this_process()) | {key: value}))
+    shown = CliRunner().invoke(app, ["runs", str(tmp_path)])
+    assert shown.exit_code == 0
+    assert "1 runs below" in shown.stdout
+
+
 def test_order(tmp_path: Path) -> None:
     for number, top1 in ((2, 0.5), (10, 0.9), (1, 0.7)):
         make(tmp_path / f"run{number}", 10 * number, top1)

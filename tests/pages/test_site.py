@@ -24,6 +24,7 @@ from kapdist.config.evaluation import EvaluationConfig
 from kapdist.config.study import StudyConfig
 from kapdist.records.record import Record
 from launch.cluster import ClusterConfig
+from tools.pages import commands as reference
 from tools.pages import drawing, keys
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +105,13 @@ def test_every_command_and_option_is_in_the_reference(site: Path) -> None:
     for name in ("train", "attack", "study", "status"):
         assert f"usage: launch/{name}.py" in page
         assert f">python launch/{name}.py<a" in page
+
+
+def test_a_row_of_a_command_has_its_cells_and_a_default_of_zero() -> None:
+    tables = {words: reference.table(command).splitlines() for words, command in reference.commands()}
+    for words, rows in tables.items():
+        assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} <= {4}, words
+    assert any(row.endswith("| `0` |") for row in tables["kapdist topography"] if "--seed" in row)
 
 
 def test_the_python_face_is_in_the_reference(site: Path) -> None:

@@ -127,10 +127,10 @@ def test_settings_have_their_own_tables_and_plots(three: list[Path], make_run: M
     page = write_report([*three, other], tmp_path / "out")
     parts = Parts(page)
     assert len(parts.of("table")) == 2
-    assert "AutoAttack standard, L2, eps 0.5 (127.5/255), 20 images, noise off" in parts.text
+    assert "AutoAttack standard, L2, eps 0.5, 20 images, noise off" in parts.text
     assert "Not attacked in this setting: other." in parts.text
     names = sorted(path.name for path in page.parent.glob("clean-against-robust*.png"))
-    assert names == [f"clean-against-robust-{end}-standard-off-20.png" for end in ("L2-127.5_255", "Linf-8_255")]
+    assert names == [f"clean-against-robust-{end}-standard-off-20.png" for end in ("L2-0.5", "Linf-8_255")]
 
 
 def test_missing_pieces_are_said(make_run: MakeRun, tmp_path: Path) -> None:

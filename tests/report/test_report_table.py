@@ -11,7 +11,7 @@ from rich.console import Console
 
 from kapdist.report import comparison
 from kapdist.report.render import cells
-from kapdist.report.words import as_255ths, short
+from kapdist.report.words import as_255ths, eps_in_full, short
 
 ONE_ATTACK = {"apgd-ce": 8}
 
@@ -113,6 +113,7 @@ def test_a_factory_in_the_plan_is_not_the_run_s_own_model(make_run: Callable[...
 def test_eps_in_steps_of_an_8_bit_image() -> None:
     texts = [as_255ths(eps) for eps in (8 / 255, 4 / 255, 0.5 / 255, 0.5, 3.0, 0.03)]
     assert texts == ["8/255", "4/255", "0.5/255", "127.5/255", "765/255", "7.65/255"]
+    assert [eps_in_full(norm, 0.5) for norm in ("Linf", "L2", "L1")] == ["0.5 (127.5/255)", "0.5", "0.5"]
 
 
 def test_counts_in_three_digits() -> None:

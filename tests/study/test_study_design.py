@@ -183,7 +183,7 @@ def test_of_two_that_let_a_study_grow_at_once_one_is_refused(design, monkeypatch
 
 @given(
     robust=st.booleans(),
-    eps=st.sampled_from([None, 8 / 255, 0.5]),
+    eps=st.sampled_from([None, 8 / 255, 0.5, 1.0]),
     margin=st.sampled_from([0.0, 0.02, -0.01]),
     attack=st.sampled_from([None, "eot-standard"]),
     where=st.sampled_from([{}, {"noise_std": "0.1", "pool_size": "3"}]),
@@ -192,3 +192,4 @@ def test_a_claim_s_sentence_is_the_claim(robust: bool, eps, margin: float, attac
     keys = {"first": "a", "over": "b-2", "measure": "robust" if robust else "clean", "margin": margin}
     claim = ClaimConfig(**keys, eps=eps if robust else None, attack=attack, where=where)
     assert ClaimConfig.model_validate(claim.text) == claim
+    assert "255/255" not in claim.text  # a size that only L2 and L1 have

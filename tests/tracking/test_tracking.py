@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import math
 import socket
 import threading
 import time
@@ -31,8 +32,9 @@ from kapdist.run.paths import RunDir
 from kapdist.tracking import sender
 from kapdist.tracking.__main__ import serve
 from kapdist.tracking.command import track
-from kapdist.tracking.told import LABELS, TOLD, settled_rows
-from kapdist.tracking.trackers import begin, check_trackers
+from kapdist.tracking.mlflow_run import MlflowRun
+from kapdist.tracking.told import LABELS, TOLD, results_of, settled_rows
+from kapdist.tracking.trackers import asked, begin, check_trackers
 from kapdist.train import loop
 from kapdist.train.metrics import forget_after
 
@@ -76,7 +78,9 @@ def run(tmp_path: Path, alone: None) -> RunDir:
 
 def continued(run: RunDir, step: int, **train: Any) -> None:
     """Let a training go on after a step, as `followed` and `MetricsLog` begin it."""
-    begin(run, run.read_config().train.model_copy(update=train), step)
+    told = run.read_config().train.model_copy(update=train)
+    for name in asked(told):
+        begin(run, name, told, step)
     forget_after(run, step)
 
 
@@ -271,7 +275,7 @@ def test_wandb_is_told_what_comes_after_the_training(done: RunDir, page: Path) -
     assert {key: found.summary[key] for key in LATER} == LATER
     assert found.summary["sanity/aa+/verdict"] == "warn"
     assert set(found.artifacts["run"]) == FILES
-    assert set(found.artifacts["report"]) == {"report/index.html", "compared/index.html"}
+    assert set(found.artifacts["report"]) == {"attacks/aa+/report/index.html", "compared/index.html"}
 
 
 def test_mlflow_is_told_what_comes_after_the_training(done: RunDir, page: Path) -> None:
@@ -287,7 +291,68 @@ def test_mlflow_is_told_what_comes_after_the_training(done: RunDir, page: Path) 
     assert found.data.tags["sanity/aa_/verdict"] == "warn"
     place = Path(found.info.artifact_uri.removeprefix("file://"))
     kept = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
-    assert kept == {f"run/{name}" for name in FILES} | {"report/report/index.html", "report/compared/index.html"}
+    pages = {"report/attacks/aa+/report/index.html", "report/compared/index.html"}
+    assert kept == {f"run/{name}" for name in FILES} | pages
+
+
+def test_two_runs_at_once_make_one_experiment(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store of files does not see to it: one begins while the other is about to make it."""
+    from mlflow import MlflowClient
+
+    continued(run, 0)
+    tracked, other = read_tracked(run.tracked("mlflow")), []
+    second = threading.Thread(
+        target=lambda: other.append(MlflowRun(run, tracked.model_copy(update={"id": "other"})))
+    )
+    make = MlflowClient.create_experiment
+
+    def while_another_begins(*words: Any, **more: Any) -> str:
+        monkeypatch.setattr(MlflowClient, "create_experiment", make)
+        second.start()
+        second.join(2)  # it waits, or is through before
+        return str(make(*words, **more))
+
+    monkeypatch.setattr(MlflowClient, "create_experiment", while_another_begins)
+    first = MlflowRun(run, tracked)
+    second.join()
+    client = MlflowClient((run.root.parent / "mlruns").as_uri())
+    assert [found.name for found in client.search_experiments()].count("kap") == 1
+    assert {client.get_run(one.id).info.experiment_id for one in (first, *other)} == {
+        client.get_experiment_by_name("kap").experiment_id
+    }
+
+
+def test_mlflow_takes_more_results_than_a_request_may_have(done: RunDir) -> None:
+    continued(done, 200)
+    share = {"value": 0.4, "low": 0.3, "high": 0.5}
+    certified = [{"radius": number / 1000, "accuracy": share} for number in range(400)]
+    summary = done.certified("c").summary
+    summary.parent.mkdir(parents=True)
+    summary.write_text(json.dumps({"smoothed": [{"sigma": 0.5, "certified": certified}]}))
+    said: Said = []
+    assert serve(done, "mlflow", Work(), lambda level, text: said.append((level, text))), said
+    assert sum(name.startswith("certificate/") for name in mlflow_run(done)[1].data.metrics) == 1200
+
+
+def test_each_attack_s_page_is_kept(done: RunDir, page: Path) -> None:
+    pages = [done.attack(name).root / "report" / "index.html" for name in ("a", "b")]
+    for place in pages:
+        place.parent.mkdir(parents=True)
+        place.touch()
+    assert sorted(results_of(done, [page, pages[0]]).files["report"].values()) == sorted([*pages, page])
+
+
+def test_a_tracker_that_cannot_begin_keeps_no_other_from_it(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun: list[AtOnce] = []
+    monkeypatch.setattr(sender, "Sender", lambda run, name, pages=(): begun.append(AtOnce(run, name)) or begun[-1])
+    run.tracking.mkdir()
+    run.tracked("wandb").write_text("{")
+    with sender.followed(run, run.read_config().train, 0, active=True):
+        run.done.touch()
+    assert [(one.name, one.told) for one in begun] == [("mlflow", True)]
+    assert "Weights & Biases is not told of this attempt" in caplog.text
 
 
 def test_the_records_have_what_is_told() -> None:
@@ -431,7 +496,13 @@ def test_a_run_can_be_told_later(
     with pytest.raises(TransientError, match="not all was told"):
         track(done.root, [*untold, "train.mlflow_uri=http://127.0.0.1:9"])
     assert sender.tell([done.root]) is False  # as an attack on it would find
+    for minutes in (0, math.inf, math.nan):
+        with pytest.raises(InputError, match="tracker_seconds"):
+            track(done.root, untold, minutes=minutes)
+    with pytest.raises(InputError, match=r"absent.html: expected a report's page, found nothing"):
+        track(done.root, untold, [page, page.parent / "absent.html"])
     track(done.root, untold, [page])
+    assert read_tracked(done.tracked("mlflow")).seconds == 300  # as long as commands wait, not as this one did
     told = json.loads(capfd.readouterr().out)
     assert told["mlflow"]["project"] == "kap"
     client, found = mlflow_run(done)

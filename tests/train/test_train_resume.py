@@ -159,3 +159,16 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
         write(run, step, {}, {}, keep=2)
     assert checkpoint.sealed(run) == [run.checkpoint(5), run.checkpoint(4)]
     assert run.latest.read_text().strip() == run.checkpoint(5).name
+
+
+def test_a_copy_beside_the_checkpoints_is_none_and_stays(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    write(run, 1, {}, {}, keep=1)
+    copy = run.checkpoint(1).rename(run.checkpoints / "step-000000001.bak")
+    assert checkpoint.newest(run) is None
+    assert (run.newest_step(), run.begun) == (0, False)
+    for step in (1, 2):
+        write(run, step, {}, {}, keep=1)
+    assert checkpoint.sealed(run) == [run.checkpoint(2)]
+    assert run.newest_step() == 2
+    assert copy.exists()

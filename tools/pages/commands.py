@@ -73,7 +73,7 @@ def table(command: Any) -> str:
             continue
         names = ", ".join(f"`{name}`" for name in (*word.opts, *word.secondary_opts))
         if word.param_type_name == "argument":
-            names = f"`{name_of(word)}`"
+            names = f"`{in_a_cell(name_of(word))}`"
         rows.append(f"| {names} | {in_a_cell(word.help or '')} | {default(word)} |")
     return "\n".join(rows) if len(rows) > 2 else ""
 
@@ -81,7 +81,8 @@ def table(command: Any) -> str:
 def default(word: Any) -> str:
     if word.required:
         return "required"
-    return f"`{word.default}`" if word.default and isinstance(word.default, str | int | float | Path) else ""
+    said = isinstance(word.default, str | int | float | Path) and word.default != "" and word.default is not False
+    return f"`{word.default}`" if said else ""
 
 
 def in_a_cell(text: str) -> str:
