@@ -102,22 +102,42 @@ def cgroup_memory(root: Path) -> list[int]:
     Args:
         root: of the file system, "/".
     """
-    mount = root / "sys/fs/cgroup"
-    files = [mount / "memory.max", mount / "memory/memory.limit_in_bytes"]
+    limits = []
+    for file in [*in_cgroups(root, "memory.max"), *in_cgroups(root, "memory.limit_in_bytes", "memory")]:
+        with contextlib.suppress(OSError, ValueError):  # no such cgroup, or "max"
+            limits.append(int(file.read_text()))
+    return limits
+
+
+def cgroup_cpus(root: Path) -> list[float]:
+    """Return how many CPUs' time this process's cgroup and all around it are granted, where one has a limit."""
+    limits = []
+    for file in in_cgroups(root, "cpu.max"):
+        with contextlib.suppress(OSError, ValueError):  # no such cgroup, or "max"
+            quota, period = file.read_text().split()
+            limits.append(int(quota) / int(period))
+    for file in in_cgroups(root, "cpu.cfs_quota_us", "cpu"):
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int(file.read_text()) / int(file.with_name("cpu.cfs_period_us").read_text()))
+    return [limit for limit in limits if limit > 0]  # -1 is none
+
+
+def in_cgroups(root: Path, name: str, controller: str = "") -> list[Path]:
+    """Return where a file of this process's cgroup and of all around it may lie.
+
+    Args:
+        controller: of the first version of cgroups; none for the second.
+    """
+    mount = root / "sys/fs/cgroup" / controller
+    files = [mount / name]
     with contextlib.suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             number, controllers, path = line.split(":", 2)
             inner = PurePosixPath(path.lstrip("/"))
             levels = [level for level in (inner, *inner.parents) if ".." not in level.parts]
-            if number == "0" and not controllers:
-                files += [mount / level / "memory.max" for level in levels]
-            elif "memory" in controllers.split(","):
-                files += [mount / "memory" / level / "memory.limit_in_bytes" for level in levels]
-    limits = []
-    for file in dict.fromkeys(files):
-        with contextlib.suppress(OSError, ValueError):  # no such cgroup, or "max"
-            limits.append(int(file.read_text()))
-    return limits
+            if controller in controllers.split(",") and (controller or number == "0"):
+                files += [mount / level / name for level in levels]
+    return [*dict.fromkeys(files)]
 
 
 def package_versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:

@@ -1,4 +1,4 @@
-"""Which version this is, and the memory that a job may use, by Slurm's words and by the cgroups around it."""
+"""Which version this is, and what a job may use, by Slurm's words and by the cgroups around it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 import kapdist
 from kapdist import environment
-from kapdist.environment import cgroup_memory, git_state, slurm_memory, version_in_words
+from kapdist.environment import cgroup_cpus, cgroup_memory, git_state, slurm_memory, version_in_words
 
 MIB = 2**20
 
@@ -38,6 +38,25 @@ def test_cgroups_of_the_first_version(tmp_path: Path) -> None:
     write(memory / "elsewhere/memory.limit_in_bytes", MIB)
     write(memory / "memory.limit_in_bytes", 2**63 - 4096)
     assert sorted(cgroup_memory(tmp_path)) == [2 * MIB, 2**63 - 4096]
+
+
+def test_the_time_that_cgroups_grant(tmp_path: Path) -> None:
+    assert cgroup_cpus(tmp_path) == []
+    write(tmp_path / "proc/self/cgroup", "0::/slurm/job_7/step_0")
+    slurm = tmp_path / "sys/fs/cgroup/slurm"
+    write(slurm / "job_7/step_0/cpu.max", "max 100000")
+    write(slurm / "job_7/cpu.max", "150000 100000")
+    write(slurm / "job_8/cpu.max", "50000 100000")
+    assert cgroup_cpus(tmp_path) == [1.5]
+
+
+def test_the_time_that_cgroups_of_the_first_version_grant(tmp_path: Path) -> None:
+    write(tmp_path / "proc/self/cgroup", "9:cpu,cpuacct:/slurm/job_7\n4:memory:/other")
+    cpu = tmp_path / "sys/fs/cgroup/cpu"
+    for folder, quota in ((cpu, -1), (cpu / "slurm/job_7", 400000), (cpu / "other", 100000)):
+        write(folder / "cpu.cfs_quota_us", quota)
+        write(folder / "cpu.cfs_period_us", 100000)
+    assert cgroup_cpus(tmp_path) == [4.0]
 
 
 def test_a_path_that_leads_out_of_the_container_or_no_cgroup_at_all(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 import os
 import re
 import resource
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from kapdist.doctor.finding import Finding, judged, note, ok
 from kapdist.doctor.packages import find_torch, release
-from kapdist.environment import cache_root, memory_bytes, usable_cpus
+from kapdist.environment import cache_root, cgroup_cpus, memory_bytes, usable_cpus
 
 GIB, MIB = 2**30, 2**20
 LOW_MEMORY = 4 * GIB
@@ -62,16 +62,16 @@ def cpus() -> Iterator[Finding]:
     flags = flags_of(text)
     model = re.search(r"^model name\s*:\s*(.+)", text, re.MULTILINE)
     usable, mask, there = usable_cpus(), len(os.sched_getaffinity(0)), os.cpu_count() or 1
-    quota = cpu_quota(Path("/sys/fs/cgroup"))
+    quota = min(cgroup_cpus(Path("/")), default=math.inf)
     known = [name for flag, name in EXTENSIONS.items() if flag in flags]
-    limited = quota is not None and quota < usable
+    limited = quota < usable
     yield judged(
         "CPUs",
         f"{usable} usable ({mask} in the mask, {there} there), {model[1] if model else 'of no name'}",
         (
             limited,
             "note",
-            f"a cgroup grants {quota} CPUs' time only: set engine.threads and an attack's threads to that",
+            f"a cgroup grants {quota:g} CPUs' time only: set engine.threads and an attack's threads to that",
         ),
     )
     slow = "avx2" not in flags and "asimd" not in flags
@@ -102,17 +102,6 @@ def hazards(flags: frozenset[str], torch: str | None) -> Iterator[Finding]:
         yield note("hazard", f"torch {torch}: {hazard.what}", hazard.guarded)
     if not known:
         yield ok("hazards", f"none known of torch {torch} on this CPU")
-
-
-def cpu_quota(root: Path) -> float | None:
-    """Return how many CPUs' time the cgroup at `root` grants; None without a limit. Both versions of cgroups."""
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (root / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        return int(quota) / int(period) if int(quota) > 0 else None
-    return None
 
 
 def memory() -> Iterator[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -64,9 +64,22 @@ def export(
 ) -> None:
     """Write attacks for RobustBench, tables or a reviewer; or a run's network for the hub, for timm, as ONNX."""
     wanted, words = list(formats or ()), (license, dataset, push)
+    of_authors: dict[str, Any] = {
+        "model_id": model_id,
+        "name": name,
+        "authors": authors,
+        "link": link,
+        "venue": venue,
+        "architecture": architecture,
+        "additional_data": additional_data,
+        "number_forward_passes": number_forward_passes,
+        "footnote": footnote,
+    }
     if NETWORK & {*wanted}:
         if with_weights:
             raise InputError("--with-weights", "--format bundle", ", ".join(wanted))
+        if idle := [f"--{key.replace('_', '-')}" for key, value in of_authors.items() if value is not None]:
+            raise InputError(", ".join(idle), "--format model-info", ", ".join(wanted))
         network(directories, out, wanted, words, weights, unfolded, private)
         return
     if push or private or unfolded or license or weights != "final":
@@ -76,18 +89,7 @@ def export(
     from kapdist.report.export.robustbench import Entry
     from kapdist.report.export.run import export
 
-    entry = Entry(
-        model_id=model_id,
-        dataset=dataset,
-        name=name,
-        authors=authors,
-        link=link,
-        venue=venue,
-        architecture=architecture,
-        additional_data=additional_data,
-        number_forward_passes=number_forward_passes,
-        footnote=footnote,
-    )
+    entry = Entry(dataset=dataset, **of_authors)
     with work(out):
         exported = export(directories, out, wanted, entry, standard=standard_list, with_weights=with_weights)
     show([*map(str, exported.files)], exported.remarks)

@@ -73,8 +73,9 @@ def check(out: Path, formats: Sequence[str], card: Card, weights: str, unfolded:
         )
     if weights not in get_args(Which):
         raise InputError("--weights", "final or best", weights)
-    if "hub" not in formats and (card.repo or card.license or unfolded or private):
-        raise InputError("--push, --private, --unfolded, --license", "--format hub", ", ".join(formats))
+    if "hub" not in formats and (card.repo or card.license or card.dataset or unfolded or private):
+        words = "--push, --private, --unfolded, --license, --dataset"
+        raise InputError(words, "--format hub", ", ".join(formats))
     if "hub" not in formats and out.suffix != ".onnx":
         raise InputError("--out", "a file NAME.onnx", str(out))
     check_words(card)

@@ -60,11 +60,11 @@ class WandbRun:
 
     def log(self, rows: Sequence[Row]) -> None:
         new = [row for row in rows if row.step >= self.next_step]
-        if new:
-            write_atomic(self.own / LAST_STEP, str(new[-1].step))
-            self.next_step = new[-1].step + 1
         for row in new:
             self.run.log(row.values | {"_timestamp": row.time}, step=row.step, commit=True)
+        if new:  # once they are told: what comes twice the server leaves out, what never came it cannot know
+            write_atomic(self.own / LAST_STEP, str(new[-1].step))
+            self.next_step = new[-1].step + 1
 
     def keep(self, results: Results) -> None:
         self.run.summary.update(results.numbers | results.words)

@@ -128,20 +128,6 @@ def test_flags_of_two_kinds_of_cpu() -> None:
     assert machine.flags_of("") == frozenset()
 
 
-def test_the_time_that_a_cgroup_grants(tmp_path: Path) -> None:
-    assert machine.cpu_quota(tmp_path) is None
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("150000\n")
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert machine.cpu_quota(tmp_path) == 1.5
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
-    assert machine.cpu_quota(tmp_path) is None
-    (tmp_path / "cpu.max").write_text("400000 100000\n")
-    assert machine.cpu_quota(tmp_path) == 4.0
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert machine.cpu_quota(tmp_path) is None
-
-
 @pytest.mark.parametrize(
     ("environ", "status"),
     [

@@ -248,6 +248,10 @@ REFUSED = {
         {"formats": ["onnx"], "card": Card(license="mit")},
         "expected --format hub, found onnx",
     ),
+    "a data set of a file": (
+        {"formats": ["onnx"], "card": Card(dataset="you/photos")},
+        "--dataset: expected --format hub, found onnx",
+    ),
     "a folder for a file": ({"formats": ["onnx"]}, "--out: expected a file NAME.onnx"),
     "nothing to write to": ({"out": "file/hub"}, "Not a directory"),
 }

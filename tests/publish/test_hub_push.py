@@ -239,6 +239,9 @@ def test_words_of_another_format_are_refused(
 ) -> None:
     refused = {
         "--with-weights: expected --format bundle, found hub": [*words, "--with-weights"],
+        "--authors, --number-forward-passes: expected --format model-info, found hub": [
+            *(*words, "--authors", "A", "--number-forward-passes", "1"),
+        ],
         "hub: expected one run, found 2": [words[0], *words],
         "--license, --weights: expected --format hub, found csv": [
             tmp_path,
