@@ -52,6 +52,8 @@ wanted=$(cat pyproject.toml constraints.txt | cksum)
 if [ "$(cat .venv/.kapdist-installed 2>/dev/null)" != "$wanted" ]; then
     echo "setup: installing Python packages into .venv"
     [ -x .venv/bin/python ] || "$python" -m venv .venv
-    .venv/bin/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+    .venv/bin/pip install -q --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+    # pip would compile on one core. Some packages bring templates that are no Python.
+    .venv/bin/python -m compileall -qq -j 0 .venv/lib || true
     echo "$wanted" >.venv/.kapdist-installed
 fi
