@@ -61,10 +61,12 @@ class MlflowRun:
 
     def created(self, name: str, uri: str) -> Experiment:
         """Make an experiment; a database has no place of its own for files, so they go beside it."""
+        from mlflow.exceptions import MlflowException
+
         beside = str(Path(uri.removeprefix(SQLITE)).resolve().parent / "mlruns") if uri.startswith(SQLITE) else None
         try:
             return self.client.get_experiment(self.client.create_experiment(name, artifact_location=beside))
-        except Exception:  # a server takes a name once
+        except MlflowException:  # a server takes a name once
             found = self.client.get_experiment_by_name(name)
             if found is None:
                 raise
