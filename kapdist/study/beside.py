@@ -51,6 +51,7 @@ def costs(design: Design) -> Iterator[Cost]:
     hours = hours_of_tasks(design, every)
     for setting in design.settings:
         own = [task for task in every if task.run.setting.name == setting.name]
+        own.sort(key=lambda task: task.kind != TRAINING)
         of_kind = {kind: total(hours, [task.name for task in own if task.kind == kind]) for kind in KINDS}
         rest = total(hours, [task.name for task in own if task.kind not in KINDS])
         yield Cost(

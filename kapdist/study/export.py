@@ -34,14 +34,19 @@ def sentence(found: Decision) -> str:
     """Say a decision with its numbers."""
     if found.difference is None or found.p is None or found.p_holm is None:
         return f"{found.why}."
-    low, high = (points(bound or 0).removesuffix(" points") for bound in (found.low, found.high))
     where = ""
     if found.clean is not None:
         where = f" between {percent(found.clean[0])}% and {percent(found.clean[1])}% of clean accuracy"
     against = f" (against {points(found.margin)})" if found.margin else ""
     p = p_text(found.p) + (f", corrected {p_text(found.p_holm)}" if found.p_holm != found.p else "")
     more = f" {found.more[0].upper()}{found.more[1:]}." if found.more else ""
-    return f"{points(found.difference)} [{low}, {high}]{where}{against}, {p}: {found.why}.{more}"
+    return f"{difference(found)}{where}{against}, {p}: {found.why}.{more}"
+
+
+def difference(found: Decision) -> str:
+    """Return what was found, with its interval."""
+    low, high = (points(bound or 0).removesuffix(" points") for bound in (found.low, found.high))
+    return f"{points(found.difference or 0)} [{low}, {high}]"
 
 
 def p_text(p: float) -> str:

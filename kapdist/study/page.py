@@ -25,6 +25,14 @@ from kapdist.study.plots import curve_plot, frontier_plot, topography_plot
 from kapdist.study.results import Results, read_results
 from kapdist.study.tasks import tasks
 
+ASIDES = {
+    "sanity": "what the sanity checks said",
+    "kernels": "are neighbouring kernels alike",
+    "certified": "certified accuracy at L2 radii",
+    "corrupted": "under corruptions",
+}
+"""What may stand beside the accuracies, and its heading; the page has what was asked of any setting."""
+
 
 def write_study_report(design: Design) -> Path:
     """Write the page of what there is so far of a study; return its path.
@@ -103,6 +111,7 @@ def render(design: Design, found: StudyResults, spent: StudyCosts, plots: Sequen
         costs=spent.costs,
         figure=figure,
         design=design,
+        asides={key: head for key, head in ASIDES.items() if any(getattr(line, key) for line in found.beside)},
         tables=tables(found.rows),
         plots=plots,
         percent=percent,

@@ -1,0 +1,46 @@
+"""The studies that the documentation tells of: their files, their numbers and the words about them are one."""
+
+from pathlib import Path
+
+import pytest
+
+from kapdist.records.record import read_record
+from kapdist.records.study import StudyResults
+from kapdist.study.design import make_design
+from kapdist.study.export import csv_text, difference, markdown
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED = sorted(ROOT.glob("docs/study/*/results.json"))
+
+
+def read(path: Path) -> StudyResults:
+    return read_record(StudyResults, path, "no other")
+
+
+def test_there_is_one() -> None:
+    assert [path.parent.name for path in PUBLISHED] == ["fashion_mnist"]
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
+def test_the_page_has_the_verdicts_and_the_table_as_the_study_wrote_them(path: Path) -> None:
+    found = read(path)
+    assert markdown(found) in path.parent.with_suffix(".md").read_text()
+    assert csv_text(found.rows) == (path.parent / "table.csv").read_text()
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
+def test_what_was_published_is_of_the_file_that_is_in_configs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found, design = read(path), make_design(ROOT / "configs" / path.parent.name / "study.yaml")
+    assert found.name == path.parent.name
+    assert found.fingerprint == design.fingerprint
+    assert [one.claim for one in found.decisions] == [claim.text for claim in design.config.claims]
+    missing = {name.split("/")[0].rsplit("_seed", 1)[0] for name in found.missing}
+    assert {row.setting for row in found.rows} | missing == {setting.name for setting in design.settings}
+
+
+def test_the_readme_says_of_kap_what_the_study_says() -> None:
+    readme = (ROOT / "README.md").read_text()
+    decided = {one.claim: one for one in read(ROOT / "docs/study/fashion_mnist/results.json").decisions}
+    claim = "kap-noise over noise, robust accuracy at 8/255, at equal clean accuracy"
+    assert f"{difference(decided[claim])}: **{decided[claim].verdict}**" in " ".join(readme.split())
