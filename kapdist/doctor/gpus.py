@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ NVML = "libnvidia-ml.so.1"
 NAME_BYTES = 96
 GIB = 2**30
 BUSY = 0.5  # of a GPU's memory
+UNTOLD = (3, 4)  # NOT_SUPPORTED where it is the machine's memory; NO_PERMISSION where a part of a GPU is lent
 
 
 class Gpu(NamedTuple):
@@ -22,6 +23,7 @@ class Gpu(NamedTuple):
 
     name: str
     memory_bytes: int
+    """0 where the driver does not tell."""
     used_bytes: int
 
 
@@ -70,8 +72,9 @@ def ask(nvml: Any) -> Driver:
         NvmlError: it answers with an error.
     """
 
-    def call(name: str, *words: Any) -> None:
-        if code := getattr(nvml, name)(*words):
+    def call(name: str, *words: Any, may_answer: Sequence[int] = ()) -> None:
+        code = getattr(nvml, name)(*words)
+        if code and code not in may_answer:
             raise NvmlError(f"error {code} ({name})")
 
     call("nvmlInit_v2")
@@ -86,14 +89,14 @@ def ask(nvml: Any) -> Driver:
         handle, memory = ctypes.c_void_p(), Memory()
         call("nvmlDeviceGetHandleByIndex_v2", index, ctypes.byref(handle))
         call("nvmlDeviceGetName", handle, text, NAME_BYTES)
-        call("nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory))
+        call("nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory), may_answer=UNTOLD)
         found.append(Gpu(text.value.decode(), memory.total, memory.used))
     return Driver(version, cuda, tuple(found))
 
 
 def told(driver: Driver, torch: Torch | None, visible: str | None) -> Iterator[Finding]:
     """Judge what the driver said, for a build of torch and CUDA_VISIBLE_DEVICES."""
-    kinds = [f"{gpu.name}, {gpu.memory_bytes / GIB:.0f} GiB" for gpu in driver.gpus]
+    kinds = [gpu.name + (f", {gpu.memory_bytes / GIB:.0f} GiB" if gpu.memory_bytes else "") for gpu in driver.gpus]
     found = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds)) or "none"
     busy = [number for number, gpu in enumerate(driver.gpus) if gpu.used_bytes > BUSY * gpu.memory_bytes]
     in_use = f"somebody has most of the memory of {', '.join(map(str, busy))} (nvidia-smi names the process)"

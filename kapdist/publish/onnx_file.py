@@ -77,17 +77,21 @@ def parity(content: bytes, form: Form) -> float:
     """Compare a batch of six fixed images, of three and of one with torch; return the largest difference.
 
     Raises:
-        InputError: it is above TOLERANCE.
+        InputError: it is above TOLERANCE, or onnxruntime cannot run the file.
     """
     import onnxruntime as runtime
 
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     images = shown_images(form.original, form.config.data.resolution)
     with torch.no_grad(), noise(form.original, "off"):
         expected: Tensor = form.original(images)
-    found = [torch.from_numpy(session.run(["logits"], {"images": images[:size].numpy()})[0]) for size in (6, 3, 1)]
+    try:
+        session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        batches = [images[:size].numpy() for size in (6, 3, 1)]
+        found = [torch.from_numpy(session.run(["logits"], {"images": batch})[0]) for batch in batches]
+    except Exception as error:  # an operation that it lacks, a shape that it infers otherwise: each of its own type
+        raise InputError(PLACE, "a file that onnxruntime can run", first_line(error)) from None
     differences = [(logits - expected[: len(logits)]).abs().max() for logits in found]
     difference, most = float(torch.stack(differences).max()), TOLERANCE * float(expected.abs().max())
     if not difference <= most:

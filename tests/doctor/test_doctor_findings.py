@@ -253,6 +253,7 @@ int nvmlDeviceGetName(void *handle, char *text, unsigned) {
   return 0;
 }
 int nvmlDeviceGetMemoryInfo(void *handle, memory *found) {
+  if (handle == (void *)2 && UNTOLD) return UNTOLD;
   *found = {80ULL << 30, 0, (unsigned long long)handle};
   return 0;
 }
@@ -265,14 +266,22 @@ def test_the_driver_is_asked_as_its_header_says(tmp_path: Path) -> None:
     if shutil.which("g++") is None:
         pytest.fail("g++ is there wherever kapdist is installed from a checkout")
     (tmp_path / "nvml.cpp").write_text(STUB)
-    for fails in (0, 999):
-        library = tmp_path / f"nvml{fails}.so"
-        words = ["g++", "-shared", "-fPIC", f"-DFAILS={fails}", "-o", str(library), str(tmp_path / "nvml.cpp")]
-        subprocess.run(words, check=True, timeout=120)
-    found = gpus.ask(ctypes.CDLL(str(tmp_path / "nvml0.so")))
-    assert found == Driver("580.65.06", "12.9", (Gpu("A", 80 * GIB, 1), Gpu("B", 80 * GIB, 2)))
+    for fails, untold in ((0, 0), (999, 0), (0, 3), (0, 4), (0, 15)):
+        words = ["g++", "-shared", "-fPIC", f"-DFAILS={fails}", f"-DUNTOLD={untold}", str(tmp_path / "nvml.cpp")]
+        subprocess.run([*words, "-o", str(tmp_path / f"nvml{fails}-{untold}.so")], check=True, timeout=120)
+
+    def ask(fails: int, untold: int) -> Driver:
+        return gpus.ask(ctypes.CDLL(str(tmp_path / f"nvml{fails}-{untold}.so")))
+
+    first = Gpu("A", 80 * GIB, 1)
+    assert ask(0, 0) == Driver("580.65.06", "12.9", (first, Gpu("B", 80 * GIB, 2)))
     with pytest.raises(NvmlError, match=r"error 999 \(nvmlInit_v2\)"):
-        gpus.ask(ctypes.CDLL(str(tmp_path / "nvml999.so")))
+        ask(999, 0)
+    for not_told in (3, 4):  # a GPU that has the machine's own memory, and a part of one that is lent
+        assert ask(0, not_told).gpus == (first, Gpu("B", 0, 0))
+    assert [one.status for one in gpus.told(ask(0, 3), torch_of("12.8"), None)] == ["ok", "ok"]
+    with pytest.raises(NvmlError, match=r"error 15 \(nvmlDeviceGetMemoryInfo\)"):
+        ask(0, 15)
 
 
 @pytest.mark.parametrize(("code", "version"), [(22703, "2.27.3"), (21903, "2.19.3"), (2708, "2.7.8")])

@@ -55,6 +55,22 @@ def test_logits_that_differ_are_no_file(make_run: MakeRun, tmp_path: Path, monke
     assert not (tmp_path / "kap.onnx").exists()
 
 
+def test_a_file_that_onnxruntime_cannot_run_is_one_line(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, true = make_run(), onnx_file.traced
+
+    def of_the_future(network: nn.Module, resolution: int) -> bytes:
+        model = onnx.load_model_from_string(true(network, resolution))
+        model.graph.node[0].op_type = "Convolve"
+        return model.SerializeToString()
+
+    monkeypatch.setattr(onnx_file, "traced", of_the_future)
+    with pytest.raises(InputError, match="--format onnx: expected a file that onnxruntime can run, found .*Convolve"):
+        publish(run.root, tmp_path / "kap.onnx", ["onnx"], Card())
+    assert not (tmp_path / "kap.onnx").exists()
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_a_missing_package_is_one_line(
     package: str, make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
