@@ -66,7 +66,7 @@ def test_a_file_that_onnxruntime_cannot_run_is_one_line(
         return model.SerializeToString()
 
     monkeypatch.setattr(onnx_file, "traced", of_the_future)
-    with pytest.raises(InputError, match="--format onnx: expected a file that onnxruntime can run, found .*Convolve"):
+    with pytest.raises(InputError, match=r"expected a file that onnxruntime can run, found .*Convolve"):
         publish(run.root, tmp_path / "kap.onnx", ["onnx"], Card())
     assert not (tmp_path / "kap.onnx").exists()
 

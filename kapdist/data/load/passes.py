@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import threading
 from collections.abc import Iterable
 from queue import Empty, SimpleQueue
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -14,6 +17,19 @@ from kapdist.data.load.ring import Ring, Rings
 from kapdist.data.load.task import Asked, Task
 
 CLOSE_SECONDS = 30.0  # far more than a batch takes; a thread that hangs is a daemon and left to itself
+
+OPEN: WeakSet[Pass] = WeakSet()
+"""Passes that nobody has closed yet."""
+
+
+def close_all() -> None:
+    """Close what a traceback still holds; when the interpreter has ended, no thread answers any more."""
+    for open_pass in list(OPEN):
+        open_pass.close()
+
+
+atexit.register(close_all)
+os.register_at_fork(after_in_child=OPEN.clear)  # their threads are the parent's
 
 
 class Pass:
@@ -34,6 +50,7 @@ class Pass:
         self.free: SimpleQueue[int | None] = SimpleQueue()
         for slot in range(len(self.ring.events)):
             self.free.put(slot)
+        OPEN.add(self)
         self.ring.run(self.run, f"kapdist-load {task.info.path.name}")
 
     def open(self, asked: Asked) -> None:
@@ -84,6 +101,7 @@ class Pass:
             answer = self.decoded.get(timeout=timeout_seconds)
         except Empty:
             self.closed = True  # nobody waits for a thread that hangs, and its ring is lost
+            OPEN.discard(self)
             self.ending.set()
             self.free.put(None)
             self.ring.end()
@@ -103,6 +121,7 @@ class Pass:
         if self.closed:
             return
         self.closed = True
+        OPEN.discard(self)
         self.ending.set()
         self.free.put(None)
         if threading.current_thread() is not self.ring.thread:

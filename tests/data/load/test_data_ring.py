@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,3 +107,46 @@ def test_the_largest_part_is_that_of_a_rank_and_of_an_accumulation(world_size: i
             share = len(plan.rank_batch(step, rank))
             largest = max(largest, -(-share // accumulation))
     assert plan.largest_part == largest
+
+
+LEFT = """
+import os, sys
+from pathlib import Path
+import numpy as np
+import torch
+from kapdist.config import DataConfig
+from kapdist.data.beton.layout import open_beton
+from kapdist.data.load import passes
+from kapdist.data.load.loader import Loader
+
+passes.CLOSE_SECONDS = 3600.0
+how, beton, backend = sys.argv[1:]
+info = open_beton(Path(beton))
+config = DataConfig(train=info.path, validation=info.path, resolution=32, backend=backend)
+loader = Loader(info, config, training=False, seed=0, max_batch_size=5, device=torch.device("cpu"), num_workers=1)
+batches = loader.batches(np.array_split(np.arange(60), 12))
+next(batches)
+sys.held = batches  # until the last moment
+
+def diverge():
+    mine = loader.batches([np.arange(5)] * 40)
+    next(mine)
+    raise FloatingPointError("the loss is nan")
+
+if how == "raised":
+    diverge()
+if how == "forked" and (child := os.fork()):
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("backend", ["ffcv", "torch"])
+@pytest.mark.parametrize(("how", "code"), [("left", 0), ("raised", 1), ("forked", 0)])
+def test_a_process_that_leaves_batches_open_ends_at_once(
+    how: str, code: int, backend: str, small_betons: tuple[Path, Path], tmp_path: Path, run_ranks
+) -> None:
+    """A traceback holds them until the interpreter has ended, when the thread that fills them never runs again."""
+    (tmp_path / "left.py").write_text(LEFT)
+    (end,) = run_ranks(["left.py", how, str(small_betons[1]), backend], timeout=60)
+    assert end.code == code, end.output
+    assert ("FloatingPointError: the loss is nan" in end.output) == (how == "raised")
