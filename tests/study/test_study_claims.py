@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,9 +10,19 @@ from zlib import crc32
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from kapdist.config.claims import ClaimConfig
-from kapdist.statistics.frontier import Band, Frontier, band, distance, dominance, frontier_difference, heights
+from kapdist.statistics.frontier import (
+    Band,
+    Frontier,
+    band,
+    distance,
+    dominance,
+    frontier_difference,
+    heights,
+    of_two_parts,
+)
 from kapdist.statistics.holm import holm
 from kapdist.statistics.seeds import seed_difference
 from kapdist.study.claims import decide
@@ -156,29 +167,71 @@ def test_the_distance_of_broken_lines_is_their_area() -> None:
     assert distance(np.array([0.0, 0.1]), np.zeros(2), np.array([0.1, 0.2]), np.zeros(2)) is None
 
 
-def simulated(random: np.random.Generator, lift: float, seeds: int) -> tuple[Frontier, Frontier]:
+def simulated(
+    random: np.random.Generator, lift: float, seeds: int, differ: float = 0.1
+) -> tuple[Frontier, Frontier]:
     """Two arms of three strengths on the same images; the first withstands more by `lift` on a probit scale."""
     images = random.normal(0, 1, 256)
     sides = []
     for strengths, above in (((0.2, 0.5, 0.8), lift), ((0.1, 0.4, 0.9), 0.0)):
         clean, robust = [], []
         for strength in strengths:
-            right = images + random.normal(0, 0.1, (seeds, 1)) + random.normal(0, 0.5, (seeds, 256))
+            right = images + random.normal(0, differ, (seeds, 1)) + random.normal(0, 0.5, (seeds, 256))
             clean.append(right > strength - 1.2)
             robust.append(right > 1.2 - strength - above)
         sides.append(Frontier(np.array(clean), np.array(robust)))
     return sides[0], sides[1]
 
 
-def test_the_interval_of_frontiers_covers_and_its_test_keeps_its_level() -> None:
-    """Of 40 studies of 3 seeds: at a nominal 95% and 5%, fewer than 33 or more than 7 come once in 1,000 times."""
+@pytest.mark.parametrize(("seeds", "differ"), [(3, 0.1), (10, 0.4)])
+def test_the_interval_of_frontiers_covers_and_its_test_keeps_its_level(seeds: int, differ: float) -> None:
+    """Of 60 studies: at a nominal 95% and 5%, fewer than 51 or more than 9 come once in 1,000 times."""
+    from tools.interval_coverage import expected_frontier
+
     random = np.random.default_rng(1)
-    null = [frontier_difference(*simulated(random, 0.0, 3)) for _ in range(40)]
-    truth = frontier_difference(*simulated(random, 0.3, 200)).value
-    lifted = [frontier_difference(*simulated(random, 0.3, 3)) for _ in range(40)]
-    assert sum(one.decides.p < 0.05 for one in null if one) <= 7
-    assert sum(one.decides.low <= truth <= one.decides.high for one in lifted if one) > 32
-    assert sum(one is None for one in [*null, *lifted]) == 0
+    null = [frontier_difference(*simulated(random, 0.0, seeds, differ)) for _ in range(60)]
+    arms = [expected_frontier(*arm, differ) for arm in (((0.2, 0.5, 0.8), 0.3), ((0.1, 0.4, 0.9), 0.0))]
+    truth = distance(*arms[0], *arms[1]).mean
+    lifted = [frontier_difference(*simulated(random, 0.3, seeds, differ)) for _ in range(60)]
+    assert sum(one.decides.p < 0.05 for one in null if one) <= 9
+    assert sum(one.decides.low <= truth <= one.decides.high for one in lifted if one) >= 51
+    assert sum(one is None for one in [*null, *lifted]) == 0  # also where those of a seed alone would not meet
+
+
+def test_where_clean_accuracy_is_the_same_for_all_seeds_each_says_what_its_own_frontiers_do() -> None:
+    """Then the distance is linear in what the seeds withstand: the jackknife's values are those of each alone."""
+    random, images = np.random.default_rng(2), np.arange(200)
+    sides = []
+    for level in (0.5, 0.3):
+        clean = np.stack([np.tile(images < 200 * share, (4, 1)) for share in (0.6, 0.9)])
+        sides.append(Frontier(clean, random.random((2, 4, 200)) < level))
+    found = frontier_difference(*sides)
+    alone = [
+        distance(*(table[:, seed].mean(1) for side in sides for table in (side.clean, side.robust))).mean
+        for seed in range(4)
+    ]
+    assert found.per_seed == pytest.approx(alone, abs=1e-9)
+    assert np.mean(found.per_seed) == pytest.approx(found.value)
+
+
+@pytest.mark.parametrize(("of_seeds", "of_images"), [(1e-3, 0.0), (0.0, 1e-3), (4e-4, 9e-4)])
+@pytest.mark.parametrize("margin", [0.0, 0.02])
+def test_an_interval_of_two_parts(of_seeds: float, of_images: float, margin: float) -> None:
+    """SciPy's t and normal where there is one part; with two, p is 5% where the margin is an end."""
+    found = of_two_parts(0.1, of_seeds, 3, of_images, margin)
+    half = math.sqrt(stats.t.ppf(0.975, 3) ** 2 * of_seeds + stats.norm.ppf(0.975) ** 2 * of_images)
+    assert (found.low, found.high) == pytest.approx((0.1 - half, 0.1 + half))
+    for end in (found.low, found.high):
+        assert of_two_parts(0.1, of_seeds, 3, of_images, end).p == pytest.approx(0.05)
+    t = (0.1 - margin) / math.sqrt(of_seeds + of_images)
+    both = 2 * stats.t.sf(t, 3), 2 * stats.norm.sf(t)
+    assert min(both) * (1 - 1e-6) <= found.p <= max(both) * (1 + 1e-6)
+    if not of_images:
+        assert found.p == pytest.approx(both[0])
+    if not of_seeds:
+        assert found.p == pytest.approx(both[1])
+    assert of_two_parts(0.1, of_seeds, 3, of_images, 0.1).p == 1.0
+    assert of_two_parts(1.0, 1e-12, 300, 1e-12, 0.0).p < 1e-100
 
 
 def test_the_region_of_a_frontier_holds_it() -> None:
