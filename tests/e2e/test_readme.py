@@ -64,7 +64,7 @@ def smaller(command: str) -> str:
     """The same command on fewer images, where it says how many."""
     words = {
         # The standard list is that of the model from elsewhere; tests/attack compares it with the library.
-        "eps=8/255 num_images=64": "eps=8/255 num_images=4 version=custom attacks=[apgd-ce,fab-t]",
+        "eps=8/255 num_images=64": "eps=8/255 num_images=4 version=custom attacks=[apgd-ce,apgd-dlr]",
         "draws=10 flip": "draws=2 flip",
         "sanity.num_images=32": "sanity.num_images=24 sanity.iterations=5 sanity.restarts=2 "
         "sanity.draws=2 sanity.queries=50 sanity.remedies.iterations=5 sanity.remedies.restarts=2 "

@@ -291,7 +291,7 @@ def test_autocast_computes_in_bfloat16(training: bool) -> None:
     torch.testing.assert_close(low.float(), kap(x), rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize(("training", "mode"), itertools.product((True, False), ("fresh", "off")))
+@pytest.mark.parametrize(("training", "mode"), list(itertools.product((True, False), ("fresh", "off"))))
 def test_compiled_as_one_graph_it_is_the_same(training: bool, mode: str) -> None:
     torch.compiler.reset()
     layers = [nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU()]
