@@ -214,6 +214,19 @@ def test_where_clean_accuracy_is_the_same_for_all_seeds_each_says_what_its_own_f
     assert np.mean(found.per_seed) == pytest.approx(found.value)
 
 
+def test_two_points_of_one_clean_accuracy_do_not_make_an_interval_boundless() -> None:
+    """Their order, and with it the broken line, depends on the least weight of a seed."""
+    random, widths = np.random.default_rng(3), []
+    first, second = simulated(random, 0.3, 5)
+    for images in (0, 1):  # by which the accuracies of two points differ
+        clean = first.clean.copy()
+        clean[1] = clean[0][::-1]  # another order of the seeds: the same mean
+        clean[1, 0, :images] ^= True
+        found = frontier_difference(Frontier(clean, first.robust), second)
+        widths.append(found.decides.high - found.decides.low)
+    assert max(widths) < 2 * min(widths)
+
+
 @pytest.mark.parametrize(("of_seeds", "of_images"), [(1e-3, 0.0), (0.0, 1e-3), (4e-4, 9e-4)])
 @pytest.mark.parametrize("margin", [0.0, 0.02])
 def test_an_interval_of_two_parts(of_seeds: float, of_images: float, margin: float) -> None:
