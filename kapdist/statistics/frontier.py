@@ -107,7 +107,7 @@ def of_two_parts(mean: float, of_seeds: float, freedom: float, of_images: float,
     away, most = abs(mean - margin), 1.0
     while half(most) < away and tail(most) > LEAST_P:
         most *= 2
-    p = tail(root(lambda t: half(t) - away, 0.0, most)) if half(most) >= away > 0 else tail(most if away else 0.0)
+    p = tail(root(lambda t: half(t) - away, 0.0, most)) if away else 1.0
     reach = half(quantile(0.975, freedom))
     return Interval(method, max(mean - reach, -1.0), min(mean + reach, 1.0), p)
 

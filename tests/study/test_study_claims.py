@@ -28,6 +28,7 @@ from kapdist.statistics.seeds import seed_difference
 from kapdist.study.claims import decide
 from kapdist.study.design import Setting
 from kapdist.study.results import Attacked, Results
+from tools.interval_coverage import STRENGTHS, expected_frontier, frontiers
 
 IMAGES = 200
 
@@ -171,26 +172,15 @@ def simulated(
     random: np.random.Generator, lift: float, seeds: int, differ: float = 0.1
 ) -> tuple[Frontier, Frontier]:
     """Two arms of three strengths on the same images; the first withstands more by `lift` on a probit scale."""
-    images = random.normal(0, 1, 256)
-    sides = []
-    for strengths, above in (((0.2, 0.5, 0.8), lift), ((0.1, 0.4, 0.9), 0.0)):
-        clean, robust = [], []
-        for strength in strengths:
-            right = images + random.normal(0, differ, (seeds, 1)) + random.normal(0, 0.5, (seeds, 256))
-            clean.append(right > strength - 1.2)
-            robust.append(right > 1.2 - strength - above)
-        sides.append(Frontier(np.array(clean), np.array(robust)))
-    return sides[0], sides[1]
+    return frontiers(random, seeds, 256, lift, differ)
 
 
 @pytest.mark.parametrize(("seeds", "differ"), [(3, 0.1), (10, 0.4)])
 def test_the_interval_of_frontiers_covers_and_its_test_keeps_its_level(seeds: int, differ: float) -> None:
     """Of 60 studies: at a nominal 95% and 5%, fewer than 51 or more than 9 come once in 1,000 times."""
-    from tools.interval_coverage import expected_frontier
-
     random = np.random.default_rng(1)
     null = [frontier_difference(*simulated(random, 0.0, seeds, differ)) for _ in range(60)]
-    arms = [expected_frontier(*arm, differ) for arm in (((0.2, 0.5, 0.8), 0.3), ((0.1, 0.4, 0.9), 0.0))]
+    arms = [expected_frontier(*arm, differ) for arm in zip(STRENGTHS, (0.3, 0.0), strict=True)]
     truth = distance(*arms[0], *arms[1]).mean
     lifted = [frontier_difference(*simulated(random, 0.3, seeds, differ)) for _ in range(60)]
     assert sum(one.decides.p < 0.05 for one in null if one) <= 9

@@ -19,7 +19,7 @@ from kapdist.data.load.task import Asked, Task
 CLOSE_SECONDS = 30.0  # far more than a batch takes; a thread that hangs is a daemon and left to itself
 
 OPEN: WeakSet[Pass] = WeakSet()
-"""Passes that nobody has closed yet."""
+"""Passes that nobody has closed yet; of this process alone."""
 
 
 def close_all() -> None:
@@ -43,7 +43,6 @@ class Pass:
     def begin(self, asked: Iterable[Asked], rings: Rings, task: Task) -> None:
         """Let the thread begin: the last step of making a pass."""
         self.asked, self.num_images, self.max_batch_size = asked, task.info.num_images, task.max_batch_size
-        self.closed = False
         self.ending, self.ended = threading.Event(), threading.Event()
         self.rings, self.ring = rings, rings.take()
         self.decoded: SimpleQueue[tuple[int, np.ndarray, Tensor] | BaseException | None] = SimpleQueue()
@@ -100,8 +99,7 @@ class Pass:
         try:
             answer = self.decoded.get(timeout=timeout_seconds)
         except Empty:
-            self.closed = True  # nobody waits for a thread that hangs, and its ring is lost
-            OPEN.discard(self)
+            OPEN.discard(self)  # nobody waits for a thread that hangs, and its ring is lost
             self.ending.set()
             self.free.put(None)
             self.ring.end()
@@ -118,9 +116,8 @@ class Pass:
 
     def close(self) -> None:
         """End the pass and wait for it; no longer than the batch it is at. Whoever holds a slot gave it back."""
-        if self.closed:
+        if self not in OPEN:
             return
-        self.closed = True
         OPEN.discard(self)
         self.ending.set()
         self.free.put(None)
