@@ -94,3 +94,20 @@ def study_report(file: File, overrides: Overrides = None) -> None:
         page = write_study_report(design)
     with result():
         print(page)
+
+
+@study.command("pack")
+def study_pack(
+    file: File,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="The zip to write.")] = Path("records.zip"),
+) -> None:
+    """Write the page, and all that it is made of but weights as one file, from which others can write it again."""
+    from kapdist.study.design import make_design
+    from kapdist.study.pack import pack_study
+
+    design = make_design(file, overrides or [])
+    with work(design.root):
+        pack_study(design, out)
+    with result():
+        print(out)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
-from processes import end_ranks, start_ranks
+from processes import end_ranks, start_ranks, warm_start
 from typer.testing import CliRunner
 
 from kapdist.errors import InputError, TransientError
@@ -57,14 +59,25 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_page(folder: 
     whole = tmp_path_factory.mktemp("whole")
     for name in ("mine.yaml", "tiny.yaml"):
         (whole / name).write_text((folder / name).read_text())
-    (end,) = end_ranks(start_ranks(WORDS, 1, whole), 240)
+    warm_start()  # the first process of all would wait for it
+    begun = time.monotonic()
+    ranks = start_ranks(WORDS, 1, whole)
+    wait_for_a_training(whole)
+    started = time.monotonic()
+    (end,) = end_ranks(ranks, 240)
     assert end.code == 0, end
     assert end.output.splitlines()[-1] == "studies/mine/report/index.html"
+    start, rest = started - begun, time.monotonic() - started
 
+    # Asked to stop; killed with its commands; killed alone, and they go on. The faster the machine, the earlier.
+    stop, together, alone = (signal.SIGTERM, os.kill), (signal.SIGKILL, os.killpg), (signal.SIGKILL, os.kill)
+    ends = [(0.02, *stop), (0.05, *alone), (0.08, *together), (0.08, *stop), (0.05, *together)]
     for kill in range(KILLS):
+        share, number, end_it = ends[kill % len(ends)]
         (process,) = start_ranks(WORDS, 1, folder)
-        time.sleep(1.0 + 0.37 * (kill % 4))
-        os.kill(process.pid, signal.SIGKILL if kill % 3 else signal.SIGTERM)
+        time.sleep(start + rest * share)
+        assert process.poll() is None, "nothing is left to kill"
+        end_it(process.pid, number)
         process.wait(60)
     (end,) = end_ranks(start_ranks(WORDS, 1, folder), 240)
     assert end.code == 0, end
@@ -94,6 +107,31 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_page(folder: 
     (end,) = end_ranks(start_ranks(WORDS, 1, folder), 60)
     assert {task.name: os.stat(folder / task.result).st_mtime_ns for task in tasks(design)} == made  # nothing again
     assert (reports[0] / "index.html").read_bytes() == page  # hours and all
+    assert_others_can_write_it_again(folder, tmp_path_factory.mktemp("reader"))
+
+
+def wait_for_a_training(folder: Path) -> None:
+    until = time.monotonic() + 120
+    while not list(folder.glob("studies/mine/runs/*/LOCK")):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def assert_others_can_write_it_again(folder: Path, reader: Path) -> None:
+    """From the study's file and its pack alone, hours and all; what is packed once more is the same bytes."""
+    for name in ("mine.yaml", "tiny.yaml"):
+        shutil.copy(folder / name, reader)
+    packs = []
+    for home in (folder, reader):
+        (end,) = end_ranks(start_ranks(["-m", "kapdist.cli", "study", "pack", "mine.yaml"], 1, home), 60)
+        assert (end.code, end.output.splitlines()[-1]) == (0, "records.zip"), end
+        packs.append((home / "records.zip").read_bytes())
+        if home == folder:
+            zipfile.ZipFile(folder / "records.zip").extractall(reader / "studies")
+            assert not [*reader.rglob("*.safetensors"), *reader.rglob("checkpoints")]
+    assert packs[0] == packs[1]
+    for path in (folder / "studies/mine/report").iterdir():
+        assert (reader / "studies/mine/report" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def counted(run: Path, eps: float) -> float:
@@ -250,3 +288,24 @@ def test_jobs_says_how_many_commands_run_at_once(folder: Path, monkeypatch: pyte
     CliRunner().invoke(study, ["run", "mine.yaml", "at_once=0"])
     assert slots[2:] == [3], "one to a GPU"
     assert [one.exit_code for one in said] == [0, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("begun", "out", "expected"),
+    [
+        (False, "all.zip", "a study that has begun"),
+        (True, "all.tar", "a file NAME.zip"),
+        (True, "mine.yaml/all.zip", "mine.yaml"),
+    ],
+)
+def test_what_cannot_be_packed_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, begun: bool, out: str, expected: str
+) -> None:
+    monkeypatch.chdir(folder)
+    if begun:
+        freeze(make_design(folder / "mine.yaml"))
+    before = sorted(folder.rglob("*"))
+    end = CliRunner().invoke(study, ["pack", "mine.yaml", "--out", out])
+    assert isinstance(end.exception, InputError)
+    assert expected in str(end.exception)
+    assert sorted(folder.rglob("*")) == before
