@@ -99,7 +99,7 @@ class AttackCommand:
         check_free(attack.lock)
         return True
 
-    def queue(self) -> str:
+    def queue(self, force: bool = False) -> str:
         """Submit all jobs of the attack; a summary that is there is set aside."""
         attack, trainings = self.directory, trainings_to_wait_for(self.run, self.config)
         with summary_set_aside(attack):

@@ -36,7 +36,8 @@ class Command(Protocol):
 
     `directory` is what the jobs work on, `touched` what nobody else may submit meanwhile. `dry_run` returns the
     scripts and what would be written, without writing. `is_needed` says so where all is done, or waits or runs,
-    which `force` cancels. `queue` submits, and returns the line for the user, "" where Slurm is not asked.
+    which `force` cancels. `queue` submits, with `force` also what is done, and returns the line for the user, ""
+    where Slurm is not asked.
     """
 
     @property
@@ -45,7 +46,7 @@ class Command(Protocol):
     def touched(self) -> Sequence[Place]: ...
     def dry_run(self) -> str: ...
     def is_needed(self, force: bool) -> bool: ...
-    def queue(self) -> str: ...
+    def queue(self, force: bool = False) -> str: ...
 
 
 def spelled(name: str) -> str:
@@ -91,7 +92,7 @@ def submit(command: Command, arguments: argparse.Namespace) -> bool:
             held.enter_context(slurm.submitting(folder))
             journal.settle(folder)
         needed = command.is_needed(arguments.force)
-        if needed and (queued := command.queue()):
+        if needed and (queued := command.queue(arguments.force)):
             print(f"{queued} ({spelled('status')} {shlex.quote(str(command.directory.root))})")
     return needed
 

@@ -106,7 +106,7 @@ class StudyCommand:
         check_free(place.lock)
         return True
 
-    def queue(self) -> str:
+    def queue(self, force: bool = False) -> str:
         """Queue what is missing: trainings, what is asked of each model behind its own, the page behind all."""
         place = self.directory
         with output(place.root):

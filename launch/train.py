@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import contextlib
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ class TrainCommand:
         return "\n".join([self.submission(code).script(), *written])
 
     def is_needed(self, force: bool) -> bool:
-        """Say so where the run is done or its job waits or runs; `force` ends that job and sets DONE aside.
+        """Say so where the run is done or its job waits or runs; `force` ends that job.
 
         Raises:
             InputError: the run is that of another config, whatever has become of it.
@@ -155,7 +156,6 @@ class TrainCommand:
             return False
         slurm.cancel_and_wait(living)
         check_free(run.lock)
-        run.set_aside(run.done, run.last_attempt())
         return True
 
     def prepare(self) -> None:
@@ -171,14 +171,15 @@ class TrainCommand:
         Start("train", run.root).ends.forget()
         run.failed.unlink(missing_ok=True)
 
-    def queue(self) -> str:
-        """Prepare the run's directory, snapshot the code and submit."""
+    def queue(self, force: bool = False) -> str:
+        """Prepare the run's directory, snapshot the code and submit; DONE, if it is there, is set aside."""
         run = self.directory
-        self.prepare()
-        if self.local:
-            return ""
-        what = self.submission(snapshot(run.code, run.root.parent))
-        job = journal.queue(what, [Call("launch.rank:train", (run.root,))])
+        with done_set_aside([run]):
+            self.prepare()
+            if self.local:
+                return ""
+            what = self.submission(snapshot(run.code, run.root.parent))
+            job = journal.queue(what, [Call("launch.rank:train", (run.root,))])
         return f"{run.root}: job {job}"
 
 
@@ -217,19 +218,38 @@ class SeedsCommand:
         needed = [training for training in self.trainings if training.is_needed(force)]
         return bool(needed)
 
-    def queue(self) -> str:
+    def queue(self, force: bool = False) -> str:
+        """Submit those that are left, with `force` all of them; what says that they are done is set aside."""
         missing = [
             training
             for training in self.trainings
-            if not (training.directory.done.exists() or jobs.training_jobs(training.directory))
+            if force or not (training.directory.done.exists() or jobs.training_jobs(training.directory))
         ]
         for training in missing:
             training.prepare()
         place = self.directory
         write_atomic(place.slurm / CLUSTER, dump_config(self.cluster))
         queued = self.arrays(snapshot(place.code, place.root.parent))
-        pieces = list(queued.pieces([training.directory for training in missing]))
-        return f"{place.root}: {len(missing)} trainings in job {', '.join(map(queued.train, pieces))}"
+        numbers = []
+        for piece in queued.pieces([training.directory for training in missing]):
+            with done_set_aside(piece):
+                numbers.append(queued.train(piece))
+        return f"{place.root}: {len(missing)} trainings in job {', '.join(numbers)}"
+
+
+@contextlib.contextmanager
+def done_set_aside(runs: Sequence[RunDir]) -> Iterator[None]:
+    """Move what says that runs are done to their last attempts; back if they are not queued."""
+    moved: list[tuple[RunDir, Path]] = []
+    try:
+        for run in runs:
+            if aside := run.set_aside(run.done, run.last_attempt()):
+                moved.append((run, aside))
+        yield
+    except BaseException:
+        for run, aside in moved:
+            aside.rename(run.done)
+        raise
 
 
 if __name__ == "__main__":

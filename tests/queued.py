@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kapdist.errors import InputError
+from launch.slurm import RefusedError
 from launch.submission import Submission
 
 
@@ -15,10 +15,11 @@ class Queue:
         self.taken: list[Submission] = []
         self.cancelled: list[str] = []
         self.refuses = ""
+        self.most = 1000
 
     def submit(self, what: Submission, calls: Any) -> str:
-        if what.about["kind"] == self.refuses:
-            raise InputError("sbatch", "a job that this cluster takes", "none")
+        if what.about["kind"] == self.refuses or len(self.taken) == self.most:
+            raise RefusedError("sbatch", "a job that this cluster takes", "none")
         self.taken.append(what)
         return str(len(self.taken))
 

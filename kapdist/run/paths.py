@@ -90,12 +90,13 @@ class RunDir:
         """Step of the newest checkpoint by its name; 0 before the first."""
         return last_number(self.checkpoints, "step-")
 
-    def set_aside(self, path: Path, attempt: int) -> None:
-        """Move a file, if it is there, to the folder of an attempt, which may have left none."""
-        if path.exists():
-            folder = self.attempts / str(attempt)
-            folder.mkdir(parents=True, exist_ok=True)
-            path.rename(folder / path.name)
+    def set_aside(self, path: Path, attempt: int) -> Path | None:
+        """Move a file, if it is there, to the folder of an attempt, which may have left none; return its place."""
+        if not path.exists():
+            return None
+        folder = self.attempts / str(attempt)
+        folder.mkdir(parents=True, exist_ok=True)
+        return path.rename(folder / path.name)
 
     def saved(self) -> dict[int, Path]:
         """Return {step: checkpoint}, the newest first; a copy that somebody keeps beside them is none."""

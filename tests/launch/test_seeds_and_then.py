@@ -102,6 +102,30 @@ def test_each_seed_is_a_run_and_an_element_and_its_attack_follows_that(
     assert [line["job"] for line in jobs.remembered(run.slurm)] == ["1_1", str(before + 1)]
 
 
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [((), ["tiny"]), (("--seeds", "3", "cluster.max_array_size=2"), ["tiny_seed0", "tiny_seed1", "tiny_seed2"])],
+)
+def test_what_is_done_stays_done_where_it_cannot_be_queued_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, queue: Queue, words: tuple[str, ...], names: list[str]
+) -> None:
+    launch(monkeypatch, *words)
+    monkeypatch.setattr(slurm, "alive", lambda numbers: [])
+    runs = [RunDir(folder / "runs" / name) for name in names]
+    for run in runs:
+        write_atomic(run.done, "{}")
+    before = len(queue.taken)
+    for taken in range(before):  # with seeds the first array is taken and the second refused
+        queue.most = before + taken
+        with pytest.raises(InputError, match="a job that this cluster takes"):
+            launch(monkeypatch, "--force", *words)
+        assert [run.done.exists() for run in runs] == [place >= 2 * taken for place in range(len(runs))]
+    queue.most = 1000
+    launch(monkeypatch, "--force", *words)
+    assert not any(run.done.exists() for run in runs)
+    assert all((run.attempts / "0" / "DONE").exists() for run in runs)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_run_that_two_commands_want_at_once_is_queued_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch, queue: Queue, seed: int
