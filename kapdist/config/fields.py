@@ -184,7 +184,8 @@ Pattern = Annotated[str, Field(pattern=r"^!?[^!]")]
 Words = Annotated[tuple[str, ...], BeforeValidator(one_word)]
 Patterns = Annotated[tuple[Pattern, ...], Field(min_length=1), BeforeValidator(one_word)]
 Side = Annotated[int, Field(ge=SIDES[0], le=SIDES[-1])]
-Name = Annotated[str, Field(pattern=r"^[\w][\w.+-]*$", max_length=100)]  # of files too, with what is put behind
+NAME = r"^[\w][\w.+-]*$"
+Name = Annotated[str, Field(pattern=NAME, max_length=100)]  # of files too, with what is put behind
 ClassRule = Literal["exact", "by-name"]
 Interpolation = Literal["area", "bilinear", "bicubic"]
 ImageChoice = Annotated[str, AfterValidator(choice_of_images)]

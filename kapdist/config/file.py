@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, get_origin
 import yaml
 from pydantic import ValidationError
 
-from kapdist.config.fields import opened, sections_of
+from kapdist.config.fields import NAME, opened, sections_of
 from kapdist.config.plain_yaml import parse
 from kapdist.config.training import AnySection, Section, dotted_keys
 from kapdist.errors import InputError, first_line, shown
@@ -26,6 +26,7 @@ DEFAULTS = "the defaults"  # where a value comes from when no file was named
 ARGUMENTS = "arguments"  # where it comes from when a program said it
 BASE = "base"
 LARGEST_BYTES = 1 << 20
+IN_OUR_WORDS = {"path_type": "a path", "dict_type": "a mapping, {name: value}"}  # for what pydantic says by type
 
 
 class Layer(NamedTuple):
@@ -283,8 +284,11 @@ def is_cut(text: str, value: Any) -> bool:
 def describe(
     error: ValidationError, model: type[Section], layers: Sequence[Layer], overrides: Sequence[str]
 ) -> tuple[str, str, str]:
-    """Say the first of pydantic's findings as (place, expected, found), and how many more there are."""
-    first, *others = error.errors()
+    """Say the first of pydantic's findings as (place, expected, found), and how many more there are.
+
+    What is missing comes last: another key may be a misspelt one.
+    """
+    first, *others = sorted(error.errors(), key=lambda found: found["type"] == "missing")
     key = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and not part.startswith("function-"))
     override = next((word for word in overrides if word.partition("=")[0] == key), None)
     path = stated_in(layers, key)
@@ -300,7 +304,10 @@ def describe(
         return place, f"a known key{nearest(key, model)}", shown(key) + more
     if first["type"] == "missing":
         return place, "a value", "nothing" + more
-    expected = first["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("should be ")
+    said = first["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("should be ")
+    expected = IN_OUR_WORDS.get(first["type"], said)
+    if first.get("ctx", {}).get("pattern") == NAME:
+        expected = "a name of letters, digits and . _ + -, which begins with a letter or digit"
     found = "the contrary" if first["type"] == "value_error" and not key else shown(first["input"])
     return place, expected, found + more
 
@@ -327,5 +334,5 @@ def nearest(key: str, model: type[Section]) -> str:
     close = close or difflib.get_close_matches(key, keys, n=1, cutoff=0.7)
     last = key.rpartition(".")[2]
     close = close or [name for name in keys if name.rpartition(".")[2] == last]
-    close = close or difflib.get_close_matches(key, keys, n=1, cutoff=0.4)
+    close = close or difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
     return f" (nearest: {close[0]})" if close else ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from kapdist.records import sealed
 from kapdist.records.record import Record, read_record
 
@@ -21,6 +23,10 @@ class FrozenStudy(Record):
     arms: dict[str, tuple[str, ...]]
     """{attack: arms that it is made on}."""
     claims: tuple[str, ...]
+    under: dict[str, str] = Field(default_factory=dict)
+    """{claim: attack} where there are several; a claim that names none is about the first in the file."""
+    sanity: tuple[str, ...] = ()
+    topography: dict[str, int] | None = None
     later: tuple[str, ...] = ()
     """Claims that came when there were results already."""
     grown: tuple[tuple[str, ...], ...] = ()

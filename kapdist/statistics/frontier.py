@@ -93,8 +93,8 @@ def of_two_parts(mean: float, of_seeds: float, freedom: float, of_images: float,
     27:1693): one t with degrees of freedom that are estimated from three seeds is too narrow.
     """
     method = "t over seeds and images, of interpolated frontiers"
-    if of_seeds + of_images == 0:
-        return around(mean, 0.0, freedom, method, margin)
+    if of_seeds == 0:
+        return around(mean, math.sqrt(of_images), math.inf, method, margin)
 
     def tail(t: float) -> float:
         return max(two_sided_p(t, freedom), LEAST_P)
@@ -102,7 +102,7 @@ def of_two_parts(mean: float, of_seeds: float, freedom: float, of_images: float,
     def half(t: float) -> float:
         """Return the half of the interval whose level is that of t."""
         z = -NormalDist().inv_cdf(tail(t) / 2)
-        return math.sqrt(t**2 * of_seeds + z**2 * of_images)
+        return math.hypot(t * math.sqrt(of_seeds), z * math.sqrt(of_images))
 
     away, most = abs(mean - margin), 1.0
     while half(most) < away and tail(most) > LEAST_P:

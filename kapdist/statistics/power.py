@@ -51,10 +51,13 @@ def variance_with(found: Variances, num_seeds: int, num_images: int) -> float:
     return seeds / num_seeds + images / num_images + found.rest / (num_seeds * num_images)
 
 
-def detectable_by_seeds(found: Variances, num_seeds: int, num_images: int) -> float:
-    """Return the smallest difference that the t-interval over seeds and images would leave 0 out for.
+def detectable_by_seeds(found: Variances, num_seeds: int, num_images: int, level: float = 0.05) -> float:
+    """Return the smallest difference that the t-test over seeds and images would show.
 
     The degrees of freedom are those of the seeds, which is on the safe side.
+
+    Args:
+        level: of the test; 0.05 divided by the number of tests, where one is corrected for others.
 
     Raises:
         ValueError: fewer than two seeds, with which nothing is known of seeds.
@@ -62,12 +65,13 @@ def detectable_by_seeds(found: Variances, num_seeds: int, num_images: int) -> fl
     if num_seeds < 2:
         raise ValueError(f"at least 2 seeds, found {num_seeds}")
     freedom = num_seeds - 1
-    factor = quantile(0.975, freedom) + quantile(POWER, freedom)
+    factor = quantile(1 - level / 2, freedom) + quantile(POWER, freedom)
     return factor * math.sqrt(variance_with(found, num_seeds, num_images))
 
 
-def seeds_needed(found: Variances, difference: float, num_images: int) -> int | None:
+def seeds_needed(found: Variances, difference: float, num_images: int, level: float = 0.05) -> int | None:
     """Return how many seeds would show a difference on so many images; None where the images are too few for it."""
     numbers = range(2, MOST_SEEDS + 1)
-    place = bisect_left(numbers, True, key=lambda n: detectable_by_seeds(found, n, num_images) <= abs(difference))
+    shows = lambda n: detectable_by_seeds(found, n, num_images, level) <= abs(difference)  # noqa: E731
+    place = bisect_left(numbers, True, key=shows)
     return numbers[place] if place < len(numbers) else None

@@ -47,9 +47,9 @@ class Variances:
 
     @property
     def of_the_mean(self) -> float:
-        """Variance of the mean over seeds and images; no less than over seeds alone, which is measured."""
-        both = self.seeds / self.num_seeds + self.images / self.num_images
-        return max(both - self.rest / (self.num_seeds * self.num_images), self.seeds / self.num_seeds)
+        """Variance of the mean over seeds and images; no less than over either alone, which is measured."""
+        seeds, images = self.seeds / self.num_seeds, self.images / self.num_images
+        return max(seeds + images - self.rest / (self.num_seeds * self.num_images), seeds, images)
 
     @property
     def freedom(self) -> float:
@@ -128,8 +128,13 @@ def as_wide_as_images_tell(found: Interval, mean: float, num_images: int, margin
     That no chance was seen does not say that there is none: so far reach the intervals of Wilson and Tango
     (`kapdist/statistics/paired.py`) at a count of 0.
     """
-    least = around(mean, Z_95 / (num_images + Z_95**2), math.inf, found.method, margin)
+    least = around(mean, no_chance_seen(num_images) / Z_95, math.inf, found.method, margin)
     return Interval(found.method, min(found.low, least.low), max(found.high, least.high), max(found.p, least.p))
+
+
+def no_chance_seen(num_images: int) -> float:
+    """Return how far from a share of 0 of so many images 95% of chances reach."""
+    return Z_95**2 / (num_images + Z_95**2)
 
 
 def t_interval(per_seed: np.ndarray) -> Interval:

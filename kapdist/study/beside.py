@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from statistics import fmean
 
-from kapdist.records.certificate import read_certificate_summary
+from kapdist.records.certificate import SmoothedSummary, read_certificate_summary
 from kapdist.records.corruptions import read_corruption_summary
 from kapdist.records.sanity import read_sanity
 from kapdist.records.sealed import read_json
@@ -30,16 +31,22 @@ LEVEL = 0.05  # of a layer's test, corrected for all layers
 
 def beside(design: Design) -> Iterator[Beside]:
     """Yield a line for every setting of which there is anything."""
+    every = tasks(design)
     for setting in design.settings:
         places = [run_dir(design, run) for run in design.of_setting(setting)]
+        done: dict[str, list[Path]] = {}
+        for task in every:
+            if task.run.setting == setting and task.done:
+                done.setdefault(task.kind, []).append(task.result)
+        looked = done.get(TOPOGRAPHY, [])
         line = Beside(
             setting=setting.name,
             sanity=sanity_words(design, places),
-            kernels=kernel_words(places),
-            certified=certified_words(places),
-            corrupted=corrupted_words(places),
+            kernels=kernel_words(looked),
+            certified=certified_words(done.get("certificate", [])),
+            corrupted=corrupted_words(done.get("corruptions", [])),
             attack_passes=sum(passes(place, name) for place in places for name in design.attacks),
-            alike=alike(places),
+            alike=alike(looked),
         )
         if any(value for key, value in line if key != "setting"):
             yield line
@@ -89,9 +96,9 @@ def sanity_words(design: Design, places: list[RunDir]) -> str:
     return "; ".join(said)
 
 
-def kernel_words(places: list[RunDir]) -> str:
+def kernel_words(records: list[Path]) -> str:
     """Say how alike neighbouring kernels answer, and in how many layers beyond chance, over the seeds."""
-    layers, means = layers_of(places), alike(places)
+    layers, means = layers_of(records), alike(records)
     if means is None:
         return ""
     neighbours, others = means
@@ -99,41 +106,43 @@ def kernel_words(places: list[RunDir]) -> str:
     return f"neighbours {neighbours:.2f}, others {others:.2f}; beyond chance in {beyond} layers"
 
 
-def alike(places: list[RunDir]) -> tuple[float, float] | None:
+def alike(records: list[Path]) -> tuple[float, float] | None:
     """Return how alike neighbouring kernels answer and how alike others do; None where nobody asked."""
-    layers = layers_of(places)
+    layers = layers_of(records)
     if not layers:
         return None
     neighbours = fmean(fmean(m.neighbours for m in own) for own in layers)
     return neighbours, fmean(fmean(m.others for m in own) for own in layers)
 
 
-def layers_of(places: list[RunDir]) -> list[list[Measure]]:
+def layers_of(records: list[Path]) -> list[list[Measure]]:
     """Return the measured layers of each model."""
-    records = [path for place in places if (path := place.topography(TOPOGRAPHY).record).exists()]
     found = [read_topography(path).subjects[0] for path in records]
     return [asked for one in found if (asked := list(measured(one)))]
 
 
-def certified_words(places: list[RunDir]) -> str:
+def certified_words(summaries: list[Path]) -> str:
     """Say the certified accuracy at a few radii for every sigma, the mean over seeds."""
-    paths = [path for place in places if (path := place.certified("certificate").summary).exists()]
-    found = [read_certificate_summary(path).smoothed for path in paths]
+    found = [read_certificate_summary(path) for path in summaries]
     said = []
-    for models in zip(*found, strict=True):
-        radii = [at.radius for at in models[0].certified]
+    for sigma in sorted({model.sigma for one in found for model in one.smoothed}):
+        models = [model for one in found for model in one.smoothed if model.sigma == sigma]
+        radii = max(([at.radius for at in model.certified] for model in models), key=max)
         shown = radii[:: max(1, len(radii) // SHOWN)]
-        at = [[model.certified[radii.index(radius)].accuracy.value for model in models] for radius in shown]
-        shares = [fmean(values) for values in at]
+        shares = [fmean(certified_at(model, radius) for model in models) for radius in shown]
         pairs = ", ".join(f"{percent(share)}% at {radius:g}" for radius, share in zip(shown, shares, strict=True))
-        said.append(f"σ {models[0].sigma:g}: {pairs}")
+        said.append(f"σ {sigma:g}: {pairs}")
     return "; ".join(said)
 
 
-def corrupted_words(places: list[RunDir]) -> str:
+def certified_at(model: SmoothedSummary, radius: float) -> float:
+    """Return the certified accuracy at a radius, as it is at the next larger one that is stated; 0 beyond all."""
+    return next((at.accuracy.value for at in model.certified if at.radius >= radius - 1e-9), 0.0)
+
+
+def corrupted_words(summaries: list[Path]) -> str:
     """Say the mean accuracy under corruptions, the mean over seeds."""
-    paths = [path for place in places if (path := place.corrupted("corruptions").summary).exists()]
-    found = [summary.mean_corruption_accuracy for summary in map(read_corruption_summary, paths)]
+    found = [summary.mean_corruption_accuracy for summary in map(read_corruption_summary, summaries)]
     means = [mean.value for mean in found if mean is not None]
     return f"{percent(fmean(means))}% (mCA)" if means else ""
 

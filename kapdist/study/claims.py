@@ -12,7 +12,7 @@ from kapdist.records.study import Decision
 from kapdist.statistics.frontier import Frontier, dominance, frontier_difference
 from kapdist.statistics.holm import holm
 from kapdist.statistics.power import detectable_by_seeds, seeds_needed
-from kapdist.statistics.seeds import Interval, seed_difference, variances
+from kapdist.statistics.seeds import Interval, no_chance_seen, seed_difference, variances
 from kapdist.study.design import Design, Setting, meant
 from kapdist.study.results import Attacked, Results
 
@@ -39,15 +39,17 @@ class Compared:
     per_seed: tuple[float, ...]
     interval: Interval
     clean: tuple[float, float] | None
-    more: Callable[[], str]
-    """What it would take to decide it."""
+    more: Callable[[int, int], str]
+    """What it would take to decide it, by how many tests it is corrected for, now and with another look."""
     dominance: str = ""
 
 
 def decide(
     results: Results, later: tuple[str, ...] = (), grown: Sequence[Sequence[str]] = ()
 ) -> tuple[Decision, ...]:
-    """Decide every claim of a study; tests are corrected for one another by Holm's method.
+    """Decide every claim of a study; tests are corrected for all claims of it by Holm's method.
+
+    A claim that cannot be tested yet counts as one: no verdict falls when it is.
 
     Args:
         later: claims that came when there were results.
@@ -65,20 +67,29 @@ def decide(
     looks = {
         text: 1 + sum(claim.first in arms or claim.over in arms for arms in grown) for text, claim in claims.items()
     }
-    looked = [min(1.0, looks[text] * found.interval.p) for text, found in compared.items()]
-    corrected = dict(zip(compared, holm(looked), strict=True))
+    looked = dict.fromkeys(claims, 1.0)
+    looked |= {text: min(1.0, looks[text] * found.interval.p) for text, found in compared.items()}
+    corrected = dict(zip(claims, holm(list(looked.values())), strict=True))
+    # Holm's steps: the smallest p-value is corrected for all, the largest for itself.
+    steps = {text: sum(p >= looked[text] for p in looked.values()) for text in claims}
     decided = (
-        decision(claim, tested[text], corrected.get(text), len(compared), looks[text])
+        decision(claim, tested[text], corrected[text], len(claims), steps[text], looks[text])
         for text, claim in claims.items()
     )
     return tuple(found.model_copy(update={"later": found.claim in later}) for found in decided)
 
 
-def decision(claim: ClaimConfig, found: Compared | str, p_holm: float | None, family: int, looks: int) -> Decision:
-    if isinstance(found, str) or p_holm is None:
-        why = str(found)
+def decision(
+    claim: ClaimConfig, found: Compared | str, p_holm: float, family: int, step: int, looks: int
+) -> Decision:
+    """Return what becomes of a claim.
+
+    Args:
+        step: how many claims Holm's method corrects its p-value for, of the `family`.
+    """
+    if isinstance(found, str):
         return Decision(
-            claim=claim.text, verdict="not decided", why=why, first=claim.first, over=claim.over, looks=looks
+            claim=claim.text, verdict="not decided", why=found, first=claim.first, over=claim.over, looks=looks
         )
     decided = p_holm <= LEVEL
     above = found.value > claim.margin
@@ -100,7 +111,7 @@ def decision(claim: ClaimConfig, found: Compared | str, p_holm: float | None, fa
         seeds=found.seeds,
         num_images=found.num_images,
         clean=found.clean,
-        more="" if decided else found.more(),
+        more="" if decided else found.more(step * looks, step * (looks + 1)),
         dominance=found.dominance,
         looks=looks,
     )
@@ -131,7 +142,10 @@ def between_settings(results: Results, claim: ClaimConfig, attack: str) -> Compa
     ours, theirs = first.right(eps)[first.of_seeds(seeds)], second.right(eps)[second.of_seeds(seeds)]
     found = seed_difference(ours, theirs, margin=claim.margin)
     differences = ours.astype(np.int8) - theirs.astype(np.int8)
-    more = lambda: seeds_in_words(differences, found.value - claim.margin)  # noqa: E731
+
+    def more(tests: int, then: int) -> str:
+        return seeds_in_words(differences, found.decides, found.value - claim.margin, tests, then)
+
     return Compared(
         first=sides[0].name,
         over=sides[1].name,
@@ -156,7 +170,7 @@ def between_frontiers(results: Results, claim: ClaimConfig, attack: str) -> Comp
     found = frontier_difference(first, second, margin=claim.margin)
     if found is None:
         raise UndecidedError("the frontiers have no clean accuracy in common")
-    more = lambda: f"more seeds than {len(seeds)}, or points of the grid nearer to each other"  # noqa: E731
+    more = lambda *_: f"more seeds than {len(seeds)}, or points of the grid nearer to each other"  # noqa: E731
     return Compared(
         first=claim.first,
         over=claim.over,
@@ -222,15 +236,19 @@ def eps_of(design: Design, claim: ClaimConfig, attack: str) -> float:
     return max(design.attacks[attack].eps) if claim.eps is None else claim.eps
 
 
-def seeds_in_words(differences: np.ndarray, distance: float) -> str:
-    """Say what this design could have shown, and how many seeds would show what was seen."""
-    found = variances(differences)
-    num_seeds, num_images = differences.shape
-    smallest = detectable_by_seeds(found, num_seeds, num_images)
+def seeds_in_words(differences: np.ndarray, found: Interval, distance: float, tests: int, then: int) -> str:
+    """Say what this design could have shown, and how many seeds would show what was seen.
+
+    Args:
+        tests: that the test is corrected for, and `then`, with more seeds, which are another look.
+    """
+    parts, (num_seeds, num_images) = variances(differences), differences.shape
+    half = (found.high - found.low) / 2  # also where no chance was seen
+    smallest = max(half, detectable_by_seeds(parts, num_seeds, num_images, LEVEL / tests))
     said = f"{num_seeds} seeds and {num_images} images show a difference of {100 * smallest:.1f} points or more"
     if not distance:
         return said
-    needed = seeds_needed(found, distance, num_images)
-    if needed is None:
+    needed = seeds_needed(parts, distance, num_images, LEVEL / then)
+    if needed is None or abs(distance) < no_chance_seen(num_images):
         return f"{said}; one as small as was seen takes more images, too"
-    return f"{said}; one as small as was seen takes about {needed} seeds"
+    return f"{said}; one as small as was seen takes about {max(needed, num_seeds + 1)} seeds"

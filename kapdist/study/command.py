@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from kapdist.errors import InputError
 from kapdist.run.completion import keys_of
 from kapdist.run.plain_help import PLAIN
 from kapdist.run.standard_output import result, say, work
@@ -77,8 +78,12 @@ def study_run(
     with work(design.root):
         try:
             run_study(design)
-        finally:
-            page = write_study_report(design)
+        except InputError:  # another study's place, or somebody is at work there: nothing was done
+            raise
+        except BaseException:
+            write_study_report(design)
+            raise
+        page = write_study_report(design)
     with result():
         print(page)
 

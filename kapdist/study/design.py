@@ -118,14 +118,21 @@ class Design:
         return claim.attack or next(iter(self.attacks))
 
     def described(self) -> dict[str, Any]:
-        """Return what decides a number of this study, as JSON values."""
+        """Return what decides a number or a word of this study, as JSON values."""
         asked: list[tuple[str, Asked[Any]]] = [*self.attacks.items()]
         asked += [(f"the {name}", found) for name, found in self.others.items()]
+        several = len(self.attacks) > 1
+        where_asked = {
+            "under": {claim.text: self.attack_of(claim) for claim in self.config.claims if several},
+            "sanity": list(self.config.sanity),
+            "topography": self.config.topography and self.config.topography.model_dump(mode="json"),
+        }
         return {
             "runs": {run.name: learned(run.config) for run in self.trained},
             "attacks": {name: found.config.model_dump(mode="json", exclude=WHEREVER) for name, found in asked},
             "arms": {name: list(found.arms) for name, found in asked},
             "claims": [claim.text for claim in self.config.claims],
+            **{key: value for key, value in where_asked.items() if value},
         }
 
     @property
@@ -224,6 +231,8 @@ def word(key: str, value: Any) -> str:
 
 def planned_attack(path: Path, config: StudyConfig, name: str) -> PlannedAttack:
     found = asked_of(path, config, f"attacks.{name}", config.attacks[name], AttackConfig, name)
+    if found.config.num_images == 1:
+        raise InputError(f"{path}: attacks.{name}.num_images", "two images or more, or 0 for all", "1")
     return PlannedAttack(found.config, found.arms)
 
 
@@ -266,8 +275,14 @@ def check_claim(path: Path, design: Design, claim: ClaimConfig) -> None:
             raise InputError(place, f"arms that {attack.config.name} attacks ({', '.join(attack.arms)})", arm)
         check_point(place, design, claim, arm)
     if claim.eps is not None and not any(abs(claim.eps - eps) < 1e-9 for eps in attack.eps):
-        known = ", ".join(f"{eps:.6g}" for eps in attack.eps)
-        raise InputError(place, f"an eps of the attack {attack.config.name} ({known})", f"{claim.eps:.6g}")
+        known = ", ".join(map(in_words, attack.eps))
+        raise InputError(place, f"an eps of the attack {attack.config.name} ({known})", in_words(claim.eps))
+
+
+def in_words(eps: float) -> str:
+    """Say a size as a claim may have it: in steps of an 8-bit image, where it is some."""
+    steps = round(255 * eps, 6)
+    return f"{steps:g}/255" if steps == round(steps) else f"{eps:.6g}"
 
 
 def check_size(path: Path, design: Design, yes: bool) -> None:
@@ -330,6 +345,8 @@ def last(key: str) -> str:
 def same(value: Any, wanted: Any) -> bool:
     """Whether a value is the one that is written in a claim, where it is text."""
     if isinstance(wanted, str) and not isinstance(value, str):
+        if isinstance(value, bool):
+            return to_json(value) == wanted
         try:
             return float(wanted) == float(value)
         except (TypeError, ValueError):

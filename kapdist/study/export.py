@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -13,6 +13,9 @@ from kapdist.records.study import Decision, Row, StudyResults
 from kapdist.report.words import eps_text, percent, points
 from kapdist.run.files import write_atomic
 
+MARK = "†"
+ONE_SEED = f"{MARK} One seed: the interval is over images alone, and another seed may lie outside of it."
+
 
 def tables(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
     """Return {attack: {setting: rows by eps}}."""
@@ -20,6 +23,16 @@ def tables(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
     for row in rows:
         found.setdefault(row.attack, {}).setdefault(row.setting, []).append(row)
     return found
+
+
+def marked(rows: Sequence[Row]) -> str:
+    """Return a setting's name, with a mark where its intervals are those of one seed."""
+    return rows[0].setting + (f" {MARK}" if len(rows[0].seeds) == 1 else "")
+
+
+def lonely(settings: Mapping[str, Sequence[Row]]) -> bool:
+    """Whether any setting has one seed alone."""
+    return any(len(rows[0].seeds) == 1 for rows in settings.values())
 
 
 def column(row: Row) -> str:
@@ -38,9 +51,13 @@ def sentence(found: Decision) -> str:
     if found.clean is not None:
         where = f" between {percent(found.clean[0])}% and {percent(found.clean[1])}% of clean accuracy"
     against = f" (against {points(found.margin)})" if found.margin else ""
-    p = p_text(found.p) + (f", corrected {p_text(found.p_holm)}" if found.p_holm != found.p else "")
+    several = found.p_holm != found.p
+    alone = " (95%, this test alone)" if several else ""
+    p = p_text(found.p) + (f", corrected {p_text(found.p_holm)}" if several else "")
     more = f" {found.more[0].upper()}{found.more[1:]}." if found.more else ""
-    return f"{difference(found)}{where}{against}, {p}: {found.why}.{more}"
+    pair = f"{found.first} over {found.over}"
+    which = "" if pair in found.claim else f"{found.first} against {found.over}: "
+    return f"{which}{difference(found)}{alone}{where}{against}, {p}: {found.why}.{more}"
 
 
 def difference(found: Decision) -> str:
@@ -95,10 +112,11 @@ def markdown(found: StudyResults) -> str:
     for attack, settings in tables(found.rows).items():
         heads = [f"{column(row)}, % | each seed" for row in max(settings.values(), key=len)]
         lines += ["", " | ".join([f"| under {attack}", *heads]) + " |", "|---|" + "---:|---|" * len(heads)]
-        for setting, own in settings.items():
+        for own in settings.values():
             cells = [
                 f"{percent(row.value)} {interval(row.low, row.high)} | {' '.join(map(percent, row.per_seed))} |"
                 for row in own
             ]
-            lines.append(" ".join([f"| {setting} |", *cells, *["| |"] * (len(heads) - len(cells))]))
+            lines.append(" ".join([f"| {marked(own)} |", *cells, *["| |"] * (len(heads) - len(cells))]))
+        lines += ["", ONE_SEED] if lonely(settings) else []
     return "\n".join([*lines, ""])

@@ -26,24 +26,33 @@ def freeze(design: Design) -> FrozenStudy:
 
 
 def freeze_in_turn(design: Design) -> FrozenStudy:
+    now = as_frozen(design)
+    if not design.dir.frozen.exists() or now != read_frozen(design.dir.frozen):
+        write_study_record(design.dir.frozen, now)
+    return now
+
+
+def as_frozen(design: Design) -> FrozenStudy:
+    """Return what would be written down of this study now; for whoever only looks at it.
+
+    Raises:
+        InputError: as `freeze`.
+    """
     path = design.dir.frozen
     now = FrozenStudy.model_validate(design.described())
-    if path.exists():
-        before = read_frozen(path)
-        check_grown(design, before, now)
-        begun = any(design.dir.runs.glob(f"*/{SUMMARIES}"))
-        added = [text for text in now.claims if text not in before.claims]
-        arms = grown(design, before)
-        now = now.model_copy(
-            update={
-                "later": (*before.later, *(added if begun else ())),
-                "grown": (*before.grown, *([arms] if arms else [])),
-            }
-        )
-        if now == before:
-            return now
-    write_study_record(path, now)
-    return now
+    if not path.exists():
+        return now
+    before = read_frozen(path)
+    check_grown(design, before, now)
+    begun = any(design.dir.runs.glob(f"*/{SUMMARIES}"))
+    added = [text for text in now.claims if text not in before.claims]
+    arms = grown(design, before)
+    return now.model_copy(
+        update={
+            "later": (*before.later, *(added if begun else ())),
+            "grown": (*before.grown, *([arms] if arms else [])),
+        }
+    )
 
 
 def grown(design: Design, before: FrozenStudy) -> tuple[str, ...]:
@@ -67,8 +76,23 @@ def check_grown(design: Design, before: FrozenStudy, now: FrozenStudy) -> None:
             if name not in new:
                 raise InputError(design.root, f"the {what} {name}, as this study began {OTHERWISE}", "no such")
             check_equal(design, f"{what} {name}", value, new[name])
-    if gone := [text for text in before.claims if text not in now.claims]:
-        raise InputError(design.root, f"the claim {gone[0]!r}, as this study began {OTHERWISE}", "no such")
+    for what, said, still in (
+        ("claim", before.claims, now.claims),
+        ("sanity of", before.sanity, now.sanity),
+    ):
+        if gone := [text for text in said if text not in still]:
+            raise InputError(design.root, f"the {what} {gone[0]!r}, as this study began {OTHERWISE}", "no such")
+    if before.topography:
+        check_equal(design, "topography", before.topography, now.topography or {})
+    for claim in design.config.claims:
+        if claim.text in before.claims and (attack := attack_before(before, claim.text)):
+            check_equal(design, f"claim {claim.text!r}", {"attack": attack}, {"attack": design.attack_of(claim)})
+
+
+def attack_before(before: FrozenStudy, claim: str) -> str | None:
+    """Return the attack that a claim was about, the only one if there was one; None if nothing tells."""
+    attacks = [name for name in before.attacks if not name.startswith("the ")]
+    return before.under.get(claim, attacks[0] if len(attacks) == 1 else None)
 
 
 def check_equal(design: Design, what: str, old: Any, new: Any) -> None:

@@ -11,11 +11,14 @@ from pathlib import Path
 
 from kapdist.errors import InputError
 from kapdist.records.bundle import seal, zip_writer
-from kapdist.run.files import check_outputs, written_aside
+from kapdist.run.files import check_outputs, mapping_in, to_json, written_aside
 from kapdist.run.paths import AttackDir, RunDir
 from kapdist.study.design import Design
 from kapdist.study.page import write_study_report
-from kapdist.study.tasks import ATTACK, TRAINING, tasks
+from kapdist.study.tasks import SANITY, TRAINING, Task, tasks
+
+TOLD = "host", "device", "platform", "python", "packages"
+"""Of a machine; variables, command lines and what was not committed are nobody else's."""
 
 
 def pack_study(design: Design, out: Path) -> Path:
@@ -24,45 +27,45 @@ def pack_study(design: Design, out: Path) -> Path:
     The names in it begin with the study's: unpack it in `studies_dir`.
 
     Raises:
-        InputError: as `write_study_report`; no study has begun here; or `out` names no zip.
+        InputError: as `write_study_report`, or `out` names no zip.
     """
     if out.suffix != ".zip" or out.is_dir():
         raise InputError("--out", "a file NAME.zip", str(out))
-    if not design.dir.frozen.exists():
-        raise InputError(design.root, "a study that has begun (kapdist study run)", "none")
     check_outputs(out, keep_folders=False)
     write_study_report(design)  # it reads and checks what is packed
     with written_aside(out) as aside:
         with zip_writer(aside) as add:
-            for path in files_of(design):
-                add(str(Path(design.dir.name) / path.relative_to(design.root)), path.read_bytes())
+            for path, content in files_of(design):
+                add(str(Path(design.dir.name) / path.relative_to(design.root)), content)
         seal(aside)
     return out
 
 
-def files_of(design: Design) -> Iterator[Path]:
-    """Yield what a page is made of; of what is begun and not done there is nothing on it but some hours."""
+def files_of(design: Design) -> Iterator[tuple[Path, bytes]]:
+    """Yield what a page is made of, and what its numbers are counted from.
+
+    Of what is begun and not done there is nothing on the page but some hours, and nothing here.
+    """
     place = design.dir
     yield from there(place.frozen, place.config, place.base, *sorted(place.configs.rglob("*.yaml")))
     for task in tasks(design):
         if task.done:
-            beside = BESIDE[task.kind](task.result.parent) if task.kind in BESIDE else []
-            yield from there(*beside, task.result)
+            yield from (trained if task.kind == TRAINING else asked)(task)
 
 
-def beside_a_training(root: Path) -> list[Path]:
-    run = RunDir(root)
-    return [run.config, run.plan, run.environment, run.metrics, *sorted(run.attempts.glob("*/heartbeat-*.json"))]
+def trained(task: Task) -> Iterator[tuple[Path, bytes]]:
+    run = RunDir(task.result.parent)
+    yield from there(run.config, run.plan, run.metrics, *sorted(run.attempts.glob("*/heartbeat-*.json")), run.done)
+    told = {key: value for key, value in mapping_in(run.environment).items() if key in TOLD}
+    yield run.environment, (to_json(told, indent=2) + "\n").encode()
 
 
-def beside_an_attack(root: Path) -> list[Path]:
-    attack = AttackDir(root)
-    return [attack.plan, attack.records]
+def asked(task: Task) -> Iterator[tuple[Path, bytes]]:
+    """What a sanity check was made of lies beside it, with its attack."""
+    made = AttackDir(task.result.parent)
+    counted = (made.plan, made.records) if task.kind != SANITY else ()
+    yield from there(*counted, task.result)
 
 
-def there(*paths: Path) -> Iterator[Path]:
-    return (path for path in paths if path.is_file())
-
-
-BESIDE = {TRAINING: beside_a_training, ATTACK: beside_an_attack}
-"""What the page needs of a command besides its result."""
+def there(*paths: Path) -> Iterator[tuple[Path, bytes]]:
+    return ((path, path.read_bytes()) for path in paths if path.is_file())

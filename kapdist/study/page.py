@@ -9,6 +9,7 @@ import jinja2
 import numpy as np
 
 from kapdist.environment import package_version
+from kapdist.errors import InputError
 from kapdist.records.study import Beside, FrozenStudy, StudyCosts, StudyResults, write_study_record
 from kapdist.report.page import svg_uri
 from kapdist.report.plots import Plot
@@ -18,8 +19,20 @@ from kapdist.statistics.frontier import Band, band
 from kapdist.study.beside import beside, costs
 from kapdist.study.claims import decide, frontier_of
 from kapdist.study.design import Design
-from kapdist.study.export import column, csv_text, interval, latex, markdown, sentence, tables, write_parquet
-from kapdist.study.frozen import freeze
+from kapdist.study.export import (
+    ONE_SEED,
+    column,
+    csv_text,
+    interval,
+    latex,
+    lonely,
+    markdown,
+    marked,
+    sentence,
+    tables,
+    write_parquet,
+)
+from kapdist.study.frozen import as_frozen
 from kapdist.study.hours import figure
 from kapdist.study.plots import curve_plot, frontier_plot, topography_plot
 from kapdist.study.results import Results, read_results
@@ -38,11 +51,13 @@ def write_study_report(design: Design) -> Path:
     """Write the page of what there is so far of a study; return its path.
 
     Raises:
-        InputError: the directory holds another study, or a file in it is damaged.
+        InputError: the directory holds another study or none that has begun, or a file in it is damaged.
     """
     out = design.dir.report
+    if not design.dir.frozen.exists():
+        raise InputError(design.root, "a study that has begun (kapdist study run)", "none")
     check_outputs(design.dir.page, keep_folders=False)
-    frozen = freeze(design)
+    frozen = as_frozen(design)
     results = read_results(design)
     found = conclude(design, results, frozen)
     spent = StudyCosts(name=design.config.name, costs=tuple(costs(design)))
@@ -118,6 +133,9 @@ def render(design: Design, found: StudyResults, spent: StudyCosts, plots: Sequen
         points=points,
         interval=interval,
         column=column,
+        marked=marked,
+        lonely=lonely,
+        ONE_SEED=ONE_SEED,
         short=short,
         sentence=sentence,
         version=package_version("kapdist"),

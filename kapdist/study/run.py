@@ -23,7 +23,7 @@ from kapdist.run.progress import Progress
 from kapdist.study.design import Design
 from kapdist.study.frozen import freeze
 from kapdist.study.machine import planned_elsewhere, set_aside, words_here
-from kapdist.study.tasks import SANITY, TRAINING, Task, tasks, write_configs
+from kapdist.study.tasks import SANITY, TRAINING, Task, run_dir, tasks, write_configs
 
 POLL_SECONDS = 0.2
 
@@ -35,11 +35,23 @@ def run_study(design: Design) -> None:
         InputError: the directory holds another study, or somebody is at work in it.
         TransientError: commands failed as often as `retries` allows; all others were done.
     """
+    check_data(design)
     check_outputs(design.dir.lock)
     with locked(design.dir.lock):
         freeze(design)
         write_configs(design)
         do(design, tasks(design))
+
+
+def check_data(design: Design) -> None:
+    """Refuse to begin where no training of all that are left has its images; one arm alone may want for them.
+
+    Raises:
+        InputError: names the first beton that is not there.
+    """
+    places = [run.config.data.train for run in design.trained if not run_dir(design, run).done.exists()]
+    if places and not any(place.exists() for place in places):
+        raise InputError(places[0], "a beton (kapdist data write)", "no such file")
 
 
 def ask_of(design: Design, name: str, without: Collection[str] = ()) -> None:
@@ -127,7 +139,8 @@ class Queue:
             del self.running[slot]
             if code != RESUME and not (code == 0 and task.done):
                 self.failures[task.name] = self.failures.get(task.name, 0) + 1
-                said = f"{task.name}: exit code {code}, see {log_of(self.design, task)}"
+                log = log_of(self.design, task)
+                said = f"{task.name}: exit code {code}, see {log}: {last_line(log)}"
                 print(said, file=sys.stderr, flush=True)
 
     def start_what_fits(self) -> bool:
@@ -201,6 +214,12 @@ def num_gpus() -> int:
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a command's log, which says why it failed."""
+    lines = log.read_text(errors="replace").splitlines()
+    return lines[-1].removeprefix("kapdist: ")[:300] if lines else "nothing is in it"
 
 
 def log_of(design: Design, task: Task) -> Path:

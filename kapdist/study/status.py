@@ -91,12 +91,15 @@ def find_design(place: Path) -> Design:
     Raises:
         InputError: it is neither.
     """
+    if not place.exists():
+        raise InputError(place, "a study's file, or the directory of one that has begun", "nothing")
     if not place.is_dir():
         return make_design(place)
     written = StudyDir(place).config
     if not (StudyDir(place).frozen.exists() and written.exists()):
         raise InputError(place, "a study's file, or the directory of one that has begun", "another directory")
-    return make_design(written, [f"studies_dir={place.resolve().parent}"])
+    here = place.resolve()
+    return make_design(written, [f"studies_dir={here.parent}", f"name={here.name}"])
 
 
 def read_study_status(design: Design) -> StudyStatus:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kapdist.study.design import Design
+from kapdist.study.frozen import as_frozen
 from kapdist.study.hours import Hours, figure
 from kapdist.study.status import Cell, StudyStatus, read_study_status
 from kapdist.study.tasks import tasks
@@ -30,6 +31,7 @@ def described(design: Design) -> dict[str, Any]:
 
 
 def print_plan(design: Design) -> None:
+    as_frozen(design)  # raises what a run would be refused for
     console = Console()
     found = read_study_status(design)
     console.print(render(found))

@@ -92,7 +92,8 @@ def test_an_unknown_override_names_the_nearest(write) -> None:
         ("kap.pool_size=4", "an odd number"),
         ("model.name=vgg", "'resnet18'"),
         ("data.resolution=4", "greater than or equal to 8"),
-        ("name=../elsewhere", "pattern"),
+        ("name=../elsewhere", "a name of letters, digits and . _ + -"),
+        ("data.train=", "a path"),
     ],
 )
 def test_a_bad_value_names_the_bound(write, override: str, expected: str) -> None:
@@ -168,6 +169,11 @@ def test_a_mistake_is_looked_for_in_the_file_that_states_it(write, tmp_path: Pat
     write(MINIMAL, "right.yaml")
     write("base: right.yaml\noptim: {lr: -1}\n", "upper.yaml")
     assert refusal(Config, upper).startswith(f"{upper}: optim.lr: ")
+    write("seed: 1", "right.yaml")
+    assert refusal(Config, upper).startswith(f"{upper}: optim.lr: ")
+    write("dta: {}", "right.yaml")
+    write("base: right.yaml", "upper.yaml")
+    assert refusal(Config, upper).startswith(f"{tmp_path / 'right.yaml'}: dta: expected a known key (nearest: data")
     write("seed: 1", "right.yaml")
     assert refusal(Config, upper).startswith(f"{upper}: data: expected a value, found nothing")
 

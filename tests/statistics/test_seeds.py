@@ -98,6 +98,20 @@ def test_where_no_chance_was_seen_the_images_bound_it_as_for_one_seed() -> None:
     assert of_ten.p > 0.9
 
 
+def test_seeds_that_agree_by_chance_leave_the_chance_of_the_images() -> None:
+    """Each of two seeds gains 40 images and loses 34, none of them the other seed's: far from a difference."""
+    first, second = np.zeros((2, 512), bool), np.zeros((2, 512), bool)
+    for seed in range(2):
+        first[seed, 100 * seed :][:40] = True
+        second[seed, 100 * seed + 40 :][:34] = True
+    found = seed_difference(first, second)
+    assert found.per_seed == (6 / 512, 6 / 512)
+    images = first.astype(int) - second
+    alone = stats.ttest_1samp(images.mean(0), 0)
+    assert found.decides.p == pytest.approx(alone.pvalue, rel=1e-6)
+    assert found.decides.p > 0.3
+
+
 @pytest.mark.parametrize("shape", [(2, 5), (5,), (0, 5)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="seeds x images"):

@@ -129,6 +129,30 @@ def test_who_adds_seeds_until_it_is_decided_pays_for_every_look() -> None:
     assert "look" not in once[0].why
 
 
+def test_a_claim_that_cannot_be_tested_yet_counts_as_one() -> None:
+    """Else a verdict of a study that is half done could fall when the rest is."""
+    claims = ["a over b, robust accuracy", "c over b, robust accuracy"]
+    sides = attacked(a("a"), 0.9, 0.5), attacked(a("b"), 0.9, 0.45), attacked(a("c"), 0.9, 0.4)
+    half = study(claims, *sides)
+    del half.found["c", "standard"]
+    waiting, whole = decide(half), decide(study(claims, *sides))
+    assert waiting[0].p_holm == pytest.approx(2 * waiting[0].p)
+    assert "for 2 claims (Holm)" in waiting[0].why
+    assert waiting[1].p_holm is None
+    assert whole[0].p_holm <= waiting[0].p_holm
+
+
+def test_what_it_would_take_counts_the_tests_that_it_is_corrected_for() -> None:
+    claims = ["a over b, robust accuracy", "c over d, robust accuracy", "d over c, robust accuracy"]
+    sides = [attacked(a(name), 0.9, robust) for name, robust in (("a", 0.5), ("b", 0.478), ("c", 0.5), ("d", 0.5))]
+    alone, looked_at = (decide(study(claims[:1], *sides[:2]), grown=grown)[0] for grown in ([], [["a"]] * 3))
+    first = decide(study(claims, *sides))[0]
+    assert first.p < min(decide(study(claims, *sides))[n].p for n in (1, 2)), "or Holm corrects it for itself alone"
+    shows = [float(one.more.partition("difference of ")[2].split()[0]) for one in (alone, first, looked_at)]
+    assert shows == sorted(set(shows))
+    assert 100 * (first.high - first.low) / 2 <= shows[0] + 0.05
+
+
 def test_frontiers_are_compared_at_equal_clean_accuracy() -> None:
     """Arm a is more robust at each sigma, and at equal clean accuracy it is not: it only has other sigmas."""
     line = lambda clean: 1.2 - clean  # noqa: E731  (both lie on it)
@@ -235,6 +259,8 @@ def test_an_interval_of_two_parts(of_seeds: float, of_images: float, margin: flo
         assert found.p == pytest.approx(both[1])
     assert of_two_parts(0.1, of_seeds, 3, of_images, 0.1).p == 1.0
     assert of_two_parts(1.0, 1e-12, 300, 1e-12, 0.0).p < 1e-100
+    for little in (0.0, 1e-300, 1e-12):  # of two seeds that are alike, by chance or because they are one
+        assert 0 <= of_two_parts(0.5, little, 1, 1e-8, margin).p < 1e-5
 
 
 def test_the_region_of_a_frontier_holds_it() -> None:

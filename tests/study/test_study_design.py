@@ -18,6 +18,7 @@ from kapdist.errors import InputError
 from kapdist.run import lock as lock_module
 from kapdist.study.design import Design, make_design
 from kapdist.study.frozen import freeze
+from kapdist.study.page import write_study_report
 from kapdist.study.tasks import tasks
 
 BASE = """
@@ -106,6 +107,10 @@ WRONG = {
         {"attacks": "attacks: {a: {arms: [none]}}"},
         r"arms of the study \(plain, noise, kap\), found 'none'",
     ),
+    "one image": (
+        {"attacks": "attacks: {a: {num_images: 1}}"},
+        "two images or more, or 0 for all, found 1",
+    ),
     "sanity": ({"more": "sanity: other"}, r"attacks of the study \(standard, eot\), found 'other'"),
     "arm": ({"claims": "['plain over other, clean accuracy']"}, "arms of the study .* found 'other'"),
     "eps": (
@@ -163,8 +168,39 @@ def test_a_study_may_grow_and_nothing_else(design) -> None:
     frozen = freeze(design(claims=f"['{claim}', '{another}']", seeds="4"))
     assert frozen.grown == (("plain",),)  # of the others there are no results
     assert freeze(design(claims=f"['{claim}', '{another}']", seeds="4")) == frozen
+    turned = "attacks: {eot: {version: eot-standard, noise: fresh}, standard: {eps: [2/255, 8/255]}}"
+    with pytest.raises(
+        InputError, match=r"claim 'noise over plain.*attack = 'standard' as this study began.*'eot'"
+    ):
+        freeze(design(claims=f"['{claim}', '{another}']", seeds="4", attacks=turned))
     device = ATTACKS.replace("eps: [2", "device: cpu, num_shards: 3, eps: [2")  # where it is made decides nothing
     freeze(design(claims=f"['{claim}', '{another}']", seeds="4", attacks=device))
+
+
+def test_what_was_asked_beside_the_attacks_stays_asked(design) -> None:
+    """Else a check that came out badly could be gone from the page."""
+    asked = "sanity: standard\ntopography: {images: 64}"
+    freeze(design(more=asked))
+    for more, said in (
+        ("topography: {images: 64}", "the sanity of 'standard'"),
+        ("sanity: standard", "topography: images = 64"),
+        ("sanity: standard\ntopography: {images: 128}", "topography: images = 64"),
+    ):
+        with pytest.raises(InputError, match=said):
+            freeze(design(more=more))
+    assert freeze(design(more=asked.replace("standard", "[standard, eot]"))).sanity == ("standard", "eot")
+
+
+def test_who_only_looks_at_a_study_lets_it_not_grow(design) -> None:
+    """Else whoever runs it would find another study there at its end."""
+    begun = design()
+    with pytest.raises(InputError, match="a study that has begun"):
+        write_study_report(begun)
+    assert not begun.root.exists()
+    frozen = freeze(begun)
+    page = write_study_report(design(seeds="3"))
+    assert "plain_seed2/train" in page.with_name("results.json").read_text()
+    assert freeze(begun) == frozen
 
 
 @pytest.mark.parametrize("seed", range(4))

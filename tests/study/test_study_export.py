@@ -43,13 +43,14 @@ def row(setting: str, eps: float, *per_seed: float) -> Row:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({}, "−10.0 points [−15.0, +0.0], p = 0.04, corrected p = 0.12: t over"),
+        ({}, "−10.0 points [−15.0, +0.0] (95%, this test alone), p = 0.04, corrected p = 0.12: t over"),
         ({"p_holm": 0.04}, "[−15.0, +0.0], p = 0.04: t over"),
         ({"p": 1e-9, "p_holm": 2e-9}, ", p < 0.0001, corrected p < 0.0001: t over"),
         (
             {"clean": (0.5, 0.625), "margin": -0.02},
             "between 50.0% and 62.5% of clean accuracy (against −2.0 points), p",
         ),
+        ({"first": "a_0.1", "p_holm": 0.04}, "a_0.1 against b: −10.0 points [−15.0, +0.0], p = 0.04"),
         ({"more": "more seeds"}, "(Holm). More seeds."),
         ({"p": None, "p_holm": None, "why": "one seed"}, "one seed."),
     ],
@@ -69,5 +70,7 @@ def test_the_table_as_markdown() -> None:
         "| under standard | clean, % | each seed | Linf 8/255, % | each seed |",
         "|---|---:|---|---:|---|",
         "| a | 62.5 [52.5, 72.5] | 50.0 75.0 | 27.5 [17.5, 37.5] | 25.0 30.0 |",
-        "| b | 50.0 [40.0, 60.0] | 50.0 | | |",
+        "| b † | 50.0 [40.0, 60.0] | 50.0 | | |",
+        "",
+        "† One seed: the interval is over images alone, and another seed may lie outside of it.",
     ]

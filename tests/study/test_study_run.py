@@ -290,6 +290,28 @@ def test_jobs_says_how_many_commands_run_at_once(folder: Path, monkeypatch: pyte
     assert [one.exit_code for one in said] == [0, 0, 2]
 
 
+def test_a_study_without_images_is_refused_before_anything_is_there(folder: Path, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    path, beton = folder / "tiny.yaml", make_design(folder / "mine.yaml").trained[0].config.data.train
+    path.write_text(path.read_text().replace(str(beton), "nowhere.beton"))
+    before = sorted(folder.rglob("*"))
+    end = CliRunner().invoke(study, ["run", "mine.yaml"])
+    assert isinstance(end.exception, InputError)
+    assert str(end.exception) == "nowhere.beton: expected a beton (kapdist data write), found no such file"
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_who_finds_somebody_at_work_leaves_the_page_alone(folder: Path, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    design = make_design(folder / "mine.yaml")
+    freeze(design)
+    with locked(design.dir.lock):
+        end = CliRunner().invoke(study, ["run", "mine.yaml", "seeds=3"])
+    assert isinstance(end.exception, InputError)
+    assert not design.dir.page.exists()
+    assert freeze(design) is not None  # as it was: it has not grown
+
+
 @pytest.mark.parametrize(
     ("begun", "out", "expected"),
     [

@@ -127,11 +127,12 @@ def test_one_screen_says_who_is_done_at_work_and_failed(design: Design, tmp_path
 
 
 def test_a_directory_is_the_study_of_the_file_it_was_made_from(design: Design, tmp_path: Path, monkeypatch) -> None:
-    moved = tmp_path / "elsewhere" / "mine"
+    moved = tmp_path / "elsewhere" / "yours"
     moved.parent.mkdir()
     design.root.rename(moved)
     monkeypatch.chdir(moved.parent)
-    assert find_design(Path("mine")).fingerprint == design.fingerprint
+    found = find_design(Path("yours"))
+    assert (found.fingerprint, found.root) == (design.fingerprint, moved)
     with pytest.raises(InputError, match="directory of one that has begun"):
         find_design(tmp_path)
     with pytest.raises(InputError, match="nowhere"):
