@@ -167,6 +167,8 @@ def line_of(run: RunDir, name: str, now: float) -> RunLine:
     common: dict[str, Any] = {"attacks": attacks, "changed": changed(run)}
     if not run.config.exists() and not OF_A_TRAINING & {path.name for path in run.root.iterdir()}:
         return RunLine(name, "results", clean_accuracy=clean, hours=asked, **common)
+    if has_nothing(run):
+        return RunLine(name, "not begun", "no training has got as far as its config here", **common)
     total_steps = checked(run)
     state, why = state_of(run, now)
     used, lost = training_hours(run, going_on=state in ("done", "running"))
@@ -183,6 +185,12 @@ def line_of(run: RunDir, name: str, now: float) -> RunLine:
         lost_hours=lost,
         **common,
     )
+
+
+def has_nothing(run: RunDir) -> bool:
+    """Tell whether nothing is here but what an attempt leaves that was refused."""
+    kept = (run.config, run.plan, run.metrics, run.weights, run.best_weights, run.done, run.failed, run.slurm)
+    return not any(path.exists() for path in kept) and not run.saved()
 
 
 def checked(run: RunDir) -> int | None:

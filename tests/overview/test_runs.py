@@ -99,6 +99,15 @@ def test_a_run_that_failed_says_why_and_one_that_somebody_trains_runs(tmp_path: 
     assert found.lost_hours == 0
 
 
+def test_what_was_refused_before_it_began_is_not_damaged(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "one")
+    for folder in (run.attempts / "1", run.checkpoints):
+        folder.mkdir(parents=True)
+    assert (the_line(tmp_path).state, the_line(tmp_path).hours) == ("not begun", 0)
+    run.checkpoint(50).mkdir()
+    assert the_line(tmp_path).state == "damaged"  # there is something to lose, and no config to go on with
+
+
 def test_on_another_machine_the_heartbeat_tells(tmp_path: Path) -> None:
     run = make(tmp_path / "one", 50)
     elsewhere = replace(this_process(), host="far", boot="another", namespace="another")
