@@ -6,11 +6,13 @@ by image, some 30 kB.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from kapdist.errors import InputError
 from kapdist.records.bundle import seal, zip_writer
+from kapdist.records.record import read_record
+from kapdist.records.study import StudyResults
 from kapdist.run.files import check_outputs, mapping_in, to_json, written_aside
 from kapdist.run.paths import AttackDir, RunDir
 from kapdist.study.design import Design
@@ -33,23 +35,27 @@ def pack_study(design: Design, out: Path) -> Path:
         raise InputError("--out", "a file NAME.zip", str(out))
     check_outputs(out, keep_folders=False)
     write_study_report(design)  # it reads and checks what is packed
+    found = read_record(StudyResults, design.dir.results, "kapdist study report writes it again")
     with written_aside(out) as aside:
         with zip_writer(aside) as add:
-            for path, content in files_of(design):
+            for path, content in files_of(design, set(found.missing)):
                 add(str(Path(design.dir.name) / path.relative_to(design.root)), content)
         seal(aside)
     return out
 
 
-def files_of(design: Design) -> Iterator[tuple[Path, bytes]]:
+def files_of(design: Design, missing: Collection[str]) -> Iterator[tuple[Path, bytes]]:
     """Yield what a page is made of, and what its numbers are counted from.
 
     Of what is begun and not done there is nothing on the page but some hours, and nothing here.
+
+    Args:
+        missing: commands that were not done when the page was written; they may be by now.
     """
     place = design.dir
     yield from there(place.frozen, place.config, place.base, *sorted(place.configs.rglob("*.yaml")))
     for task in tasks(design):
-        if task.done:
+        if task.name not in missing:
             yield from (trained if task.kind == TRAINING else asked)(task)
 
 
