@@ -136,6 +136,17 @@ class Acted(Record):
         return words
 
 
+def believed_of(acted: Acted | None, plan_fingerprint: str | None) -> bool | None:
+    """Return whether stronger attacks left an attack's number standing; None where none was tried on its verdicts.
+
+    Args:
+        plan_fingerprint: the attack's; None: the report's own attack, where there is no other.
+    """
+    if acted is None or acted.plan_fingerprint != plan_fingerprint:
+        return None
+    return acted.believed
+
+
 def said(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}%"
 

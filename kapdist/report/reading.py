@@ -15,7 +15,7 @@ from kapdist.errors import InputError
 from kapdist.records import sealed
 from kapdist.records.attacked import planned_anew
 from kapdist.records.metrics import Metrics, read_metrics
-from kapdist.records.sanity import Acted, read_sanity
+from kapdist.records.sanity import Acted, believed_of, read_sanity
 from kapdist.records.summary import Summary, read_summary
 from kapdist.run.paths import AttackDir, RunDir, as_ended, labels, weights_sha256
 
@@ -56,9 +56,7 @@ class Attack:
     @property
     def doubt(self) -> Acted | None:
         """The same where it says that this attack's number is not to be believed."""
-        acted = self.acted
-        mine = acted is not None and acted.plan_fingerprint == self.summary.plan_fingerprint
-        return acted if mine and acted is not None and not acted.believed else None
+        return self.acted if believed_of(self.acted, self.summary.plan_fingerprint) is False else None
 
     @property
     def factory(self) -> str | None:
