@@ -86,8 +86,8 @@ class PlannedModel(Exact):
 
     @property
     def function(self) -> dict[str, Any]:
-        """What decides which function of the images it is, JSON values: not how it is computed (`folded`), nor where
-        code lies whose sha256 is known, nor what its config says of a beginning or of an average that is none.
+        """What decides which function of the images it is, JSON values: not how it is computed (`folded`), where
+        code lies whose sha256 is known, or what its config says of a beginning or of an average that is none.
         """
         values = {key: value for key, value in self.identity().items() if key != "folded"}
         if self.factory and self.factory_sha256:
@@ -106,7 +106,7 @@ class PlannedModel(Exact):
 
 
 def said_in_full(architecture: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return sections model and kap with the keys that a plan is too old to say, and without what decides no logit."""
+    """Return sections model and kap with keys that a plan is too old to say, and without what decides no logit."""
     try:
         model, kap = ModelConfig(**architecture["model"]), KapConfig(**architecture["kap"])
     except (KeyError, ValidationError):

@@ -171,6 +171,8 @@ class Sanity(Record):
     packages: dict[str, str | None] = Field(default_factory=dict)
     images_sha256: str | None = None
     weights_sha256: str | None = None
+    factory: str | None = None
+    """Of a model that is not the run's own."""
     notes: tuple[str, ...] = ()
     verdict: Status
     causes: tuple[str, ...]

@@ -33,7 +33,9 @@ def verdicts_of(attack: AttackDir, plan: AttackPlan) -> tuple[Verdicts | None, l
     try:
         standing = robust_rows(attack, attacked)
     except AnotherPlanError:
-        return None, ["the attack of this name was planned anew and not merged since: nothing is said of its number"]
+        return None, [
+            "the attack of this name was planned anew and not merged since: nothing is said of its number"
+        ]
     rows = pl.DataFrame({"image": plan.images}).join(standing, on="image", how="left", maintain_order="left")
     known, robust = (torch.tensor(rows[name].fill_null(False).to_list()) for name in ("known", "robust"))
     if not known.any():

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from kapdist.cli import app
 from kapdist.errors import InputError
 from kapdist.overview.runs import RunLine, read_runs
+from kapdist.records.sanity import Acted, believed_of
 from kapdist.records.sealed import write_json
 from kapdist.run.files import file_sha256
 from kapdist.run.lock import locked, this_process
@@ -55,7 +56,14 @@ def attack(run: RunDir, name: str, robust: float, **other: Any) -> None:
 
 
 PLAN = "p" * 64
-ACTED = {"attack": "a", "plan_fingerprint": PLAN, "num_images": 20, "num_robust": 10, "num_left": 10, "remedies": []}
+ACTED = {
+    "attack": "a",
+    "plan_fingerprint": PLAN,
+    "num_images": 20,
+    "num_robust": 10,
+    "num_left": 10,
+    "remedies": [],
+}
 
 
 @pytest.mark.parametrize(

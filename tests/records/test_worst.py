@@ -168,9 +168,7 @@ def test_models_of_the_same_weights_are_cases_of_their_own(
     assert {case.factory for case in cases} == {None, "d.py:build", "d.py:other"}
 
 
-def test_records_of_an_earlier_plan_are_left_out_with_the_reason(
-    world: World, short: None, tmp_path: Path
-) -> None:
+def test_records_of_an_earlier_plan_are_left_out_with_the_reason(world: World, short: None, tmp_path: Path) -> None:
     """Whoever removes plan.json and plans again has the records of before until the merge."""
     small = {"num_images": 4, "chunk_size": 4}
     attacked(world, "a", **small)
@@ -180,7 +178,9 @@ def test_records_of_an_earlier_plan_are_left_out_with_the_reason(
     plan_attack(world.run, world.config(name="b", attacks=("apgd-dlr",), eps=0.3, **small))
     cases = write_worst_case(world.run)
     assert [source.name for case in cases.cases for source in case.sources] == ["a"]
-    reason = r"expected the records of this plan's 4 images \(kapdist attack merge .*\), found those of another plan"
+    reason = (
+        r"expected the records of this plan's 4 images \(kapdist attack merge .*\), found those of another plan"
+    )
     assert re.search(f"^b: .*{reason}$", cases.left_out[0])
     with pytest.raises(InputError, match=reason):
         read_across([other.root])
