@@ -190,19 +190,26 @@ def measure(run: Path, name: str) -> Measured | None:
     others = sorted(RunDir(run).attacks.glob("*/plan.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     for attack in (named, *(AttackDir(path.parent) for path in others)):
         files = [attack.records] if attack.records.exists() else sorted(attack.chunks.glob("*.parquet"))
-        if files and attack.plan.exists():
-            return add_up(attack, read_plan(attack), files)
+        if files and attack.plan.exists() and (found := add_up(attack, read_plan(attack), files)):
+            return found
     return None
 
 
-def add_up(attack: AttackDir, plan: AttackPlan, files: list[Path]) -> Measured:
-    """Add passes and seconds of the chunks that are done; every row of a chunk repeats them."""
+def add_up(attack: AttackDir, plan: AttackPlan, files: list[Path]) -> Measured | None:
+    """Add passes and seconds of the plan's chunks that are done; every row of a chunk repeats them.
+
+    Returns:
+        None where all that is there is of an earlier plan.
+    """
     columns = ["chunk_forwards", "chunk_backwards"]
-    others = ["chunk", "broken_by", "chunk_seconds", "chunk_rescore_forwards"]
+    others = ["plan", "chunk", "broken_by", "chunk_seconds", "chunk_rescore_forwards"]
     try:
         records = pl.concat(read_table(file, [*others, *columns]) for file in files)
     except (DamagedError, pl.exceptions.PolarsError):
         raise InputError(attack.root, "chunks that can be read, to measure by", "damaged ones") from None
+    records = records.filter(pl.col("plan") == plan.fingerprint)
+    if records.is_empty():
+        return None
     chunks = records.unique("chunk")
     attacked = sum(int(chunks[name].list.sum().sum()) for name in columns)
     outside = passes_outside(plan, len(records), len(records) - records["broken_by"].null_count())

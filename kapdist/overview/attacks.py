@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kapdist.errors import InputError, first_line
+from kapdist.records.sanity import Acted, believed_of
 from kapdist.records.sealed import read_json
 from kapdist.run.paths import AttackDir, RunDir
 
@@ -28,7 +29,7 @@ class Result:
     sanity: str = ""
     """The report's verdict; "" where there is none."""
     believed: bool | None = None
-    """Whether stronger attacks left its number standing; None where none was tried."""
+    """Whether stronger attacks left its number standing; None where none was tried on it."""
     seconds: float = 0.0
     """Of one process, the report's included."""
 
@@ -74,7 +75,8 @@ def of_summary(summary: dict[str, Any]) -> dict[str, Any]:
 
 def of_report(report: dict[str, Any], summary: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
     acted = report.get("acted")
-    believed = None if acted is None else acted["num_left"] + acted.get("forgiven", 0) >= acted["num_robust"]
+    attacked = summary["plan_fingerprint"] if summary else None
+    believed = believed_of(None if acted is None else Acted.model_validate(acted), attacked)
     seconds += float(report.get("seconds") or 0.0)
     said = {"sanity": str(report["verdict"]), "believed": believed, "seconds": seconds}
     return said if summary else said | {"protocol": size(report["norm"], report["eps"])}

@@ -118,12 +118,13 @@ def results(found: Measured) -> Iterator[dict[str, Any]]:
     A robust accuracy that a stronger attack speaks against has no place there to say so, and is in the table alone.
     """
     for clean in found.clean:
-        yield result(clean.source, clean.num_images, [metric("Accuracy", clean.accuracy.value, noise=clean.noise)])
+        how = {"noise": clean.noise} | clean.protocol
+        yield result(clean.source, clean.num_images, [metric("Accuracy", clean.accuracy.value, **how)])
     for row in found.attacked:
         at, summary = row.setting, row.attack.summary
-        protocol = {"attack": at.version_text, "norm": at.norm, "eps": at.eps, "noise": at.noise}
+        protocol = {"attack": at.version_text, "norm": at.norm, "eps": at.eps, "noise": at.noise} | row.protocol
         interval = {"low": summary.robust_accuracy.low, "high": summary.robust_accuracy.high}
-        metrics = [metric("Clean accuracy", summary.clean_accuracy.value, noise=at.noise)]
+        metrics = [metric("Clean accuracy", summary.clean_accuracy.value, noise=at.noise, **row.protocol)]
         if row.attack.doubt is None:
             name = f"Robust accuracy: {protocol_text(row)}"
             metrics.append(metric(name, summary.robust_accuracy.value, **protocol, **interval))
@@ -142,11 +143,27 @@ def result(source: str, num_images: int, metrics: list[dict[str, Any]]) -> dict[
 
 def protocol_text(row: Attacked) -> str:
     at = row.setting
-    return f"{at.version_text}, {at.norm}, eps {at.eps_text}, noise {at.noise}"
+    return ", ".join(
+        [at.version_text, at.norm, f"eps {at.eps_text}", f"noise {at.noise}", *protocol_words(row.protocol)]
+    )
+
+
+def protocol_words(protocol: dict[str, Any]) -> Iterator[str]:
+    """Say what of a protocol is not as the run or an attack by default has it."""
+    if draws := protocol.get("draws", protocol.get("eot")):
+        yield f"mean of {draws} draws"
+    if "flip" in protocol:
+        yield "mean with the mirror image"
+    if "precision" in protocol:
+        yield f"passes in {protocol['precision']}"
+    if "crop" in protocol:
+        cropped = f"centre crop {protocol['crop_ratio']:.4g}, {protocol['interpolation']}"
+        yield f"{protocol['resolution']} px, {'whole' if protocol['crop'] == 'none' else cropped}"
 
 
 def clean_cells(clean: Clean) -> list[str]:
-    return [escaped(clean.source), f"{clean.num_images:,}", clean.noise, accuracy(clean.accuracy)]
+    how = ", ".join([clean.noise, *protocol_words(clean.protocol)])
+    return [escaped(clean.source), f"{clean.num_images:,}", escaped(how), accuracy(clean.accuracy)]
 
 
 def attacked_cells(row: Attacked) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from kapdist.records.evaluation import EvaluationResult
 from kapdist.records.record import read_record
 from kapdist.records.sanity import Sanity, read_sanity
 from kapdist.report.export.dataset import source_at
-from kapdist.report.reading import Attack, Run, read_run
+from kapdist.report.reading import Attack, Run, optional_json, read_run
 from kapdist.report.table import Row, Setting, setting, share_of
+from kapdist.run.paths import AttackDir
 from kapdist.statistics.intervals import Proportion, wilson
 
 
@@ -26,6 +27,8 @@ class Clean:
     num_images: int
     noise: str
     accuracy: Proportion
+    protocol: dict[str, Any] = field(default_factory=dict)
+    """What is not as the run has it: of flip, draws, resolution, crop_ratio, interpolation."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,9 @@ class Attacked:
     row: Row
     attack: Attack
     source: str
+    protocol: dict[str, Any] = field(default_factory=dict)
+    """What is not as the run has it, or as an attack has it by default: of eot, precision, resolution, crop_ratio,
+    interpolation."""
 
     @property
     def setting(self) -> Setting:
@@ -50,7 +56,7 @@ class Measured:
     attacked: tuple[Attacked, ...]
     sanity: tuple[Sanity, ...]
     others: tuple[str, ...]
-    """Attacks of the run that were made on other weights."""
+    """Attacks of the run that were made on other weights, or on a factory's network, whatever it loads."""
     trained_on: str
     """As `Clean.source`."""
 
@@ -65,19 +71,24 @@ class Measured:
 
 
 def measured(form: Form) -> Measured:
-    """Read what a run has on the published weights.
+    """Read what a run has on the published network: these weights in the run's own network, not in a factory's.
 
     Raises:
         InputError: a record is damaged, or an attack is of other weights than the run has now.
     """
     run = read_run(form.run.root, form.run.name)
-    mine = [attack for attack in run.attacks if attack.summary.weights_sha256 == form.weights_sha256]
-    examined = map(read_sanity, sorted(run.dir.attacks.glob("*/sanity.json")))
+    mine = [
+        attack
+        for attack in run.attacks
+        if attack.summary.weights_sha256 == form.weights_sha256 and attack.factory is None
+    ]
     return Measured(
         run=run,
         clean=tuple(evaluations(form, run)),
-        attacked=tuple(Attacked(Row(run.label, run, it), it, source(**images_of(it))) for it in mine),
-        sanity=tuple(report for report in examined if report.weights_sha256 == form.weights_sha256),
+        attacked=tuple(
+            Attacked(Row(run.label, run, it), it, source(**images_of(it)), attack_protocol(it, form)) for it in mine
+        ),
+        sanity=tuple(examined(form)),
         others=tuple(attack.name for attack in run.attacks if attack not in mine),
         trained_on=source(form.config.data.train, recorded(run, "data")),
     )
@@ -91,10 +102,59 @@ def evaluations(form: Form, run: Run) -> Iterator[Clean]:
         yield Clean(images, int(last["num_images"]), last.get("noise", "off"), share_of(last))
     for path in sorted(run.dir.evaluations.glob("*.json")):
         found = read_record(EvaluationResult, path)
-        if found.weights.sha256 == form.weights_sha256:
+        if found.weights.sha256 == form.weights_sha256 and found.settings.get("model.factory") is None:
             images = source(Path(found.data.path), found.data.fingerprint)
             share = wilson(found.num_top1, found.num_images)
-            yield Clean(images, found.num_images, str(found.settings["noise"]), share)
+            noise = str(found.settings["noise"])
+            yield Clean(images, found.num_images, noise, share, evaluation_protocol(found, form))
+
+
+def evaluation_protocol(found: EvaluationResult, form: Form) -> dict[str, Any]:
+    draws = found.settings.get("draws") or 1
+    said: dict[str, Any] = {"flip": True} if found.settings.get("flip") else {}
+    said |= {"draws": draws} if draws > 1 else {}
+    return said | pixels(form, found.resolution, found.crop_ratio, found.interpolation)
+
+
+def attack_protocol(attack: Attack, form: Form) -> dict[str, Any]:
+    said: dict[str, Any] = {"eot": attack.summary.eot} if attack.summary.eot > 1 else {}
+    precision, data = attack.plan.get("precision", "fp32"), attack.plan.get("data", {})
+    said |= {"precision": precision} if precision != "fp32" else {}
+    if "resolution" not in data:
+        return said
+    ratio = None if data["crop"] == "none" else data["crop_ratio"]
+    return said | pixels(form, data["resolution"], ratio, data.get("interpolation", "area"))
+
+
+def pixels(form: Form, resolution: int, crop_ratio: float | None, interpolation: str) -> dict[str, Any]:
+    """Return how images came to their size, where it is not how the run's own evaluation takes them.
+
+    Args:
+        crop_ratio: None: they were taken as they are, all of them.
+    """
+    own = form.config.data
+    shape = shape_of(resolution, crop_ratio, interpolation)
+    as_run = shape_of(own.resolution, None if own.crop == "none" else own.crop_ratio, own.interpolation)
+    return {} if shape == as_run else shape
+
+
+def shape_of(resolution: int, crop_ratio: float | None, interpolation: str) -> dict[str, Any]:
+    whole = {"resolution": resolution, "crop": "none"}
+    if crop_ratio is None:
+        return whole
+    return whole | {"crop": "center", "crop_ratio": crop_ratio, "interpolation": interpolation}
+
+
+def examined(form: Form) -> Iterator[Sanity]:
+    """Yield the sanity reports of the published network; of those of before the plan beside them tells."""
+    for path in sorted(form.run.attacks.glob("*/sanity.json")):
+        report, factory = read_sanity(path), None
+        if "factory" in report.model_fields_set:
+            factory = report.factory
+        elif plan := optional_json(AttackDir(path.parent).plan):
+            factory = (plan.get("model") or {}).get("factory")
+        if report.weights_sha256 == form.weights_sha256 and factory is None:
+            yield report
 
 
 def images_of(attack: Attack) -> dict[str, Any]:

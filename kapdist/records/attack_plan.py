@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from kapdist.config import KapConfig, ModelConfig
 from kapdist.config.attack import is_function, known_or_a_function
 from kapdist.config.fields import Interpolation
 from kapdist.config.noise_form import check_noise_form
@@ -84,6 +85,16 @@ class PlannedModel(Exact):
         return {key: value for key, value in values.items() if value or key not in ("arguments", "mean", "std")}
 
     @property
+    def function(self) -> dict[str, Any]:
+        """What decides which function of the images it is, JSON values: not how it is computed (`folded`), where
+        code lies whose sha256 is known, or what its config says of a beginning or of an average that is none.
+        """
+        values = {key: value for key, value in self.identity().items() if key != "folded"}
+        if self.factory and self.factory_sha256:
+            values["factory"] = self.factory.rpartition(":")[2]
+        return values | {"architecture": self.architecture and said_in_full(self.architecture)}
+
+    @property
     def by_others(self) -> str | None:
         """What returns the network, of the attack's config or of the run's: code that is none of kapdist's."""
         of_the_run: str | None = self.architecture["model"].get("factory") if self.architecture else None
@@ -92,6 +103,20 @@ class PlannedModel(Exact):
     def weights_file(self, run: Path) -> Path | None:
         """Return the file with the weights of a model that stands in a run; None where a factory brings its own."""
         return RunDir(run).weights if self.factory is None and self.weights is None else self.weights
+
+
+def said_in_full(architecture: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return sections model and kap with keys that a plan is too old to say, and without what decides no logit."""
+    try:
+        model, kap = ModelConfig(**architecture["model"]), KapConfig(**architecture["kap"])
+    except (KeyError, ValidationError):
+        return architecture  # of another version: what its keys mean is not known
+    of_no_logit = {"weights", "new_head", "zero_init_residual"}
+    unused = {"layout", "norm_first"} if kap.pool_size == 1 else set()
+    return {
+        "model": model.model_dump(mode="json", exclude=of_no_logit),
+        "kap": kap.model_dump(mode="json", exclude=unused),
+    }
 
 
 class PlannedData(Exact):

@@ -12,9 +12,9 @@ from pathlib import Path
 import polars as pl
 
 from kapdist.errors import InputError
-from kapdist.records.attack_plan import AttackPlan, read_plan
+from kapdist.records.attack_plan import AttackPlan, PlannedModel, read_plan
+from kapdist.records.attacked import read_records
 from kapdist.records.record import Count, Record
-from kapdist.records.sealed import read_table
 from kapdist.run.files import fingerprint
 from kapdist.run.paths import AttackDir
 from kapdist.statistics.intervals import Proportion, wilson
@@ -39,6 +39,8 @@ class AcrossNorms(Record):
     """One model and image set under attacks of several norms."""
 
     weights_sha256: str
+    factory: str | None = None
+    """Of a model that is not the run's own."""
     noise: str
     num_images: Count
     num_clean_correct: Count
@@ -54,8 +56,16 @@ def sha(values: object) -> str:
     return fingerprint(values)[:12]
 
 
+def in_words(model: PlannedModel) -> str:
+    """Say which function of the images a model is; two are the same where the words are."""
+    known = model.function
+    words = [f"weights {known.pop('weights_sha256')[:12]}", f"code {str(known.pop('factory_sha256'))[:12]}"]
+    words += [f"{key} {value}" for key, value in known.items() if value and key != "architecture"]
+    return ", ".join([*words, f"architecture {sha(known['architecture'])}"] if known["architecture"] else words)
+
+
 ALIKE: dict[str, Callable[[AttackPlan], object]] = {
-    "model": lambda plan: f"weights {plan.model.weights_sha256[:12]}, code {str(plan.model.factory_sha256)[:12]}",
+    "model": lambda plan: in_words(plan.model),
     "noise": lambda plan: plan.noise if plan.eot == 1 else f"{plan.noise}, mean of {plan.eot} draws",
     "data": lambda plan: sha(plan.data.model_dump(mode="json", exclude={"path"})),
     "number of images": lambda plan: plan.num_images,
@@ -72,9 +82,10 @@ def read_member(attack: AttackDir) -> Member:
     """Read a merged attack.
 
     Raises:
-        InputError: it is none, or damaged.
+        InputError: it is none, damaged, or was planned anew since it was merged.
     """
-    return attack, read_plan(attack), read_table(attack.records, RECORDS, f"kapdist attack merge {attack.root}")
+    plan = read_plan(attack)
+    return attack, plan, read_records(attack, plan, RECORDS)
 
 
 def read_across(directories: Sequence[Path]) -> AcrossNorms:
@@ -118,6 +129,7 @@ def across_norms(members: Sequence[Member]) -> AcrossNorms:
     num_robust, accuracy = left(fallen)
     return AcrossNorms(
         weights_sha256=plan.model.weights_sha256,
+        factory=plan.model.factory,
         noise=plan.noise,
         num_images=total,
         num_clean_correct=num_correct,

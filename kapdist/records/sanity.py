@@ -136,6 +136,17 @@ class Acted(Record):
         return words
 
 
+def believed_of(acted: Acted | None, plan_fingerprint: str | None) -> bool | None:
+    """Return whether stronger attacks left an attack's number standing; None where none was tried on its verdicts.
+
+    Args:
+        plan_fingerprint: the attack's; None: the report's own attack, where there is no other.
+    """
+    if acted is None or acted.plan_fingerprint != plan_fingerprint:
+        return None
+    return acted.believed
+
+
 def said(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}%"
 
@@ -160,6 +171,8 @@ class Sanity(Record):
     packages: dict[str, str | None] = Field(default_factory=dict)
     images_sha256: str | None = None
     weights_sha256: str | None = None
+    factory: str | None = None
+    """Of a model that is not the run's own."""
     notes: tuple[str, ...] = ()
     verdict: Status
     causes: tuple[str, ...]

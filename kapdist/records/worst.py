@@ -16,8 +16,9 @@ import polars as pl
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import AttackPlan
 from kapdist.records.norms import AcrossNorms, Member, across_norms, check_alike, likeness, read_member
-from kapdist.records.record import Record, read_record
+from kapdist.records.record import Count, Record, read_record
 from kapdist.records.sealed import write_json
+from kapdist.run.files import fingerprint
 from kapdist.run.lock import locked_in_turn
 from kapdist.run.paths import AttackDir, RunDir
 from kapdist.statistics.intervals import Proportion, wilson
@@ -49,10 +50,12 @@ class First(Record):
 
 
 class WorstAtEps(Record):
-    """What withstood everything up to this eps."""
+    """What withstood everything up to this eps, of the images that were attacked at this eps."""
 
     eps: float
-    num_robust: int
+    num_images: Count | None = None
+    """Those images. None: an older version counted all of the case, whatever was tried on them."""
+    num_robust: Count
     robust_accuracy: Proportion
 
 
@@ -61,6 +64,8 @@ class WorstCase(Record):
 
     norm: str
     weights_sha256: str
+    factory: str | None = None
+    """Of a model that is not the run's own."""
     sources: tuple[Source, ...]
     num_images: int
     num_clean_correct: int
@@ -71,7 +76,7 @@ class WorstCase(Record):
 
 
 class WorstCases(Record):
-    """attacks/worst_case.json: one entry per norm and set of weights."""
+    """attacks/worst_case.json: one entry per norm, model and images."""
 
     format: Literal[1] = 1
     cases: tuple[WorstCase, ...]
@@ -80,7 +85,7 @@ class WorstCases(Record):
     apart: str | None = None
     """Why attacks of several norms are not all in one union."""
     left_out: tuple[str, ...] = ()
-    """Attacks that could not be read, each with its reason: what they broke is not in here."""
+    """Attacks that could not be read or were planned anew, each with its reason: what they broke is not in here."""
 
 
 def read_worst_cases(path: Path) -> WorstCases:
@@ -108,11 +113,11 @@ def worst_cases(attacks: Path) -> WorstCases:
         attack = AttackDir(path.parent)
         try:
             member = read_member(attack)
-        except InputError as error:  # another version's plan, or damage
+        except InputError as error:  # another version's plan, an earlier plan's records, or damage
             left_out.append(f"{attack.root.name}: {error}")
             continue
         plan = member[1]
-        key = plan.norm, plan.model.weights_sha256, plan.data.fingerprint, *plan.data.shape
+        key = plan.norm, fingerprint(plan.model.function), plan.data.fingerprint, *plan.data.shape
         groups.setdefault(key, []).append(member)
     cases = tuple(worst_case(members) for members in groups.values())
     every = [member for members in groups.values() for member in members]
@@ -148,20 +153,34 @@ def worst_case(members: list[Member]) -> WorstCase:
     earliest = breaks.sort("eps", "source", "order", "image").unique("image", keep="first", maintain_order=True)
     num_images, num_correct = len(clean), int(clean["ok"].sum())
     sizes = sorted({eps for plan in plans for eps in plan.sweep})
-    robust = [num_correct - earliest.filter(pl.col("eps") <= eps).height for eps in sizes]
     return WorstCase(
         norm=plans[0].norm,
         weights_sha256=plans[0].model.weights_sha256,
+        factory=plans[0].model.factory,
         sources=tuple(source_of(attack, plan) for attack, plan, _ in members),
         num_images=num_images,
         num_clean_correct=num_correct,
-        sweep=tuple(
-            WorstAtEps(eps=eps, num_robust=left, robust_accuracy=wilson(left, num_images))
-            for eps, left in zip(sizes, robust, strict=True)
-        ),
+        sweep=tuple(worst_at(eps, plans, clean, earliest) for eps in sizes),
         first=first_breaks(breaks, earliest),
         notes=notes_on(plans, num_images),
     )
+
+
+def worst_at(eps: float, plans: list[AttackPlan], clean: pl.DataFrame, earliest: pl.DataFrame) -> WorstAtEps:
+    """Count over the images of the attacks that have this eps among theirs.
+
+    What was attacked at other ones alone has not withstood this one. Nor do those of them count whose fate here is
+    known all the same, fallen at a smaller eps or standing at a larger: chosen by their fate they are no sample.
+
+    Args:
+        clean: (image, ok), whether every source says that it is right.
+        earliest: (image, eps), where it fell.
+    """
+    tried = {image for plan in plans if eps in plan.sweep for image in plan.images}
+    fallen = earliest.filter(pl.col("eps") <= eps)
+    right = set(clean.filter("ok")["image"]) - set(fallen["image"])
+    left = len(tried & right)
+    return WorstAtEps(eps=eps, num_images=len(tried), num_robust=left, robust_accuracy=wilson(left, len(tried)))
 
 
 def breaks_of(table: pl.DataFrame, plan: AttackPlan, source: str) -> pl.DataFrame:

@@ -30,6 +30,8 @@ def run_facts(run: Run) -> Facts:
         facts.append(("Robust validation", robust_text(run)))
     if run.unmerged:
         facts.append(("Attacks without a summary", ", ".join(run.unmerged)))
+    if run.planned_anew:
+        facts.append(("Attacks planned anew and not merged since", ", ".join(run.planned_anew)))
     if run.metrics.num_unreadable:
         facts.append(("Metrics", f"{plural(run.metrics.num_unreadable, 'line')} could not be read"))
     return facts

@@ -45,4 +45,5 @@ def view(run: Run, found: AcrossNorms) -> NormsView:
         f"Clean accuracy {accuracy_text(found.clean_accuracy)} on {plural(found.num_images, 'image')}, "
         f"noise {found.noise}. The union has the images that no attack of any norm broke."
     )
-    return NormsView(f"{run.label}, {names}", lead, (*rows, union))
+    model = f", {found.factory}" if found.factory else ""
+    return NormsView(f"{run.label}{model}, {names}", lead, (*rows, union))

@@ -13,8 +13,9 @@ import polars
 from kapdist.config import Config
 from kapdist.errors import InputError
 from kapdist.records import sealed
+from kapdist.records.attacked import planned_anew
 from kapdist.records.metrics import Metrics, read_metrics
-from kapdist.records.sanity import Acted, read_sanity
+from kapdist.records.sanity import Acted, believed_of, read_sanity
 from kapdist.records.summary import Summary, read_summary
 from kapdist.run.paths import AttackDir, RunDir, as_ended, labels, weights_sha256
 
@@ -55,9 +56,7 @@ class Attack:
     @property
     def doubt(self) -> Acted | None:
         """The same where it says that this attack's number is not to be believed."""
-        acted = self.acted
-        mine = acted is not None and acted.plan_fingerprint == self.summary.plan_fingerprint
-        return acted if mine and acted is not None and not acted.believed else None
+        return self.acted if believed_of(self.acted, self.summary.plan_fingerprint) is False else None
 
     @property
     def factory(self) -> str | None:
@@ -89,6 +88,8 @@ class Run:
     metrics: Metrics
     attacks: tuple[Attack, ...]
     unmerged: tuple[str, ...]
+    planned_anew: tuple[str, ...] = ()
+    """Attacks whose summary is of an earlier plan than the one beside it: their numbers are nobody's question."""
 
     @cached_property
     def weights_sha256(self) -> str | None:
@@ -127,6 +128,8 @@ def read_run(root: Path, label: str) -> Run:
     others_asked = any([*run.corruptions.glob("*/summary.json"), *run.certificates.glob("*/summary.json")])
     outside = (merged or examined or others_asked) and not run.config.exists()
     config = None if outside else run.load_config()
+    attacks = tuple(Attack(AttackDir(path), read_summary(path / "summary.json")) for path in merged)
+    anew = [each.name for each in attacks if planned_anew(each.dir, each.summary.plan_fingerprint)]
     found = Run(
         dir=run,
         label=label,
@@ -134,8 +137,9 @@ def read_run(root: Path, label: str) -> Run:
         plan=optional_json(as_ended(run.plan)),
         environment=optional_json(as_ended(run.environment)),
         metrics=read_metrics(as_ended(run.metrics)),
-        attacks=tuple(Attack(AttackDir(path), read_summary(path / "summary.json")) for path in merged),
+        attacks=tuple(each for each in attacks if each.name not in anew),
         unmerged=tuple(unmerged),
+        planned_anew=tuple(anew),
     )
     for attack in found.attacks:
         check_weights(found, attack)

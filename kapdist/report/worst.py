@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kapdist.records.worst import WorstCase, read_worst_cases
+from kapdist.records.worst import WorstAtEps, WorstCase, read_worst_cases
 from kapdist.report.reading import Attack, Run
 from kapdist.report.words import accuracy_text, attack_text, eps_in_full, plural
 
@@ -34,14 +34,13 @@ def worst_views(run: Run) -> list[WorstView]:
 
 
 def view(run: Run, case: WorstCase, left_out: tuple[str, ...]) -> WorstView:
-    lines = [
-        f"{eps_in_full(case.norm, at.eps)}: {accuracy_text(at.robust_accuracy)} withstood everything."
-        for at in case.sweep
-    ]
+    lines = [at_eps(case, at) for at in case.sweep]
     known = {source.plan_fingerprint for source in case.sources}
-    late = [attack.name for attack in run.attacks if attack.summary.plan_fingerprint not in known]
-    if late and len(case.sources) != len(run.attacks):
-        lines.append(f"Not of this norm, these weights or these images, and so not in it: {', '.join(late)}.")
+    unread = {attack.partition(":")[0] for attack in left_out}
+    others = [attack for attack in run.attacks if attack.name not in unread]
+    late = [attack.name for attack in others if attack.summary.plan_fingerprint not in known]
+    if late and len(case.sources) != len(others):
+        lines.append(f"Not of this norm, this model or these images, and so not in it: {', '.join(late)}.")
     lines += [note[0].upper() + note[1:] + "." for note in case.notes]
     lines += [f"Could not be read, and so not in it: {attack}." for attack in left_out]
     rows = [
@@ -55,8 +54,19 @@ def view(run: Run, case: WorstCase, left_out: tuple[str, ...]) -> WorstView:
         for first in case.first
     ]
     tried = ", ".join(source.name for source in case.sources)
-    title = f"{run.label}, {case.norm}, {plural(case.num_images, 'image')}: {tried}"
+    model = f", {case.factory}" if case.factory else ""
+    title = f"{run.label}{model}, {case.norm}, {plural(case.num_images, 'image')}: {tried}"
     return WorstView(title, tuple(lines), tuple(rows))
+
+
+def at_eps(case: WorstCase, at: WorstAtEps) -> str:
+    """Say what withstood an eps, and of how many images that were attacked at it."""
+    size, share = eps_in_full(case.norm, at.eps), accuracy_text(at.robust_accuracy)
+    if at.num_images is not None:
+        return f"{size}: {share} of {plural(at.num_images, 'image')} withstood everything."
+    untried = any(source.num_images < case.num_images for source in case.sources)
+    again = " (images that nobody attacked at this eps may be among them; kapdist attack worst counts anew)"
+    return f"{size}: {share} withstood everything{again if untried else ''}."
 
 
 def rescored_lines(attack: Attack) -> list[tuple[str, str]]:

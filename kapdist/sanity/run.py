@@ -169,6 +169,7 @@ def describe(plan: AttackPlan, config: AttackConfig, remarks: Sequence[str] = ()
         "packages": plan.packages,
         "images_sha256": plan.images_sha256,
         "weights_sha256": plan.model.weights_sha256,
+        "factory": plan.model.factory,
         "notes": notes,
     }
 

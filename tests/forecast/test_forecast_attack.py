@@ -135,6 +135,17 @@ def test_a_finished_attack_tells_its_rate(tmp_path: Path, make_plan: Callable[..
     assert_uses(found, plan)
 
 
+def test_chunks_of_an_earlier_plan_are_no_measure(
+    tmp_path: Path, make_plan: Callable[..., AttackPlan], tiny
+) -> None:
+    fields = {"chunk_size": 4, "num_images": 8, "images": tuple(range(8))}
+    attack = RunDir(tmp_path).attack("aa")
+    write_measured(attack, with_sha256(make_plan("Linf", 0.02, ("apgd-ce",), **fields)), tiny)
+    attack.plan.unlink()
+    write_plan(attack, with_sha256(make_plan("Linf", 0.02, ("fmn",), **fields)))
+    assert measure(tmp_path, "aa") is None
+
+
 def write_measured(attack: AttackDir, plan: AttackPlan, model: nn.Module) -> None:
     images = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     write_plan(attack, plan)

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from kapdist.cli import app
 from kapdist.errors import InputError
 from kapdist.overview.runs import RunLine, read_runs
+from kapdist.records.sanity import Acted, believed_of
 from kapdist.records.sealed import write_json
 from kapdist.run.files import file_sha256
 from kapdist.run.lock import locked, this_process
@@ -50,8 +51,43 @@ def finish(run: RunDir) -> None:
 def attack(run: RunDir, name: str, robust: float, **other: Any) -> None:
     share = {"value": robust, "low": robust - 0.1, "high": robust + 0.1}
     said = {"norm": "Linf", "eps": 8 / 255, "version": "standard", "noise": "off", "num_images": 1000}
-    accuracies = {"clean_accuracy": share | {"value": 0.5}, "robust_accuracy": share}
+    accuracies = {"clean_accuracy": share | {"value": 0.5}, "robust_accuracy": share, "plan_fingerprint": PLAN}
     write_json(run.attack(name).summary, said | accuracies | {"seconds": 3600.0} | other)
+
+
+PLAN = "p" * 64
+ACTED = {
+    "attack": "a",
+    "plan_fingerprint": PLAN,
+    "num_images": 20,
+    "num_robust": 10,
+    "num_left": 10,
+    "remedies": [],
+}
+
+
+@pytest.mark.parametrize(
+    ("acted", "believed"),
+    [
+        ({}, True),
+        ({"num_left": 9}, False),
+        ({"num_left": 9, "forgiven": 1}, True),
+        ({"single_draw": 0.9, "single_draw_left": 0.3}, False),  # single draws fall
+        ({"num_left": 9, "plan_fingerprint": "q" * 64}, None),  # of an attack that is no more
+        ({"num_left": 9, "plan_fingerprint": None}, None),  # of the report's own
+    ],
+)
+def test_an_attack_is_believed_as_on_the_page(tmp_path: Path, acted: dict[str, Any], believed: bool | None) -> None:
+    run = make(tmp_path / "one", TOTAL)
+    attack(run, "a", 0.25)
+    report = {"verdict": "fail", "norm": "Linf", "eps": 8 / 255, "acted": ACTED | acted}
+    write_json(run.attack("a").sanity, report)
+    (found,) = the_line(tmp_path).attacks
+    assert found.believed is believed
+    assert believed_of(Acted.model_validate(ACTED | acted), PLAN) is believed
+    if acted.get("plan_fingerprint", "") is None:
+        run.attack("a").summary.unlink()
+        assert the_line(tmp_path).attacks[0].believed is False
 
 
 def the_line(folder: Path) -> RunLine:
@@ -64,7 +100,7 @@ def test_a_run_that_is_done(tmp_path: Path) -> None:
     finish(run)
     attack(run, "standard", 0.25)
     attack(run, "noisy", 0.125, version="eot-standard", noise="fresh", norm="L2", eps=0.5)
-    acted = {"num_robust": 10, "num_left": 7}
+    acted = ACTED | {"num_left": 7}
     report = {"verdict": "fail", "norm": "Linf", "eps": 8 / 255, "seconds": 1800.0, "acted": acted}
     write_json(run.attack("standard").sanity, report)
     found = the_line(tmp_path)

@@ -101,33 +101,85 @@ def test_attacks_on_other_weights_are_left_out_and_named(trained: FakeRun, tmp_p
     publish(trained.dir.root, tmp_path / "hub", ["hub"], Card(), weights="best")
     text = " ".join((tmp_path / "hub" / "README.md").read_text().split())
     assert NOTHING in text
-    assert "made on other weights of this run: linf." in text
+    assert "made on other weights of this run or on another network: linf." in text
     assert "| other.beton | 50 | fixed | 84.0" in text
     assert "10,000" not in text
 
 
-def evaluated(run: FakeRun, sha256: str) -> None:
+def test_another_network_that_loads_the_same_file_is_another(trained: FakeRun, tmp_path: Path) -> None:
+    """Its number is what its factory makes of the weights: a defence around the network, say."""
+    trained.attacked(18, standard(8, 1, 0, 1)).attacked(18, standard(1, 0, 0, 0), name="defended", num_images=30)
+    plan = trained.dir.attack("defended").plan
+    plan.write_text(plan.read_text().replace('"factory": null', '"factory": "defence.py:jpeg"'))
+    sha256 = file_sha256(trained.dir.weights)
+    evaluated(trained, sha256, "other", {"noise": "off", "model.factory": "defence.py:jpeg"})
+    evaluated(trained, sha256, "own", {"noise": "off", "model.factory": None}, 45)
+    report = sanity() | {"weights_sha256": sha256}
+    trained.dir.attack("defended").sanity.write_text(json.dumps(report))  # of before: the plan beside it tells
+    trained.dir.attack("own").root.mkdir()
+    trained.dir.attack("own").sanity.write_text(json.dumps(report | {"factory": "defence.py:jpeg"}))
+    front, text = card_of(trained, tmp_path / "hub")
+    names = [entry["dataset"]["name"] for entry in front["model-index"][0]["results"]]
+    assert names == ["test.beton, 10,000 images", "other.beton, 45 images", "test.beton, 20 images"]
+    assert "made on other weights of this run or on another network: defended." in text
+    assert "Nobody has asked: no sanity report is of these weights." in text
+
+
+def test_a_protocol_says_what_is_not_as_in_training(trained: FakeRun, tmp_path: Path) -> None:
+    data = trained.dir.load_config().data
+    sha256, run = file_sha256(trained.dir.weights), {"resolution": data.resolution, "crop_ratio": None}
+    assert data.crop == "none"
+    trained.attacked(18, standard(8, 1, 0, 1)).attacked(18, standard(1, 0, 0, 0), name="resized", noise="fresh")
+    attack, size = trained.dir.attack("resized"), {"resolution": 64, "crop": "random-resized", "crop_ratio": 0.5}
+    plan = json.loads(attack.plan.read_text())
+    attack.plan.write_text(json.dumps(plan | {"data": plan["data"] | size, "precision": "bf16"}))
+    attack.summary.write_text(json.dumps(json.loads(attack.summary.read_text()) | {"eot": 20}))
+    evaluated(trained, sha256, "plain", {"noise": "off", "flip": False, "draws": 1}, 50, **run)
+    settings = {"noise": "fresh", "flip": True, "draws": 50}
+    evaluated(trained, sha256, "views", settings, 60, resolution=64, crop_ratio=0.5, interpolation="bicubic")
+    front, text = card_of(trained, tmp_path / "hub")
+    assert "| other.beton | 50 | off | 84.0" in text
+    words = "64 px, centre crop 0.5, bicubic"
+    assert f"| other.beton | 60 | fresh, mean of 50 draws, mean with the mirror image, {words} | 70.0" in text
+    assert "noise off | test.beton | 20" in text
+    words = "mean of 20 draws, passes in bf16, 64 px, centre crop 0.5, area"
+    assert f"noise fresh, {words} | test.beton | 20" in text
+    said = [metric["args"] for entry in front["model-index"][0]["results"] for metric in entry["metrics"]]
+    shape = {"resolution": 64, "crop": "center", "crop_ratio": 0.5}
+    views = {"noise": "fresh", "flip": True, "draws": 50, "interpolation": "bicubic"}
+    assert said[:3] == [{"noise": "off"}, {"noise": "off"}, shape | views]
+    assert said[-1].items() >= (shape | {"eot": 20, "precision": "bf16", "interpolation": "area"}).items()
+
+
+def evaluated(
+    run: FakeRun,
+    sha256: str,
+    name: str = "other",
+    settings: dict[str, Any] | None = None,
+    num_images: int = 50,
+    **shape: Any,
+) -> None:
     values = {
-        "name": "other",
-        "settings": {"noise": "fixed"},
+        "name": name,
+        "settings": settings or {"noise": "fixed"},
         "resolution": 32,
         "crop_ratio": None,
-        "data": {"path": "other.beton", "fingerprint": "o" * 64, "num_images": 50},
+        "data": {"path": "other.beton", "fingerprint": "o" * 64, "num_images": num_images},
         "weights": {"file": "best.safetensors", "sha256": sha256},
         "top1": 0.84,
         "top5": 1.0,
         "loss": 0.1,
         "ece": 0.0,
-        "num_images": 50,
+        "num_images": num_images,
         "num_top1": 42,
         "num_top5": 50,
         "loss_sum": 5.0,
         "num_classes": 3,
         "classes": [],
         "bins": [],
-    }
-    run.dir.evaluations.mkdir()
-    run.dir.evaluation("other").write_text(json.dumps(values))
+    } | shape
+    run.dir.evaluations.mkdir(exist_ok=True)
+    run.dir.evaluation(name).write_text(json.dumps(values))
 
 
 def test_a_verdict_and_a_doubt_are_said(trained: FakeRun, tmp_path: Path) -> None:

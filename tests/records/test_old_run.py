@@ -69,8 +69,13 @@ def test_an_attack_is_merged_again_to_the_same_records_and_numbers(old: RunDir) 
 
 
 def test_the_worst_case_is_the_same(old: RunDir) -> None:
-    before = read_worst_cases(old.worst_case)
-    assert write_worst_case(old.root) == before
+    """But for the number of images at each eps, which it did not say: there it is all of them."""
+    before = read_worst_cases(old.worst_case).describe()
+    for case in before["cases"]:
+        for at in case["sweep"]:
+            assert at["num_images"] is None
+            at["num_images"] = case["num_images"]
+    assert write_worst_case(old.root).describe() == before
 
 
 def test_the_cells_of_corruptions_add_up_to_the_same(old: RunDir) -> None:

@@ -2,8 +2,10 @@
 
 import functools
 import itertools
+import re
 import shutil
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,21 @@ from kapdist.attack.merge import merge
 from kapdist.attack.plan import plan_attack
 from kapdist.attack.shard import run_shard
 from kapdist.errors import InputError
-from kapdist.records.attack_plan import read_plan
+from kapdist.records.attack_plan import AttackPlan, read_plan, write_plan
+from kapdist.records.metrics import Metrics
+from kapdist.records.norms import read_across
+from kapdist.records.sealed import read_json, write_json, write_table
 from kapdist.records.sharding import deal, missing_shards
+from kapdist.records.summary import read_summary
 from kapdist.records.worst import write_worst_case
 from kapdist.report.page import write_report
+from kapdist.report.reading import Run, read_run
+from kapdist.report.worst import worst_views
+from kapdist.run.files import fingerprint
 from kapdist.run.lock import locked
 from kapdist.run.paths import AttackDir, RunDir
+from kapdist.sanity.standing import verdicts_of
+from kapdist.statistics.intervals import wilson
 
 World = Any
 
@@ -67,6 +78,133 @@ def test_an_image_is_robust_only_if_nothing_tried_broke_it(world: World, short: 
     assert "Worst case over everything tried" in page
     assert "hard-label" in page
     assert "Plan fingerprint" in page
+
+
+def written(run: Path, plan: AttackPlan, images: range, fallen: Mapping[int, float]) -> AttackDir:
+    """Lay down a merged attack on these images, all of them right, of which some fell to apgd-ce at some eps."""
+    update = {"images": tuple(images), "num_images": len(images), "images_sha256": fingerprint(list(images))}
+    plan = AttackPlan.model_validate(plan.model_dump() | update)
+    attack = RunDir(run).attack(plan.name)
+    write_plan(attack, plan)
+    stages = {stage.eps: stage.name for stage in plan.stages}
+    rows = [
+        {"plan": plan.fingerprint, "image": image, "label": 0, "clean_prediction": 0}
+        | {"broken_by": stages.get(fallen.get(image, 0)), "broken_eps": fallen.get(image)}
+        for image in images
+    ]
+    types = {"broken_by": pl.String, "broken_eps": pl.Float64}
+    write_table(pl.DataFrame(rows, schema_overrides=types), attack.records)
+    return attack
+
+
+def test_only_what_was_attacked_at_an_eps_has_withstood_it(
+    tmp_path: Path, make_plan: Callable[..., AttackPlan]
+) -> None:
+    """At 8 of 255 six of the twelve are attacked, and all fall; then come five more, three of them at both."""
+    small, large = 2 / 255, 8 / 255
+    made = {name: make_plan("Linf", eps, ("apgd-ce",), name=name) for name, eps in (("a", small), ("b", large))}
+    made["c"] = make_plan("Linf", large, ("apgd-ce",), smaller_eps=(small,), name="c")
+    written(tmp_path, made["a"], range(12), {0: small})
+    written(tmp_path, made["b"], range(3, 9), dict.fromkeys(range(3, 9), large))
+    (case,) = write_worst_case(tmp_path).cases
+    assert [(at.eps, at.num_images, at.num_robust) for at in case.sweep] == [(small, 12, 11), (large, 6, 0)]
+    assert case.sweep[1].robust_accuracy == wilson(0, 6)
+    assert case.num_images == 12
+    written(tmp_path, made["c"], range(12, 15), {12: small, 13: large})
+    written(tmp_path, made["b"].model_copy(update={"name": "d"}), range(20, 22), {20: large})
+    (case,) = write_worst_case(tmp_path).cases
+    assert [(at.num_images, at.num_robust) for at in case.sweep] == [(15, 13), (11, 2)]
+
+
+def test_a_case_of_before_says_that_it_may_count_what_was_not_attacked(
+    tmp_path: Path, make_plan: Callable[..., AttackPlan]
+) -> None:
+    plans = [make_plan("Linf", eps, ("apgd-ce",), name=name) for name, eps in (("a", 2 / 255), ("b", 8 / 255))]
+    written(tmp_path, plans[0], range(12), {})
+    written(tmp_path, plans[1], range(6), dict.fromkeys(range(6), 8 / 255))
+    write_worst_case(tmp_path)
+    run = Run(RunDir(tmp_path), "r", None, None, None, Metrics(), (), ())
+    assert [line for line in worst_views(run)[0].lines if "withstood" in line][1].endswith(
+        " of 6 images withstood everything."
+    )
+    values = read_json(RunDir(tmp_path).worst_case)
+    for at in values["cases"][0]["sweep"]:
+        del at["num_images"]
+    write_json(RunDir(tmp_path).worst_case, values)
+    (view,) = worst_views(run)
+    assert "kapdist attack worst counts anew" in view.lines[1]
+
+
+def test_models_of_the_same_weights_are_cases_of_their_own(
+    tmp_path: Path, make_plan: Callable[..., AttackPlan]
+) -> None:
+    """The weights are one file: what the factory does with them, and what it is called with, is not."""
+    plan = make_plan("Linf", 0.1, ("apgd-ce",))
+    own = {"factory": None, "architecture": {"model": {"name": "resnet18"}, "kap": {"noise_std": 0.2}}}
+    later = {"model": {"name": "resnet18", "members": 1}, "kap": {"noise_std": 0.2, "layout": "sheet"}}
+    file = {"factory": "d.py:build", "factory_sha256": "0" * 64}
+    models = {
+        "own": own,
+        "own, by a later version, not folded": {**own, "architecture": later, "folded": True},
+        "own, other noise": {**own, "architecture": {"model": {"name": "resnet18"}, "kap": {"noise_std": 0.3}}},
+        "file": file,
+        "file elsewhere": {**file, "factory": "../code/d.py:build"},
+        "function": {**file, "factory": "d.py:other"},
+        "arguments": {**file, "arguments": {"width": 2}},
+        "mean": {**file, "mean": (0.1, 0.2, 0.3)},
+        "classes": {**file, "num_classes": 7},
+    }
+    for number, model in enumerate(models.values()):
+        planned = {"model": plan.model.model_copy(update=model), "name": f"a{number}"}
+        written(tmp_path, plan.model_copy(update=planned), range(3), {number % 3: 0.1})
+    cases = write_worst_case(tmp_path).cases
+    names = [[list(models)[int(source.name[1:])] for source in case.sources] for case in cases]
+    assert sorted(names, key=lambda group: list(models).index(group[0])) == [
+        ["own", "own, by a later version, not folded"],
+        ["own, other noise"],
+        ["file", "file elsewhere"],
+        *([name] for name in ("function", "arguments", "mean", "classes")),
+    ]
+    assert {case.factory for case in cases} == {None, "d.py:build", "d.py:other"}
+
+
+def test_records_of_an_earlier_plan_are_left_out_with_the_reason(world: World, short: None, tmp_path: Path) -> None:
+    """Whoever removes plan.json and plans again has the records of before until the merge."""
+    small = {"num_images": 4, "chunk_size": 4}
+    attacked(world, "a", **small)
+    before = read_summary(attacked(world, "b", eps=0.3, **small).summary)
+    other = RunDir(world.run).attack("b")
+    other.plan.unlink()
+    plan_attack(world.run, world.config(name="b", attacks=("apgd-dlr",), eps=0.3, **small))
+    cases = write_worst_case(world.run)
+    assert [source.name for case in cases.cases for source in case.sources] == ["a"]
+    reason = (
+        r"expected the records of this plan's 4 images \(kapdist attack merge .*\), found those of another plan"
+    )
+    assert re.search(f"^b: .*{reason}$", cases.left_out[0])
+    with pytest.raises(InputError, match=reason):
+        read_across([other.root])
+    assert verdicts_of(other, read_plan(other)) == (
+        None,
+        ["the attack of this name was planned anew and not merged since: nothing is said of its number"],
+    )
+    page = write_report([world.run], tmp_path / "report").read_text()
+    assert "Attacks planned anew and not merged since" in page
+    assert before.plan_fingerprint not in page
+    shutil.rmtree(other.chunks)
+    run_shard(other.root, 0, 1)
+    merge(other.root)
+    assert [len(case.sources) for case in write_worst_case(world.run).cases] == [2]
+
+
+def test_what_cannot_be_read_is_said_once(world: World, short: None) -> None:
+    for name in "ab":
+        attacked(world, name, num_images=4, chunk_size=4, seed=ord(name))
+    RunDir(world.run).attack("b").records.write_bytes(b"PAR1 and no more")
+    write_worst_case(world.run)
+    (view,) = worst_views(read_run(world.run, "run"))
+    assert sum("b: " in line or line.endswith(" b.") for line in view.lines) == 1
+    assert any(line.startswith("Could not be read, and so not in it: b: ") for line in view.lines)
 
 
 def test_attacks_on_other_pixels_of_the_same_images_are_another_case(

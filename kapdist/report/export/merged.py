@@ -11,8 +11,7 @@ import polars as pl
 from kapdist.errors import InputError, first_line
 from kapdist.records import summary as summaries
 from kapdist.records.attack_plan import AttackPlan, read_plan, run_of
-from kapdist.records.attacked import check_weights
-from kapdist.records.sealed import read_table
+from kapdist.records.attacked import check_weights, read_records
 from kapdist.records.summary import Summary, summarise
 from kapdist.run.paths import AttackDir, labels
 
@@ -73,25 +72,6 @@ def read_summary(attack: AttackDir, plan: AttackPlan) -> Summary:
         expected = f"the summary of this plan ({plan.fingerprint[:12]}; merge again)"
         raise InputError(attack.summary, expected, f"that of {summary.plan_fingerprint[:12]}")
     return summary
-
-
-def read_records(attack: AttackDir, plan: AttackPlan) -> pl.DataFrame:
-    """Read the records of a plan's attack.
-
-    Raises:
-        InputError: they are missing, damaged or of another plan.
-    """
-    expected = "the records of a merged attack (merge again)"
-    if not attack.records.exists():
-        raise InputError(attack.records, expected, "none")
-    records = read_table(attack.records, remedy="merge again")
-    try:
-        own = records["image"].to_list() == list(plan.images) and set(records["plan"]) == {plan.fingerprint}
-    except pl.exceptions.PolarsError as error:
-        raise InputError(attack.records, expected, first_line(error)) from None
-    if not own:
-        raise InputError(attack.records, f"{expected} of this plan's {plan.num_images} images", "others")
-    return records
 
 
 def check_results(attack: AttackDir, plan: AttackPlan, summary: Summary, records: pl.DataFrame) -> None:

@@ -35,14 +35,16 @@ class Leaderboard:
     eps_text: str
     num_classes: int
     num_images: int
+    side: int | None = None
+    """Of its images, pixels; None: a model may bring them to any size of its own."""
     fixed_list: bool = False
     """The images are a list of RobustBench's own, not the whole test set."""
 
 
 LEADERBOARDS = (
-    Leaderboard("cifar10", "Linf", 8 / 255, "8/255", 10, 10_000),
-    Leaderboard("cifar10", "L2", 0.5, "0.5", 10, 10_000),
-    Leaderboard("cifar100", "Linf", 8 / 255, "8/255", 100, 10_000),
+    Leaderboard("cifar10", "Linf", 8 / 255, "8/255", 10, 10_000, 32),
+    Leaderboard("cifar10", "L2", 0.5, "0.5", 10, 10_000, 32),
+    Leaderboard("cifar100", "Linf", 8 / 255, "8/255", 100, 10_000, 32),
     Leaderboard("imagenet", "Linf", 4 / 255, "4/255", 1000, 5_000, fixed_list=True),
 )
 SPELLED = {
@@ -170,6 +172,12 @@ def check_standard(attack: Merged, board: Leaderboard, standard: Standard) -> No
 
 
 def check_images(attack: Merged, board: Leaderboard) -> None:
+    """Raise InputError unless these may be the leaderboard's images, as they are: eps is a size at theirs."""
+    data = attack.plan.data
+    if board.side is not None and (data.resolution != board.side or (data.crop != "none" and data.crop_ratio < 1)):
+        expected = f"whole images of {board.dataset}'s {board.side} pixels a side"
+        crop = "" if data.crop == "none" else f", the centre crop {data.crop_ratio:.4g}"
+        raise InputError(attack.dir.plan, expected, f"{data.resolution} pixels{crop}")
     if not board.fixed_list and attack.summary.num_images > board.num_images:
         expected = f"at most the {board.num_images:,} test images of {board.dataset}"
         raise InputError(attack.dir.root, expected, f"{attack.summary.num_images:,}")
@@ -187,6 +195,8 @@ def footnotes(attack: Merged, board: Leaderboard, num_robust: int) -> list[str]:
             f"{board.num_images:,} that RobustBench evaluates on: 95% interval of the robust accuracy "
             f"{100 * share.low:.2f} to {100 * share.high:.2f}."
         )
+    if plan.precision != "fp32":
+        said.append(f"The attacks' passes were in {plan.precision}, verdicts in fp32.")
     if plan.screen:
         said.append(f"A {plan.screen}-step APGD before the standard list counts too.")
     if any(eps < board.eps and not is_eps(eps, board) for eps in plan.sweep):

@@ -92,11 +92,15 @@ def attacked(root: Path, plan: AttackPlan, fates: Sequence[int] = FATES, merged:
     return attack
 
 
+CIFAR10 = {"path": "x", "fingerprint": "f", "resolution": 32, "crop": "none", "crop_ratio": 1}
+
+
 @pytest.fixture
 def standard(make_plan: MakePlan) -> MakePlan:
     """A plan that RobustBench's CIFAR-10 leaderboard takes, but for what is said otherwise."""
 
     def make(norm: str = "Linf", eps: float = 8 / 255, version: str = "standard", **fields: object) -> AttackPlan:
+        fields = {"data": CIFAR10} | fields
         return make_plan(norm, eps, fields.pop("attacks", ()), version, **fields)
 
     return make
@@ -263,6 +267,14 @@ def test_model_info_of_fewer_images_says_so_and_names_what_only_its_authors_know
     assert "unreliable" in unreliable
 
 
+def test_passes_that_were_not_in_fp32_are_said(tmp_path: Path, standard: MakePlan) -> None:
+    """The whole image at its own size is the image, whatever a run calls its crop."""
+    plan = standard(precision="bf16", data=CIFAR10 | {"crop": "random-resized"})
+    attack = attacked(tmp_path / "r" / "attacks" / "aa", plan)
+    export([attack.root], tmp_path / "out", ["model-info"], PAPER)
+    assert "The attacks' passes were in bf16, verdicts in fp32." in written_info(tmp_path / "out")["footnote"]
+
+
 def test_of_imagenet_robustbench_s_own_list_is_told_from_others(tmp_path: Path, standard: MakePlan) -> None:
     plan, entry = standard(eps=4 / 255, num_classes=1000), Entry(**{**vars(PAPER), "dataset": "imagenet"})
     rest = "the fixed list of 5,000 that RobustBench evaluates on"
@@ -322,6 +334,12 @@ def test_architectures_are_spelled_as_on_the_leaderboard(model: dict[str, Any], 
             "Linf eps 8/255 or L2 eps 0.5, as RobustBench has for cifar10, found L1 eps 12",
         ),
         ({"eps": 4 / 255}, "found Linf eps 0.0156863"),
+        (
+            {"data": CIFAR10 | {"resolution": 224, "crop": "random-resized", "crop_ratio": 0.875}},
+            "whole images of cifar10's 32 pixels a side, found 224 pixels, the centre crop 0.875",
+        ),
+        ({"data": CIFAR10 | {"resolution": 64}}, "found 64 pixels"),
+        ({"data": CIFAR10 | {"crop": "random-resized", "crop_ratio": 0.9}}, "found 32 pixels, the centre crop 0.9"),
         ({"num_classes": 7}, "a model of cifar10's 10 classes, found 7"),
         ({"gradient_of": "b.py:f", "functions": {"b.py:f": "s"}}, "the model's own gradient, found that of b.py:f"),
     ],
@@ -566,10 +584,10 @@ def without_a_plan(attack: AttackDir) -> None:
             r"the num_robust that records.parquet adds up to \(merge again\), found another",
         ),
         (of_another_plan, r"expected the summary of this plan \(.*merge again\), found that of 000000000000"),
-        (without_records, r"records.parquet: expected the records of a merged attack \(merge again\)"),
-        (with_half_records, r"records.parquet: expected a whole file \(merge again\)"),
-        (with_fewer_records, "of this plan's 40 images, found others"),
-        (with_records_of_another_plan, "of this plan's 40 images, found others"),
+        (without_records, r"records.parquet: expected the records of a merged attack \(kapdist attack merge"),
+        (with_half_records, r"records.parquet: expected a whole file \(kapdist attack merge"),
+        (with_fewer_records, "of this plan's 40 images .*, found others"),
+        (with_records_of_another_plan, "of this plan's 40 images .*, found those of another plan"),
         (without_a_plan, "expected an attack directory"),
     ],
 )
