@@ -17,8 +17,8 @@ STALL_MINUTES, TIMEOUT_MINUTES = 10.0, 15.0
 LONGER = TIMEOUT_MINUTES / STALL_MINUTES
 CHECKPOINT_STEPS = 1000  # where the clock is switched off
 ATTACKED_IMAGES, EXAMINED_IMAGES = 5000, 64
-# Of images in [0, 1]: RobustBench's (Croce et al. 2021, https://arxiv.org/abs/2010.09670), Linf on ImageNet and L2 on
-# CIFAR-10; L1 of Croce and Hein 2021 (https://arxiv.org/abs/2103.01208), on CIFAR-10.
+# Of images in [0, 1]: RobustBench's (Croce et al. 2021, https://arxiv.org/abs/2010.09670), Linf on ImageNet and L2
+# on CIFAR-10; L1 of Croce and Hein 2021 (https://arxiv.org/abs/2103.01208), on CIFAR-10.
 ATTACK_EPS = {"Linf": 4 / 255, "L2": 0.5, "L1": 12.0}
 
 

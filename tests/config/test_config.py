@@ -185,7 +185,7 @@ def test_eps_may_be_a_fraction(write) -> None:
 
 
 def test_two_eps_of_one_name_are_refused(write) -> None:
-    """The columns of a stage are named after its eps: a second one would write over the first's, and over breaks."""
+    """The columns of a stage are named after its eps: a second one would write over the first's breaks."""
     message = refusal(AttackConfig, write("eps: [8/255, 0.0313725]"))
     assert "eps: expected sizes that differ in their first six digits, not two of 0.0313725, found" in message
     assert load_config(AttackConfig, write("eps: [8/255, 0.031373]")).eps == (8 / 255, 0.031373)
