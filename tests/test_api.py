@@ -75,6 +75,11 @@ def as_words(keys: dict[str, Any]) -> list[str]:
     return [f"{key}={value}" for key, value in keys.items()]
 
 
+def test_the_eps_of_an_attack_follows_its_norm(net: nn.Module) -> None:
+    found = kapdist.attack(net, *pictures(net, 4), norm="L2", attacks=["random-noise"], random_draws=1, **FAST)
+    assert (found.plan.norm, found.plan.eps) == ("L2", 0.5)
+
+
 def test_importing_it_imports_nothing() -> None:
     heavy = ("torch", "numpy", "pydantic", "polars", "kapdist.api", "kapdist.attack")
     program = f"import sys, kapdist; sys.exit(any(name in sys.modules for name in {heavy}))"

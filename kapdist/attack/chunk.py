@@ -159,9 +159,9 @@ def attack_chunk(
 
 def counted_model(model: nn.Module, device: torch.device, plan: AttackPlan, chunk: int) -> CountedModel:
     model = model if isinstance(model, Forms) or plan.precision == "fp32" else Forms(model, plan.precision)
-    own = plan.model.factory is None and plan.noise == "off" and plan.gradient_of is None
+    ours = is_ours_alone(plan)
     seed, graphs = derive_seed(plan.seed, "model", chunk), isinstance(model, Forms) and model.graphs_to > 0
-    return CountedModel(model, device, seed, inference=own and not graphs, drawless=is_ours_alone(plan))
+    return CountedModel(model, device, seed, inference=ours and not graphs, drawless=ours)
 
 
 def watched_model(counted: CountedModel, plan: AttackPlan, chunk: int) -> WatchedModel:

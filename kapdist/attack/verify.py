@@ -227,7 +227,7 @@ def answering(model: nn.Module, plan: AttackPlan, chunk: int) -> Iterator[nn.Mod
     """Give the model in the plan's noise mode: fixed noise from the recorded seed, fresh noise averaged anew."""
     cpu = torch.device("cpu")
     with torch.random.fork_rng(devices=[]), noise(model, plan.noise, seed=derive_seed(plan.seed, "noise", chunk)):
-        own = plan.model.factory is None and plan.noise == "off"
+        own = plan.model.by_others is None and plan.noise == "off"
         counted = CountedModel(model, cpu, derive_seed(plan.seed, "model", chunk), inference=own)
         if plan.deterministic:
             yield counted

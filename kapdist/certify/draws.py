@@ -22,10 +22,10 @@ class NoisyCopies:
     """
 
     def __init__(self, model: nn.Module, subject: AttackPlan, device: torch.device) -> None:
-        own = subject.model.factory is None
+        ours = subject.model.by_others is None and subject.noise == "off"
         self.subject, self.device = subject, device
-        self.model = CountedModel(model, device, subject.seed, inference=own and subject.noise == "off")
-        self.channels_last = own
+        self.model = CountedModel(model, device, subject.seed, inference=ours)
+        self.channels_last = subject.model.factory is None  # decides which draw falls on which pixel
         # A model that draws once for a whole batch would give all its copies one and the same draw.
         self.at_once = subject.images_per_pass if subject.draws_together else 1
         self.memory = torch.empty(0, device=device)

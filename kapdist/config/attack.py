@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from kapdist.config.defaults import ATTACK, ATTACKED_IMAGES
+from kapdist.config.defaults import ATTACK, ATTACK_EPS, ATTACKED_IMAGES
 from kapdist.config.fields import (
     CORRUPTIONS,
     Arguments,
@@ -96,6 +96,11 @@ def known_or_a_function(attack: str) -> str:
     return attack
 
 
+def size_name(eps: float) -> str:
+    """Return a size as the columns of the records have it in their names."""
+    return f"{eps:.6g}"
+
+
 ListedAttack = Annotated[str, AfterValidator(known_or_a_function)]
 
 
@@ -157,9 +162,10 @@ class AttackConfig(Section):
     are fewer."""
     norm: Literal["Linf", "L2", "L1"] = "Linf"
     """Norm that bounds the perturbation."""
-    eps: Epsilon = 4 / 255
+    eps: Epsilon = ATTACK_EPS["Linf"]
     """Size of the perturbation; a fraction such as 4/255 may be written. A list is tried from the smallest on, and
-    what falls is broken at every larger one."""
+    what falls is broken at every larger one. Where it is not written: 0.5 with norm L2, as RobustBench has it; 12
+    with L1 (Croce and Hein 2021); both are CIFAR-10's."""
     version: Literal["standard", "plus", "rand", "eot-standard", "custom"] = "standard"
     """AutoAttack's list of attacks; custom, the default with `attacks`, takes those. For noisy models eot-standard
     has those of standard on the model averaged over `eot` draws; rand is the library's own, for comparison."""
@@ -246,6 +252,14 @@ class AttackConfig(Section):
         """The list of attacks, with a transfer for each surrogate."""
         each = tuple(transfers(self.transfer_from)) if self.transfer_from else ()
         return tuple(name for attack in self.attacks for name in (each if attack == TRANSFER else (attack,)))
+
+    @field_validator("eps")
+    @classmethod
+    def sizes_have_names(cls, value: float | tuple[float, ...]) -> float | tuple[float, ...]:
+        names = [size_name(eps) for eps in value] if isinstance(value, tuple) else []
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"sizes that differ in their first six digits, not two of {twice}")
+        return value
 
     @model_validator(mode="after")
     def attacks_go_with_custom(self) -> AttackConfig:

@@ -17,6 +17,9 @@ STALL_MINUTES, TIMEOUT_MINUTES = 10.0, 15.0
 LONGER = TIMEOUT_MINUTES / STALL_MINUTES
 CHECKPOINT_STEPS = 1000  # where the clock is switched off
 ATTACKED_IMAGES, EXAMINED_IMAGES = 5000, 64
+# Of images in [0, 1]: RobustBench's (Croce et al. 2021, https://arxiv.org/abs/2010.09670), Linf on ImageNet and L2
+# on CIFAR-10; L1 of Croce and Hein 2021 (https://arxiv.org/abs/2103.01208), on CIFAR-10.
+ATTACK_EPS = {"Linf": 4 / 255, "L2": 0.5, "L1": 12.0}
 
 
 def side_beside(written: Written, other: str, take: Callable[[int, int], int]) -> int | None:
@@ -74,6 +77,12 @@ def draws(*keys: str) -> Callable[[Written], object]:
     return lambda written: "fresh" if number(written, *keys) > 1 else None
 
 
+def eps_of_norm(written: Written) -> float | None:
+    """Return the size of an attack's perturbation in another norm than the default's."""
+    norm = written.get("norm")
+    return ATTACK_EPS[norm] if norm in ATTACK_EPS and norm != "Linf" else None
+
+
 # In this order: what a rule puts in is written for those after it.
 MODEL = (
     Rule("name", lambda written: "cnn" if number(written, "expansion") > 1 else None),
@@ -101,6 +110,7 @@ TRAINING = (
 )
 ATTACK = (
     Rule("version", lambda written: "custom" if written.get("attacks") else None),
+    Rule("eps", eps_of_norm),
     Rule("noise", draws("eot")),
     Rule("noise", when("version", ("eot-standard",), "fresh")),
 )

@@ -40,8 +40,8 @@ class OptimConfig(Section):
     """The way from the peak: linear or a cosine down to zero; steps, times `decay_factor` at every milestone. With
     milestones, steps where it is not written."""
     milestones: tuple[Positive, ...] | None = None
-    """Of steps: the epochs at which lr goes down, ascending. Default: half and three quarters of the training (He
-    et al. 2016)."""
+    """Of steps: the epochs at which lr goes down, ascending; an empty list keeps the peak. Default: half and three
+    quarters of the training (He et al. 2016)."""
     decay_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Of steps: what lr is multiplied by at a milestone."""
     label_smoothing: Probability = 0.1

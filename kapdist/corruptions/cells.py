@@ -88,7 +88,7 @@ def answering(
     seed = derive_seed(subject.seed, "corruptions", cell.name, chunk)
     fixed = derive_seed(subject.seed, "corruptions")  # one noise for every image and cell
     devices = [device] if device.type == "cuda" else []
-    own = subject.model.factory is None and subject.noise == "off"
+    own = subject.model.by_others is None and subject.noise == "off"
     with torch.random.fork_rng(devices=devices), noise(model, subject.noise, seed=fixed):
         counted = CountedModel(model, device, seed, inference=own)
         if subject.deterministic:

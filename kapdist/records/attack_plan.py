@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from kapdist.config import KapConfig, ModelConfig
-from kapdist.config.attack import is_function, known_or_a_function
+from kapdist.config.attack import is_function, known_or_a_function, size_name
 from kapdist.config.fields import Interpolation
 from kapdist.config.noise_form import check_noise_form
 from kapdist.config.surrogates import TRANSFER
@@ -302,7 +302,7 @@ class AttackPlan(Exact):
         """What is run, in order: the screen and the list of attacks, at each eps."""
         attacks = (SCREEN, *self.attacks) if self.screen else self.attacks
         return tuple(
-            Stage(name=f"{attack}@{eps:.6g}" if self.smaller_eps else attack, attack=attack, eps=eps)
+            Stage(name=f"{attack}@{size_name(eps)}" if self.smaller_eps else attack, attack=attack, eps=eps)
             for eps in self.sweep
             for attack in attacks
         )

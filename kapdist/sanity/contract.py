@@ -56,10 +56,8 @@ class Contract:
 
     def company(self) -> float:
         """Return by how much images alone, and in the reversed batch, differ from those in the batch."""
-        parts = [self.subject.logits(self.images[index : index + 1]) for index in range(ALONE)]
-        alone = max(
-            self.differs_at(part, index) for index, part in enumerate(parts[: len(self.images)]) if len(part)
-        )
+        few = self.images[:ALONE].split(1)
+        alone = max(self.differs_at(self.subject.logits(image), index) for index, image in enumerate(few))
         return max(alone, self.differs(self.subject.logits(self.images.flip(0)).flip(0)))
 
     def differs_at(self, logits: Tensor, index: int) -> float:

@@ -68,7 +68,8 @@ def measure_subject(
     shown = answered(subject.model(device), images, images.count, settings, tick)
     found = with_holm(side_by_side(lambda layer: layer_topography(layer, shown.moments, settings), shown, settings))
     pictures = pictures_of(shown, images, settings)
-    stages = [stage_of(moment, images, settings, device, tick) for moment in moments_of_training(subject)]
+    seen = (stage_of(moment, images, settings, device, tick) for moment in moments_of_training(subject))
+    stages = [stage for stage in seen if stage is not None]
     return SubjectTopography(
         run=subject.label,
         kind=subject.kind,
@@ -182,10 +183,12 @@ def orders_for(layer: Layer, settings: Settings) -> Tensor:
     return orders_of(layer.kernels, layer.conv.groups, settings.permutations, settings.seed, layer.name)
 
 
-def stage_of(moment: Moment, images: Images, settings: Settings, device: torch.device, tick: Tick) -> Stage:
-    """Return what is left of a step of the training."""
-    count = min(STAGE_IMAGES, images.count)
-    shown = answered(moment.model(device), images, count, settings, tick)
+def stage_of(moment: Moment, images: Images, settings: Settings, device: torch.device, tick: Tick) -> Stage | None:
+    """Return what is left of a step of the training; None where it has been pruned meanwhile."""
+    count, network = min(STAGE_IMAGES, images.count), moment.model(device)
+    if network is None:
+        return None
+    shown = answered(network, images, count, settings, tick)
 
     def work(layer: Layer) -> StageLayer:
         pairs, found = layer.pairs(settings.seed), {}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kapdist.config import Config
 from kapdist.engine import Ranks
@@ -17,9 +19,8 @@ from kapdist.errors import InputError
 from kapdist.models.build import build_model
 from kapdist.models.weights import load_weights
 from kapdist.records.metrics import read_metrics
-from kapdist.run.files import file_sha256
 from kapdist.run.paths import RunDir, as_ended, weights_sha256
-from kapdist.train.checkpoint import damages, sealed
+from kapdist.train.checkpoint import LOOKS, damages, sealed
 from kapdist.train.job import initial_model
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,10 @@ class Subject:
     label: str
     config: Config
     weights: Path
+    weights_sha256: str
+    """Of that file."""
+    state: dict[str, Tensor] | None = field(default=None, repr=False, compare=False)
+    """The weights of a checkpoint, which a training at work may prune while they are measured."""
 
     @property
     def is_final(self) -> bool:
@@ -47,10 +52,6 @@ class Subject:
     @property
     def is_moving_average(self) -> bool:
         return self.config.optim.ema_decay > 0
-
-    @property
-    def weights_sha256(self) -> str:
-        return weights_sha256(self.weights) if self.is_final else file_sha256(self.weights)
 
     @property
     def said(self) -> str:
@@ -68,10 +69,10 @@ class Subject:
     def model(self, device: torch.device) -> nn.Module:
         """Build the network with the measured weights, frozen."""
         network = build_model(self.config.model, self.config.kap)
-        if self.is_final:
+        if self.state is None:
             load_weights(network, self.weights)
         else:
-            load_checkpoint(network, self.weights, self.is_moving_average)
+            load_state(network, self.state, self.weights)
         return frozen(network, device)
 
 
@@ -81,45 +82,63 @@ class Moment:
 
     step: int | None
     what: str
-    model: Callable[[torch.device], nn.Module]
+    model: Callable[[torch.device], nn.Module | None]
+    """None: the training has pruned it meanwhile."""
 
 
 def subject_of(path: Path, label: str) -> Subject:
     """Return a run with the weights that it ended with, else with those of its newest whole checkpoint.
+
+    A training that is at work may prune the one that is looked at; then there is a newer one.
 
     Raises:
         InputError: no run, one that has left neither, or weights that it did not end with.
     """
     run = RunDir(path)
     config = run.load_config()
-    if run.weights.is_file():
-        weights_sha256(run.weights)  # other weights than the run's are refused before the work, not after it
-        return Subject(run, label, config, run.weights)
-    whole = [folder for folder in sealed(run) if is_whole(folder)]
-    if not whole:
-        expected = f"weights to look at: {run.weights.name} of a finished run, or one whole checkpoint"
-        raise InputError(path, expected, "neither (a run that has not begun has no topography)")
-    return Subject(run, label, config, whole[0] / SHARED)
+    for _ in range(LOOKS):
+        if run.weights.is_file():  # other weights than the run's are refused before the work, not after it
+            return Subject(run, label, config, run.weights, weights_sha256(run.weights))
+        folders = sealed(run)
+        for place in (folder / SHARED for folder in folders if is_whole(folder)):
+            if found := read_checkpoint(place, config.optim.ema_decay > 0):
+                return Subject(run, label, config, place, *found)
+        if all(folder.exists() for folder in folders):
+            break
+    expected = f"weights to look at: {run.weights.name} of a finished run, or one whole checkpoint"
+    raise InputError(path, expected, "neither (a run that has not begun has no topography)")
 
 
 def is_whole(folder: Path) -> bool:
     damage = next(damages(folder), None)
-    if damage is not None:
+    if damage is not None and folder.exists():
         log.warning("passing over checkpoint %s: %s", folder, damage)
     return damage is None
 
 
-def load_checkpoint(network: nn.Module, path: Path, moving_average: bool) -> None:
-    """Take the weights that a run would have exported at a checkpoint: the moving average, where one is kept.
+def read_checkpoint(path: Path, moving_average: bool) -> tuple[str, dict[str, Tensor]] | None:
+    """Return the sha256 of a checkpoint's file, and the weights that a run would have exported there.
 
-    Raises:
-        InputError: they do not fit.
+    These are the moving average, where one is kept. None: the training has pruned it meanwhile.
     """
-    shared = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    shared = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     state = shared["model"]
     if moving_average:
         average = shared["ema"]
         state = {key.removeprefix("module."): value for key, value in average.items() if key != "n_averaged"}
+    return hashlib.sha256(content).hexdigest(), state
+
+
+def load_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Take the weights of a checkpoint.
+
+    Raises:
+        InputError: they do not fit.
+    """
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
@@ -150,10 +169,13 @@ def initial(config: Config) -> nn.Module:
         return initial_model(config, Ranks())
 
 
-def of_checkpoint(subject: Subject, path: Path) -> Callable[[torch.device], nn.Module]:
-    def model(device: torch.device) -> nn.Module:
+def of_checkpoint(subject: Subject, path: Path) -> Callable[[torch.device], nn.Module | None]:
+    def model(device: torch.device) -> nn.Module | None:
+        found = read_checkpoint(path, subject.is_moving_average)
+        if found is None:
+            return None
         network = build_model(subject.config.model, subject.config.kap)
-        load_checkpoint(network, path, subject.is_moving_average)
+        load_state(network, found[1], path)
         return frozen(network, device)
 
     return model
@@ -170,9 +192,11 @@ def of_file(subject: Subject, path: Path) -> Callable[[torch.device], nn.Module]
 
 
 def best_step(subject: Subject) -> int | None:
-    """Return the step of the best evaluation that metrics.jsonl has; None where it has none."""
-    lines = read_metrics(as_ended(subject.run.metrics)).shown
-    return max(lines, key=lambda line: line["top1"])["step"] if lines else None
+    """Return the step of the best weights by metrics.jsonl, as `train.best` counts; None where it has none."""
+    metrics = read_metrics(as_ended(subject.run.metrics))
+    robust = subject.config.train.best == "robust"
+    lines, key = (metrics.withstood, "accuracy") if robust else (metrics.shown, "top1")
+    return max(lines, key=lambda line: line[key])["step"] if lines else None
 
 
 def last_step(subject: Subject) -> int | None:

@@ -85,7 +85,8 @@ def evaluate(
     tally = Tally(num_classes, ranks.device)
     was_training = model.training
     model.eval()
-    with torch.inference_mode(), tensor_float_32(False), trying_algorithms(False), kap.noise(model, "off"):
+    # Not in inference mode: what a network by others keeps of its first call must go through gradients afterwards.
+    with torch.no_grad(), tensor_float_32(False), trying_algorithms(False), kap.noise(model, "off"):
         for done, (number, batch) in enumerate(zip(dealt.numbers, loader.batches(dealt.batches), strict=True)):
             tally.add(predict(batch.images, number) if predict else model(batch.images), batch.labels)
             if done < dealt.num_common and stopped():

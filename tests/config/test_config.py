@@ -184,6 +184,13 @@ def test_eps_may_be_a_fraction(write) -> None:
     assert load_config(AttackConfig, write("eps: 0.5")).eps == 0.5
 
 
+def test_two_eps_of_one_name_are_refused(write) -> None:
+    """The columns of a stage are named after its eps: a second one would write over the first's breaks."""
+    message = refusal(AttackConfig, write("eps: [8/255, 0.0313725]"))
+    assert "eps: expected sizes that differ in their first six digits, not two of 0.0313725, found" in message
+    assert load_config(AttackConfig, write("eps: [8/255, 0.031373]")).eps == (8 / 255, 0.031373)
+
+
 @pytest.mark.parametrize("eps", ["0", "-1/255", "0/255", "8/0", "-0.1", ".nan", ".inf", "large"])
 def test_eps_must_be_above_zero(write, eps: str) -> None:
     message = refusal(AttackConfig, write("{}"), f"eps={eps}")

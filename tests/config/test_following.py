@@ -179,9 +179,14 @@ def test_what_follows_in_a_training(words: str, key: str, followed: object) -> N
         ("eot=1", "noise", "off"),
         ("version=eot-standard", "noise", "fresh"),
         ("version=rand", "noise", "off"),
+        ("norm=Linf", "eps", 4 / 255),
+        ("norm=L2", "eps", 0.5),
+        ("norm=L1", "eps", 12),
+        ("norm=L2 eps=8/255", "eps", 8 / 255),
+        ("norm=L2 eps=null", "eps", 0.5),
     ],
 )
-def test_what_follows_in_an_attack(words: str, key: str, followed: str) -> None:
+def test_what_follows_in_an_attack(words: str, key: str, followed: object) -> None:
     assert getattr(load_config(AttackConfig, None, ["name=x", *words.split()]), key) == followed
 
 

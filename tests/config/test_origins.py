@@ -9,7 +9,7 @@ import pytest
 from kapdist.config import AttackConfig, Config, flatten
 from kapdist.config.file import load_config
 from kapdist.config.kinds import KINDS, kind_of
-from kapdist.config.origins import Origin, decides, lines_of, values_of
+from kapdist.config.origins import Origin, Value, decides, lines_of, values_of
 from kapdist.errors import InputError
 
 BASE = """\
@@ -72,6 +72,13 @@ def test_a_default_that_follows_names_what_it_follows_from(above: Path) -> None:
     assert found["data.min_resolution"].origin.keys == ("data.max_resolution",)
     assert found["data.crop"].origin.keys == ("data.min_resolution",)
     assert found["model.stem"].origin == Origin("follows", keys=("model.name",))
+
+
+def test_the_eps_of_another_norm_names_the_norm(tmp_path: Path) -> None:
+    path = tmp_path / "attack.yaml"
+    path.write_text("norm: L2\n")
+    assert values_of(AttackConfig, path)["eps"] == Value(0.5, Origin("follows", keys=("norm",)))
+    assert values_of(AttackConfig, path, ["norm=Linf"])["eps"] == Value(4 / 255, Origin("default"))
 
 
 def test_a_null_that_is_written_is_followed_like_none(above: Path) -> None:

@@ -86,6 +86,11 @@ def test_steps_are_torchs(num_images: int, milestones: list[int], factor: float,
         schedule.step()
 
 
+def test_without_any_milestone_the_rate_stays_at_its_peak() -> None:
+    plan = make_plan(config(10, 4, schedule="steps", milestones=(), warmup_epochs=0, lr=1.0), 100, 1)
+    assert {plan.lr(step) for step in range(plan.total_steps)} == {1.0}
+
+
 def test_milestones_that_nobody_named_are_half_and_three_quarters() -> None:
     plan = plan_of("steps")
     found = [plan.lr(step) for step in (20, 49, 50, 74, 75, 99)]

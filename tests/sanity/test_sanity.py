@@ -87,6 +87,24 @@ def test_an_honest_model_is_not_flagged(kind: str) -> None:
     assert left > 0.5 if kind == "adversarial" else left < 0.3
 
 
+class Reshaping(Wrapped):
+    """A head that reshapes: of no images at all it cannot."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.reshape(len(images), -1).reshape(images.shape))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_images_are_examined_and_no_batch_is_empty(count: int) -> None:
+    images, labels = fashion("test", LEAST.num_images)
+    right = network()(images).argmax(1) == labels
+    wrong = int((~right).nonzero()[0]) if count == 3 and not right.all() else int(right.nonzero()[0])
+    chosen = torch.tensor([*right.nonzero().flatten().tolist()[: count - 1], wrong])
+    found = examine(Reshaping(network()).eval(), images[chosen], labels[chosen], BALL, LEAST)
+    assert found["num_images"] == count
+    assert number(found, "company") < 1e-3
+
+
 def test_an_honest_model_is_not_flagged_in_l2_either() -> None:
     images, labels = fashion("test", LITTLE.num_images)
     found = examine(network(), images, labels, BALL_L2, LITTLE)

@@ -74,6 +74,12 @@ def test_a_list_is_a_grid_where_its_key_takes_none(design) -> None:
     assert {run.config.model.mean for run in found.trained if run.setting.arm == "w"} == {(0.1, 0.2, 0.3)}
 
 
+def test_the_eps_of_an_attack_follows_its_norm(design) -> None:
+    found = design(attacks="attacks: {standard: {}, l2: {norm: L2}, l1: {norm: L1, attacks: [apgd-ce]}}")
+    sizes = {name: made.config.eps for name, made in found.attacks.items()}
+    assert sizes == {"standard": 4 / 255, "l2": 0.5, "l1": 12}
+
+
 def test_an_arm_may_have_seeds_of_its_own(design) -> None:
     found = design(arms="arms: {a: {}, b: {kap.noise_std: 0.1, seeds: [3, 7]}}", seeds="[1]", attacks=ONE)
     assert [(run.setting.arm, run.seed) for run in found.trained] == [("a", 1), ("b", 3), ("b", 7)]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kapdist.config import Config
-from kapdist.config.file import dump_config
+from kapdist.config.file import dump_config, load_config
 from kapdist.engine import Ranks
 from kapdist.errors import InputError, LockedError
 from kapdist.models.weights import save_weights
@@ -24,8 +24,10 @@ from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir
 from kapdist.topography import null
 from kapdist.topography import run as run_of
+from kapdist.topography import subject as subject_module
+from kapdist.topography.images import read_images
 from kapdist.topography.run import Asked, run_topography
-from kapdist.topography.subject import initial, subject_of
+from kapdist.topography.subject import initial, moments_of, subject_of
 from kapdist.train.checkpoint import seal, write_payload
 from kapdist.train.job import initial_model
 
@@ -193,6 +195,75 @@ def test_an_unfinished_run_is_measured_at_its_newest_whole_checkpoint_by_its_ave
     assert any("has not finished" in note for note in found.subject.notes)
 
 
+def test_a_checkpoint_that_the_training_prunes_is_measured_or_passed_over(
+    trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """12 goes between two looks at it, 8 once it is read, 4 when its turn comes."""
+    run = trained("kap", SHEET)
+    run.checkpoint(4).smoothed().checkpoint(8).checkpoint(12)
+    sha256 = file_sha256(run.dir.checkpoint(8) / "shared.pt")
+    real, looked = subject_module.is_whole, set()
+
+    def looked_at(folder: Path) -> bool:
+        """Tell whether it is whole, and prune it as soon as that is known."""
+        whole = real(folder)
+        if folder != run.dir.checkpoint(8):
+            shutil.rmtree(folder)
+        looked.add(folder.name)
+        return whole
+
+    def read_then_pruned(*words: object) -> object:
+        monkeypatch.setattr(run_of, "work_of", lambda *_: 100)  # which looks at what there is too
+        shutil.rmtree(run.dir.checkpoint(8))
+        return read_images(*words)
+
+    monkeypatch.setattr(subject_module, "is_whole", looked_at)
+    monkeypatch.setattr(run_of, "read_images", read_then_pruned)
+    found = run_topography(run.dir.root, [], Asked(**QUICK | {"draws": 0}))
+    assert looked == {f"step-{step:09d}" for step in (12, 8, 4)}
+    assert found.subject.weights_sha256 == sha256
+    assert [(stage.step, stage.what) for stage in found.subject.stages] == [
+        (0, "before the first step"),
+        (8, "measured weights"),
+    ]
+
+
+def test_where_every_checkpoint_was_pruned_there_is_a_newer_one(trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained("kap", SHEET).checkpoint(4)
+    real = subject_module.is_whole
+
+    def goes_on(folder: Path) -> bool:
+        whole = real(folder)
+        if folder == run.dir.checkpoint(4):
+            run.checkpoint(8)
+            shutil.rmtree(folder)
+        return whole
+
+    monkeypatch.setattr(subject_module, "is_whole", goes_on)
+    assert subject_of(run.dir.root, "kap").weights == run.dir.checkpoint(8) / "shared.pt"
+
+
+@pytest.mark.parametrize(("best", "step"), [("clean", 8), ("robust", 4)])
+def test_the_best_weights_are_of_the_step_that_the_training_found_best(trained, best: str, step: int) -> None:
+    run = trained("kap", SHEET)
+    words = [f"train.best={best}", "robust.every_epochs=1"]
+    run.dir.config.write_text(dump_config(load_config(Config, run.dir.config, words)))
+    attacked = {"clean_accuracy": 0.5, "eps": 0.01, "attack_steps": 2}
+    lines = []
+    for at, top1, accuracy in ((4, 0.5, 0.3), (8, 0.7, 0.1)):
+        common = {"step": at, "epoch": at / 4, "num_images": 20, "weights": "model"}
+        lines += [{"kind": "evaluate", "top1": top1} | common, {"kind": "robust", "accuracy": accuracy} | common]
+        lines[-1] |= attacked
+    run.dir.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    save_weights(run.network, run.dir.best_weights)
+    run.finished()
+    moments = moments_of(subject_of(run.dir.root, "kap"))
+    assert [(one.step, one.what) for one in moments] == [
+        (0, "before the first step"),
+        (step, "best evaluation"),
+    ]
+
+
 def test_the_first_weights_are_those_that_the_run_began_with_and_no_stream_moves(trained) -> None:
     run = trained("kap", SHEET)
     state = torch.get_rng_state()
@@ -248,7 +319,6 @@ def test_a_damaged_record_is_named(trained, tmp_path: Path) -> None:
 
 def test_a_narrow_network_says_which_layers_are_not_asked(trained, small_betons, tmp_path: Path) -> None:
     """Two kernels are neighbours and nothing else."""
-    from kapdist.topography.images import read_images
     from kapdist.topography.measure import Settings, answered, layer_topography, side_by_side, with_holm
 
     model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Conv2d(2, 2, 3), nn.Conv2d(2, 9, 3, groups=1), nn.Flatten())

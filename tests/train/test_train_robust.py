@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from in_memory import CLASSES
 from results import numbers
 from robust_images import SEED, config_of, found_by, learnt, network, validation_of
 from safetensors.torch import load_file
@@ -29,6 +30,7 @@ from kapdist.run.paths import RunDir
 from kapdist.train import job as job_module
 from kapdist.train import loop
 from kapdist.train.alarms import Watched
+from kapdist.train.evaluate import evaluate
 from kapdist.train.robust import RobustAccuracy
 
 
@@ -79,6 +81,30 @@ def test_it_is_pgd_on_the_images_of_the_seed_and_leaves_the_model_alone() -> Non
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), streams[1])
     assert all(torch.equal(streams[0][name], value) for name, value in kap.noise_state(model).items())
+
+
+def test_a_network_that_keeps_what_it_makes_at_its_first_call_is_attacked_after_an_evaluation() -> None:
+    """As the moving average of a network by others is, or any after a resume: its first call is an evaluation's."""
+
+    class Caching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network()
+            self.places: Tensor | None = None
+
+        def forward(self, images: Tensor) -> Tensor:
+            if self.places is None:
+                self.places = torch.linspace(0.5, 1, images.shape[-1])
+            logits: Tensor = self.network(images * self.places)
+            return logits
+
+    model = Caching().train()
+    loader, _ = learnt(model.network)
+    found = evaluate(model, loader, 40, CLASSES, 8, Ranks(), lambda: False)  # type: ignore[arg-type]
+    assert found is not None
+    attacked = validation_of(config_of(), loader).withstood(model, lambda: False)
+    assert attacked is not None
+    assert attacked.num_images == 30
 
 
 def test_two_and_three_ranks_find_what_one_does(run_ranks: Callable) -> None:
