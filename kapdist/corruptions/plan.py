@@ -77,8 +77,10 @@ def new_plan(
 
 
 def kept(config: AttackConfig, before: AttackPlan) -> dict[str, int]:
-    """Return what a plan that is there decides where the config does not: threads and rows follow from the number of
-    processes, which may be another at each start."""
+    """Return what a plan that is there decides where the config does not.
+
+    Threads and rows follow from the number of processes, which may be another at each start.
+    """
     return {
         "threads": config.threads or before.threads,
         "chunk_size": config.chunk_size or before.chunk_size,
