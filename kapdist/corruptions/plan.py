@@ -33,7 +33,7 @@ from kapdist.run.paths import AttackDir, CorruptionsDir
 
 
 def plan_corruptions(run: Path, config: AttackConfig, directory: CorruptionsDir) -> CorruptionPlan:
-    """Plan and write plan.json; an equal plan that is there already is kept.
+    """Plan and write plan.json; an equal plan that is there already is kept, whatever the number of shards.
 
     Raises:
         InputError: the model or the images cannot be had, or another plan is there.
@@ -56,9 +56,10 @@ def new_plan(
         "gradient_of": None,
         "eot": protocol_of(config).eot,
         "rescore": 0,
-        "threads": config.threads or (before.subject.threads if before else 0),
         "keep_adversarial": False,
     }
+    if before:
+        update |= kept(config, before.subject)
     subject = make_plan(run, config.model_copy(update=update), AttackDir(directory.cells))
     wanted = config.corruptions
     published = plan_published(config, subject, class_names(run, config)) if wanted.published else None
@@ -73,6 +74,18 @@ def new_plan(
         libraries={"opencv": cv2.__version__, "pillow": PIL.__version__},
         notes=(*notes_on(subject, config), *(published.notes if published else ())),
     )
+
+
+def kept(config: AttackConfig, before: AttackPlan) -> dict[str, int]:
+    """Return what a plan that is there decides where the config does not.
+
+    Threads and rows follow from the number of processes, which may be another at each start.
+    """
+    return {
+        "threads": config.threads or before.threads,
+        "chunk_size": config.chunk_size or before.chunk_size,
+        "images_per_pass": config.images_per_pass or before.images_per_pass,
+    }
 
 
 def class_names(run: Path, config: AttackConfig) -> tuple[str, ...]:

@@ -69,6 +69,7 @@ def plan_published(config: AttackConfig, subject: AttackPlan, class_names: tuple
         matched="by-index" if found.class_names is None else wanted.published_classes,
         masked=found.masked,
         uncounted=tuple(kind for kind in kinds if kind not in found.kinds),
+        interpolation="area" if found.side == subject.data.resolution else subject.data.interpolation,
         images=images,
     )
     return Planned(plan, cells, tuple(notes_on(plan, found, kinds, subject)))
@@ -77,8 +78,9 @@ def plan_published(config: AttackConfig, subject: AttackPlan, class_names: tuple
 def notes_on(plan: PublishedPlan, found: PublishedSet, kinds: Sequence[str], subject: AttackPlan) -> Iterator[str]:
     title, data = found.title, subject.data
     if found.side is None:
-        share = f"the middle {data.crop_ratio:.3g} of the shorter side, resized to {data.resolution} pixels"
-        yield f"photographs of {title} are shown as evaluations show images: {share}"
+        share = f"the middle {data.crop_ratio:.3g} of the shorter side"
+        size = f"resized to {data.resolution} pixels ({data.interpolation})"
+        yield f"photographs of {title} are shown as evaluations show images: {share}, {size}"
     elif found.side != data.resolution:
         yield f"images of {title}, {found.side} pixels, are resized to the model's {data.resolution}, not cropped"
     if found.class_names is None:
@@ -196,7 +198,7 @@ class Chunks:
         data = self.subject.data
         crop = data.crop if self.found.side is None else "none"
         if pixels.shape[:2] != (data.resolution, data.resolution) or crop != "none":
-            pixels = still(pixels, data.resolution, crop, data.crop_ratio)
+            pixels = still(pixels, data.resolution, crop, data.crop_ratio, self.published.interpolation)
         return pixels, content
 
 

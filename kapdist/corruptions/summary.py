@@ -76,6 +76,7 @@ def summarise(
         weights_sha256=subject.model.weights_sha256,
         data_fingerprint=subject.data.fingerprint,
         images_sha256=subject.images_sha256,
+        shape=plan.shape,
         num_images=subject.num_images,
         noise=subject.noise,
         eot=subject.eot,
@@ -116,6 +117,7 @@ def summarise_published(
         title=published.title,
         fingerprint=published.fingerprint,
         images_sha256=published.images_sha256,
+        shape=plan.published_shape,
         num_images=len(published.images),
         num_available=published.num_available,
         matched=published.matched,
@@ -219,7 +221,8 @@ def read_reference(run: Path | None, name: str, plan: CorruptionPlan) -> Corrupt
     """Read the reference run's summary of the same name.
 
     Raises:
-        InputError: there is none, or it was not made on the same images, kinds, severities and constants.
+        InputError: there is none, or it was not made on the same images, kinds, severities and constants, or on
+            images of another shape, where it says of which.
     """
     if run is None:
         return None
@@ -244,11 +247,15 @@ def comparable(plan: CorruptionPlan, summary: CorruptionSummary) -> list[tuple[s
         ("constants of side", plan.side, summary.side),
         ("pictures of frost", plan.frost, summary.frost),
     ]
+    if plan.cells_of(None) and summary.shape:
+        rows.append(("shape of images", plan.shape, summary.shape))
     if plan.published is None:
         return rows
     here, there = plan.published, summary.published
     if there is None:
         return [*rows, ("published set", here.title, "none")]
+    if there.shape:
+        rows.append(("shape of published images", plan.published_shape, there.shape))
     return [
         *rows,
         ("published set", here.title, there.title),

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import polars as pl
 from pydantic import Field
 
+from kapdist.config.fields import Interpolation
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import PLAN_AGAIN, AttackPlan, check_models
 from kapdist.records.record import Count, Exact, Record, read_record
@@ -35,6 +36,20 @@ NOT_OURS = ("norm", "eps", "smaller_eps", "version", "attacks", "settings", "scr
 
 COLUMNS = ("image", "label", "prediction", "kind", "severity", "level", "plan", "seconds")
 """Of the file of a cell; that of a published set has `contents` too, the sha256 of its images' bytes."""
+
+
+class Shape(Record):
+    """How images come to the model's size; None: it decides none of their pixels."""
+
+    resolution: int
+    crop: str
+    """none of a published set's images that are shown whole."""
+    crop_ratio: float | None = None
+    interpolation: Interpolation | None = None
+
+    def __str__(self) -> str:
+        crop = "no crop" if self.crop_ratio is None else f"crop_ratio {self.crop_ratio:.4g}"
+        return ", ".join([f"{self.resolution} pixels", crop, *([self.interpolation] if self.interpolation else [])])
 
 
 class Cell(Exact):
@@ -80,6 +95,8 @@ class PublishedPlan(Exact):
     """The prediction is made among `classes` alone."""
     uncounted: tuple[str, ...]
     """Kinds that no mean counts."""
+    interpolation: Interpolation = "area"
+    """How images are resized that are not of the model's side; of older plans always by area, whatever runs say."""
     images: tuple[int, ...] = Field(min_length=1)
     """Numbers in the set, whose images are sorted by label and name or stand in its arrays' order."""
 
@@ -108,6 +125,8 @@ class CorruptionPlan(Exact):
         values |= {"subject": {key: value for key, value in subject.items() if key not in NOT_OURS}}
         if self.published:
             values["published"] = self.published.model_dump(mode="json", exclude={"folder", "images"})
+            if self.published.interpolation == "area":
+                del values["published"]["interpolation"]
         return values | {"cells": [cell.identity() for cell in self.cells]}
 
     def subject_of(self, cell: Cell) -> AttackPlan:
@@ -118,6 +137,26 @@ class CorruptionPlan(Exact):
         images = self.published.images
         data = self.subject.data.model_copy(update={"path": self.published.folder})
         return self.subject.model_copy(update={"images": images, "num_images": len(images), "data": data})
+
+    @property
+    def shape(self) -> Shape:
+        """Of our own cells."""
+        data = self.subject.data
+        if data.crop == "none":
+            return Shape(resolution=data.resolution, crop=data.crop)
+        return Shape.model_validate(data.model_dump(include=set(Shape.model_fields)))
+
+    @property
+    def published_shape(self) -> Shape | None:
+        """Of the published set's: photographs are cropped as ours, what has a side of its own is shown whole."""
+        if self.published is None:
+            return None
+        side, interpolation = self.published.side, self.published.interpolation
+        if side is None:
+            return self.shape.model_copy(update={"interpolation": interpolation})
+        resolution = self.subject.data.resolution
+        resized = interpolation if side != resolution else None
+        return Shape(resolution=resolution, crop="none", interpolation=resized)
 
     def cells_of(self, source: str | None) -> list[Cell]:
         """Return the corrupted cells of one source, those that are counted in its means and the others."""
@@ -188,6 +227,8 @@ class PublishedSummary(Record):
     fingerprint: str
     """Of the files' names, sizes and labels; each cell has that of the bytes."""
     images_sha256: str
+    shape: Shape | None = None
+    """None in older summaries, as of our own."""
     num_images: int = Field(ge=1)
     num_available: int
     matched: str
@@ -222,6 +263,8 @@ class CorruptionSummary(Record):
     weights_sha256: str
     data_fingerprint: str
     images_sha256: str
+    shape: Shape | None = None
+    """None in older summaries."""
     num_images: int = Field(ge=1)
     noise: str
     eot: int

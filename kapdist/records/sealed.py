@@ -2,7 +2,8 @@
 
 The seal is SEAL and 64 hexadecimal digits, where a format has room for a word: a key of a JSON object, the metadata
 of Parquet, behind the pixels of .npy (its readers stop there). The sum is over the file with zeros for the digits,
-so one look at the bytes decides, whatever the format, and no parser is shown what is damaged.
+so one look at the bytes decides, whatever the format, and no parser is shown what is damaged. The seal stands last,
+so a file that was cut off has none, as those of older versions: without one the format must be there to its end.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ if TYPE_CHECKING:  # imported where they are used: a login node needs neither
 SEAL = "kapdist-sha256:"
 BLANK = SEAL + "0" * 64
 KEY = "seal"
+PARQUET = b"PAR1"  # its first and its last bytes
 
 
 class DamagedError(InputError):
@@ -38,32 +41,65 @@ def sealed(content: bytes) -> bytes:
 
 
 def read_checked(path: Path, remedy: str = "") -> bytes:
-    """Return the bytes of a file whose seal, if it has one, holds; older versions wrote none.
+    """Return the bytes of a file whose seal holds; one of an older version, without any, is there to its end.
 
     Args:
         remedy: what the user may do about a file that is damaged.
 
     Raises:
-        DamagedError: the seal does not hold.
+        DamagedError: the seal does not hold, or there is none and the file was cut off.
         InputError: the file cannot be read.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(path, "a file that can be read", error.strerror or str(error)) from None
-    if not holds(content):
-        raise damaged(path, "bytes that its checksum does not fit", remedy)
+    if (fault := fault_in(content, path.suffix)) is not None:
+        raise damaged(path, fault, remedy)
     return content
 
 
-def holds(content: bytes) -> bool:
-    """Tell whether the seal in a file's bytes fits them; where there is none, nothing speaks against them."""
+def fault_in(content: bytes, suffix: str) -> str | None:
+    """Return what speaks against a file's bytes; None where the seal in them holds, or where there is none and all
+    that the format says is there."""
+    if not content:
+        return "no bytes"
     start = content.rfind(SEAL.encode())
     if start < 0:
-        return True
+        return fault_without_seal(content, suffix)
     start += len(SEAL)
     rest = hashlib.sha256(content[:start] + b"0" * 64 + content[start + 64 :]).hexdigest()
-    return content[start : start + 64] == rest.encode()
+    return None if content[start : start + 64] == rest.encode() else "bytes that its checksum does not fit"
+
+
+def fault_without_seal(content: bytes, suffix: str) -> str | None:
+    """Return what a file that was cut off lacks of its format, which the suffix names; others may end anywhere."""
+    try:
+        if suffix == ".json":
+            json.loads(content)
+        elif suffix == ".npy":
+            return fault_in_npy(content)
+    except Exception as error:  # a damaged header of .npy is parsed as Python
+        return f"no {suffix[1:].upper()}: {first_line(error)}"
+    if suffix == ".parquet" and not (content.startswith(PARQUET) and content[len(PARQUET) :].endswith(PARQUET)):
+        return f"no Parquet to its end, which is {PARQUET.decode()}"
+    return None
+
+
+def fault_in_npy(content: bytes) -> str | None:
+    """Return what is wrong with the length of an .npy; numbers are all that stands behind its header.
+
+    Raises:
+        Exception: of any kind, where the header is none.
+    """
+    from numpy.lib import format as npy
+
+    file = io.BytesIO(content)
+    read_header = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    expected = math.prod(shape) * dtype.itemsize
+    found = len(content) - file.tell()
+    return None if found == expected else f"{found} bytes behind its header, which says {expected}"
 
 
 def is_sealed(path: Path) -> bool:
@@ -72,9 +108,9 @@ def is_sealed(path: Path) -> bool:
 
 
 def is_whole(path: Path) -> bool:
-    """Tell whether a file is there and no seal speaks against it."""
+    """Tell whether a file is there and neither a seal nor its end speaks against it."""
     try:
-        return holds(path.read_bytes())
+        return fault_in(path.read_bytes(), path.suffix) is None
     except OSError:
         return False
 

@@ -18,12 +18,14 @@ from formats import cifar_c
 from polars.testing import assert_frame_equal
 from processes import warm_python
 
+import kapdist.attack.fill as fill
 import kapdist.attack.images as images_of
 import kapdist.attack.units as units
 from kapdist.config import AttackConfig
 from kapdist.config.file import load_config
 from kapdist.corruptions.corrupt import corrupt
 from kapdist.corruptions.levels import KINDS
+from kapdist.corruptions.plan import plan_corruptions
 from kapdist.corruptions.run import run_corruptions
 from kapdist.corruptions.shard import run_shard
 from kapdist.corruptions.summary import csv_text
@@ -180,6 +182,25 @@ def test_a_foreign_plan_is_refused(world, fields: dict) -> None:
     with pytest.raises(InputError, match="as this was planned"):
         run_corruptions(world.run, foreign)
     run_corruptions(world.run, settings(world, rescore=7, timeout_minutes=3))  # decides no prediction
+
+
+def test_a_plan_for_a_gpu_keeps_its_rows_whatever_the_shards(world, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that no config says are as many as fit beside the other processes of a GPU."""
+    monkeypatch.setattr(fill, "device_kind", lambda device: "a GPU")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.nn.Module, "cuda", lambda module: module)
+    monkeypatch.setattr(fill, "rows_that_fit", lambda model, side, processes: 32 // processes)
+    where = directory(world)
+    one, two, four = (settings(world, num_shards=n, chunk_size=0, images_per_pass=0) for n in (1, 2, 4))
+    plan = plan_corruptions(world.run, two, where)
+    assert (plan.subject.chunk_size, plan.subject.images_per_pass) == (16, 16)
+    for config in (one, four, two):
+        assert plan_corruptions(world.run, config, where).fingerprint == plan.fingerprint
+    for written in ({"chunk_size": 8}, {"images_per_pass": 8}):
+        with pytest.raises(InputError, match="= 16 as this was planned"):
+            plan_corruptions(world.run, settings(world, num_shards=2, **{"chunk_size": 0} | written), where)
+    other = plan_corruptions(world.folder / "other", four, directory(world, "other"))
+    assert other.subject.chunk_size == 8
 
 
 def test_other_photographs_of_frost_are_another_plan(world) -> None:

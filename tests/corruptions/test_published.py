@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,18 @@ from polars.testing import assert_frame_equal
 
 import kapdist.attack.images as images_of
 from kapdist.attack.images import ImageSet
-from kapdist.config import AttackConfig
+from kapdist.config import AttackConfig, DataConfig
 from kapdist.config.fields import CORRUPTIONS, PublishedName
 from kapdist.corruptions.alexnet import ALEXNET_ERRORS
+from kapdist.corruptions.published import Chunks, open_planned
 from kapdist.corruptions.run import run_corruptions
 from kapdist.corruptions.shard import run_shard
 from kapdist.corruptions.summary import csv_text
+from kapdist.data.beton.layout import open_beton
+from kapdist.data.beton.write import write_beton
+from kapdist.data.load.loader import Loader
 from kapdist.data.load.still import still
+from kapdist.data.sources import class_folder
 from kapdist.data.sources.imagenet import wordnet_ids
 from kapdist.data.sources.imagenet_variants import ImageNetA, ImageNetR
 from kapdist.data.sources.published_sets import PUBLISHED, open_published, recognised
@@ -30,6 +37,7 @@ from kapdist.errors import InputError
 from kapdist.models.factory import call_factory
 from kapdist.records.attack_plan import PlannedData
 from kapdist.records.corruptions import CorruptionSummary, read_cell, read_corruption_summary, read_plan
+from kapdist.records.sealed import read_json, write_json
 from kapdist.report import write_report
 from kapdist.run.paths import CorruptionsDir, RunDir
 
@@ -73,9 +81,12 @@ class Shown:
 
 @pytest.fixture
 def shown(world, monkeypatch: pytest.MonkeyPatch):
-    def make(names: tuple[str, ...], side: int = 8, crop: str = "none", seed: int = 1) -> Shown:
+    def make(
+        names: tuple[str, ...], side: int = 8, crop: str = "none", seed: int = 1, interpolation: str = "area"
+    ) -> Shown:
         def describe(path: object, config: object, *classes: object) -> ImageSet:
-            data = PlannedData(path=Path("b"), fingerprint="f", resolution=side, crop=crop, crop_ratio=0.875)
+            shape = {"resolution": side, "crop": crop, "crop_ratio": 0.875, "interpolation": interpolation}
+            data = PlannedData(path=Path("b"), fingerprint="f", **shape)
             return ImageSet(data, len(world.images), names)
 
         monkeypatch.setattr(images_of, "describe_images", describe)
@@ -285,6 +296,79 @@ def test_the_subset_of_classes_masks_all_other_logits(shown, tmp_path: Path, rul
     assert any("all classes but the 200 of ImageNet-A are masked" in note for note in summary.notes)
 
 
+def noisy_photographs(root: Path) -> Path:
+    """ImageNet-R's folders, with photographs in which every filter leaves its trace."""
+    photographs(root, ImageNetR.wnids())
+    random = np.random.default_rng(0)
+    for number, file in enumerate(sorted(root.glob("*/*.jpg"))):
+        shape = 24 + number % 7, 24 + number % 5, 3
+        Image.fromarray(random.integers(0, 256, shape, np.uint8)).save(file, quality=95)
+    return root
+
+
+def shown_by_the_loader(root: Path, beton: Path, side: int, interpolation: str) -> np.ndarray:
+    write_beton(class_folder(root), beton, num_workers=1)
+    crop = {"resolution": side, "crop": "random-resized", "crop_ratio": 0.875, "interpolation": interpolation}
+    config = DataConfig(train=beton, validation=beton, backend="torch", **crop)
+    options = {"training": False, "seed": 0, "max_batch_size": 200, "num_workers": 1, "channels_last": False}
+    loader = Loader(open_beton(beton), config, device=torch.device("cpu"), **options)
+    (batch,) = loader.batches([np.arange(200)])
+    return batch.images.numpy()
+
+
+@pytest.mark.parametrize("interpolation", ["area", "bilinear", "bicubic"])
+def test_photographs_are_shown_as_the_loader_shows_them(shown, tmp_path: Path, interpolation: str) -> None:
+    root = noisy_photographs(tmp_path / "r")
+    here = shown(ImageNetR.wnids(), side=16, crop="random-resized", interpolation=interpolation)
+    summary = here.run(root, num_images=0)
+    plan = read_plan(here.directory())
+    (cell,) = plan.cells_of("imagenet-r")
+    with ThreadPoolExecutor(1) as pool:
+        images = torch.cat([images for images, _ in Chunks(open_planned(plan, [cell]), plan, cell, pool)])
+    expected = shown_by_the_loader(root, tmp_path / "r.beton", 16, interpolation)
+    assert np.array_equal(images.numpy(), expected)
+    right = int((here.model(torch.from_numpy(expected)).argmax(1) == torch.arange(200)).sum())
+    assert summary.published.kinds[0].severities[0].num_correct == right
+    said = {"resolution": 16, "crop": "random-resized", "crop_ratio": 0.875, "interpolation": interpolation}
+    assert summary.published.shape.model_dump() == summary.shape.model_dump() == said
+    assert any(f"to 16 pixels ({interpolation})" in note for note in summary.notes)
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "kind"), [("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)]
+)
+def test_what_is_shown_whole_is_resized_by_pillow_s_filter_too(
+    shown, tmp_path: Path, interpolation: str, kind: Image.Resampling
+) -> None:
+    root = cifar_c(tmp_path / "set", 10, ("fog",))
+    here = shown(tuple("abcdefghij"), side=24, crop="random-resized", interpolation=interpolation)
+    here.run(root, num_images=0, corruptions={"severities": [2]})
+    plan = read_plan(here.directory())
+    (cell,) = plan.cells_of("cifar-10-c")
+    with ThreadPoolExecutor(1) as pool:
+        images = torch.cat([images for images, _ in Chunks(open_planned(plan, [cell]), plan, cell, pool)])
+    arrays = np.load(root / "fog.npy")[12:24]
+    expected = as_tensor([np.asarray(Image.fromarray(array).resize((24, 24), kind)) for array in arrays])
+    assert torch.equal(images, expected)
+
+
+def test_plans_that_resized_by_area_keep_their_fingerprint_and_go_on_so(shown, tmp_path: Path) -> None:
+    """Of older versions all did, whatever the run's evaluations take: their cells are not mixed with others."""
+    here = shown(tuple("abcdefghij"), side=24, crop="random-resized", interpolation="bicubic")
+    root = cifar_c(tmp_path / "set", 10, ("fog",))
+    here.run(root, num_images=0)
+    plan = read_plan(here.directory())
+    values = plan.model_dump(mode="json")
+    assert values["published"].pop("interpolation") == "bicubic"
+    older = type(plan).model_validate(values)
+    assert older.published.interpolation == "area"
+    assert "interpolation" not in older.identity()["published"]
+    assert older.fingerprint != plan.fingerprint
+    same = shown(tuple("abcdefghij"), side=32, crop="random-resized", interpolation="bicubic")
+    same.run(root, "same", num_images=0)
+    assert "interpolation" not in read_plan(same.directory("same")).identity()["published"]  # nothing is resized
+
+
 def test_photographs_are_cropped_as_evaluations_crop(tmp_path: Path) -> None:
     rows = np.linspace(0, 255, 40).astype(np.uint8)
     image = np.repeat(np.repeat(rows[:, None, None], 64, 1), 3, 2)
@@ -390,6 +474,60 @@ def test_errors_relative_to_a_reference_are_of_its_own_cells_of_the_same_files(s
     np.save(root / "fog.npy", 255 - array)  # the same names and sizes
     with pytest.raises(InputError, match="the images of fog 1 that this run was shown"):
         here.run(root, "fourth", num_images=0, corruptions=asked)
+
+
+@pytest.mark.parametrize(
+    ("there", "differs"),
+    [
+        ({"side": 16}, "24 pixels, crop_ratio 0.875, bilinear), found 16 pixels, crop_ratio 0.875, bilinear"),
+        (
+            {"crop": "none", "interpolation": "area"},
+            "24 pixels, crop_ratio 0.875, bilinear), found 24 pixels, no crop",
+        ),
+        (
+            {"interpolation": "area"},
+            "24 pixels, crop_ratio 0.875, bilinear), found 24 pixels, crop_ratio 0.875, area",
+        ),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_a_reference_that_was_shown_other_pixels_is_refused(
+    shown, tmp_path: Path, there: dict, differs: str | None
+) -> None:
+    here = {"side": 24, "crop": "random-resized", "interpolation": "bilinear"}
+    own, names = {"kinds": ["contrast"], "severities": [1]}, tuple("abcdefghij")
+    shown(names, **here | there).run(None, "other", num_images=0, corruptions=own)
+    world = shown(names, **here)
+    asked = own | {"reference": world.world.folder / "other"}
+    if differs is None:
+        assert world.run(None, num_images=0, corruptions=asked).mean_corruption_error == 1
+        return
+    with pytest.raises(InputError, match=re.escape(f"the same shape of images ({differs}")):
+        world.run(None, num_images=0, corruptions=asked)
+    summary = world.directory("other").summary
+    values = read_json(summary)
+    del values["shape"]
+    write_json(summary, values)  # an older one does not say
+    assert world.run(None, num_images=0, corruptions=asked).mean_corruption_error is not None
+
+
+def test_a_published_set_is_compared_by_how_its_own_images_are_shown(shown, tmp_path: Path) -> None:
+    """Corrupted images of the model's side are shown as they lie there, however the run crops photographs."""
+    root, names = cifar_c(tmp_path / "set", 10, ("fog",)), tuple("abcdefghij")
+    for run, side, interpolation in (("a", 32, "area"), ("b", 24, "area"), ("c", 24, "bicubic")):
+        shown(names, side, "random-resized", interpolation=interpolation).run(root, run, num_images=0)
+    here = shown(names, 32, "random-resized", interpolation="bicubic")
+    folder = here.world.folder
+    same = here.run(root, num_images=0, corruptions={"reference": folder / "a"})
+    assert same.published.mean_corruption_error == 1
+    with pytest.raises(
+        InputError, match=r"published images \(32 pixels, no crop\), found 24 pixels, no crop, area"
+    ):
+        here.run(root, "second", num_images=0, corruptions={"reference": folder / "b"})
+    smaller = shown(names, 24, "random-resized")
+    with pytest.raises(InputError, match=r"\(24 pixels, no crop, area\), found 24 pixels, no crop, bicubic"):
+        smaller.run(root, "third", num_images=0, corruptions={"reference": folder / "c"})
 
 
 def test_the_mce_of_papers_is_relative_to_alexnet(shown, tmp_path: Path) -> None:

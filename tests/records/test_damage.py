@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import io
 import json
 import os
 import re
@@ -10,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+import polars.selectors as cs
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -24,7 +27,9 @@ from kapdist.errors import InputError
 from kapdist.models.factory import call_factory
 from kapdist.records.sealed import (
     DamagedError,
+    is_whole,
     read_array,
+    read_checked,
     read_json,
     read_table,
     write_array,
@@ -34,6 +39,7 @@ from kapdist.records.sealed import (
 from kapdist.records.sharding import missing_shards
 from kapdist.records.worst import write_worst_case
 from kapdist.report.export import run as exports
+from kapdist.report.export.bundle import export_bundle
 from kapdist.run.paths import AttackDir, RunDir
 from kapdist.sanity.run import stored_violations
 
@@ -109,6 +115,54 @@ def test_every_flipped_bit_of_json_and_of_an_array_is_noticed_or_changes_nothing
         assert harmless <= len('"seal": "kapdist-sha256:')
 
 
+def test_every_file_that_was_cut_off_is_noticed(tmp_path: Path) -> None:
+    """The seal stands last and goes first, so what is left looks like a file of an older version."""
+    array = torch.rand(2, 3, 2, 2).numpy()
+    write_json(tmp_path / "v.json", {"accuracy": 0.25, "deep": {"n": [1, 2]}})
+    write_table(pl.DataFrame({"label": [1, 2, 3], "broken_by": ["square", None, "fab"]}), tmp_path / "t.parquet")
+    write_array(tmp_path / "a.npy", array)
+    bare = io.BytesIO()
+    np.save(bare, array)
+    for name, read, harmless in (
+        ("v.json", read_json, ()),
+        ("t.parquet", read_table, ()),
+        ("a.npy", read_array, (len(bare.getvalue()),)),  # the seal alone is gone: all that older versions wrote
+    ):
+        path = tmp_path / name
+        whole = path.read_bytes()
+        assert is_whole(path)
+        for length in range(len(whole)):
+            path.write_bytes(whole[:length])
+            assert is_whole(path) == (length in harmless), f"{name}, {length} of {len(whole)} bytes"
+            if length not in harmless:
+                with pytest.raises(DamagedError, match=rf"{name}: expected a whole file, found \S"):
+                    read_checked(path)
+                with pytest.raises(DamagedError):
+                    read(path)
+        path.write_bytes(whole)
+    (tmp_path / "a.npy").write_bytes(bare.getvalue())
+    assert read_array(tmp_path / "a.npy").tobytes() == array.tobytes()
+
+
+def test_files_of_older_versions_are_whole_to_their_end_alone(tmp_path: Path) -> None:
+    table, array = pl.DataFrame({"label": [1, 2, 3]}), torch.rand(3, 2).numpy()
+    (tmp_path / "v.json").write_text(json.dumps({"accuracy": 0.25}))
+    table.write_parquet(tmp_path / "t.parquet")
+    for name, numbers in (("a.npy", array), ("empty.npy", array[:0]), ("one.npy", array[0, 0])):
+        np.save(tmp_path / name, numbers)
+    (tmp_path / "of-no-format").write_bytes(b"ab")
+    assert read_json(tmp_path / "v.json") == {"accuracy": 0.25}
+    assert read_table(tmp_path / "t.parquet").equals(table)
+    assert read_array(tmp_path / "a.npy").tobytes() == array.tobytes()
+    for path in tmp_path.iterdir():
+        whole = path.read_bytes()
+        assert is_whole(path)
+        for length in range(1 if path.suffix == "" else len(whole)):
+            path.write_bytes(whole[:length])
+            assert not is_whole(path), f"{path.name}, {length} of {len(whole)} bytes"
+    assert not is_whole(tmp_path / "nowhere.json")
+
+
 def test_damage_without_a_seal_is_said_and_not_a_panic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few bits of an old file suffice for a panic of polars, which is no Exception, or for worse."""
     path = tmp_path / "old.parquet"
@@ -153,14 +207,48 @@ def test_a_damaged_chunk_is_named_missing_and_done_again(merged: AttackDir) -> N
     assert read_table(merged.records).drop(clocks).equals(before.drop(clocks))
 
 
-def test_damaged_images_are_named_and_done_again(merged: AttackDir) -> None:
+@pytest.mark.parametrize("length", [0, 3, -1, -60, -160])
+def test_a_chunk_that_was_cut_off_is_queued_again(merged: AttackDir, length: int) -> None:
+    before = read_table(merged.chunk(1))
+    merged.chunk(1).write_bytes(merged.chunk(1).read_bytes()[:length])
+    assert missing_shards(merged, 2, look_inside=True) == {1: [1]}
+    with pytest.raises(InputError, match=r"found damaged chunk-000001.parquet"):
+        merge(merged.root)
+    run_shard(merged.root, 1, 2)
+    assert missing_shards(merged, 2, look_inside=True) == {}
+    assert read_table(merged.chunk(1)).drop(cs.contains("seconds")).equals(before.drop(cs.contains("seconds")))
+    merge(merged.root)
+
+
+def flipped(content: bytes) -> bytes:
+    return content[:400] + bytes([content[400] ^ 1]) + content[401:]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flipped,
+        lambda content: content[:-1],
+        lambda content: content[:-100],  # the seal and some numbers
+        lambda content: content[:90],  # within the header
+        lambda content: b"",
+    ],
+)
+@pytest.mark.parametrize("images", [AttackDir.adversarial_images, AttackDir.clean_images])
+def test_damaged_images_are_named_and_done_again(
+    merged: AttackDir, tmp_path: Path, damage: Callable[[bytes], bytes], images: Callable[[AttackDir, int], Path]
+) -> None:
     assert stored_violations(merged) == 0
-    whole = merged.adversarial_images(2).read_bytes()
-    flip(merged.adversarial_images(2), 400)
-    with pytest.raises(InputError, match=r"adversarial/chunk-000002.npy: expected a whole file"):
+    path = images(merged, 2)
+    whole, line = path.read_bytes(), rf"adversarial/{path.name}: expected a whole file \(.* does its chunk again\)"
+    path.write_bytes(damage(whole))
+    with pytest.raises(InputError, match=line):
         stored_violations(merged)
+    with pytest.raises(InputError, match=line):
+        export_bundle([merged.root], tmp_path / "out.zip")
     run_shard(merged.root, 0, 1)
-    assert merged.adversarial_images(2).read_bytes() == whole
+    assert path.read_bytes() == whole
+    export_bundle([merged.root], tmp_path / "out.zip")
 
 
 @pytest.mark.parametrize("name", ["summary.json", "records.parquet", "plan.json"])
