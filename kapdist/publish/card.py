@@ -142,7 +142,7 @@ def result(source: str, num_images: int, metrics: list[dict[str, Any]]) -> dict[
 
 def protocol_text(row: Attacked) -> str:
     at = row.setting
-    return f"{at.version_text}, {at.norm}, eps {at.eps_text}, noise {at.noise}"
+    return f"{at.version_text}, {at.norm}, eps {at.eps_text}, {at.protocol(row.told)}"
 
 
 def clean_cells(clean: Clean) -> list[str]:

@@ -13,7 +13,8 @@ from kapdist.records.record import read_record
 from kapdist.records.sanity import Sanity, read_sanity
 from kapdist.report.export.dataset import source_at
 from kapdist.report.reading import Attack, Run, read_run
-from kapdist.report.table import Row, Setting, setting, share_of
+from kapdist.report.strength import NOTHING_TOLD
+from kapdist.report.table import Row, Setting, setting, share_of, told
 from kapdist.statistics.intervals import Proportion, wilson
 
 
@@ -35,6 +36,8 @@ class Attacked:
     row: Row
     attack: Attack
     source: str
+    told: frozenset[str] = NOTHING_TOLD
+    """Parts of the attack's strength in which others of the run differ, and in nothing else."""
 
     @property
     def setting(self) -> Setting:
@@ -72,11 +75,15 @@ def measured(form: Form) -> Measured:
     """
     run = read_run(form.run.root, form.run.name)
     mine = [attack for attack in run.attacks if attack.summary.weights_sha256 == form.weights_sha256]
+    settings = [setting(attack) for attack in mine]
     examined = map(read_sanity, sorted(run.dir.attacks.glob("*/sanity.json")))
     return Measured(
         run=run,
         clean=tuple(evaluations(form, run)),
-        attacked=tuple(Attacked(Row(run.label, run, it), it, source(**images_of(it))) for it in mine),
+        attacked=tuple(
+            Attacked(Row(run.label, run, it), it, source(**images_of(it)), told(where, settings))
+            for it, where in zip(mine, settings, strict=True)
+        ),
         sanity=tuple(report for report in examined if report.weights_sha256 == form.weights_sha256),
         others=tuple(attack.name for attack in run.attacks if attack not in mine),
         trained_on=source(form.config.data.train, recorded(run, "data")),
