@@ -143,9 +143,9 @@ def result(source: str, num_images: int, metrics: list[dict[str, Any]]) -> dict[
 
 def protocol_text(row: Attacked) -> str:
     at = row.setting
-    return ", ".join(
-        [at.version_text, at.norm, f"eps {at.eps_text}", f"noise {at.noise}", *protocol_words(row.protocol)]
-    )
+    pixels = {key: value for key, value in row.protocol.items() if key not in vars(at.strength)}
+    said = [at.version_text, at.norm, f"eps {at.eps_text}", at.protocol(row.told), *protocol_words(pixels)]
+    return ", ".join(said)
 
 
 def protocol_words(protocol: dict[str, Any]) -> Iterator[str]:

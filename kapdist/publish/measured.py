@@ -13,7 +13,8 @@ from kapdist.records.record import read_record
 from kapdist.records.sanity import Sanity, read_sanity
 from kapdist.report.export.dataset import source_at
 from kapdist.report.reading import Attack, Run, optional_json, read_run
-from kapdist.report.table import Row, Setting, setting, share_of
+from kapdist.report.strength import NOTHING_TOLD
+from kapdist.report.table import Row, Setting, setting, share_of, told
 from kapdist.run.paths import AttackDir
 from kapdist.statistics.intervals import Proportion, wilson
 
@@ -41,6 +42,8 @@ class Attacked:
     protocol: dict[str, Any] = field(default_factory=dict)
     """What is not as the run has it, or as an attack has it by default: of eot, precision, resolution, crop_ratio,
     interpolation."""
+    told: frozenset[str] = NOTHING_TOLD
+    """Parts of the attack's strength in which others of the run differ, and in nothing else."""
 
     @property
     def setting(self) -> Setting:
@@ -82,11 +85,19 @@ def measured(form: Form) -> Measured:
         for attack in run.attacks
         if attack.summary.weights_sha256 == form.weights_sha256 and attack.factory is None
     ]
+    settings = [setting(attack) for attack in mine]
     return Measured(
         run=run,
         clean=tuple(evaluations(form, run)),
         attacked=tuple(
-            Attacked(Row(run.label, run, it), it, source(**images_of(it)), attack_protocol(it, form)) for it in mine
+            Attacked(
+                Row(run.label, run, it),
+                it,
+                source(**images_of(it)),
+                attack_protocol(it, form),
+                told(where, settings),
+            )
+            for it, where in zip(mine, settings, strict=True)
         ),
         sanity=tuple(examined(form)),
         others=tuple(attack.name for attack in run.attacks if attack not in mine),

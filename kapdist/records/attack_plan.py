@@ -6,6 +6,7 @@ that a run directory may be moved between two shards.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -135,8 +136,14 @@ class PlannedData(Exact):
     @property
     def shape(self) -> tuple[object, ...]:
         """What decides the pixels that the model sees of a beton's images."""
-        whole = (self.resolution, self.crop)
-        return whole if self.crop == "none" else (*whole, self.crop_ratio, self.interpolation)
+        return shape_in(self.model_dump())
+
+
+def shape_in(data: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return the same of data as a plan has it, None for what it does not say."""
+    whole = (data.get("resolution"), data.get("crop"))
+    resized = (data.get("crop_ratio"), data.get("interpolation", "area"))
+    return whole if whole[1] == "none" else (*whole, *resized)
 
 
 class Settings(Exact):

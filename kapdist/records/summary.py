@@ -9,7 +9,7 @@ from typing import Any, Literal
 import polars as pl
 from pydantic import Field, model_validator
 
-from kapdist.records.attack_plan import AttackPlan, Stage
+from kapdist.records.attack_plan import SCREEN, AttackPlan, Stage, asks_no_gradient
 from kapdist.records.chunks import PASSES
 from kapdist.records.passes import passes_outside
 from kapdist.records.record import Count, Record, Share, read_record
@@ -277,13 +277,19 @@ def largest_norm(stage: Stage, records: pl.DataFrame) -> float:
 
 
 def notes_on_square(attacks: list[AttackSummary], num_images: int) -> list[str]:
-    """The library's own alarm: where Square breaks what gradients could not, the gradients are masked."""
-    square = [attack.name.partition("@")[0] == "square" for attack in attacks]
-    if all(square):
-        return []
-    alone = (attack for attack, is_square in zip(attacks, square, strict=True) if is_square)
-    first = attacks[0].name if square[0] else None
-    share = sum(attack.num_broken for attack in alone if attack.name != first) / num_images
+    """The library's own alarm: where Square breaks what gradients could not, the gradients are masked.
+
+    It is raised by what a whole attack with gradients had left at the same eps; the short screen is none.
+    """
+    tried: set[float] = set()
+    alone = 0
+    for attack in attacks:
+        kind = attack.name.partition("@")[0]
+        if kind == "square" and attack.eps in tried:
+            alone += attack.num_broken
+        elif kind != SCREEN and not asks_no_gradient(kind):
+            tried.add(attack.eps)
+    share = alone / num_images
     if share <= SQUARE_ALONE:
         return []
     return [f"square, without gradients, broke {share:.1%} that gradients had left: they may be masked"]

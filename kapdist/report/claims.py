@@ -12,9 +12,9 @@ from itertools import combinations
 
 import polars
 
-from kapdist.config import MAY_CHANGE, Config, flatten
 from kapdist.report.reading import Attack, Run
 from kapdist.report.table import Block, Row
+from kapdist.report.trainings import config_of, differences, outside_noise
 from kapdist.report.words import accuracy_text, enumeration, plural, points
 from kapdist.statistics.paired import PairedDifference, compare
 
@@ -62,7 +62,7 @@ class Gap:
     @property
     def differences(self) -> tuple[str, ...]:
         """What else differs between the two trainings, as config keys."""
-        return differences(config_of(self.kap), config_of(self.reference))
+        return differences(self.kap.run, self.reference.run)
 
 
 def claims(block: Block, runs: Sequence[Run]) -> tuple[Claim, ...]:
@@ -122,7 +122,7 @@ def two_claims(block: Block) -> Iterator[Claim]:
     first, second = sorted(block.rows, key=lambda row: -attack_of(row).summary.robust_accuracy.value)
     found = paired(first, second)
     if found is None:
-        yield Claim(OTHER_IMAGES)
+        yield Claim(why_unpaired(first, second))
         return
     decided = "more robust" if found.p < LEVEL else "not shown to be more robust"
     yield Claim(f"{image_by_image(first, second, found)}: {first.name} is {decided}.")
@@ -156,7 +156,7 @@ def verdict(gap: Gap) -> str:
     """Decide by the images on which only one of the two models withstood; two intervals decide nothing."""
     found = gap.paired
     if found is None:
-        return OTHER_IMAGES
+        return why_unpaired(gap.kap, gap.reference)
     counts = image_by_image(gap.kap, gap.reference, found)
     if found.p >= LEVEL:
         return f"{counts}: it is not decided whether KAP changes robust accuracy here."
@@ -187,6 +187,12 @@ def paired(first: Row, second: Row) -> PairedDifference | None:
     return compare(both["robust"].to_numpy(), both["robust_second"].to_numpy())
 
 
+def why_unpaired(first: Row, second: Row) -> str:
+    """Say why two rows cannot be compared image by image."""
+    missing = [row.name for row in (first, second) if attack_of(row).records is None]
+    return f"Without records.parquet of {enumeration(missing)} nothing is decided." if missing else OTHER_IMAGES
+
+
 def other_differences(gap: Gap) -> str:
     if not gap.differences:
         return ""
@@ -197,16 +203,23 @@ def noise_alone_claim(reference: Row, plain: Row) -> Claim:
     noisy, bare = (attack_of(row).summary.robust_accuracy.value for row in (reference, plain))
     pair, found = f"{reference.name} minus {plain.name}", paired(reference, plain)
     test = f" (image by image {paired_text(found)})" if found else ""
-    return Claim(f"Noise alone minus plain ({pair}): {points(noisy - bare)} of robust accuracy{test}.")
+    sentences = [f"Noise alone minus plain ({pair}): {points(noisy - bare)} of robust accuracy{test}."]
+    if found is None:
+        sentences.append(why_unpaired(reference, plain))
+    if others := outside_noise(reference, plain):
+        text = f"The two runs also differ in {', '.join(others)}, so the difference is not the noise's alone."
+        sentences.append(text)
+    return Claim(" ".join(sentences))
 
 
 def image_claims(block: Block) -> Iterator[Claim]:
-    """Warn where two models of a block were given different images."""
+    """Warn where two models of a block were given different images, or the same ones in different pixels."""
     for first, second in combinations(block.rows, 2):
         ours, theirs = (attack_of(row).images for row in (first, second))
         if ours is not None and theirs is not None and ours != theirs:
-            text = f"{first.name} and {second.name} were attacked on different images."
-            yield Claim(text, warns=True)
+            resized = ours[:2] == theirs[:2]
+            what = "the same images, resized or cropped differently" if resized else "different images"
+            yield Claim(f"{first.name} and {second.name} were attacked on {what}.", warns=True)
 
 
 def row_claims(row: Row) -> Iterator[Claim]:
@@ -267,7 +280,7 @@ def robust_images(attack: Attack) -> polars.DataFrame | None:
 
 
 def has_kap(row: Row) -> bool:
-    return row.own and config_of(row).kap.pool_size > 1
+    return row.own and config_of(row.run).kap.pool_size > 1
 
 
 def has_noise(row: Row) -> bool:
@@ -275,34 +288,23 @@ def has_noise(row: Row) -> bool:
 
 
 def is_plain(row: Row) -> bool:
-    return row.own and not has_kap(row) and not has_noise(row) and config_of(row).model.members == 1
+    return row.own and not has_kap(row) and not has_noise(row) and config_of(row.run).model.members == 1
 
 
 def is_reference(row: Row, kap: Row) -> bool:
     """Whether a row is the model that shows what the noise does without KAP, of as many members."""
-    if not row.own or has_kap(row) or config_of(row).model.members != config_of(kap).model.members:
+    if not row.own or has_kap(row) or config_of(row.run).model.members != config_of(kap.run).model.members:
         return False
     return (row.noises, row.input_noise_std) == (kap.noises, kap.input_noise_std)
 
 
 def least_different(row: Row, others: Sequence[Row]) -> Row | None:
-    return min(others, key=lambda other: len(differences(config_of(row), config_of(other))), default=None)
-
-
-def differences(config: Config, other: Config) -> tuple[str, ...]:
-    ours, theirs = flatten(config), flatten(other)
-    aside = ("name", "kap.pool_size", "kap.layout", "kap.norm_first", *MAY_CHANGE)
-    return tuple(key for key in ours if ours[key] != theirs[key] and key not in aside)
+    return min(others, key=lambda other: len(differences(row.run, other.run)), default=None)
 
 
 def attack_of(row: Row) -> Attack:
     assert row.attack is not None, "a row of a block with a setting has an attack"
     return row.attack
-
-
-def config_of(row: Row) -> Config:
-    assert row.run.config is not None, "asked only of a run's own model"
-    return row.run.config
 
 
 def noise_text(row: Row) -> str:
@@ -322,5 +324,5 @@ def lead(runs: Sequence[Run], blocks: Sequence[Block]) -> str:
     images = plural(one.num_images, "image") + (" each" if len(runs) > 1 else "")
     return (
         f"{names}, attacked with {one.version_text} in {one.norm} with eps = {one.eps_text} on {images}, "
-        f"noise {one.noise}."
+        f"{one.protocol()}."
     )

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 
-from kapdist.report.curves import Curve, Panel, told
+from kapdist.report.curves import Curve, Panel, ends
 from kapdist.report.plots import STYLE, Plot, canvas, drawn, legend, shortened
 
 LABELS = {"Linf": "eps, in 255ths (Linf)", "L2": "eps (L2)", "L1": "eps (L1)"}
@@ -38,7 +38,7 @@ def curve_plot(panel: Panel, looks: dict[str, dict[str, Any]], name: str) -> Plo
         axes.set_xlim(0, last * 1.02)
         axes.set_ylim(0, 100)
         legend(figure, axes)
-        alt = f"{panel.title}. " + "; ".join(map(told, panel.curves)) + "."
+        alt = f"{panel.title}. " + "; ".join(map(ends, panel.curves)) + "."
         return drawn(figure, name, panel.title, alt)
 
 

@@ -5,7 +5,7 @@ Curves stand in one panel where all but eps is equal: norm, list of attacks, noi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import polars as pl
 from kapdist.records.norms import NORMS
 from kapdist.records.summary import Summary
 from kapdist.report.reading import Attack, Run
-from kapdist.report.table import Row, Setting, named_rows, setting
+from kapdist.report.table import Row, Setting, named_rows, setting, told
 from kapdist.report.words import eps_text, percent, plural
 from kapdist.statistics.intervals import Proportion, wilson
 
@@ -95,7 +95,7 @@ def panels(runs: Sequence[Run]) -> list[Panel]:
     norms = [where.norm for where in found]
     drawn: list[Panel | None] = []
     for where, pairs in sorted(found.items(), key=lambda item: NORMS.index(item[0].norm)):
-        title = where.norm if norms.count(where.norm) == 1 else protocol(where)
+        title = where.norm if norms.count(where.norm) == 1 else protocol(where, found)
         drawn += [list_panel(where, title, pairs), step_panel(where, title, pairs)]
     return [panel for panel in drawn if panel is not None]
 
@@ -117,8 +117,9 @@ def step_panel(where: Setting, title: str, pairs: Sequence[tuple[Run, Attack]]) 
     return Panel(where, f"Smallest perturbation found, {title}", curves, of_smallest=True)
 
 
-def protocol(where: Setting) -> str:
-    return f"{where.norm}, {where.version_text}, {plural(where.num_images, 'image')}, noise {where.noise}"
+def protocol(where: Setting, among: Iterable[Setting]) -> str:
+    images = plural(where.num_images, "image")
+    return f"{where.norm}, {where.version_text}, {images}, {where.protocol(told(where, among))}"
 
 
 def smallest_lines(panels: Sequence[Panel]) -> list[str]:
@@ -135,7 +136,7 @@ def said(norm: str, name: str, summary: Summary) -> str:
     return f"{text}; median over all images {median}."
 
 
-def told(curve: Curve) -> str:
+def ends(curve: Curve) -> str:
     """Say a curve's ends to somebody who cannot see it."""
     first, last = curve.points[0], curve.points[-1]
     return (

@@ -90,7 +90,7 @@ def view_blocks(compared: Comparison, looks: dict[str, dict[str, Any]]) -> list[
         drawn: tuple[Plot, ...] = ()
         kept: list[list[Example]] = []
         if block.setting is not None:
-            suffix = f"-{block.setting.slug}" if several else ""
+            suffix = f"-{block.slug}" if several else ""
             drawn = (plots.accuracy_plot(block, looks, suffix), plots.stages_plot(block, looks, suffix))
             kept = examples([row.attack for row in block.rows if row.attack])
         views.append(View(block, compared.claims(block), drawn, tuple(zip(block.rows, kept, strict=False))))

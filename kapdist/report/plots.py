@@ -49,6 +49,7 @@ STYLE: dict[Any, Any] = {
     "ytick.color": INK,
 }
 LONGEST_NAME = 28
+Stage = tuple[str, float]  # an attack and its eps
 
 
 @dataclass(frozen=True)
@@ -108,18 +109,19 @@ def point(axes: Axes, row: Row, style: dict[str, Any]) -> None:
 
 
 def stages_plot(block: Block, looks: dict[str, dict[str, Any]], suffix: str = "") -> Plot:
-    """Draw the accuracy that each attack of the list leaves, one line per row."""
-    longest = max((names(row) for row in block.rows), key=len)
+    """Draw the accuracy that each attack of the list leaves, a line per row, each value above its attack's name."""
+    names = stage_names(block.rows)
     with matplotlib.rc_context(STYLE):
         figure, axes = canvas("", "Accuracy left, %")
         for row in block.rows:
-            values = [100 * value for value in stages(row)]
-            axes.plot(range(len(values)), values, **looks[row.run.label], label=shortened(row.name), clip_on=False)
-        axes.set_xticks(range(len(longest)), longest, **tilted(len(longest)))
+            places = [list(names).index(key) for key in stages(row)]
+            values = [100 * value for value in stages(row).values()]
+            axes.plot(places, values, **looks[row.run.label], label=shortened(row.name), clip_on=False)
+        axes.set_xticks(range(len(names)), list(names.values()), **tilted(len(names)))
         axes.set_ylim(0, 100)
         legend(figure, axes)
-        told = (f"{row.name}: " + ", ".join(percent(value) for value in stages(row)) for row in block.rows)
-        alt = f"Accuracy in percent after {', '.join(longest)}. " + "; ".join(told) + "."
+        told = (stages_said(row, names) for row in block.rows)
+        alt = f"Accuracy in percent after {', '.join(names.values())}. " + "; ".join(told) + "."
         return drawn(figure, "accuracy-by-attack" + suffix, "Accuracy left after each attack", alt)
 
 
@@ -248,18 +250,42 @@ def cost(box: Bbox, taken: Sequence[tuple[Bbox, float]], frame: Bbox) -> float:
     return 100 * outside + sum(weight for other, weight in taken if box.overlaps(other))
 
 
-def names(row: Row) -> list[str]:
-    assert row.attack is not None
-    summary = row.attack.summary
-    several = len(summary.sweep) > 1  # then a stage's name ends in its eps, in too many digits
-    plain = [(stage.name.partition("@")[0], eps_text(summary.norm, stage.eps)) for stage in summary.attacks]
-    return ["clean", *(f"{name} {eps}" if several else name for name, eps in plain)]
+def stage_names(rows: Sequence[Row]) -> dict[Stage, str]:
+    """Return what the stages of all rows are called, in the order that they ran in: by eps, then as listed."""
+    longest_first = sorted(map(stages, rows), key=len, reverse=True)
+    found = dict.fromkeys(stage for row in longest_first for stage in row)
+    listed = list(dict.fromkeys(attack for attack, _ in found))
+    ordered = sorted(found, key=lambda stage: (stage[1], listed.index(stage[0])))
+    several = len({eps for _, eps in found}) > 2  # that of the clean images is one
+    norm = block_norm(rows)
+    return {
+        (attack, eps): f"{attack} {eps_text(norm, eps)}" if several and eps else attack for attack, eps in ordered
+    }
 
 
-def stages(row: Row) -> list[float]:
+def block_norm(rows: Sequence[Row]) -> str:
+    """Return the norm, which all rows of a block share."""
+    assert rows[0].attack is not None
+    return rows[0].attack.summary.norm
+
+
+def stages(row: Row) -> dict[Stage, float]:
+    """Return the accuracy that each attack left at each eps, that on clean images first."""
     assert row.attack is not None
     summary = row.attack.summary
-    return [summary.clean_accuracy.value, *(stage.robust_accuracy_after for stage in summary.attacks)]
+    after = {
+        (stage.name.partition("@")[0], float(f"{stage.eps:.6g}")): stage.robust_accuracy_after
+        for stage in summary.attacks
+    }
+    return {("clean", 0.0): summary.clean_accuracy.value} | after
+
+
+def stages_said(row: Row, names: dict[Stage, str]) -> str:
+    """Say a row's values; where it lacks some of the names, each with its own."""
+    found = stages(row)
+    whole = len(found) == len(names)
+    said = (percent(value) if whole else f"{names[key]} {percent(value)}" for key, value in found.items())
+    return f"{row.name}: " + ", ".join(said)
 
 
 def position(row: Row) -> tuple[float, float]:

@@ -6,18 +6,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars
 
 from kapdist.config import Config
 from kapdist.errors import InputError
 from kapdist.records import sealed
+from kapdist.records.attack_plan import shape_in
 from kapdist.records.attacked import planned_anew
 from kapdist.records.metrics import Metrics, read_metrics
 from kapdist.records.sanity import Acted, believed_of, read_sanity
 from kapdist.records.summary import Summary, read_summary
 from kapdist.run.paths import AttackDir, RunDir, as_ended, labels, weights_sha256
+
+
+class Images(NamedTuple):
+    """The images of an attack, to the pixel."""
+
+    fingerprint: object
+    """Of their data."""
+    ids: frozenset[int]
+    """In it."""
+    shape: tuple[object, ...]
+    """How they come to the model's size."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +53,13 @@ class Attack:
         return optional_json(self.dir.plan) or {}
 
     @cached_property
-    def images(self) -> tuple[object, frozenset[int]] | None:
-        """What tells which images were attacked: the data's fingerprint and the images' ids in it."""
+    def images(self) -> Images | None:
+        """What tells which images were attacked; None where records.parquet is missing."""
         if self.records is None:
             return None
         data = self.plan.get("data")
-        return data.get("fingerprint") if isinstance(data, dict) else None, frozenset(self.records["image"])
+        known = data if isinstance(data, dict) else {}
+        return Images(known.get("fingerprint"), frozenset(self.records["image"]), shape_in(known))
 
     @cached_property
     def acted(self) -> Acted | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from kapdist.config.noises import noises
 from kapdist.report.reading import Attack, Run
+from kapdist.report.strength import NOTHING_TOLD, Strength, strength_of
 from kapdist.report.words import attack_text, eps_in_full, eps_text, plural
 from kapdist.statistics.intervals import Proportion, wilson
 
@@ -30,6 +31,7 @@ class Setting:
     gradient_of: str | None = None
     functions: tuple[tuple[str, str | None], ...] = ()
     """Those of the user's, and the sha256 of their files."""
+    strength: Strength = field(default_factory=Strength)
 
     @property
     def eps_text(self) -> str:
@@ -43,19 +45,22 @@ class Setting:
         other = self.gradient_of and attack_text(self.gradient_of, functions)
         return f"AutoAttack {self.version}{listed}{f', the gradient of {other}' if other else ''}"
 
-    def __str__(self) -> str:
-        return (
-            f"{self.version_text}, {self.norm}, eps {self.eps_text}, "
-            f"{plural(self.num_images, 'image')}, noise {self.noise}"
-        )
+    def protocol(self, told: Collection[str] = NOTHING_TOLD) -> str:
+        """Say the noise and what is unusual about the attack's strength, and the parts of it that are `told`."""
+        return ", ".join((f"noise {self.noise}", *self.strength.in_words(told)))
 
-    @property
-    def slug(self) -> str:
+    def in_words(self, told: Collection[str] = NOTHING_TOLD) -> str:
+        images = plural(self.num_images, "image")
+        return f"{self.version_text}, {self.norm}, eps {self.eps_text}, {images}, {self.protocol(told)}"
+
+    def slug(self, told: Collection[str] = NOTHING_TOLD) -> str:
         """The setting as a part of a file name."""
         eps = eps_text(self.norm, self.eps).replace("/", "_")
         words = "+".join(self.attacks) if self.version == "custom" else self.version
         own = "".join(f"-{(sha256 or name)[:6]}" for name, sha256 in self.functions)
-        whole = re.sub(r"[^\w.+@-]", "_", f"{self.norm}-{eps}-{words}-{self.noise}-{self.num_images}{own}")
+        strength = "".join(f"-{text}" for text in self.strength.in_words(told))
+        parts = f"{self.norm}-{eps}-{words}-{self.noise}-{self.num_images}{own}{strength}"
+        whole = re.sub(r"[^\w.+@-]", "_", parts)
         if len(whole) <= LONGEST_SLUG:
             return whole
         return f"{whole[:LONGEST_SLUG]}-{hashlib.blake2b(whole.encode(), digest_size=4).hexdigest()}"
@@ -139,10 +144,17 @@ class Block:
 
     setting: Setting | None
     rows: tuple[Row, ...]
+    told: frozenset[str] = NOTHING_TOLD
+    """Parts of the attack's strength in which blocks beside it differ, and in nothing else."""
 
     @property
     def title(self) -> str:
-        return str(self.setting) if self.setting else "Not attacked yet"
+        return self.setting.in_words(self.told) if self.setting else "Not attacked yet"
+
+    @property
+    def slug(self) -> str:
+        """The title as a part of a file name."""
+        return self.setting.slug(self.told) if self.setting else "idle"
 
 
 def blocks(runs: Sequence[Run]) -> tuple[Block, ...]:
@@ -152,7 +164,7 @@ def blocks(runs: Sequence[Run]) -> tuple[Block, ...]:
         for attack in run.attacks:
             found.setdefault(setting(attack), []).append((run, attack))
     idle = tuple(Row(run.label, run, None) for run in runs if not run.attacks)
-    attacked = [Block(key, named_rows(pairs)) for key, pairs in found.items()]
+    attacked = [Block(key, named_rows(pairs), told(key, found)) for key, pairs in found.items()]
     return (*attacked, Block(None, idle)) if idle else tuple(attacked)
 
 
@@ -170,7 +182,14 @@ def setting(attack: Attack) -> Setting:
         summary.num_images,
         summary.gradient_of,
         tuple(sorted(summary.functions.items())),
+        strength_of(attack.plan | {"eot": summary.eot, "screen": summary.screen}),
     )
+
+
+def told(where: Setting, among: Iterable[Setting]) -> frozenset[str]:
+    """Return what tells a setting from those among others that are like it in all but the attack's strength."""
+    alike = [other.strength for other in among if replace(other, strength=where.strength) == where]
+    return where.strength.differing(alike)
 
 
 def named_rows(pairs: Sequence[tuple[Run, Attack]]) -> tuple[Row, ...]:

@@ -41,6 +41,16 @@ def card_of(run: FakeRun, out: Path, card: Card | None = None) -> tuple[dict[str
     return yaml.safe_load(front), " ".join(text.split())
 
 
+def test_attacks_of_other_strength_are_told_apart(trained: FakeRun, tmp_path: Path) -> None:
+    for name, screen, eot in (("a", 0, 1), ("b", 10, 1), ("c", 0, 20)):
+        trained.attacked(18, standard(8, 1, 0, 1), name=name)
+        path = trained.dir.attack(name).summary
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"screen": screen, "eot": eot}))
+    _, text = card_of(trained, tmp_path / "hub", Card())
+    for words in ("single draws, no screen", "single draws, 10-step screen first", "mean of 20 draws, no screen"):
+        assert f"AutoAttack standard, Linf, eps 0.03137 (8/255), noise off, {words} | test.beton" in text
+
+
 def test_every_number_is_counted_and_has_its_protocol(trained: FakeRun, tmp_path: Path) -> None:
     """Of 20 images 18 are right; 8 of them withstand with the noise off, 11 with the noise on."""
     trained.attacked(18, standard(8, 1, 0, 1), name="off")

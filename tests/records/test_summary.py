@@ -51,6 +51,23 @@ def test_what_square_alone_breaks_is_noted() -> None:
     assert notes_on_square([attack("square", 300)], 1000) == []
 
 
+@pytest.mark.parametrize(
+    "before", ["hard-label", "random-noise", "transfer", "transfer:plain", "mine.py:attack", "screen"]
+)
+def test_square_after_no_whole_attack_with_gradients_says_nothing_of_them(before: str) -> None:
+    assert notes_on_square([attack(before, 500), attack("square", 300)], 1000) == []
+
+
+def test_square_is_counted_where_gradients_were_followed_before_it_at_the_same_eps() -> None:
+    early = [attack("screen@0.1", 5), attack("square@0.1", 300), attack("apgd-ce@0.1", 10)]
+    assert notes_on_square(early, 1000) == []
+    larger = [attack(name, 300).model_copy(update={"eps": 0.2}) for name in ("square@0.2", "fab-t@0.2")]
+    assert notes_on_square([*early, *larger], 1000) == []
+    last = attack("square@0.2", 30).model_copy(update={"eps": 0.2})
+    (note,) = notes_on_square([*early, *larger, last], 1000)
+    assert note.startswith("square, without gradients, broke 3.0% that")
+
+
 def test_the_progress_line_names_rate_and_time_left() -> None:
     progress = Progress("attack", 8)
     progress.first = 2

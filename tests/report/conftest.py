@@ -43,6 +43,7 @@ class FakeRun:
             | options.get("model", {}),
             "kap": {"pool_size": pool_size, "layout": layout, "noise_std": noise_std, "norm_first": False},
             "train": {"epochs": 3, "input_noise_std": options.get("input_noise_std", 0.0)},
+            "adversarial": options.get("adversarial", {}),
         }
         self.dir.config.write_text(dump_config(Config.model_validate(values)))
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from kapdist.report import comparison
-from kapdist.report.claims import NO_NOISE, gaps, lead
+from kapdist.report.claims import NO_NOISE, OTHER_IMAGES, gaps, lead
 from kapdist.report.words import points
+from kapdist.run.paths import RunDir
 
 MakeRun = Callable[..., Any]
 
@@ -181,6 +182,87 @@ def test_the_same_ids_in_other_data_are_other_images(make_run: MakeRun) -> None:
     kap = make_run("kap", 3, noise_std=0.3).attacked(18, {"apgd-ce": 1}, data="e" * 64).dir.root
     assert warned([noise, kap]) == ["noise and kap were attacked on different images."]
     assert not any("Image by image" in text for text in said([noise, kap]))
+
+
+def test_the_same_images_in_other_pixels_are_not_compared_one_by_one(make_run: MakeRun) -> None:
+    roots = [attacked(make_run, "noise", 1, 0.3, 40), attacked(make_run, "kap", 3, 0.3, 60)]
+    whole = {"resolution": 32, "crop": "none", "crop_ratio": 0.875}
+    in_plan(roots[0], **whole)
+    in_plan(roots[1], **whole | {"crop_ratio": 0.5})  # of a crop that there is not
+    assert warned(roots) == []
+    for centre in ({"crop": "random-resized", "resolution": 64}, {"resolution": 64}):
+        in_plan(roots[1], **whole | centre)
+        (warning,) = warned(roots)
+        assert warning == "noise and kap were attacked on the same images, resized or cropped differently."
+        (text,) = (text for text in said(roots) if text.startswith("KAP minus"))
+        assert text.endswith(OTHER_IMAGES)
+
+
+def in_plan(root: Path, **data: Any) -> None:
+    path = RunDir(root).attack("linf").plan
+    plan = json.loads(path.read_text())
+    path.write_text(json.dumps(plan | {"data": plan["data"] | data}))
+
+
+def noise_alone(roots: list[Path]) -> str:
+    (text,) = (text for text in said(roots) if text.startswith("Noise alone minus plain"))
+    return text
+
+
+def test_noise_is_not_credited_with_what_else_differs(make_run: MakeRun) -> None:
+    adversarial = {"adversarial": {"mode": "pgd"}}
+    dropout = {"dropout": 0.5, "dropout_draws": "always", "dropout_kind": "2d"}
+    options = {"input_noise_std": 0.1, "model": dropout}
+    plain = attacked(make_run, "plain", 1, 0.0, 2)
+    alike = [attacked(make_run, "noise", 1, 0.3, 40, **options), attacked(make_run, "kap", 3, 0.3, 42, **options)]
+    assert noise_alone([plain, *alike]).endswith(").")
+    other = options | adversarial
+    roots = [
+        attacked(make_run, "noise_adv", 1, 0.3, 40, **other),
+        attacked(make_run, "kap_adv", 3, 0.3, 42, **other),
+    ]
+    assert noise_alone([plain, *roots]).endswith(
+        "). The two runs also differ in adversarial.mode, so the difference is not the noise's alone."
+    )
+
+
+def test_noise_alone_on_other_images_is_not_decided(make_run: MakeRun) -> None:
+    plain = make_run("plain").attacked(18, {"apgd-ce": 17}, first_image=5)
+    noise = make_run("noise", noise_std=0.3).attacked(18, {"apgd-ce": 9})
+    kap = make_run("kap", 3, noise_std=0.3).attacked(18, {"apgd-ce": 8})
+    roots = [run.dir.root for run in (plain, noise, kap)]
+    start = "Noise alone minus plain (noise minus plain): +40.0 points of robust accuracy. "
+    assert noise_alone(roots) == start + OTHER_IMAGES
+    plain.dir.attack("linf").records.unlink()
+    assert noise_alone(roots) == f"{start}Without records.parquet of plain nothing is decided."
+
+
+def recorded(root: Path, train: str, **plan: Any) -> Path:
+    """The run trained from another place, with what its plan recorded."""
+    run = RunDir(root)
+    run.config.write_text(run.config.read_text().replace("data/train.beton", train))
+    run.plan.write_text(json.dumps(plan))
+    return root
+
+
+def test_training_data_are_compared_by_their_images(make_run: MakeRun) -> None:
+    noise, kap = attacked(make_run, "noise", 1, 0.3, 40), attacked(make_run, "kap", 3, 0.3, 50)
+    recorded(noise, "data/train.beton", data="1" * 64, validation="2" * 64, batch_size=128)
+    recorded(kap, "/elsewhere/train.beton", data="1" * 64, validation="2" * 64, batch_size=128)
+    (gap,) = gaps(comparison([noise, kap]).blocks[0])
+    assert gap.differences == ()
+    noise, kap = attacked(make_run, "noise2", 1, 0.3, 40), attacked(make_run, "kap2", 3, 0.3, 50)
+    recorded(noise, "data/train.beton", data="1" * 64, validation="2" * 64, batch_size=128)
+    recorded(kap, "data/train.beton", data="3" * 64, validation="4" * 64, batch_size=64)
+    (gap,) = gaps(comparison([noise, kap]).blocks[0])
+    assert gap.differences == ("data.train", "data.validation", "train.batch_size")
+
+
+def test_training_data_that_nobody_recorded_are_compared_by_their_place(make_run: MakeRun) -> None:
+    noise, kap = attacked(make_run, "noise", 1, 0.3, 40), attacked(make_run, "kap", 3, 0.3, 50)
+    recorded(kap, "/elsewhere/train.beton", data="1" * 64)
+    (gap,) = gaps(comparison([noise, kap]).blocks[0])
+    assert gap.differences == ("data.train",)
 
 
 def test_notes_of_the_attack_are_handed_on_once(make_run: MakeRun) -> None:

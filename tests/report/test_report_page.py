@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from kapdist.errors import InputError
-from kapdist.report import write_report
+from kapdist.report import comparison, write_report
 from kapdist.report.examples import examples
+from kapdist.report.plots import look, stages_plot
 from kapdist.report.reading import read_runs
 from kapdist.report.words import duration
 
@@ -224,6 +225,34 @@ def test_many_runs_have_looks_of_their_own(make_run: MakeRun, tmp_path: Path) ->
 def test_times_in_two_units() -> None:
     texts = [duration(seconds) for seconds in (None, 0.25, 59.9, 60, 3725, 100_000)]
     assert texts == ["not recorded", "0.2 s", "59.9 s", "1 min 0 s", "1 h 2 min", "27 h 46 min"]
+
+
+def test_values_stand_above_the_names_of_their_own_attacks(make_run: Callable[..., Any]) -> None:
+    """One attack with smaller eps and one without are one setting: all of the second's is at the largest."""
+    short, long = make_run("short"), make_run("long")
+    short.attacked(18, {"apgd-ce": 6, "square": 2})
+    long.attacked(18, {"apgd-ce": 8, "square": 2})
+    path = long.dir.attack("linf").summary
+    summary = json.loads(path.read_text())
+    sizes = [2 / 255, 8 / 255]
+    left = {("apgd-ce", 0): 15, ("square", 0): 14, ("apgd-ce", 1): 9, ("square", 1): 8}
+    summary["attacks"] = [
+        summary["attacks"][0]
+        | {"name": f"{name}@{sizes[size]:.6g}", "eps": sizes[size], "robust_accuracy_after": count / 20}
+        for (name, size), count in left.items()
+    ]
+    path.write_text(json.dumps(summary))
+    compared = comparison([short.dir.root, long.dir.root])
+    (block,) = compared.blocks
+    plot = stages_plot(block, {run.label: look(index) for index, run in enumerate(compared.runs)})
+    axes = plot.figure.axes[0]
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    assert names == ["clean", "apgd-ce 2/255", "square 2/255", "apgd-ce 8/255", "square 8/255"]
+    ours, theirs = ({names[int(x)]: y for x, y in line.get_xydata()} for line in axes.get_lines())
+    assert ours == pytest.approx({"clean": 90, "apgd-ce 8/255": 60, "square 8/255": 50})
+    assert theirs == pytest.approx(dict(zip(names, (90, 75, 70, 45, 40), strict=True)))
+    told = "short: clean 90.0, apgd-ce 8/255 60.0, square 8/255 50.0; long: 90.0, 75.0, 70.0, 45.0, 40.0."
+    assert plot.alt.endswith(told)
 
 
 def test_the_report_imports_no_torch() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from rich.console import Console
 from kapdist.report import comparison
 from kapdist.report.render import cells
 from kapdist.report.words import as_255ths, eps_in_full, short
+from kapdist.run.paths import RunDir
 
 ONE_ATTACK = {"apgd-ce": 8}
+SETTING = "Linf, eps 0.03137 (8/255), 20 images, noise off"
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
@@ -73,6 +76,89 @@ def test_settings_never_share_a_block(make_run: Callable[..., Any], other: dict[
     blocks = comparison([run.dir.root]).blocks
     assert [len(block.rows) for block in blocks] == [1, 1]
     assert blocks[0].title != blocks[1].title
+
+
+def planned(make_run: Callable[..., Any], name: str, attack: dict[str, int], **plan: Any) -> Path:
+    """A run whose attack has a custom list and this in its plan."""
+    run = make_run(name, plan.pop("pool_size", 1), noise_std=0.3).attacked(18, attack, version="custom")
+    path = run.dir.attack("linf").plan
+    path.write_text(json.dumps(json.loads(path.read_text()) | plan))
+    return run.dir.root
+
+
+def surrogate(sha256: str, place: str = "/old/plain/model.safetensors") -> dict[str, Any]:
+    return {"surrogate": {"factory": None, "weights": place, "weights_sha256": sha256 * 64}}
+
+
+@pytest.mark.parametrize(
+    ("attack", "first", "second", "words"),
+    [
+        ("apgd-ce", {}, {"precision": "bf16"}, ("passes in fp32", "passes in bf16")),
+        *(
+            (attack, {"own_settings": {key: few}}, {"own_settings": {key: default}}, words)
+            for attack, key, few, default, words in (
+                ("random-noise", "random_draws", 5, 1000, ("5 random points", "1,000 random points")),
+                (
+                    "hard-label",
+                    "hard_label_queries",
+                    9,
+                    10_000,
+                    ("9 hard-label queries", "10,000 hard-label queries"),
+                ),
+                ("fmn", "fmn_steps", 4, 200, ("4 steps of fmn", "200 steps of fmn")),
+            )
+        ),
+        (
+            "transfer",
+            {"own_settings": surrogate("1")},
+            {"own_settings": surrogate("2")},
+            tuple(f"transfer from plain (weights {sha * 12})" for sha in "12"),
+        ),
+    ],
+)
+def test_attacks_of_other_strength_never_share_a_block(
+    make_run: Callable[..., Any], attack: str, first: dict[str, Any], second: dict[str, Any], words: tuple[str, str]
+) -> None:
+    roots = [
+        planned(make_run, "noise", {attack: 8}, **first),
+        planned(make_run, "kap", {attack: 2}, pool_size=3, **second),
+    ]
+    compared = comparison(roots)
+    titles = [block.title for block in compared.blocks]
+    assert titles == [f"AutoAttack custom ({attack}), {SETTING}, {text}" for text in words]
+    assert len({block.slug for block in compared.blocks}) == 2
+    assert not any("minus" in claim.text for block in compared.blocks for claim in compared.claims(block))
+    (alone,) = comparison(roots[:1]).blocks
+    assert alone.title.endswith("noise off" if attack == "apgd-ce" else words[0])
+
+
+def summarised(root: Path, **values: Any) -> Path:
+    path = RunDir(root).attack("linf").summary
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return root
+
+
+def test_averaged_draws_and_screens_are_settings(make_run: Callable[..., Any]) -> None:
+    """Of a named version too, whose list does not show the screen."""
+    few, many = (
+        summarised(make_run(name).attacked(18, ONE_ATTACK).dir.root, eot=eot)
+        for name, eot in (("few", 1), ("many", 20))
+    )
+    titles = [block.title for block in comparison([few, many]).blocks]
+    assert titles == [f"AutoAttack standard, {SETTING}, {text}" for text in ("single draws", "mean of 20 draws")]
+    screened = summarised(make_run("screened").attacked(18, ONE_ATTACK).dir.root, screen=10)
+    titles = [block.title for block in comparison([few, screened]).blocks]
+    assert titles == [f"AutoAttack standard, {SETTING}, {text}" for text in ("no screen", "10-step screen first")]
+    assert comparison([screened]).blocks[0].title == f"AutoAttack standard, {SETTING}"
+    assert comparison([many]).blocks[0].title.endswith("mean of 20 draws")
+
+
+def test_a_surrogate_is_the_same_wherever_it_lies(make_run: Callable[..., Any]) -> None:
+    here, there = surrogate("1"), surrogate("1", "/moved/undefended/model.safetensors")
+    roots = [
+        planned(make_run, name, {"transfer": 8}, own_settings=own) for name, own in (("a", here), ("b", there))
+    ]
+    assert [len(block.rows) for block in comparison(roots).blocks] == [2]
 
 
 def test_custom_lists_are_settings_and_a_named_version_is_one(make_run: Callable[..., Any]) -> None:

@@ -6,12 +6,13 @@ has a mark that is explained below the table, so that no number stands without i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import chain
 
 from kapdist.records.attack_plan import AttackPlan, Norm
 from kapdist.records.summary import Rescored
 from kapdist.report.export.merged import Merged
+from kapdist.report.strength import NOTHING_TOLD, Strength, strength_of
 from kapdist.report.words import attack_text, eps_text, percent
 from kapdist.statistics.intervals import Proportion
 
@@ -45,15 +46,16 @@ Column = tuple[Norm, float]
 def latex_table(attacks: Sequence[Merged]) -> str:
     """Return a table environment that compiles with booktabs alone."""
     columns = columns_of(attacks)
-    protocols = list(dict.fromkeys(protocol_text(attack.plan) for attack in attacks))
+    of_each = protocol_texts([attack.plan for attack in attacks])
+    protocols = list(dict.fromkeys(of_each))
     same = len(protocols) == 1
     rows = [
         [
-            name + ("" if same else mark(protocols.index(protocol_text(attack.plan)))),
+            name + ("" if same else mark(protocols.index(protocol))),
             f"{attack.summary.num_images:,}",
             *accuracies(attack, columns),
         ]
-        for name, attack in zip(row_names(attacks), attacks, strict=True)
+        for name, attack, protocol in zip(row_names(attacks), attacks, of_each, strict=True)
     ]
     marked = [f"{mark(number)}{escape(protocol)}" for number, protocol in enumerate(protocols)]
     lines = [
@@ -114,19 +116,57 @@ def row_names(attacks: Sequence[Merged]) -> list[str]:
     ]
 
 
-def protocol_text(plan: AttackPlan) -> str:
-    """Say how the model was attacked, all but norm and eps."""
+def protocol_texts(plans: Sequence[AttackPlan]) -> list[str]:
+    """Say how each model was attacked, all but norm and eps, and on what, as far as it was not the same for all."""
+    strengths = [strength_of(plan.model_dump(mode="json")) for plan in plans]
+    on_what = [circumstances(plan) for plan in plans]
+    varying = [key for key in on_what[0] if any(it[key][0] != on_what[0][key][0] for it in on_what)]
+    return [
+        ", ".join((protocol_text(plan, said_too(strength, strengths)), *(it[key][1] for key in varying)))
+        for plan, strength, it in zip(plans, strengths, on_what, strict=True)
+    ]
+
+
+def said_too(strength: Strength, others: Sequence[Strength]) -> set[str]:
+    """Return the parts of a strength that others have otherwise; what an attack has none of goes unsaid."""
+    return {key for key in strength.differing(others) if key != "eot" and getattr(strength, key)}
+
+
+def protocol_text(plan: AttackPlan, told: Collection[str] = NOTHING_TOLD) -> str:
+    """Say how a model was attacked, all but norm and eps.
+
+    Args:
+        told: parts of the attack's strength that are said even where they are the usual ones.
+    """
     functions = plan.functions
     names = [attack_text(attack, functions) for attack in plan.attacks]
     name = ", ".join(names) if plan.version == "custom" else plan.version
     words = [f"AutoAttack {name}", f"noise {plan.noise}"]
     if plan.gradient_of:
         words.append(f"gradient of {attack_text(plan.gradient_of, functions)}")
-    if plan.eot > 1:
-        words.append(f"mean of {plan.eot} draws")
-    if plan.screen:
-        words.append(f"{plan.screen}-step screen first")
-    return ", ".join(words)
+    strength = strength_of(plan.model_dump(mode="json"))
+    return ", ".join((*words, *strength.in_words({*told, *({"screen"} if plan.screen else ())})))
+
+
+def circumstances(plan: AttackPlan) -> dict[str, tuple[object, str]]:
+    """Return what was attacked on which images: what tells it from others, wherever it lies, and its words."""
+    data, model = plan.data, plan.model
+    resized = "" if data.crop == "none" else f", {data.crop_ratio:g} of the shorter side ({data.interpolation})"
+    chosen = {"random": f"random images of seed {plan.seed}", "first": "the first images"}
+    listed = f"images of {plan.chosen}{sha256_text(plan.list_sha256)}"
+    network = (model.factory, model.factory_sha256, model.arguments)
+    given = f" with {model.arguments}" if model.arguments else ""
+    code = f"network of {model.factory}{sha256_text(model.factory_sha256)}{given}"
+    return {
+        "data": (data.fingerprint, f"data {data.path.stem} ({data.fingerprint[:12]})"),
+        "choice": (plan.list_sha256 or chosen.get(plan.chosen, plan.chosen), chosen.get(plan.chosen, listed)),
+        "pixels": (data.shape, f"{data.resolution} pixels a side{resized}"),
+        "network": (network, code) if model.factory else (None, "the run's own network"),
+    }
+
+
+def sha256_text(sha256: str | None) -> str:
+    return f" (sha256 {sha256[:12]})" if sha256 else ""
 
 
 def remarks(attacks: Sequence[Merged]) -> list[str]:

@@ -35,7 +35,7 @@ from kapdist.records.attack_plan import ROBUSTBENCH_LIST_SHA256, AttackPlan, Pla
 from kapdist.records.sealed import write_json, write_table
 from kapdist.report.export import run as exports
 from kapdist.report.export.images import COLUMNS
-from kapdist.report.export.latex import latex_table, protocol_text
+from kapdist.report.export.latex import latex_table, protocol_text, protocol_texts
 from kapdist.report.export.merged import read_all
 from kapdist.report.export.robustbench import SPELLED, Entry, architecture_of
 from kapdist.run.files import fingerprint
@@ -491,6 +491,67 @@ def test_a_protocol_says_what_is_the_user_s(standard: MakePlan) -> None:
         "AutoAttack apgd-ce, a.py:f (the user's own, sha256 0123456789ab), noise off, "
         "gradient of b.py:g (the user's own)"
     )
+
+
+def test_a_protocol_says_what_is_unusual_about_it(standard: MakePlan) -> None:
+    own = {"random_draws": 1000, "hard_label_queries": 5, "surrogate": surrogate("1")}
+    plan = standard(
+        version="custom", attacks=("random-noise", "hard-label", "transfer"), own_settings=own, precision="bf16"
+    )
+    assert protocol_text(plan.model_copy(update={"screen": 10})) == (
+        "AutoAttack random-noise, hard-label, transfer, noise off, 10-step screen first, passes in bf16, "
+        "5 hard-label queries, transfer from plain (weights 111111111111)"
+    )
+
+
+def surrogate(sha256: str) -> dict[str, Any]:
+    fields = {"factory": None, "factory_sha256": None, "architecture": None, "num_classes": 10, "folded": False}
+    return fields | {"weights": "/old/plain/model.safetensors", "weights_sha256": sha256 * 64}
+
+
+DATA = {"path": "/a/test.beton", "fingerprint": "1" * 64, "resolution": 8, "crop": "none", "crop_ratio": 1}
+CROP = {"resolution": 64, "crop": "random-resized", "crop_ratio": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        (
+            {"data": DATA},
+            {"data": DATA | {"path": "/b/val.beton", "fingerprint": "2" * 64}},
+            ("data test (111111111111)", "data val (222222222222)"),
+        ),
+        ({"data": DATA}, {"data": DATA | {"path": "/moved/test2.beton"}}, None),
+        ({"seed": 1}, {"seed": 2}, ("random images of seed 1", "random images of seed 2")),
+        (
+            {"chosen": "first"},
+            {"chosen": "list:a.txt", "list_sha256": "3" * 64},
+            ("the first images", "images of list:a.txt (sha256 333333333333)"),
+        ),
+        (
+            {"data": DATA},
+            {"data": DATA | CROP},
+            ("8 pixels a side", "64 pixels a side, 0.5 of the shorter side (area)"),
+        ),
+        ({"precision": "fp32"}, {"precision": "bf16"}, ("passes in fp32", "passes in bf16")),
+    ],
+)
+def test_attacks_side_by_side_say_what_differs_between_them(
+    standard: MakePlan, first: dict[str, Any], second: dict[str, Any], words: tuple[str, str] | None
+) -> None:
+    found = protocol_texts([standard(**first), standard(**second)])
+    assert found == [f"AutoAttack standard, noise off{f', {text}' if words else ''}" for text in words or ("", "")]
+
+
+def test_a_factory_beside_a_run_s_own_network_is_said(standard: MakePlan) -> None:
+    own, other = standard(), standard()
+    own = own.model_copy(update={"model": own.model.model_copy(update={"factory": None})})
+    model = other.model.model_copy(update={"factory_sha256": "4" * 64, "arguments": {"quality": 75}})
+    other = other.model_copy(update={"model": model})
+    assert [text.partition("noise off, ")[2] for text in protocol_texts([own, other])] == [
+        "the run's own network",
+        "network of m:f (sha256 444444444444) with {'quality': 75}",
+    ]
 
 
 def test_several_attacks_stand_side_by_side_each_with_its_protocol(tmp_path: Path, standard: MakePlan) -> None:
