@@ -174,7 +174,7 @@ def test_nothing_is_queued_again_where_a_shard_was_cancelled(
     before = len(queue.taken)
     answers = Answers({"1_0": ("FAILED", "None"), "2_1": ("CANCELLED", "None")})
     monkeypatch.setattr(aggregation, "ask_slurm", lambda *_: answers)
-    attack.chunk(1).touch()
+    attack.chunk(1).write_bytes(b"PAR1 as a whole one ends PAR1")
     with pytest.raises(InputError, match=r"shard 4 without 1 chunks \(the first is 4\): cancelled \(job 2_1\)"):
         aggregation.aggregate(RunDir(attack.root.parents[1]), attack, 0)
     assert len(queue.taken) == before

@@ -48,7 +48,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with configs and examples, and every file that a page writes."""
     for name in ("configs", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "mine.yaml").symlink_to(
+    (tmp_path / "cluster.yaml").symlink_to(
         ROOT / "configs" / "cluster" / "gpu_nodes.yaml"
     )  # how-to/cluster.md copies it
     for page in PAGES:

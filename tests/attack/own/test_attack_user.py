@@ -139,15 +139,15 @@ def test_the_page_says_whose_attack_it_is(world: World) -> None:
     sha256 = attack.summary.functions["mine.py:attack"]
     said = f"mine.py:attack (the user's own, sha256 {sha256[:12]})"
     assert said in setting(attack).version_text
-    assert "/" not in setting(attack).slug
+    assert "/" not in setting(attack).slug()
     write(world, RANDOM + "\n")
     sharded(world, "bb", [0], attacks=("mine.py:attack",), eps=(0.01, 0.02), num_images=4)
     first, second = (setting(attack) for attack in read_run(world.run, "run").attacks)
     assert first != second, "two files are one setting"
-    assert first.slug != second.slug
+    assert first.slug() != second.slug()
     long = replace(first, attacks=tuple(f"folder/{number}.py:attack" for number in range(100)))
-    assert len(long.slug) < 200
-    assert long.slug != replace(long, attacks=(*long.attacks, "one.py:more")).slug
+    assert len(long.slug()) < 200
+    assert long.slug() != replace(long, attacks=(*long.attacks, "one.py:more")).slug()
 
 
 FORM = "expected images (2, 3, 8, 8), float32, on cpu, found "
