@@ -41,5 +41,20 @@ class Net(nn.Module):
         return self.head(self.dropout(features.mean((2, 3))))
 
 
+class Caching(nn.Module):
+    """Weighs pixels by their place, with weights that it makes when it first sees an image."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.places: Tensor | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.places is None:
+            self.places = torch.linspace(0.5, 1, images.shape[-1])
+        logits: Tensor = self.network(images * self.places)
+        return logits
+
+
 def build(num_classes: int = 10, **options: float) -> nn.Module:
     return Net(num_classes, **options)

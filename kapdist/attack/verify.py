@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kapdist.attack.averaged import AveragedModel
 from kapdist.attack.ball import Ball
 from kapdist.attack.counted import CountedModel
+from kapdist.attack.forms import is_ours_alone
 from kapdist.attack.judged import predict
 from kapdist.attack.merge import read_chunk_files
 from kapdist.attack.model import load_model
@@ -227,8 +228,8 @@ def answering(model: nn.Module, plan: AttackPlan, chunk: int) -> Iterator[nn.Mod
     """Give the model in the plan's noise mode: fixed noise from the recorded seed, fresh noise averaged anew."""
     cpu = torch.device("cpu")
     with torch.random.fork_rng(devices=[]), noise(model, plan.noise, seed=derive_seed(plan.seed, "noise", chunk)):
-        own = plan.model.by_others is None and plan.noise == "off"
-        counted = CountedModel(model, cpu, derive_seed(plan.seed, "model", chunk), inference=own)
+        seed = derive_seed(plan.seed, "model", chunk)
+        counted = CountedModel(model, cpu, seed, inference=is_ours_alone(plan))
         if plan.deterministic:
             yield counted
         else:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from kapdist.attack.chunk import place_of
 from kapdist.attack.counted import CountedModel
+from kapdist.attack.forms import is_ours_alone
 from kapdist.errors import InputError
 from kapdist.models.shown import where_not_finite
 from kapdist.records.attack_plan import AttackPlan
@@ -22,9 +23,8 @@ class NoisyCopies:
     """
 
     def __init__(self, model: nn.Module, subject: AttackPlan, device: torch.device) -> None:
-        ours = subject.model.by_others is None and subject.noise == "off"
         self.subject, self.device = subject, device
-        self.model = CountedModel(model, device, subject.seed, inference=ours)
+        self.model = CountedModel(model, device, subject.seed, inference=is_ours_alone(subject))
         self.channels_last = subject.model.factory is None  # decides which draw falls on which pixel
         # A model that draws once for a whole batch would give all its copies one and the same draw.
         self.at_once = subject.images_per_pass if subject.draws_together else 1

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kapdist.attack.averaged import AveragedModel
 from kapdist.attack.counted import CountedModel
+from kapdist.attack.forms import is_ours_alone
 from kapdist.attack.judged import check_state_kept, predict
 from kapdist.attack.kept import Kept
 from kapdist.corruptions.corrupt import corrupt
@@ -88,9 +89,8 @@ def answering(
     seed = derive_seed(subject.seed, "corruptions", cell.name, chunk)
     fixed = derive_seed(subject.seed, "corruptions")  # one noise for every image and cell
     devices = [device] if device.type == "cuda" else []
-    own = subject.model.by_others is None and subject.noise == "off"
     with torch.random.fork_rng(devices=devices), noise(model, subject.noise, seed=fixed):
-        counted = CountedModel(model, device, seed, inference=own)
+        counted = CountedModel(model, device, seed, inference=is_ours_alone(subject))
         if subject.deterministic:
             yield counted
         else:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from outside import Caching
+from torch import nn
 
 from kapdist.attack import verify
 from kapdist.attack.chunk import attack_chunk
@@ -22,21 +23,6 @@ from kapdist.records.attack_plan import AttackPlan
 from kapdist.records.corruptions import Cell, CorruptionPlan
 
 CPU = torch.device("cpu")
-
-
-class Caching(nn.Module):
-    """Weighs pixels by their place, with weights that it makes when it first sees an image."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.places: Tensor | None = None
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self.places is None:
-            self.places = torch.linspace(0.5, 1, images.shape[-1])
-        logits: Tensor = self.network(images * self.places)
-        return logits
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from in_memory import CLASSES
+from outside import Caching
 from results import numbers
 from robust_images import SEED, config_of, found_by, learnt, network, validation_of
 from safetensors.torch import load_file
@@ -86,19 +87,7 @@ def test_it_is_pgd_on_the_images_of_the_seed_and_leaves_the_model_alone() -> Non
 def test_a_network_that_keeps_what_it_makes_at_its_first_call_is_attacked_after_an_evaluation() -> None:
     """As the moving average of a network by others is, or any after a resume: its first call is an evaluation's."""
 
-    class Caching(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network()
-            self.places: Tensor | None = None
-
-        def forward(self, images: Tensor) -> Tensor:
-            if self.places is None:
-                self.places = torch.linspace(0.5, 1, images.shape[-1])
-            logits: Tensor = self.network(images * self.places)
-            return logits
-
-    model = Caching().train()
+    model = Caching(network()).train()
     loader, _ = learnt(model.network)
     found = evaluate(model, loader, 40, CLASSES, 8, Ranks(), lambda: False)  # type: ignore[arg-type]
     assert found is not None
