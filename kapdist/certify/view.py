@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from kapdist.records.certificate import CertificateSummary, SmoothedSummary
+from kapdist.run.standard_output import screen, sentence
 
 COLUMNS = 8
 
@@ -24,10 +24,10 @@ def print_certificate(summary: CertificateSummary) -> None:
         table.add_row(
             f"{smoothed.sigma:g}", *(percent(smoothed.certified[place].accuracy.value) for place in shown)
         )
-    console = Console()
+    console = screen()
     console.print(table)
     for smoothed in summary.smoothed:
-        console.print(line(smoothed, summary), markup=False, highlight=False)
+        sentence(console, line(smoothed, summary))
 
 
 def line(smoothed: SmoothedSummary, summary: CertificateSummary) -> str:

@@ -64,13 +64,13 @@ class StudyConfig(Section):
     seeds: Seeds
     """Seeds of every arm, or how many: 3 is 0, 1 and 2."""
     attacks: Annotated[FreeKeys, Field(min_length=1)]
-    """{name: {key of an attack's config: value}}; `arms` names those that it is made on, where not on all."""
+    """{name: {key of an attack's config: value}}; `arms` and `seeds` say on which, where not on all."""
     sanity: Annotated[tuple[Name, ...], BeforeValidator(one_word)] = ()
     """Attacks that are examined too, on every run that they are made on."""
     certificate: dict[str, Any] | None = None
-    """{key of a certification's config: value}, and `arms` as for an attack; none, where it is not written."""
+    """{key of a certification's config: value}, `arms` and `seeds` as for an attack; none, where not written."""
     corruptions: dict[str, Any] | None = None
-    """{key of an attack's config: value} for `kapdist attack corruptions`, and `arms`; likewise."""
+    """{key of an attack's config: value} for `kapdist attack corruptions`; likewise."""
     topography: TopographyOfStudy | None = None
     """Whether neighbouring kernels become alike: asked of every run where this is written."""
     claims: tuple[ClaimConfig, ...] = ()

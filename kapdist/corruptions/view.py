@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from kapdist.records.corruptions import CorruptionSummary, KindSummary, PublishedSummary, Reference
+from kapdist.run.standard_output import screen, sentence
 from kapdist.statistics.intervals import Proportion
 
 
 def print_summary(summary: CorruptionSummary) -> None:
     """Print accuracies in percent, on standard output: ours and a published set's in tables of their own."""
-    console = Console()
+    console = screen()
     title = f"{summary.run}/{summary.name}: {summary.num_images} images, noise {summary.noise}"
     console.print(table_of(title, summary.kinds, bool(summary.reference)))
-    say(console, lines(summary))
+    for line in lines(summary):
+        sentence(console, line)
     if theirs := summary.published:
         title = f"{theirs.title} as published: {theirs.num_images} images, noise {summary.noise}"
         console.print(table_of(title, (*theirs.kinds, *theirs.extra), bool(summary.reference)))
-        say(console, published_lines(theirs, summary.reference))
-
-
-def say(console: Console, lines: list[str]) -> None:
-    for line in lines:
-        console.print(line, markup=False, highlight=False)
+        for line in published_lines(theirs, summary.reference):
+            sentence(console, line)
 
 
 def table_of(title: str, kinds: tuple[KindSummary, ...], relative: bool) -> Table:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kapdist.doctor.finding import Finding
-from kapdist.run.standard_output import screen
+from kapdist.run.standard_output import screen, sentence
 
 STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red"}
 
@@ -25,4 +25,4 @@ def print_findings(found: Sequence[Finding]) -> None:
         table.add_row(Text(finding.status, STYLES[finding.status]), finding.name, words)
     screen().print(table)
     counts = {status: sum(finding.status == status for finding in found) for status in STYLES}
-    screen().print(Text(f"{counts['wrong']} wrong, {counts['note']} to note, {counts['ok']} fine"))
+    sentence(screen(), f"{counts['wrong']} wrong, {counts['note']} to note, {counts['ok']} fine")

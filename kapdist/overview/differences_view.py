@@ -10,7 +10,7 @@ from rich.text import Text
 
 from kapdist.config.origins import Value
 from kapdist.overview.configs import Difference, Resolved, entry
-from kapdist.run.standard_output import screen
+from kapdist.run.standard_output import screen, sentence
 
 
 def print_differences(first: Resolved, second: Resolved, found: Sequence[Difference]) -> None:
@@ -23,7 +23,7 @@ def print_differences(first: Resolved, second: Resolved, found: Sequence[Differe
     if found:
         screen().print(table)
     else:
-        screen().print(Text(f"{first.path} and {second.path} have the same values"))
+        sentence(screen(), f"{first.path} and {second.path} have the same values")
 
 
 def told(value: Value) -> Text:

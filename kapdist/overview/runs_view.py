@@ -11,7 +11,7 @@ from rich.text import Text
 
 from kapdist.overview.attacks import Result
 from kapdist.overview.runs import RunLine
-from kapdist.run.standard_output import screen
+from kapdist.run.standard_output import screen, sentence
 
 WIDTH = 140  # columns, where there is no terminal that says how wide it is
 STYLES = {"running": "cyan", "done": "green", "failed": "red", "damaged": "red", "stopped": "yellow"}
@@ -33,10 +33,10 @@ def print_runs(folder: object, runs: Sequence[RunLine]) -> None:
         console.print(table)
     for run in runs:
         if run.why and run.state in ("failed", "damaged", "stopped"):
-            console.print(Text.assemble(f"{run.name}: ", (f"{run.state}: {run.why}", STYLES[run.state])))
+            sentence(console, Text.assemble(f"{run.name}: ", (f"{run.state}: {run.why}", STYLES[run.state])))
     counts = {state: sum(run.state == state for run in runs) for state in dict.fromkeys(run.state for run in runs)}
     told_states = ", ".join(f"{count} {state}" for state, count in counts.items())
-    console.print(Text(f"{len(runs)} runs below {folder}" + (f": {told_states}" if runs else ""), "dim"))
+    sentence(console, f"{len(runs)} runs below {folder}" + (f": {told_states}" if runs else ""), "dim")
 
 
 def row(run: RunLine) -> list[Text]:

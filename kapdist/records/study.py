@@ -22,6 +22,8 @@ class FrozenStudy(Record):
     attacks: dict[str, dict[str, Any]]
     arms: dict[str, tuple[str, ...]]
     """{attack: arms that it is made on}."""
+    seeds: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    """{attack: seeds that it is made on}, where it is not all."""
     claims: tuple[str, ...]
     under: dict[str, str] = Field(default_factory=dict)
     """{claim: attack} where there are several; a claim that names none is about the first in the file."""
@@ -30,7 +32,7 @@ class FrozenStudy(Record):
     later: tuple[str, ...] = ()
     """Claims that came when there were results already."""
     grown: tuple[tuple[str, ...], ...] = ()
-    """At each growth, the arms that got more trainings when there were results of them already."""
+    """At each growth, the arms of which more was to be attacked when there were results of them already."""
 
 
 class Decision(Record):

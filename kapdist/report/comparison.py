@@ -12,6 +12,7 @@ from kapdist.report.claims import Claim, claims
 from kapdist.report.reading import Run, read_runs
 from kapdist.report.render import csv_text, markdown_block, print_block
 from kapdist.report.table import Block, blocks
+from kapdist.run.standard_output import screen
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Comparison:
     def print(self, console: Console | None = None) -> None:
         """Print a table and the remarks per setting on a terminal, by default on standard output."""
         for block in self.blocks:
-            print_block(console or Console(), block, self.claims(block))
+            print_block(console or screen(), block, self.claims(block))
 
 
 def comparison(runs: Sequence[Path]) -> Comparison:

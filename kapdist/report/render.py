@@ -122,8 +122,7 @@ def limits(found: Proportion | None) -> tuple[float | None, float | None, float 
 def print_block(console: Console, block: Block, remarks: Sequence[Claim]) -> None:
     console.print(terminal_table(block))
     for claim in remarks:
-        # A run's name may hold square brackets, which rich would take for its markup.
-        console.print(f"  {claim.text}", markup=False, highlight=False, style="bold" if claim.warns else None)
+        console.print(Text(f"  {claim.text}", "bold" if claim.warns else ""))
     console.print()
 
 

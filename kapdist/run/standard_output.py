@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # takes longer to load than all else that --help needs
     from rich.console import Console
+    from rich.text import Text
 
 RESULT, NOTES = 1, 2  # file descriptors
 LOG_WIDTH = 110  # columns, where there is no terminal that says how wide it is
@@ -99,6 +100,13 @@ def screen(width: int = LOG_WIDTH) -> Console:
 
     found = Console(highlight=False)
     return found if found.is_terminal else Console(width=width, highlight=False)
+
+
+def sentence(console: Console, line: str | Text, style: str = "") -> None:
+    """Print a sentence: a terminal breaks it between words, a log keeps it whole to be searched."""
+    from rich.text import Text
+
+    console.print(Text(line, style) if isinstance(line, str) else line, soft_wrap=not console.is_terminal)
 
 
 def say(value: Any) -> None:

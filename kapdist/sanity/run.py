@@ -36,6 +36,7 @@ from kapdist.records.sealed import read_array, read_json, write_json
 from kapdist.run.files import check_outputs
 from kapdist.run.paths import AttackDir
 from kapdist.run.progress import Progress
+from kapdist.run.standard_output import screen, sentence
 from kapdist.sanity.certified import broken_certificates
 from kapdist.sanity.examine import STEPS, examine
 from kapdist.sanity.standing import verdicts_of
@@ -197,7 +198,6 @@ def violations(adversarial: Path, clean: Path, ball: Ball) -> np.ndarray:
 def print_report(report: Sanity) -> None:
     """Print the checks as a table, then what they name, on standard output."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -209,26 +209,26 @@ def print_report(report: Sanity) -> None:
     for check in report.checks:
         status = Text(check.status, style=colours[check.status])
         table.add_row(str(check.group), check.title, said(check.value), limit(check), status)
-    console = Console()
+    console = screen()
     console.print(table)
     for cause in report.causes:
-        console.print(f"fail: {cause}: {CAUSES[cause]}", markup=False, highlight=False, style="red")
+        sentence(console, f"fail: {cause}: {CAUSES[cause]}", "red")
     for cause in report.suspected:
-        console.print(f"warn: {cause}: {CAUSES[cause]}", markup=False, highlight=False, style="yellow")
+        sentence(console, f"warn: {cause}: {CAUSES[cause]}", "yellow")
     if report.acted:
         print_remedies(console, report.acted)
-    console.print(f"verdict: {report.verdict}", markup=False, highlight=False, style="bold")
+    sentence(console, f"verdict: {report.verdict}", "bold")
 
 
 def print_remedies(console: Console, acted: Acted) -> None:
     for remedy in acted.remedies:
         broke = f"skipped: {remedy.skipped}" if remedy.skipped else f"broke {remedy.num_broken}"
         line = f"done: {remedy.attack}, on {remedy.num_attacked} images: {broke}"
-        console.print(line + (f" ({remedy.how})" if remedy.how else ""), markup=False, highlight=False)
-    style = None if acted.believed else "red bold"
-    console.print(f"{acted.in_words()}.", markup=False, highlight=False, style=style)
+        sentence(console, line + (f" ({remedy.how})" if remedy.how else ""))
+    style = "" if acted.believed else "red bold"
+    sentence(console, f"{acted.in_words()}.", style)
     if not acted.believed:
-        console.print("That number is not to be believed.", markup=False, highlight=False, style=style)
+        sentence(console, "That number is not to be believed.", style)
 
 
 def said(value: float | None) -> str:

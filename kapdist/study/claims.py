@@ -209,7 +209,7 @@ def complete(results: Results, setting: Setting, attack: str) -> Attacked:
         UndecidedError: some are missing: what is left of a setting some of whose runs failed is no fair sample.
     """
     found = results.of(setting, attack)
-    planned = [run.seed for run in results.design.of_setting(setting)]
+    planned = [run.seed for run in results.design.attacked(setting, attack)]
     missing = [seed for seed in planned if found is None or seed not in found.seeds]
     if missing or found is None:
         raise UndecidedError(f"{setting.name} under {attack} has no result for seed {', '.join(map(str, missing))}")

@@ -10,7 +10,7 @@ import typer
 from kapdist.errors import InputError
 from kapdist.run.completion import keys_of
 from kapdist.run.plain_help import PLAIN
-from kapdist.run.standard_output import result, say, work
+from kapdist.run.standard_output import result, say, screen, work
 
 study = typer.Typer(**PLAIN, help="Settings times seeds: trained, attacked, and what is claimed of them decided.")
 
@@ -28,9 +28,11 @@ def study_plan(
 ) -> None:
     """Say what a study consists of, and what of it is done; nothing is written."""
     from kapdist.study.design import make_design
+    from kapdist.study.frozen import as_frozen
     from kapdist.study.view import described, print_plan
 
     design = make_design(file, overrides or [])
+    as_frozen(design)  # raises what a run would be refused for
     if as_json:
         say(described(design))
     else:
@@ -50,12 +52,10 @@ def study_status(
     if as_json:
         say(found.describe())
         return
-    from rich.console import Console
-
     from kapdist.study.view import render
 
     with result():
-        Console().print(render(found))
+        screen().print(render(found))
 
 
 @study.command("run")

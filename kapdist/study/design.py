@@ -63,14 +63,20 @@ class Trained:
 
 
 Planned = TypeVar("Planned", AttackConfig, CertifyConfig)
+Default = TypeVar("Default", tuple[int, ...], None)
 
 
 @dataclass(frozen=True)
 class Asked(Generic[Planned]):
-    """What is asked of trained models, and the arms that it is asked of."""
+    """What is asked of trained models, and of which."""
 
     config: Planned
     arms: tuple[str, ...]
+    seeds: tuple[int, ...] | None = None
+    """None: all that an arm has."""
+
+    def of(self, run: Trained) -> bool:
+        return run.setting.arm in self.arms and (self.seeds is None or run.seed in self.seeds)
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,10 @@ class Design:
         """The trainings of a setting, by seed."""
         return tuple(run for run in self.trained if run.setting.name == setting.name)
 
+    def attacked(self, setting: Setting, attack: str) -> tuple[Trained, ...]:
+        """The trainings of a setting that an attack is made on, by seed."""
+        return tuple(run for run in self.of_setting(setting) if self.attacks[attack].of(run))
+
     def attack_of(self, claim: ClaimConfig) -> str:
         return claim.attack or next(iter(self.attacks))
 
@@ -124,6 +134,7 @@ class Design:
         several = len(self.attacks) > 1
         where_asked = {
             "under": {claim.text: self.attack_of(claim) for claim in self.config.claims if several},
+            "seeds": {name: list(found.seeds) for name, found in asked if found.seeds is not None},
             "sanity": list(self.config.sanity),
             "topography": self.config.topography and self.config.topography.model_dump(mode="json"),
         }
@@ -166,6 +177,7 @@ def make_design(path: Path, overrides: Sequence[str] = ()) -> Design:
             if written[name] is not None
         },
     )
+    check_seeds(path, design)
     for claim in config.claims:
         check_claim(path, design, claim)
     return design
@@ -206,7 +218,7 @@ def takes(base: Path, key: str, value: Any) -> bool:
     return True
 
 
-def seeds_of(place: str, value: Any, default: tuple[int, ...]) -> tuple[int, ...]:
+def seeds_of(place: str, value: Any, default: Default) -> tuple[int, ...] | Default:
     if value is None:
         return default
     try:
@@ -233,7 +245,7 @@ def planned_attack(path: Path, config: StudyConfig, name: str) -> PlannedAttack:
     found = asked_of(path, config, f"attacks.{name}", config.attacks[name], AttackConfig, name)
     if found.config.num_images == 1:
         raise InputError(f"{path}: attacks.{name}.num_images", "two images or more, or 0 for all", "1")
-    return PlannedAttack(found.config, found.arms)
+    return PlannedAttack(found.config, found.arms, found.seeds)
 
 
 def asked_of(
@@ -244,8 +256,9 @@ def asked_of(
     arms = values.pop("arms", list(config.arms))
     for arm in arms:
         check_known(f"{place}.arms", "arms", arm, config.arms)
+    seeds = seeds_of(f"{place}.seeds", values.pop("seeds", None), None)
     own = {"name": name, "threads": values.get("threads", 1)}  # part of a plan, which no machine decides
-    return Asked(resolved(place, kind, None, dotted(values) | own), tuple(arms))
+    return Asked(resolved(place, kind, None, dotted(values) | own), tuple(arms), seeds)
 
 
 def check_names(path: Path, trained: Sequence[Trained]) -> None:
@@ -262,6 +275,15 @@ def check_arms_differ(path: Path, trained: Sequence[Trained]) -> None:
         if (other := seen.setdefault(print_of, run)) is not run:
             found = f"{run.setting.name} and {other.setting.name}, which train the same"
             raise InputError(f"{path}: arms", "arms that differ in something", found)
+
+
+def check_seeds(path: Path, design: Design) -> None:
+    """Refuse a seed that something is asked of, and that none of its arms has."""
+    asked: dict[str, Asked[Any]] = {f"attacks.{name}": found for name, found in design.attacks.items()}
+    for name, found in (asked | dict(design.others)).items():
+        known = dict.fromkeys(run.seed for run in design.trained if run.setting.arm in found.arms)
+        for seed in found.seeds or ():
+            check_known(f"{path}: {name}.seeds", "seeds", seed, known)
 
 
 def check_claim(path: Path, design: Design, claim: ClaimConfig) -> None:
@@ -293,9 +315,9 @@ def check_size(path: Path, design: Design, yes: bool) -> None:
         raise InputError(path, f"at most {most} trainings (most_runs), or --yes", f"{len(design.trained)}{takes}")
 
 
-def check_known(place: str, what: str, name: str, known: Iterable[str]) -> None:
+def check_known(place: str, what: str, name: str | int, known: Iterable[str | int]) -> None:
     if name not in known:
-        raise InputError(place, f"{what} of the study ({', '.join(known)})", shown(name))
+        raise InputError(place, f"{what} of the study ({', '.join(map(str, known))})", shown(name))
 
 
 def check_point(place: str, design: Design, claim: ClaimConfig, arm: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from kapdist.errors import InputError, shown
 from kapdist.records.study import FrozenStudy, read_frozen, write_study_record
 from kapdist.run.lock import locked_in_turn
-from kapdist.study.design import Design
+from kapdist.study.design import Design, Trained
 
 OTHERWISE = "(or another name=)"
 SUMMARIES = "attacks/*/summary.json"
@@ -56,14 +56,24 @@ def as_frozen(design: Design) -> FrozenStudy:
 
 
 def grown(design: Design, before: FrozenStudy) -> tuple[str, ...]:
-    """Return the arms that have trainings which they did not begin with, though there are results of them."""
+    """Return the arms that have results and are to be attacked with more seeds than they began with."""
     found = []
     for arm in dict.fromkeys(run.setting.arm for run in design.trained):
-        names = [run.name for run in design.trained if run.setting.arm == arm]
-        old = [name for name in names if name in before.runs]
-        if len(old) < len(names) and any(any((design.dir.runs / name).glob(SUMMARIES)) for name in old):
-            found.append(arm)
+        runs = [run for run in design.trained if run.setting.arm == arm]
+        for name, attack in design.attacks.items():
+            asked = [run for run in runs if attack.of(run)]
+            old = [run for run in asked if began_with(before, name, run)]
+            if len(old) < len(asked) and any(any((design.dir.runs / run.name).glob(SUMMARIES)) for run in old):
+                found.append(arm)
+                break
     return tuple(found)
+
+
+def began_with(before: FrozenStudy, attack: str, run: Trained) -> bool:
+    """Tell whether a study was to make this attack on this training before."""
+    seeds = before.seeds.get(attack)
+    asked = run.setting.arm in before.arms.get(attack, ()) and (seeds is None or run.seed in seeds)
+    return asked and run.name in before.runs
 
 
 def check_grown(design: Design, before: FrozenStudy, now: FrozenStudy) -> None:
@@ -76,6 +86,12 @@ def check_grown(design: Design, before: FrozenStudy, now: FrozenStudy) -> None:
             if name not in new:
                 raise InputError(design.root, f"the {what} {name}, as this study began {OTHERWISE}", "no such")
             check_equal(design, f"{what} {name}", value, new[name])
+    for name in before.attacks:
+        seeds = now.seeds.get(name)
+        began = before.seeds.get(name, tuple(dict.fromkeys(run.seed for run in design.trained)))
+        if gone := [str(seed) for seed in began if seeds is not None and seed not in seeds]:
+            expected = f"seeds of attack {name} with {gone[0]}, as this study began {OTHERWISE}"
+            raise InputError(design.root, expected, ", ".join(map(str, seeds or ())))
     for what, said, still in (
         ("claim", before.claims, now.claims),
         ("sanity of", before.sanity, now.sanity),

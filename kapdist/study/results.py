@@ -76,11 +76,10 @@ def read_results(design: Design) -> Results:
     found, notes = {}, []
     for name in design.attacks:
         for setting in design.settings:
-            if setting.arm in design.attacks[name].arms:
-                attacked, said = read_setting(design, setting, name)
-                notes += said
-                if attacked is not None:
-                    found[setting.name, name] = attacked
+            attacked, said = read_setting(design, setting, name)
+            notes += said
+            if attacked is not None:
+                found[setting.name, name] = attacked
     return Results(design, found, tuple(notes))
 
 
@@ -88,7 +87,7 @@ def read_setting(design: Design, setting: Setting, attack: str) -> tuple[Attacke
     """Return the seeds of a setting that are attacked, and what is to be said of them."""
     merged: list[tuple[Trained, AttackDir, pl.DataFrame]] = []
     notes = []
-    for run in design.of_setting(setting):
+    for run in design.attacked(setting, attack):
         place = run_dir(design, run).attack(attack)
         if not place.summary.exists():
             continue

@@ -62,7 +62,7 @@ def tasks_of(design: Design, run: Trained) -> Iterator[Task]:
     place = run_dir(design, run)
     yield Task(run, TRAINING, ("train", str(config_file(design, run))), place.done, None, place.lock)
     for name, attack in design.attacks.items():
-        if run.setting.arm not in attack.arms:
+        if not attack.of(run):
             continue
         words, made = (str(place.root), str(attack_file(design, name))), place.attack(name)
         yield Task(run, ATTACK, ("attack", "run", *words), made.summary, place.done, made.lock, name)
@@ -70,7 +70,7 @@ def tasks_of(design: Design, run: Trained) -> Iterator[Task]:
             yield Task(run, SANITY, ("attack", "sanity", *words), made.sanity, made.summary, made.lock, name)
     made_in = {"certificate": place.certified, "corruptions": place.corrupted}
     for kind, other in design.others.items():
-        if run.setting.arm in other.arms:
+        if other.of(run):
             found = made_in[kind](kind)
             words_of = (*COMMANDS[kind], str(place.root), str(other_file(design, kind)))
             yield Task(run, kind, words_of, found.summary, place.done, found.lock)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from kapdist.run.standard_output import screen, sentence
 from kapdist.study.design import Design
-from kapdist.study.frozen import as_frozen
 from kapdist.study.hours import Hours, figure
 from kapdist.study.status import Cell, StudyStatus, read_study_status
 from kapdist.study.tasks import tasks
@@ -31,12 +31,11 @@ def described(design: Design) -> dict[str, Any]:
 
 
 def print_plan(design: Design) -> None:
-    as_frozen(design)  # raises what a run would be refused for
-    console = Console()
+    console = screen()
     found = read_study_status(design)
     console.print(render(found))
     for claim in found.claims:
-        console.print(f"claim: {claim}", markup=False, highlight=False)
+        sentence(console, f"claim: {claim}")
 
 
 def render(found: StudyStatus) -> RenderableType:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from kapdist.records.topography import QUANTITIES, Topography
 from kapdist.report.topography import noise_lines, row
+from kapdist.run.standard_output import screen, sentence
 
 COLUMNS = ("Run", "Quantity", "Near", "Others", "Found", "Effective", "Size")
 
 
 def print_topography(found: Topography) -> None:
     """Print means over layers, what noise does, and the notes, on standard output."""
-    console = Console()
+    console = screen()
     title = f"{found.run}/{found.name}: {found.num_images:,} images, {found.permutations:,} permutations"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for column in COLUMNS:
@@ -27,7 +27,7 @@ def print_topography(found: Topography) -> None:
     console.print(table)
     notes = [f"{one.run}: {note}" for one in found.subjects for note in one.notes]
     for line in (EXPLAINED, *(line for one in found.subjects for line in noise_lines(one)), *notes):
-        console.print(line, markup=False, highlight=False)
+        sentence(console, line)
 
 
 EXPLAINED = (

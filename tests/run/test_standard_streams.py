@@ -1,14 +1,17 @@
 """A process without standard streams, and a user whom the system does not know."""
 
 import getpass
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from kapdist.environment import cache_root, user_name
+from kapdist.run.standard_output import sentence
 
 CLOSED = """
 import os
@@ -53,3 +56,13 @@ def test_a_user_without_a_name_and_a_home(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(getpass, "getuser", unknown)
     assert cache_root() is None
     assert user_name() == str(os.getuid())
+
+
+@pytest.mark.parametrize(("is_terminal", "lines"), [(False, 1), (True, 4)])
+def test_a_log_keeps_a_sentence_whole_and_a_terminal_breaks_it_between_words(is_terminal: bool, lines: int) -> None:
+    words = "[red]no[/red] markup " * 5
+    written = io.StringIO()
+    sentence(Console(file=written, width=40, force_terminal=is_terminal), words)
+    found = written.getvalue().splitlines()
+    assert len(found) == lines
+    assert " ".join(found).split() == words.split()

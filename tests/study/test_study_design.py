@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from races import Baton
+from typer.testing import CliRunner
 
 from kapdist.config.claims import ClaimConfig
 from kapdist.errors import InputError
 from kapdist.run import lock as lock_module
+from kapdist.study.command import study
 from kapdist.study.design import Design, make_design
 from kapdist.study.frozen import freeze
 from kapdist.study.page import write_study_report
@@ -113,6 +115,12 @@ WRONG = {
         {"attacks": "attacks: {a: {arms: [none]}}"},
         r"arms of the study \(plain, noise, kap\), found 'none'",
     ),
+    "attacked seed": (
+        {"attacks": "attacks: {a: {arms: [kap], seeds: [0, 2]}}"},
+        r"a\.seeds.*seeds .*\(0, 1\), found 2",
+    ),
+    "no attacked seed": ({"attacks": "attacks: {a: {seeds: []}}"}, r"attacks\.a\.seeds.*how many seeds"),
+    "certified seed": ({"more": "certificate: {sigma: 0.25, seeds: [7]}"}, r"certificate\.seeds: .*found 7"),
     "one image": (
         {"attacks": "attacks: {a: {num_images: 1}}"},
         "two images or more, or 0 for all, found 1",
@@ -183,6 +191,30 @@ def test_a_study_may_grow_and_nothing_else(design) -> None:
     freeze(design(claims=f"['{claim}', '{another}']", seeds="4", attacks=device))
 
 
+def test_an_attack_of_some_seeds_is_made_on_these_and_may_grow_by_others(design, tmp_path: Path) -> None:
+    """Taken back is none of them, and with results of the arm each growth is one more look at it."""
+    some = ATTACKS.replace("arms:", "seeds: [1, 3], arms:")
+    found = design(attacks=some, seeds="4")
+    asked = [task.run.name for task in tasks(found) if task.name.endswith("/eot")]
+    names = "noise_0.1", "noise_0.3", "kap_0.1", "kap_0.3"
+    assert asked == [f"{name}_seed{seed}" for seed in (1, 3) for name in names]
+    assert freeze(found).seeds == {"eot": (1, 3)}
+    with pytest.raises(InputError, match="seeds of attack eot with 3"):
+        freeze(design(attacks=ATTACKS.replace("arms:", "seeds: [1, 2], arms:"), seeds="4"))
+    summary = found.root / "runs" / "kap_0.1_seed1" / "attacks" / "eot" / "summary.json"
+    summary.parent.mkdir(parents=True)
+    summary.write_text("{}")
+    more = design(attacks=ATTACKS.replace("arms:", "seeds: [1, 2, 3], arms:"), seeds="4")
+    assert freeze(more).grown == (("kap",),)
+    assert freeze(design(seeds="4")).grown == (("kap",), ("kap",))
+    with pytest.raises(InputError, match="seeds of attack eot with 0"):
+        freeze(more)
+
+
+def test_a_study_of_all_seeds_has_the_fingerprint_that_it_had(design) -> None:
+    assert "seeds" not in design().described()
+
+
 def test_what_was_asked_beside_the_attacks_stays_asked(design) -> None:
     """Else a check that came out badly could be gone from the page."""
     asked = "sanity: standard\ntopography: {images: 64}"
@@ -197,13 +229,19 @@ def test_what_was_asked_beside_the_attacks_stays_asked(design) -> None:
     assert freeze(design(more=asked.replace("standard", "[standard, eot]"))).sanity == ("standard", "eot")
 
 
-def test_who_only_looks_at_a_study_lets_it_not_grow(design) -> None:
+def test_who_only_looks_at_a_study_lets_it_not_grow(design, tmp_path: Path, monkeypatch) -> None:
     """Else whoever runs it would find another study there at its end."""
+    monkeypatch.chdir(tmp_path)
     begun = design()
     with pytest.raises(InputError, match="a study that has begun"):
         write_study_report(begun)
     assert not begun.root.exists()
     frozen = freeze(begun)
+    for words in ([], ["--json"]):
+        said = CliRunner().invoke(
+            study, ["plan", "mine.yaml", f"studies_dir={begun.root.parent}", "seeds=1", *words]
+        )
+        assert isinstance(said.exception, InputError)
     page = write_study_report(design(seeds="3"))
     assert "plain_seed2/train" in page.with_name("results.json").read_text()
     assert freeze(begun) == frozen
