@@ -56,7 +56,7 @@ def make_job(config: Config, model: nn.Module, num_images: int, ranks: Ranks | N
     optimizer = make_optimizer(model, config.optim, fused=ranks.on_gpu)
     running = ENGINES[settings.name](model, optimizer, settings, ranks, config.optim.clip_grad_norm)
     adversary = Adversary(config, plan, plan.adversarial, running, ranks) if plan.adversarial else None
-    noise, speed = InputNoise(0.0, config.seed, ranks.device), Speed(ranks, None, lambda side: None)
+    noise, speed = InputNoise(0.0, config.seed), Speed(ranks, None, lambda side: None)
     parts = *[NOTHING] * 4, noise, adversary, LossMeter(ranks), speed, LastEvaluation(), *[NOTHING] * 4
     graphs = Graphs(config.train.mixup_alpha > 0) if settings.graphs else None
     return Job(config, ranks, RunDir(Path("none")), plan, running, ema, *parts, graphs=graphs)

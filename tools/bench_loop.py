@@ -97,7 +97,7 @@ def trainers_loop(
     model = make_model(config)
     engine = DDPEngine(model, make_optimizer(model, config.optim), config.engine, ranks)
     nothing: Any = None  # neither data nor evaluation is part of the measure
-    noise = InputNoise(0.0, 0, ranks.device)
+    noise = InputNoise(0.0, 0)
     meter = LossMeter(ranks)
     source = itertools.cycle(batches)
     last, stop, watchdog = LastEvaluation(), Stop(ranks), Watchdog(run.root, ranks, 600.0, run.failed)

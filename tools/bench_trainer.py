@@ -147,7 +147,7 @@ def trainer(setting: Setting, source: Any, num_images: int, graphs: bool, stack:
     run = RunDir(Path(stack.enter_context(tempfile.TemporaryDirectory())))
     metrics = stack.enter_context(MetricsLog(run, 0, plan.total_steps, active=True))
     nothing: Any = None  # neither evaluation nor checkpoints are part of the measure
-    noise, speed = InputNoise(0.0, 0, ranks.device), Speed(ranks, None, lambda side: None)
+    noise, speed = InputNoise(0.0, 0), Speed(ranks, None, lambda side: None)
     watchdog = Watchdog(run.root, ranks, 600.0, run.failed)
     recorded = Graphs(mixes=False) if graphs else None
     batches, counter = source(config, plan), itertools.count(0, setting.steps)

@@ -26,7 +26,7 @@ from kapdist.kap.ahead import averages_of
 from kapdist.kap.average_gpu import average
 from kapdist.kap.conv import KAPConv2d
 from kapdist.kap.normal import normal
-from kapdist.kap.normal_gpu import add_normal
+from kapdist.kap.normal_gpu import add_normal, add_rows
 from kapdist.kap.rows import TILE, rows_of, tables
 
 Checked = tuple[str, float, float]
@@ -52,6 +52,18 @@ def check_draws(device: str) -> Iterator[Checked]:
             add_normal(z, z, 2.0, stream)
             yield f"draw: {dtype}, {numel}", float((z.cpu().double() - expected).abs().max()), limit
             yield "draw: counted once", float((stream.cpu() - torch.tensor([KEY, DRAW + 1, 0])).abs().max()), 0
+
+
+def check_rows(device: str) -> Iterator[Checked]:
+    """A draw for each row, where a row ends within a block or a tile, at counts beyond 32 bits."""
+    for numel in (77, 3072, 8 * 1024 + 5):
+        draws = torch.tensor([0, 7, 2**33 + 1, 3])
+        numbers = torch.stack([normal(numel, KEY, int(draw), CPU) for draw in draws]).double()
+        for dtype, limit in ROUNDING.items():
+            out = torch.randn(numbers.shape).clamp(-3, 3).to(device, dtype)
+            expected = out.double().cpu() + 2 * numbers
+            add_rows(out, 2.0, torch.tensor([KEY, *draws.tolist()], device=device))
+            yield f"rows: {dtype}, {numel}", float((out.cpu().double() - expected).abs().max()), limit
 
 
 def check_statistics(_: str) -> Iterator[Checked]:
@@ -161,7 +173,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     device = "cpu" if options.interpreter else "cuda"
     failed = 0
-    for check in (check_draws, check_averages, *(() if options.interpreter else ON_GPUS)):
+    for check in (check_draws, check_rows, check_averages, *(() if options.interpreter else ON_GPUS)):
         for name, off, limit in check(device):
             passed = off <= limit
             failed += not passed

@@ -35,7 +35,7 @@ def _average(  # type: ignore[no-untyped-def]
         h, w = kernel // width, kernel % width
         step_h, step_w, line = stride_h, stride_w, pooled_w
     else:
-        exists = (place < rest) & (kernel < pooled_h * pooled_w)
+        exists = place < tl.where(kernel < pooled_h * pooled_w, rest, 0)
         first, target = source + before, out + after
         h, w = kernel // pooled_w * stride_h, kernel % pooled_w * stride_w
         step_h, step_w, line = 1, 1, width

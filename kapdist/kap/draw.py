@@ -41,6 +41,21 @@ def add_draw(z: Tensor | None, out: Tensor, std: float, stream: Tensor) -> None:
         _add(out, std, key, draw)
 
 
+def add_draws(out: Tensor, std: float, key: int, draws: Tensor) -> None:
+    """Adds std * n to out, each row's n a draw of its own of this key's stream, whichever rows there are beside it.
+
+    Shapes: out is (rows, numbers) and contiguous; draws is (rows,) in int64, on the CPU.
+    """
+    if out.is_cuda and HAS_TRITON:
+        from kapdist.kap.normal_gpu import add_rows
+
+        state = torch.cat([torch.tensor([key]), draws])
+        add_rows(out, std, state.to(out.device, non_blocking=True))
+    else:
+        for row, draw in zip(out, draws.tolist(), strict=True):
+            _add(row, std, key, draw)
+
+
 def _add(out: Tensor, std: float, key: int, draw: int) -> None:
     loops = _of_numba() if out.device.type == "cpu" else None
     if loops is None:

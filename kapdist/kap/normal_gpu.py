@@ -76,36 +76,54 @@ def _add_to(given, out, places, numel, number, adds: tl.constexpr):  # type: ign
 
 
 @triton.jit
+def _add_tile(  # type: ignore[no-untyped-def]
+    z, out, key, draw, tile, std, numel, adds: tl.constexpr, step: tl.constexpr,
+    lanes: tl.constexpr, angle: tl.constexpr, ln: tl.constexpr, fast: tl.constexpr,
+):  # fmt: skip
+    lane = tl.arange(0, lanes)[None, :]
+    block = tile.to(tl.int64) * step + tl.arange(0, step)[:, None]
+    places = block * (8 * lanes) + lane
+    # All reads before all writes: memory answers while the numbers are worked out.
+    runs = (0, 1, 2, 3, 4, 5, 6, 7)
+    given = [tl.load(z + places + r * lanes, mask=places + r * lanes < numel, other=0) if adds else 0 for r in runs]
+    counter = (block * lanes + lane).to(tl.uint32)
+    if adds:
+        counter += _zero_like(given[0])
+    words = _philox(key, draw, counter)
+    for j in tl.static_range(4):
+        along, across = _pair(words[j], std, angle, ln, fast)
+        _add_to(given[2 * j], out, places + 2 * j * lanes, numel, along, adds)
+        _add_to(given[2 * j + 1], out, places + (2 * j + 1) * lanes, numel, across, adds)
+
+
+@triton.jit
 def _add_normal(  # type: ignore[no-untyped-def]
     z, out, state, std, numel, adds: tl.constexpr, step: tl.constexpr,
     lanes: tl.constexpr, angle: tl.constexpr, ln: tl.constexpr, fast: tl.constexpr,
 ):  # fmt: skip
     key, draw = tl.load(state), tl.load(state + 1)
-    lane = tl.arange(0, lanes)[None, :]
     tiles = tl.cdiv(numel, step * 8 * lanes)
     tile = tl.program_id(0)
     while tile < tiles:
-        block = tile.to(tl.int64) * step + tl.arange(0, step)[:, None]
-        places = block * (8 * lanes) + lane
-        # All reads before all writes: memory answers while the numbers are worked out.
-        runs = (0, 1, 2, 3, 4, 5, 6, 7)
-        given = [
-            tl.load(z + places + r * lanes, mask=places + r * lanes < numel, other=0) if adds else 0 for r in runs
-        ]
-        counter = (block * lanes + lane).to(tl.uint32)
-        if adds:
-            counter += _zero_like(given[0])
-        words = _philox(key, draw, counter)
-        for j in tl.static_range(4):
-            along, across = _pair(words[j], std, angle, ln, fast)
-            _add_to(given[2 * j], out, places + 2 * j * lanes, numel, along, adds)
-            _add_to(given[2 * j + 1], out, places + (2 * j + 1) * lanes, numel, across, adds)
+        _add_tile(z, out, key, draw, tile, std, numel, adds, step, lanes, angle, ln, fast)
         tile += tl.num_programs(0)
     # The last program to come here counts the draw: every other one has read the count before.
     tl.debug_barrier()
     if tl.atomic_add(state + 2, 1) == tl.num_programs(0) - 1:
         tl.store(state + 2, 0)
         tl.store(state + 1, draw + 1)
+
+
+@triton.jit
+def _add_rows(  # type: ignore[no-untyped-def]
+    out, state, std, numel, tiles, adds: tl.constexpr, step: tl.constexpr,
+    lanes: tl.constexpr, angle: tl.constexpr, ln: tl.constexpr, fast: tl.constexpr,
+):  # fmt: skip
+    """A program for each tile of each row; state holds the key, then each row's draw."""
+    row, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    key, draw = tl.load(state), tl.load(state + 1 + row)
+    start = out + row.to(tl.int64) * numel
+    _add_tile(start, start, key, draw, tile, std, numel, adds, step, lanes, angle, ln, fast)
 
 
 _FAST = isinstance(_add_normal, triton.JITFunction) and torch.version.hip is None
@@ -124,6 +142,19 @@ def add_normal(z: Tensor | None, out: Tensor, std: float, state: Tensor) -> None
     arguments = (source, out, state, std, numel, z is not None, blocks, RUN, _ANGLE, _MINUS_2_LN_2, _FAST)
     size = numel == 1, numel % 16 == 0, numel > _INT32
     launch(_add_normal, programs, arguments, (out.device.index, source.dtype, out.dtype, z is None, *size))
+
+
+def add_rows(out: Tensor, std: float, state: Tensor) -> None:
+    """Adds std * its own draw to each row of out, (rows, numel), contiguous; state is (key, *draws) in int64.
+
+    What is drawn is a stream's as `add_normal` has it, but nothing is counted.
+    """
+    rows, numel = out.shape
+    blocks = _AT_ONCE // out.element_size()
+    tiles = triton.cdiv(numel, blocks * BLOCK)
+    arguments = (out, state, std, numel, tiles, True, blocks, RUN, _ANGLE, _MINUS_2_LN_2, _FAST)
+    size = numel == 1, numel % 16 == 0, tiles == 1, tiles % 16 == 0
+    launch(_add_rows, rows * tiles, arguments, (out.device.index, out.dtype, *size))
 
 
 def launch(kernel: Any, programs: int, arguments: tuple[Any, ...], kind: tuple[Any, ...]) -> None:

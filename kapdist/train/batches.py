@@ -10,6 +10,7 @@ from torch import Tensor
 from kapdist.config import Config
 from kapdist.data.load.loader import Batch, Epoch, Loader
 from kapdist.data.load.order import training_order
+from kapdist.kap.draw import add_draws
 from kapdist.plan.training import Plan, part
 from kapdist.rng import derive_seed
 
@@ -43,17 +44,20 @@ def training_epochs(plan: Plan, config: Config, rank: int, step: int) -> Iterato
 class InputNoise:
     """Gaussian noise on images, a function of (seed, epoch, image) like every augmentation."""
 
-    def __init__(self, std: float, seed: int, device: torch.device) -> None:
+    def __init__(self, std: float, seed: int) -> None:
         self.std = std
         self.seed = seed
-        self.generator = torch.Generator(device)
 
     def __call__(self, batch: Batch, epoch: int) -> Tensor:
-        """Return the images with noise; they may leave [0, 1], as in Gaussian data augmentation."""
+        """Return the images with noise; they may leave [0, 1], as in Gaussian data augmentation.
+
+        An image's noise is the draw that has its number, of a stream that the epoch has.
+        """
+        images = batch.images
         if not self.std:
-            return batch.images
-        noise = torch.empty_like(batch.images)
-        for image, index in zip(noise, batch.indices.tolist(), strict=True):
-            self.generator.manual_seed(derive_seed(self.seed, "input noise", epoch, index))
-            image.normal_(0, self.std, generator=self.generator)
-        return batch.images + noise
+            return images
+        # Contiguous whatever the images' layout is: so a pixel's noise does not depend on it.
+        noise = torch.zeros(images.shape, dtype=images.dtype, device=images.device)
+        key = derive_seed(self.seed, "input noise", epoch)
+        add_draws(noise.flatten(1), self.std, key, torch.from_numpy(batch.indices))
+        return images + noise

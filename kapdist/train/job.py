@@ -132,7 +132,7 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
         validation=validation,
         train_loader=ranks.together(lambda: make_loader(config, data, ranks, plan)),
         eval_loader=ranks.together(lambda: make_loader(config, validation, ranks)),
-        input_noise=InputNoise(config.train.input_noise_std, config.seed, ranks.device),
+        input_noise=InputNoise(config.train.input_noise_std, config.seed),
         adversary=Adversary(config, plan, plan.adversarial, engine, ranks) if plan.adversarial else None,
         meter=LossMeter(ranks),
         speed=make_speed(config, ranks, plan, model),

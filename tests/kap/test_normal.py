@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor
 
 from kapdist.kap import draw
-from kapdist.kap.draw import add_draw
+from kapdist.kap.draw import add_draw, add_draws
 from kapdist.kap.normal import BLOCK, normal, philox
 
 CPU = torch.device("cpu")
@@ -88,6 +88,20 @@ def test_noise_is_scaled_and_added() -> None:
     torch.testing.assert_close(out, z + 0.5 * drawn(3000))
     add_draw(z, z, 0.5, torch.tensor([KEY, DRAW, 0]))
     assert torch.equal(z, out)
+
+
+@pytest.mark.parametrize("loops", ["numba", "torch"])
+def test_rows_have_draws_of_their_own(loops: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever rows stand beside them, and with counts beyond 32 bits."""
+    if loops == "torch":
+        monkeypatch.setattr(draw, "_of_numba", lambda: None)
+    draws, given = torch.tensor([DRAW, 0, 2**31]), torch.randn(3, BLOCK + 13)
+    found, alone = given.clone(), given[1:2].clone()
+    add_draws(found, 0.5, KEY, draws)
+    add_draws(alone, 0.5, KEY, draws[1:2])
+    expected = torch.stack([normal(BLOCK + 13, KEY, count, CPU) for count in draws.tolist()])
+    torch.testing.assert_close(found, given + 0.5 * expected, rtol=1e-6, atol=3e-6)
+    assert torch.equal(alone, found[1:2])
 
 
 def test_statistics() -> None:

@@ -34,7 +34,7 @@ def step_images(config: Config, world_size: int, steps: range) -> list[dict[int,
     info = open_beton(config.data.train)
     plan = make_plan(config, info.num_images, world_size)
     found: list[dict[int, bytes]] = [{} for _ in steps]
-    noise = InputNoise(0.1, SEED, torch.device("cpu"))
+    noise = InputNoise(0.1, SEED)
     for rank in range(world_size):
         loader = Loader(
             info,
@@ -56,6 +56,22 @@ def collect(batch: Batch, noise: InputNoise, epoch: int, into: dict[int, bytes])
     for index, image in zip(batch.indices.tolist(), noise(batch, epoch), strict=True):
         assert index not in into, "an image twice in one step"
         into[index] = image.contiguous().numpy().tobytes()
+
+
+def test_a_pixel_s_noise_depends_on_no_layout_and_on_no_neighbour() -> None:
+    images, noise = torch.rand(5, 3, 9, 7), InputNoise(0.3, SEED)
+    rows = np.array([3, 9, 2**33, 0, 1])
+    found = noise(Batch(images, torch.zeros(5), rows), 4)
+    layout = noise(Batch(images.to(memory_format=torch.channels_last), torch.zeros(5), rows), 4)
+    assert torch.equal(layout, found)
+    assert layout.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(noise(Batch(images[2:4], torch.zeros(2), rows[2:4]), 4), found[2:4])
+    again = noise(Batch(images, torch.zeros(5), rows), 5)
+    noises = torch.cat([found - images, again - images]).flatten(1)
+    correlation = torch.corrcoef(noises) - torch.eye(10)
+    assert correlation.abs().max() < 5 / noises.shape[1] ** 0.5
+    assert noises.std() == pytest.approx(0.3, abs=5 * 0.3 / (2 * noises.numel()) ** 0.5)
+    assert torch.equal(InputNoise(0.0, SEED)(Batch(images, torch.zeros(5), rows), 4), images)
 
 
 def quasi_random(config: Config) -> Config:
