@@ -39,6 +39,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "nets_of_somebody").mkdir()
     shutil.copy(OUTSIDE, tmp_path / "nets_of_somebody" / "small.py")
     monkeypatch.chdir(tmp_path)
+    for name in ("nets_of_somebody", "nets_of_somebody.small"):  # an earlier test's, whose folder is gone
+        monkeypatch.delitem(sys.modules, name, raising=False)
     return tmp_path
 
 

@@ -50,7 +50,7 @@ def study(claims: list[str], *found: Attacked, planned: int = 3) -> Results:
         config=SimpleNamespace(claims=tuple(ClaimConfig.model_validate(text) for text in claims)),
         attacks={"standard": SimpleNamespace(eps=(8 / 255,))},
         of_arm=lambda arm: [setting for setting in settings if setting.arm == arm],
-        of_setting=lambda setting: [
+        attacked=lambda setting, attack: [
             SimpleNamespace(seed=seed, name=f"{setting.name}_{seed}") for seed in range(planned)
         ],
         attack_of=lambda claim: "standard",

@@ -83,6 +83,7 @@ def break_decoder(monkeypatch: pytest.MonkeyPatch, loader: Loader, at: int, what
 def test_an_error_in_the_loading_thread_does_not_leave_the_caller_waiting(
     fashion, make_loader, monkeypatch
 ) -> None:
+    assert ended_soon()  # those of loaders before
     error = OddError("provoked")
 
     def fail() -> None:
