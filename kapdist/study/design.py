@@ -120,6 +120,11 @@ class Design:
         """The trainings of a setting, by seed."""
         return tuple(run for run in self.trained if run.setting.name == setting.name)
 
+    @property
+    def asked(self) -> dict[str, Asked[Any]]:
+        """Attacks by their names, and "the certificate" and its kind."""
+        return {**self.attacks, **{f"the {name}": found for name, found in self.others.items()}}
+
     def attacked(self, setting: Setting, attack: str) -> tuple[Trained, ...]:
         """The trainings of a setting that an attack is made on, by seed."""
         return tuple(run for run in self.of_setting(setting) if self.attacks[attack].of(run))
@@ -129,8 +134,7 @@ class Design:
 
     def described(self) -> dict[str, Any]:
         """Return what decides a number or a word of this study, as JSON values."""
-        asked: list[tuple[str, Asked[Any]]] = [*self.attacks.items()]
-        asked += [(f"the {name}", found) for name, found in self.others.items()]
+        asked = self.asked.items()
         several = len(self.attacks) > 1
         where_asked = {
             "under": {claim.text: self.attack_of(claim) for claim in self.config.claims if several},

@@ -86,12 +86,10 @@ def check_grown(design: Design, before: FrozenStudy, now: FrozenStudy) -> None:
             if name not in new:
                 raise InputError(design.root, f"the {what} {name}, as this study began {OTHERWISE}", "no such")
             check_equal(design, f"{what} {name}", value, new[name])
-    for name in before.attacks:
-        seeds = now.seeds.get(name)
-        began = before.seeds.get(name, tuple(dict.fromkeys(run.seed for run in design.trained)))
-        if gone := [str(seed) for seed in began if seeds is not None and seed not in seeds]:
-            expected = f"seeds of attack {name} with {gone[0]}, as this study began {OTHERWISE}"
-            raise InputError(design.root, expected, ", ".join(map(str, seeds or ())))
+    for name, asked in design.asked.items():
+        if left := [run.seed for run in design.trained if began_with(before, name, run) and not asked.of(run)]:
+            expected = f"seeds of attack {name} with {left[0]}, as this study began {OTHERWISE}"
+            raise InputError(design.root, expected, ", ".join(map(str, asked.seeds or ())))
     for what, said, still in (
         ("claim", before.claims, now.claims),
         ("sanity of", before.sanity, now.sanity),

@@ -211,6 +211,17 @@ def test_an_attack_of_some_seeds_is_made_on_these_and_may_grow_by_others(design,
         freeze(more)
 
 
+def test_all_seeds_of_an_attack_s_own_arms_may_be_written_down(design) -> None:
+    """Others may have more; the same goes for what is no attack."""
+    arms = ARMS.replace("plain: {}", "plain: {seeds: 4}")
+    certificate = "certificate: {sigma: 0.25, arms: [kap]%s}"
+    freeze(design(arms=arms, more=certificate % ""))
+    written = ATTACKS.replace("arms:", "seeds: [0, 1], arms:")
+    freeze(design(arms=arms, attacks=written, more=certificate % ", seeds: [1, 0]"))
+    with pytest.raises(InputError, match="seeds of attack the certificate with 0"):
+        freeze(design(arms=arms, attacks=written, more=certificate % ", seeds: [1]"))
+
+
 def test_a_study_of_all_seeds_has_the_fingerprint_that_it_had(design) -> None:
     assert "seeds" not in design().described()
 
