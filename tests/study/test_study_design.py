@@ -191,7 +191,7 @@ def test_a_study_may_grow_and_nothing_else(design) -> None:
     freeze(design(claims=f"['{claim}', '{another}']", seeds="4", attacks=device))
 
 
-def test_an_attack_of_some_seeds_is_made_on_these_and_may_grow_by_others(design, tmp_path: Path) -> None:
+def test_an_attack_of_some_seeds_is_made_on_these_and_may_grow_by_others(design) -> None:
     """Taken back is none of them, and with results of the arm each growth is one more look at it."""
     some = ATTACKS.replace("arms:", "seeds: [1, 3], arms:")
     found = design(attacks=some, seeds="4")
