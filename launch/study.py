@@ -19,8 +19,9 @@ from kapdist.config.file import dump_config
 from kapdist.run.files import output, write_atomic
 from kapdist.run.lock import check_free
 from kapdist.run.paths import RunDir, StudyDir
-from kapdist.study.design import Design, Trained, check_size, make_design
+from kapdist.study.design import Design, check_size, make_design
 from kapdist.study.frozen import freeze
+from kapdist.study.settings import Trained
 from kapdist.study.tasks import ATTACK, TRAINING, tasks, write_configs
 from launch import jobs, journal, slurm
 from launch.after import CLUSTER, Start

@@ -24,7 +24,7 @@ from kapdist.errors import InputError
 from kapdist.run.files import output, write_atomic
 from kapdist.run.lock import check_free
 from kapdist.run.paths import RunDir, SeedsDir
-from kapdist.study.design import seeds_of
+from kapdist.study.settings import seeds_of
 from launch import jobs, journal, local, slurm
 from launch.after import CLUSTER, Start
 from launch.attack import AttackCommand

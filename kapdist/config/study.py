@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, field_validator
 
 from kapdist.config.claims import ClaimConfig
-from kapdist.config.fields import Name, Natural, Positive, Section, one_word, plain_values
+from kapdist.config.fields import Name, Natural, Positive, Section, plain_values
 from kapdist.config.file import merged, read_layers
 
 Seed = Annotated[int, Field(ge=0)]
@@ -34,6 +34,12 @@ def each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
     if twice:
         raise ValueError(f"each seed once, not {twice[0]} twice")
     return seeds
+
+
+def by_name(value: Any) -> Any:
+    """Read a name, or several, as those of which no more is said."""
+    names = [value] if isinstance(value, str) else value
+    return dict.fromkeys(names) if isinstance(names, list | tuple) and all(type(n) is str for n in names) else value
 
 
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), BeforeValidator(numbered)]
@@ -65,8 +71,9 @@ class StudyConfig(Section):
     """Seeds of every arm, or how many: 3 is 0, 1 and 2."""
     attacks: Annotated[FreeKeys, Field(min_length=1)]
     """{name: {key of an attack's config: value}}; `arms` and `seeds` say on which, where not on all."""
-    sanity: Annotated[tuple[Name, ...], BeforeValidator(one_word)] = ()
-    """Attacks that are examined too, on every run that they are made on."""
+    sanity: Annotated[FreeKeys, BeforeValidator(by_name)] = Field(default_factory=dict)
+    """Attacks that are examined too: a name, several, or {name: {arms: ..., seeds: ...}} where it is not on every
+    run that they are made on."""
     certificate: dict[str, Any] | None = None
     """{key of a certification's config: value}, `arms` and `seeds` as for an attack; none, where not written."""
     corruptions: dict[str, Any] | None = None
@@ -89,7 +96,7 @@ class StudyConfig(Section):
     def seeds_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         return each_once(value)
 
-    @field_validator("arms", "attacks")
+    @field_validator("arms", "attacks", "sanity")
     @classmethod
     def values_are_plain(cls, value: FreeKeys) -> FreeKeys:
         for values in value.values():

@@ -28,6 +28,9 @@ class FrozenStudy(Record):
     under: dict[str, str] = Field(default_factory=dict)
     """{claim: attack} where there are several; a claim that names none is about the first in the file."""
     sanity: tuple[str, ...] = ()
+    """Attacks that are examined."""
+    examined: dict[str, dict[str, tuple[Any, ...]]] = Field(default_factory=dict)
+    """{attack: {"arms" and "seeds": of its own that are examined}}, where it is not all."""
     topography: dict[str, int] | None = None
     later: tuple[str, ...] = ()
     """Claims that came when there were results already."""

@@ -13,8 +13,9 @@ from kapdist.statistics.frontier import Frontier, dominance, frontier_difference
 from kapdist.statistics.holm import holm
 from kapdist.statistics.power import detectable_by_seeds, seeds_needed
 from kapdist.statistics.seeds import Interval, no_chance_seen, seed_difference, variances
-from kapdist.study.design import Design, Setting, meant
+from kapdist.study.design import Design, meant
 from kapdist.study.results import Attacked, Results
+from kapdist.study.settings import Setting
 
 LEVEL = 0.05  # of a claim's test, corrected for all claims of the study
 FEWEST_SEEDS = 2

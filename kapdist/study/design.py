@@ -2,68 +2,38 @@
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
-from kapdist.config import MAY_CHANGE, AnySection, AttackConfig, Config, flatten
+from kapdist.config import AttackConfig
 from kapdist.config.certify import CertifyConfig
 from kapdist.config.claims import ClaimConfig
+from kapdist.config.fields import one_word
 from kapdist.config.file import beside, load_config, merged, read_layers
 from kapdist.config.following import dotted
-from kapdist.config.study import FORBIDDEN, Seeds, StudyConfig, each_once
+from kapdist.config.study import StudyConfig
 from kapdist.errors import InputError, shown
-from kapdist.run.files import fingerprint, to_json
+from kapdist.run.files import fingerprint
 from kapdist.run.paths import StudyDir
+from kapdist.study.settings import (
+    Setting,
+    Trained,
+    check_arms_differ,
+    check_names,
+    in_turns,
+    learned,
+    resolved,
+    seeds_of,
+    trainings,
+)
 
 OTHERS: dict[str, type[Any]] = {"certificate": CertifyConfig, "corruptions": AttackConfig}
 WHEREVER = {"device", "num_shards", "timeout_minutes"}  # of an attack: where and how fast
 
-
-@dataclass(frozen=True)
-class Setting:
-    """An arm at one point of its grid."""
-
-    arm: str
-    point: Mapping[str, Any]
-    """{key: value} of what the arm's grid varies."""
-
-    @property
-    def name(self) -> str:
-        """The arm's name and, where it has several settings, what tells them apart."""
-        if len(self.point) == 1:
-            return f"{self.arm}_{slug(*self.point.values())}"
-        return "_".join([self.arm, *(f"{last(key)}-{slug(value)}" for key, value in self.point.items())])
-
-    def matches(self, where: Mapping[str, Any]) -> bool:
-        """Whether this is the point that {key or last word of a key: value} means."""
-        return all(
-            any(named(key, asked) and same(value, wanted) for key, value in self.point.items())
-            for asked, wanted in where.items()
-        )
-
-
-@dataclass(frozen=True)
-class Trained:
-    """One training of a study: a setting and a seed."""
-
-    setting: Setting
-    seed: int
-    config: Config
-
-    @property
-    def name(self) -> str:
-        return self.config.name
-
-
 Planned = TypeVar("Planned", AttackConfig, CertifyConfig)
-Default = TypeVar("Default", tuple[int, ...], None)
 
 
 @dataclass(frozen=True)
@@ -99,6 +69,8 @@ class Design:
     attacks: Mapping[str, PlannedAttack]
     others: Mapping[str, Asked[Any]]
     """What is asked of trained models beside attacks, by its kind, a key of OTHERS."""
+    sanity: Mapping[str, Asked[AttackConfig]]
+    """Of which models an attack is examined; those that it is made on, or fewer."""
 
     @property
     def dir(self) -> StudyDir:
@@ -139,7 +111,8 @@ class Design:
         where_asked = {
             "under": {claim.text: self.attack_of(claim) for claim in self.config.claims if several},
             "seeds": {name: list(found.seeds) for name, found in asked if found.seeds is not None},
-            "sanity": list(self.config.sanity),
+            "sanity": list(self.sanity),
+            "examined": {name: fewer for name in self.sanity if (fewer := self.examined_of(name))},
             "topography": self.config.topography and self.config.topography.model_dump(mode="json"),
         }
         return {
@@ -149,6 +122,12 @@ class Design:
             "claims": [claim.text for claim in self.config.claims],
             **{key: value for key, value in where_asked.items() if value},
         }
+
+    def examined_of(self, attack: str) -> dict[str, list[Any]]:
+        """Return the arms and seeds that an attack is examined on, where they are fewer than its own."""
+        own, found = self.attacks[attack], self.sanity[attack]
+        arms = {"arms": list(found.arms)} if set(found.arms) < set(own.arms) else {}
+        return arms | ({"seeds": list(found.seeds)} if found.seeds and found.seeds != own.seeds else {})
 
     @property
     def fingerprint(self) -> str:
@@ -167,8 +146,6 @@ def make_design(path: Path, overrides: Sequence[str] = ()) -> Design:
     check_names(path, trained)
     check_arms_differ(path, trained)
     attacks = {name: planned_attack(path, config, name) for name in config.attacks}
-    for name in config.sanity:
-        check_known(f"{path}: sanity", "attacks", name, config.attacks)
     written = {name: getattr(config, name) for name in OTHERS}
     design = Design(
         config=config,
@@ -180,69 +157,12 @@ def make_design(path: Path, overrides: Sequence[str] = ()) -> Design:
             for name, kind in OTHERS.items()
             if written[name] is not None
         },
+        sanity={name: examined(path, config, name, attacks) for name in config.sanity},
     )
     check_seeds(path, design)
     for claim in config.claims:
         check_claim(path, design, claim)
     return design
-
-
-def trainings(path: Path, base: Path, config: StudyConfig, arm: str) -> Iterator[Trained]:
-    """Yield the trainings of an arm: every point of its grid, with every seed."""
-    place = f"{path}: arms.{arm}"
-    values = dotted(config.arms[arm] or {})
-    seeds = seeds_of(f"{place}.seeds", values.pop("seeds", None), config.seeds)
-    if taken := [key for key in FORBIDDEN if key in values]:
-        raise InputError(place, f"keys of what is trained ({taken[0]} is the study's own)", taken[0])
-    runs_dir = StudyDir(config.studies_dir / config.name).runs
-    for point in grid(place, base, values):
-        setting = Setting(arm, {key: value for key, value in point.items() if values[key] != value})
-        for seed in seeds:
-            own = {"name": f"{setting.name}_seed{seed}", "runs_dir": str(runs_dir), "seed": seed}
-            yield Trained(setting, seed, resolved(place, Config, base, point | own))
-
-
-def grid(place: str, base: Path, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield every combination; a list is one value where the key takes lists, and several where it does not."""
-    lists = {key: value for key, value in values.items() if isinstance(value, list)}
-    several = {key: value for key, value in lists.items() if not takes(base, key, value)}
-    for key, value in several.items():
-        if not value or any(value.count(one) > 1 for one in value):
-            raise InputError(f"{place}.{key}", "values, each once", shown(value))
-    for combination in itertools.product(*several.values()):
-        yield {**values, **dict(zip(several, combination, strict=True))}
-
-
-def takes(base: Path, key: str, value: Any) -> bool:
-    """Whether a key takes a value, a list, as it stands."""
-    try:
-        load_config(Config, base, [word(key, value)])
-    except InputError:
-        return False
-    return True
-
-
-def seeds_of(place: str, value: Any, default: Default) -> tuple[int, ...] | Default:
-    if value is None:
-        return default
-    try:
-        return each_once(TypeAdapter(Seeds).validate_python(value))
-    except (ValidationError, ValueError) as error:
-        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        said = said.removeprefix("Value error, ").removeprefix("Input should be ")
-        raise InputError(place, said, shown(value)) from None
-
-
-def resolved(place: str, kind: type[AnySection], base: Path | None, values: Mapping[str, Any]) -> AnySection:
-    try:
-        return load_config(kind, base, [word(key, value) for key, value in values.items()])
-    except InputError as error:
-        error.args = (f"{place}: {error}",)
-        raise
-
-
-def word(key: str, value: Any) -> str:
-    return f"{key}={value if isinstance(value, str) else to_json(value)}"
 
 
 def planned_attack(path: Path, config: StudyConfig, name: str) -> PlannedAttack:
@@ -257,37 +177,56 @@ def asked_of(
 ) -> Asked[Planned]:
     """Resolve what is written under a key of the study."""
     place, values = f"{path}: {key}", dict(written or {})
-    arms = values.pop("arms", list(config.arms))
+    arms, seeds = of_which(place, config, values)
+    own = {"name": name, "threads": values.get("threads", 1)}  # part of a plan, which no machine decides
+    return Asked(resolved(place, kind, None, dotted(values) | own), arms, seeds)
+
+
+def of_which(
+    place: str, config: StudyConfig, values: dict[str, Any]
+) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
+    """Take the arms and the seeds, None for all, out of what is written."""
+    arms = one_word(values.pop("arms", list(config.arms)))
+    if not isinstance(arms, list | tuple) or not arms:
+        raise InputError(f"{place}.arms", "an arm of the study, or a list of them", shown(arms))
     for arm in arms:
         check_known(f"{place}.arms", "arms", arm, config.arms)
-    seeds = seeds_of(f"{place}.seeds", values.pop("seeds", None), None)
-    own = {"name": name, "threads": values.get("threads", 1)}  # part of a plan, which no machine decides
-    return Asked(resolved(place, kind, None, dotted(values) | own), tuple(arms), seeds)
+    return tuple(arms), seeds_of(f"{place}.seeds", values.pop("seeds", None), None)
 
 
-def check_names(path: Path, trained: Sequence[Trained]) -> None:
-    names = [run.name for run in trained]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise InputError(f"{path}: arms", "settings that names tell apart", f"{twice} twice")
-
-
-def check_arms_differ(path: Path, trained: Sequence[Trained]) -> None:
-    """Refuse two settings that would train the same network: their difference is chance alone."""
-    seen: dict[str, Trained] = {}
-    for run in trained:
-        print_of = to_json(learned(run.config))
-        if (other := seen.setdefault(print_of, run)) is not run:
-            found = f"{run.setting.name} and {other.setting.name}, which train the same"
-            raise InputError(f"{path}: arms", "arms that differ in something", found)
+def examined(
+    path: Path, config: StudyConfig, name: str, attacks: Mapping[str, PlannedAttack]
+) -> Asked[AttackConfig]:
+    """Read of which models an attack is examined, of those that it is made on."""
+    check_known(f"{path}: sanity", "attacks", name, attacks)
+    place, own, values = f"{path}: sanity.{name}", attacks[name], dict(config.sanity[name] or {})
+    arms, seeds = of_which(place, config, {"arms": list(own.arms)} | values)
+    if further := values.keys() - {"arms", "seeds"}:
+        raise InputError(place, "arms and seeds (how it is examined: the attack's own key sanity)", min(further))
+    for arm in arms:
+        check_attacked(place, own, arm)
+    return Asked(own.config, arms, seeds or own.seeds)
 
 
 def check_seeds(path: Path, design: Design) -> None:
     """Refuse a seed that something is asked of, and that none of its arms has."""
     asked: dict[str, Asked[Any]] = {f"attacks.{name}": found for name, found in design.attacks.items()}
     for name, found in (asked | dict(design.others)).items():
-        known = dict.fromkeys(run.seed for run in design.trained if run.setting.arm in found.arms)
-        for seed in found.seeds or ():
-            check_known(f"{path}: {name}.seeds", "seeds", seed, known)
+        check_known_seeds(f"{path}: {name}.seeds", found, design.trained)
+    for name, found in design.sanity.items():
+        made_on = [run for run in design.trained if design.attacks[name].of(run)]
+        check_known_seeds(f"{path}: sanity.{name}.seeds", found, made_on)
+
+
+def check_known_seeds(place: str, asked: Asked[Any], runs: Sequence[Trained]) -> None:
+    known = dict.fromkeys(run.seed for run in runs if run.setting.arm in asked.arms)
+    for seed in asked.seeds or ():
+        check_known(place, "seeds", seed, known)
+
+
+def check_attacked(place: str, attack: PlannedAttack, arm: str) -> None:
+    if arm not in attack.arms:
+        raise InputError(place, f"arms that {attack.config.name} attacks ({', '.join(attack.arms)})", arm)
 
 
 def check_claim(path: Path, design: Design, claim: ClaimConfig) -> None:
@@ -297,8 +236,7 @@ def check_claim(path: Path, design: Design, claim: ClaimConfig) -> None:
     attack = design.attacks[design.attack_of(claim)]
     for arm in (claim.first, claim.over):
         check_known(place, "arms", arm, design.config.arms)
-        if arm not in attack.arms:
-            raise InputError(place, f"arms that {attack.config.name} attacks ({', '.join(attack.arms)})", arm)
+        check_attacked(place, attack, arm)
         check_point(place, design, claim, arm)
     if claim.eps is not None and not any(abs(claim.eps - eps) < 1e-9 for eps in attack.eps):
         known = ", ".join(map(in_words, attack.eps))
@@ -341,44 +279,3 @@ def meant(design: Design, claim: ClaimConfig, arm: str) -> Setting:
     """Return the setting of an arm that a claim is about."""
     (setting,) = (point for point in design.of_arm(arm) if not point.point or point.matches(claim.where))
     return setting
-
-
-def in_turns(trained: Sequence[Trained]) -> tuple[Trained, ...]:
-    """Order trainings so that every arm has its first seed before any has its second."""
-    rank: dict[str, int] = {}
-    order = []
-    for run in trained:
-        order.append(rank.setdefault(run.setting.name, 0))
-        rank[run.setting.name] += 1
-    return tuple(run for _, run in sorted(zip(order, trained, strict=True), key=lambda pair: pair[0]))
-
-
-def learned(config: Config) -> dict[str, Any]:
-    """Return the keys that decide what a run learns."""
-    aside = {"name", *MAY_CHANGE}
-    aside |= {"kap.layout", "kap.norm_first"} if config.kap.pool_size == 1 else set()  # of no average
-    return {key: value for key, value in flatten(config).items() if key not in aside}
-
-
-def named(key: str, asked: str) -> bool:
-    return asked in (key, last(key))
-
-
-def last(key: str) -> str:
-    return key.rpartition(".")[2]
-
-
-def same(value: Any, wanted: Any) -> bool:
-    """Whether a value is the one that is written in a claim, where it is text."""
-    if isinstance(wanted, str) and not isinstance(value, str):
-        if isinstance(value, bool):
-            return to_json(value) == wanted
-        try:
-            return float(wanted) == float(value)
-        except (TypeError, ValueError):
-            return str(value) == wanted
-    return bool(value == wanted)
-
-
-def slug(value: Any) -> str:
-    return re.sub(r"[^\w.+-]+", "-", str(value)).strip("-")

@@ -8,7 +8,8 @@ from typing import Any
 from kapdist.errors import InputError, shown
 from kapdist.records.study import FrozenStudy, read_frozen, write_study_record
 from kapdist.run.lock import locked_in_turn
-from kapdist.study.design import Design, Trained
+from kapdist.study.design import Design
+from kapdist.study.settings import Trained
 
 OTHERWISE = "(or another name=)"
 SUMMARIES = "attacks/*/summary.json"
@@ -76,6 +77,13 @@ def began_with(before: FrozenStudy, attack: str, run: Trained) -> bool:
     return asked and run.name in before.runs
 
 
+def began_examined(before: FrozenStudy, attack: str, run: Trained) -> bool:
+    """Tell whether a study was to examine this attack on this training before."""
+    fewer = before.examined.get(attack, {})
+    asked = run.setting.arm in fewer.get("arms", [run.setting.arm]) and run.seed in fewer.get("seeds", [run.seed])
+    return asked and attack in before.sanity and began_with(before, attack, run)
+
+
 def check_grown(design: Design, before: FrozenStudy, now: FrozenStudy) -> None:
     for what, old, new in (
         ("run", before.runs, now.runs),
@@ -90,6 +98,10 @@ def check_grown(design: Design, before: FrozenStudy, now: FrozenStudy) -> None:
         if left := [run.seed for run in design.trained if began_with(before, name, run) and not asked.of(run)]:
             expected = f"seeds of attack {name} with {left[0]}, as this study began {OTHERWISE}"
             raise InputError(design.root, expected, ", ".join(map(str, asked.seeds or ())))
+    for name, asked in design.sanity.items():
+        if gone := [run.name for run in design.trained if began_examined(before, name, run) and not asked.of(run)]:
+            expected = f"the sanity of {name!r} on {gone[0]}, as this study began {OTHERWISE}"
+            raise InputError(design.root, expected, "not on it")
     for what, said, still in (
         ("claim", before.claims, now.claims),
         ("sanity of", before.sanity, now.sanity),

@@ -17,7 +17,8 @@ from kapdist.report.reading import read_rows
 from kapdist.run.paths import AttackDir
 from kapdist.statistics.intervals import wilson
 from kapdist.statistics.seeds import accuracy_interval
-from kapdist.study.design import Design, Setting, Trained
+from kapdist.study.design import Design
+from kapdist.study.settings import Setting, Trained
 from kapdist.study.tasks import run_dir
 
 

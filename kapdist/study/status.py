@@ -10,8 +10,9 @@ from typing import Any
 
 from kapdist.errors import InputError
 from kapdist.run.paths import RunDir, StudyDir
-from kapdist.study.design import Design, Trained, make_design
+from kapdist.study.design import Design, make_design
 from kapdist.study.hours import Hours, hours_of_tasks, total, trained_share
+from kapdist.study.settings import Trained
 from kapdist.study.tasks import Task, tasks
 
 

@@ -12,7 +12,8 @@ from kapdist.config.file import dump_config
 from kapdist.run.files import write_atomic
 from kapdist.run.lock import holder_of, lives_here
 from kapdist.run.paths import RunDir
-from kapdist.study.design import Design, Trained
+from kapdist.study.design import Design
+from kapdist.study.settings import Trained
 
 TRAINING, ATTACK, SANITY, TOPOGRAPHY = "train", "attack", "sanity", "topography"
 COMMANDS = {"certificate": ("certify",), "corruptions": ("attack", "corruptions")}
@@ -66,7 +67,7 @@ def tasks_of(design: Design, run: Trained) -> Iterator[Task]:
             continue
         words, made = (str(place.root), str(attack_file(design, name))), place.attack(name)
         yield Task(run, ATTACK, ("attack", "run", *words), made.summary, place.done, made.lock, name)
-        if name in design.config.sanity:
+        if name in design.sanity and design.sanity[name].of(run):
             yield Task(run, SANITY, ("attack", "sanity", *words), made.sanity, made.summary, made.lock, name)
     made_in = {"certificate": place.certified, "corruptions": place.corrupted}
     for kind, other in design.others.items():

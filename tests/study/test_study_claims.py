@@ -26,8 +26,8 @@ from kapdist.statistics.frontier import (
 from kapdist.statistics.holm import holm
 from kapdist.statistics.seeds import seed_difference
 from kapdist.study.claims import decide
-from kapdist.study.design import Setting
 from kapdist.study.results import Attacked, Results
+from kapdist.study.settings import Setting
 from tools.interval_coverage import STRENGTHS, expected_frontier, frontiers
 
 IMAGES = 200

@@ -126,6 +126,14 @@ WRONG = {
         "two images or more, or 0 for all, found 1",
     ),
     "sanity": ({"more": "sanity: other"}, r"attacks of the study \(standard, eot\), found 'other'"),
+    "sanity of an arm": (
+        {"more": "sanity: {eot: {arms: plain}}"},
+        r"sanity\.eot: .*arms that eot attacks .*found plain",
+    ),
+    "sanity of a seed": ({"more": "sanity: {standard: {seeds: [7]}}"}, r"sanity\.standard\.seeds: .*found 7"),
+    "sanity of nothing": ({"more": "sanity: {standard: {arms: []}}"}, r"standard\.arms: .*an arm of the study"),
+    "sanity's own": ({"more": "sanity: {standard: {num_images: 8}}"}, r"the attack's own key sanity.*num_images"),
+    "sanity of none": ({"more": "sanity: [[standard]]"}, "sanity"),
     "arm": ({"claims": "['plain over other, clean accuracy']"}, "arms of the study .* found 'other'"),
     "eps": (
         {"claims": "['noise over plain, robust accuracy at 3/255, where noise_std=0.1']"},
@@ -238,6 +246,28 @@ def test_what_was_asked_beside_the_attacks_stays_asked(design) -> None:
         with pytest.raises(InputError, match=said):
             freeze(design(more=more))
     assert freeze(design(more=asked.replace("standard", "[standard, eot]"))).sanity == ("standard", "eot")
+
+
+def test_an_attack_may_be_examined_on_some_of_its_runs_alone(design) -> None:
+    found = design(more="sanity: {standard: {arms: noise, seeds: [1]}, eot: {}}")
+    examined = {task.run.name for task in tasks(found) if task.name.endswith("sanity/standard")}
+    assert examined == {"noise_0.1_seed1", "noise_0.3_seed1"}
+    made = {task.run.name for task in tasks(found) if task.name.endswith("attack/eot")}
+    assert made == {task.run.name for task in tasks(found) if task.name.endswith("sanity/eot")} != set()
+    assert found.described()["examined"] == {"standard": {"arms": ["noise"], "seeds": [1]}}
+    everywhere = design(more="sanity: [standard, eot]")
+    assert everywhere.fingerprint == design(more="sanity: {standard: {}, eot: }").fingerprint
+    assert "examined" not in everywhere.described()
+
+
+def test_what_was_examined_stays_so_and_may_become_more(design) -> None:
+    freeze(design(more="sanity: {standard: {seeds: [1]}}"))
+    for fewer in ("seeds: [0]", "seeds: [1], arms: [noise]"):
+        with pytest.raises(InputError, match=r"the sanity of 'standard' on \w+_seed1"):
+            freeze(design(more=f"sanity: {{standard: {{{fewer}}}}}"))
+    assert freeze(design(more="sanity: standard")).examined == {}
+    with pytest.raises(InputError, match=r"the sanity of 'standard' on \w+_seed0"):
+        freeze(design(more="sanity: {standard: {seeds: [1]}}"))
 
 
 def test_who_only_looks_at_a_study_lets_it_not_grow(design, tmp_path: Path, monkeypatch) -> None:
