@@ -22,9 +22,10 @@ class Rule(NamedTuple):
 
 def follow(values: Any, rules: Sequence[Rule]) -> Any:
     """Return the values of a config, as written, with those that follow by the rules, one after another."""
+    if not isinstance(values, dict):
+        return values
+    values = {key: as_written(value) for key, value in values.items()}
     for rule in rules:
-        if not isinstance(values, dict) or any(is_made(part) for part in values.values()):
-            return values  # not written by anybody: made by a program that says every value
         value = value_of(rule, dotted(values))
         if value is not None:
             values = put(values, rule.key.split("."), value)
@@ -41,8 +42,13 @@ def value_of(rule: Rule, written: Written) -> Any:
         return None
 
 
-def is_made(part: Any) -> bool:
-    return hasattr(type(part), "model_fields")
+def as_written(value: Any) -> Any:
+    """Return a section that a program made as the keys that were set in it, and any other value as it is."""
+    if not hasattr(type(value), "model_fields"):
+        return value
+    return {
+        key: as_written(getattr(value, key)) for key in type(value).model_fields if key in value.model_fields_set
+    }
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 from pydantic.fields import FieldInfo
 
 from kapdist.config import AttackConfig, Config, Section, check_limits, dotted_keys
+from kapdist.config.attack import AttackedModelConfig
 from kapdist.config.certify import CertifyConfig
 from kapdist.config.evaluation import EvaluationConfig
 from kapdist.config.fields import kinds_in
@@ -227,6 +228,20 @@ def test_a_config_written_down_whole_has_nothing_that_follows(tmp_path: Path) ->
     config = load_config(Config, None, [*DATA, "name=x", *words])
     (tmp_path / "x.yaml").write_text(dump_config(config))
     assert load_config(Config, tmp_path / "x.yaml") == config
+
+
+def test_defaults_follow_in_python_too_beside_sections_that_were_made() -> None:
+    """Else an attack of a factory's model in L2 has 4/255, which breaks nothing."""
+    model = AttackedModelConfig(factory="zoo.py:net", weights=Path("net.pt"))
+    attack = AttackConfig(name="l2", norm="L2", model=model)
+    assert attack.eps == 0.5
+    assert attack.model == model
+    assert AttackConfig(name="l2", norm="L2", eps=4 / 255, model=model).eps == 4 / 255
+    words = ["data.max_resolution=64", "optim.milestones=[17]"]
+    config = load_config(Config, None, [*DATA, "name=x", *words])
+    parts = {key: getattr(config, key) for key in Config.model_fields}
+    assert Config(**parts) == config
+    assert Config(name="x", data=config.data, optim=config.optim) == config
 
 
 @pytest.mark.parametrize(
