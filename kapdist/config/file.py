@@ -88,6 +88,7 @@ def config_of(model: type[AnySection], path: Path | None, stated: Stated) -> Any
     try:
         return model.model_validate(named | stated.values)
     except ValidationError as error:
+        check_kind(model, stated)
         raise InputError(*describe(error, model, stated.layers, stated.overrides)) from None
 
 
@@ -279,6 +280,15 @@ def is_cut(text: str, value: Any) -> bool:
         (token.start_mark.index, token.end_mark.index) for token in yaml.scan(text) if isinstance(token, named)
     ]
     return any(sign == "#" and not any(a <= n < b for a, b in spans) for n, sign in enumerate(text))
+
+
+def check_kind(model: type[Section], stated: Stated) -> None:
+    """Refuse a config of another kind as such; key by key nobody would see what it is."""
+    from kapdist.config.kinds import mistaken  # what no config that is right has to wait for
+
+    if stated.layers and (kinds := mistaken(stated.values, model)):
+        asked, found = kinds
+        raise InputError(stated.layers[-1].path, f"a config of kind {asked}", f"one of kind {found}")
 
 
 def describe(

@@ -9,16 +9,10 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from kapdist.config.claims import ClaimConfig
 from kapdist.config.fields import Name, Natural, Positive, Section, plain_values
-from kapdist.config.file import merged, read_layers
 
 Seed = Annotated[int, Field(ge=0)]
 MOST_SEEDS = 1000
 FORBIDDEN = ("name", "runs_dir", "seed")  # the study's own, of every run
-
-
-def describes_study(path: Path) -> bool:
-    """Tell a study's file from a config by what no config has."""
-    return "arms" in merged(read_layers(path))
 
 
 def numbered(value: Any) -> Any:

@@ -13,7 +13,6 @@ from kapdist.attack.choice import num_available
 from kapdist.config import AttackConfig, Config
 from kapdist.config.file import load_config, merged, read_layers
 from kapdist.config.images import ImagesConfig
-from kapdist.config.study import describes_study
 from kapdist.errors import InputError
 from kapdist.forecast.training import Forecast, Machine, Rate, above_zero, at_least, forecast
 from kapdist.plan.adversarial import plan_adversarial
@@ -64,6 +63,11 @@ def answer(question: Question) -> Forecast | AttackForecast:
         return answer_training(question)
     question.refuse("a training run", "images_per_second_per_rank")
     return answer_attack(question)
+
+
+def describes_study(path: Path) -> bool:
+    """Tell a study's file from a config by what no config has."""
+    return "arms" in merged(read_layers(path))
 
 
 def describes_training(path: Path) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from kapdist.config.file import merged, read_layers
 from kapdist.config.kinds import KINDS, kind_of
 from kapdist.config.origins import Value, values_of
 from kapdist.errors import InputError
@@ -54,7 +55,7 @@ def resolve(place: Path, overrides: Sequence[str] = (), kind: str | None = None)
     if kind is not None and kind not in KINDS:
         raise InputError("--kind", f"one of {', '.join(KINDS)}", repr(kind))
     path = RunDir(place).config if place.is_dir() else place
-    kind = kind or kind_of(path)
+    kind = kind or kind_of(path, merged(read_layers(path)))
     return Resolved(path, kind, values_of(KINDS[kind], path, overrides))
 
 

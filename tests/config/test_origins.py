@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kapdist.config import AttackConfig, Config, flatten
-from kapdist.config.file import load_config
+from kapdist.config.file import CONFIGS, load_config, merged, read_layers
 from kapdist.config.kinds import KINDS, kind_of
 from kapdist.config.origins import Origin, Value, decides, lines_of, values_of
 from kapdist.errors import InputError
@@ -135,7 +135,7 @@ def test_lines_behind_anchors_and_merges() -> None:
 def test_the_keys_say_what_kind_of_config_it_is(tmp_path: Path, text: str, kind: str) -> None:
     path = tmp_path / "some.yaml"
     path.write_text(text)
-    assert kind_of(path) == kind
+    assert kind_of(path, merged(read_layers(path))) == kind
     assert set(KINDS) == {"training", "attack", "evaluation", "certificate", "study"}
 
 
@@ -143,4 +143,28 @@ def test_a_file_with_keys_of_no_config(tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
     path.write_text("name: big\npartition: gpu\nnodes: 2\n")  # a cluster's, of launch/
     with pytest.raises(InputError, match=r"a config \(training, .*found keys of none, such as 'partition'"):
-        kind_of(path)
+        kind_of(path, merged(read_layers(path)))
+
+
+@pytest.mark.parametrize(
+    ("file", "kind", "found"),
+    [
+        ("attack.yaml", "training", "attack"),
+        ("study.yaml", "training", "study"),
+        ("kap.yaml", "attack", "training"),
+        ("kap.yaml", "study", "training"),
+        ("attack.yaml", "study", "attack"),
+        ("corruptions.yaml", "training", "attack"),
+    ],
+)
+def test_a_config_of_another_kind_is_refused_as_such(file: str, kind: str, found: str) -> None:
+    path = CONFIGS / "fashion_mnist" / file
+    with pytest.raises(InputError, match=rf"{file}: expected a config of kind {kind}, found one of kind {found}$"):
+        load_config(KINDS[kind], path)
+
+
+def test_one_strange_key_makes_no_other_kind(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {train: a.beton, validation: b.beton}\nmodel: {name: cnn}\nversion: standard\n")
+    with pytest.raises(InputError, match="version: expected a known key"):
+        load_config(Config, path)

@@ -20,12 +20,11 @@ from safetensors.torch import load_file
 from kapdist import cli
 from kapdist.config import AttackConfig, Config, flatten
 from kapdist.config.file import load_config
-from kapdist.config.study import describes_study
 from kapdist.data.beton.write import write_beton
 from kapdist.data.sources import fashion_mnist
 from kapdist.engine import Ranks
 from kapdist.errors import InputError
-from kapdist.forecast.gather import Question, answer, answer_training, describes_training
+from kapdist.forecast.gather import Question, answer, answer_training, describes_study, describes_training
 from kapdist.run.paths import RunDir
 from kapdist.study.design import make_design
 from kapdist.train.job import initial_model

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kapdist.config.study import describes_study
+from kapdist.forecast.gather import describes_study
 from kapdist.records.record import read_record
 from kapdist.records.study import StudyResults
 from kapdist.study.design import Design, make_design
