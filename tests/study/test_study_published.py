@@ -13,6 +13,7 @@ from kapdist.study.export import csv_text, difference, markdown
 from kapdist.study.page import write_study_report
 
 ROOT = Path(__file__).parents[2]
+NAMES = ["fashion_mnist", "fashion_mnist_inputs", "fashion_mnist_layers"]
 PUBLISHED = sorted(ROOT.glob("docs/study/*/results.json"))
 PACKED = sorted(ROOT.glob("docs/study/*/records.zip"))
 
@@ -28,10 +29,10 @@ def design_of(name: str) -> Design:
     return design
 
 
-def test_there_are_two_and_one_has_its_records() -> None:
+def test_there_are_three_and_two_have_their_records() -> None:
     """Those of the first stayed on a machine that is gone."""
-    assert [path.parent.name for path in PUBLISHED] == ["fashion_mnist", "fashion_mnist_inputs"]
-    assert [path.parent.name for path in PACKED] == ["fashion_mnist_inputs"]
+    assert [path.parent.name for path in PUBLISHED] == NAMES
+    assert [path.parent.name for path in PACKED] == NAMES[1:]
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
@@ -64,8 +65,9 @@ def test_every_number_can_be_counted_anew_from_the_records(
     assert page.read_text() == path.with_name("report.html").read_text()
 
 
-def test_the_readme_says_of_kap_what_the_study_says() -> None:
+@pytest.mark.parametrize("name", ["fashion_mnist", "fashion_mnist_layers"])
+def test_the_readme_says_of_kap_what_the_studies_say(name: str) -> None:
     readme = (ROOT / "README.md").read_text()
-    decided = {one.claim: one for one in read(ROOT / "docs/study/fashion_mnist/results.json").decisions}
+    decided = {one.claim: one for one in read(ROOT / f"docs/study/{name}/results.json").decisions}
     claim = "kap-noise over noise, robust accuracy at 8/255, at equal clean accuracy"
     assert f"{difference(decided[claim])}: **{decided[claim].verdict}**" in " ".join(readme.split())
