@@ -121,8 +121,12 @@ def damaged(path: Path, found: str, remedy: str = "") -> DamagedError:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON object under a seal; as every file here, whole or not at all."""
-    text = to_json(value | {KEY: BLANK}, indent=2) + "\n"
-    write_atomic(path, sealed(text.encode()))
+    write_atomic(path, json_bytes(value))
+
+
+def json_bytes(value: dict[str, Any]) -> bytes:
+    """Return the bytes of a JSON object under a seal."""
+    return sealed((to_json(value | {KEY: BLANK}, indent=2) + "\n").encode())
 
 
 def read_json(path: Path, remedy: str = "") -> dict[str, Any]:

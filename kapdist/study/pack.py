@@ -12,6 +12,7 @@ from pathlib import Path
 from kapdist.errors import InputError
 from kapdist.records.bundle import seal, zip_writer
 from kapdist.records.record import read_record
+from kapdist.records.sealed import json_bytes, read_json
 from kapdist.records.study import StudyResults
 from kapdist.run.files import check_outputs, mapping_in, to_json, written_aside
 from kapdist.run.paths import AttackDir, RunDir
@@ -69,8 +70,19 @@ def trained(task: Task) -> Iterator[tuple[Path, bytes]]:
 def asked(task: Task) -> Iterator[tuple[Path, bytes]]:
     """What a sanity check was made of lies beside it, with its attack."""
     made = AttackDir(task.result.parent)
-    counted = (made.plan, made.records) if task.kind != SANITY else ()
-    yield from there(*counted, task.result)
+    if task.kind != SANITY:
+        if made.plan.is_file():
+            yield made.plan, plan_told(made.plan)
+        yield from there(made.records)
+    yield from there(task.result)
+
+
+def plan_told(path: Path) -> bytes:
+    """Return a plan without the folder that its images lie in, which decides nothing and is no fingerprint's."""
+    plan = read_json(path)
+    if "path" in plan.get("data", {}):
+        plan["data"] |= {"path": Path(plan["data"]["path"]).name}
+    return json_bytes(plan)
 
 
 def there(*paths: Path) -> Iterator[tuple[Path, bytes]]:

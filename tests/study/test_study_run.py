@@ -134,6 +134,8 @@ def assert_others_can_write_it_again(folder: Path, reader: Path) -> None:
             zipfile.ZipFile(folder / "records.zip").extractall(reader / "studies")
             assert not [*reader.rglob("*.safetensors"), *reader.rglob("checkpoints")]
     assert packs[0] == packs[1]
+    plans = [json.loads(path.read_text()) for path in (reader / "studies").rglob("attacks/*/plan.json")]
+    assert {Path(plan["data"]["path"]).parent for plan in plans} == {Path()}  # folders are nobody else's
     for path in (folder / "studies/mine/report").iterdir():
         assert (reader / "studies/mine/report" / path.name).read_bytes() == path.read_bytes(), path.name
 
