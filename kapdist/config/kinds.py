@@ -39,10 +39,11 @@ def kind_of(path: Path, written: Mapping[str, Any]) -> str:
 def mistaken(written: Mapping[str, Any], model: type[Section]) -> tuple[str, str] | None:
     """Return the kind that was to be read and the one that keys are of; None unless that is another one clearly."""
     asked = next((kind for kind, own in KINDS.items() if own is model), None)
-    own = {key: value for key, value in written.items() if key != "name"}
-    if asked is None or knows_half(model, own) or not knows_half(KINDS[best(own)], own):
+    own = {key: value for key, value in written.items() if key != "name"}  # which all kinds have
+    found = best(own)
+    if asked is None or knows_half(model, own) or not knows_half(KINDS[found], own):
         return None
-    return asked, best(own)
+    return asked, found
 
 
 def best(written: Mapping[str, Any]) -> str:
