@@ -133,12 +133,8 @@ def evaluate(
 
     Args and errors are those of `attack`; tensors are taken as they are.
     """
-    threads = torch.get_num_threads()
-    try:
-        with asked(model, images, labels, directory, keys) as (run, values):
-            found = evaluate_run(run, load_config(EvaluationConfig, *named(config, values, "evaluation")))
-    finally:
-        torch.set_num_threads(threads)
+    with asked(model, images, labels, directory, keys) as (run, values):
+        found = evaluate_run(run, load_config(EvaluationConfig, *named(config, values, "evaluation")))
     assert found is not None, "a program is a rank alone"
     return found
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import shlex
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,12 @@ hypothesis.settings.register_profile("kapdist", deadline=None)  # the machine is
 hypothesis.settings.load_profile("kapdist")
 
 
+TERMINAL = pytest.StashKey[int]()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """All workers share what starts processes warm, and start so themselves."""
+    config.stash[TERMINAL] = os.dup(2)  # before pytest has what tests say in a file, which a crash loses
     if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
         os.environ[SERVED] = str(serve_warm_starts())
         worker = shlex.join([str(warm_python()), str(Path(__file__).with_name("worker.py")), sys.executable])
@@ -51,6 +56,18 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         if not any(name in reason for name in MAY_BE_ABSENT):
             report.outcome, report.longrepr = "failed", f"absent on CI: {reason}"
     return report
+
+
+@pytest.fixture(autouse=True)
+def process_left_as_it_was(pytestconfig: pytest.Config) -> Iterator[None]:
+    """A test leaves torch its threads (two of them die of oneDNN where one does not), and a crash its stacks."""
+    before = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    yield
+    faulthandler.enable(pytestconfig.stash[TERMINAL])  # a run within this process leaves them to sys.stderr
+    if before is not None:
+        after = sys.modules["torch"].get_num_threads()
+        sys.modules["torch"].set_num_threads(before)
+        assert after == before, "the test left torch with another number of threads"
 
 
 @pytest.fixture

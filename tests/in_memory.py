@@ -15,6 +15,7 @@ from kapdist.config import AdversarialConfig, Config, DataConfig, EngineConfig, 
 from kapdist.data.beton.layout import open_beton
 from kapdist.data.load.loader import Batch
 from kapdist.engine import ENGINES, Ranks
+from kapdist.models.strided import guard_strided
 from kapdist.plan.training import make_plan, part
 from kapdist.run.paths import RunDir
 from kapdist.train.adversarial import Adversary
@@ -52,7 +53,8 @@ def make_job(config: Config, model: nn.Module, num_images: int, ranks: Ranks | N
     ranks = ranks or Ranks()
     settings = EngineConfig(**{"device": ranks.device.type, "channels_last": False} | engine)
     plan = make_plan(config, num_images, ranks.world_size)
-    model, ema = model.to(ranks.device), make_ema(model, config.optim)
+    model = guard_strided(model).to(ranks.device)
+    ema = make_ema(model, config.optim)
     optimizer = make_optimizer(model, config.optim, fused=ranks.on_gpu)
     running = ENGINES[settings.name](model, optimizer, settings, ranks, config.optim.clip_grad_norm)
     adversary = Adversary(config, plan, plan.adversarial, running, ranks) if plan.adversarial else None

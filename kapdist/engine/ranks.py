@@ -138,7 +138,7 @@ class Ranks:
 
 @contextlib.contextmanager
 def join(config: EngineConfig) -> Iterator[Ranks]:
-    """Join the job's ranks: NCCL on GPUs, gloo on CPUs; leave them at the end.
+    """Join the job's ranks: NCCL on GPUs, gloo on CPUs; leave them at the end, with as many threads as before.
 
     Raises:
         InputError: cuda is asked for and there is none, two ranks have one GPU, or ranks are many and nothing says
@@ -148,9 +148,13 @@ def join(config: EngineConfig) -> Iterator[Ranks]:
     place = place_from(os.environ)
     device = choose_device(config.device, place.local_rank)
     ranks = Ranks(*place, device)
+    before = torch.get_num_threads()
     torch.set_num_threads(config.threads or ranks.cpus)
-    with computing(config), streaming(config, ranks), grouped(config, ranks) as ranks:
-        yield ranks
+    try:
+        with computing(config), streaming(config, ranks), grouped(config, ranks) as ranks:
+            yield ranks
+    finally:
+        torch.set_num_threads(before)
 
 
 def streaming(config: EngineConfig, ranks: Ranks) -> AbstractContextManager[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from kapdist.config import EngineConfig
@@ -244,3 +246,13 @@ def test_a_group_of_one_is_left_after_an_error_too() -> None:
         with pytest.raises(ValueError, match="x"), join(EngineConfig(name="deepspeed", device="cpu", threads=1)):
             raise ValueError("x")
     assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize("fault", [None, ValueError("x")])
+def test_who_has_left_has_as_many_threads_as_before(fault: Exception | None) -> None:
+    before = torch.get_num_threads()
+    with contextlib.suppress(ValueError), join(EngineConfig(device="cpu", threads=before + 1)):
+        assert torch.get_num_threads() == before + 1
+        if fault:
+            raise fault
+    assert torch.get_num_threads() == before

@@ -32,6 +32,12 @@ def test_a_step_runs_on_both_nodes_and_accounting_remembers_it(clean) -> None:
     clean.wait_until(recorded, "sacct knows the job")
 
 
+def test_no_other_database_server_removes_its_temporary_tables(slurm) -> None:
+    """One that starts removes all that lie in its folder for them, whoever made these: it was /tmp for all."""
+    client = ["mariadb", "--no-defaults", "-S", slurm.directory / "mariadb" / "socket", "-Ne", "SELECT @@tmpdir"]
+    assert Path(slurm.run(list(map(str, client))).stdout.strip()).is_relative_to(slurm.directory)
+
+
 def test_a_job_in_high_sends_one_in_low_back_to_the_queue(clean, tmp_path: Path) -> None:
     (tmp_path / "job.sh").write_text(RESTARTS)
     low = clean.submit("-p", "low0", "-N2", "--exclusive", "job.sh", cwd=tmp_path)

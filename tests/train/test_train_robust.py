@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -187,14 +187,6 @@ def test_noise_that_no_model_has_is_refused(tiny_config: Path) -> None:
         plan_robust(config, 70, 7)
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Give torch its threads back, which a run in this process sets."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 ROBUST = [
     "robust.every_epochs=1",
     "robust.num_images=20",
@@ -217,7 +209,6 @@ def same_bits(one: Path, other: Path) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.usefixtures("threads")
 def test_a_collapse_is_said_once_and_the_best_weights_are_those_before_it(
     tiny_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,7 +231,6 @@ def test_a_collapse_is_said_once_and_the_best_weights_are_those_before_it(
     assert not same_bits(whole.weights, whole.best_weights)
 
 
-@pytest.mark.usefixtures("threads")
 def test_a_run_is_continued_bit_by_bit_and_one_without_validation_learns_the_same(
     tiny_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
