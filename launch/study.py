@@ -22,7 +22,7 @@ from kapdist.run.paths import RunDir, StudyDir
 from kapdist.study.design import Design, check_size, make_design
 from kapdist.study.frozen import freeze
 from kapdist.study.settings import Trained
-from kapdist.study.tasks import ATTACK, TRAINING, tasks, write_configs
+from kapdist.study.tasks import ATTACK, TRAINING, failure_of, tasks, tasks_of, write_configs
 from launch import jobs, journal, slurm
 from launch.after import CLUSTER, Start
 from launch.attack import AttackCommand
@@ -133,7 +133,8 @@ class StudyCommand:
             TrainCommand(place, run.config, self.cluster).prepare()
         write_atomic(place.slurm / CLUSTER, dump_config(self.cluster))
         Start("model", place.root).ends.forget()
-        for path in (place.asked, place.not_asked):
+        given_up = [failure_of(self.design, task) for task in tasks_of(self.design, run)]
+        for path in (place.asked, place.not_asked, *given_up):
             path.unlink(missing_ok=True)
 
     def trained_by(self, missing: Sequence[Trained], queued: StudyJobs) -> Iterator[Behind]:

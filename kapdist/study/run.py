@@ -17,13 +17,13 @@ from kapdist.attack.units import end
 from kapdist.environment import usable_cpus
 from kapdist.errors import RESUME, InputError, LockedError, TransientError
 from kapdist.run.asked import ended_by_sigterm
-from kapdist.run.files import check_outputs
+from kapdist.run.files import check_outputs, write_atomic
 from kapdist.run.lock import is_alive, locked, other_at_work
 from kapdist.run.progress import Progress
 from kapdist.study.design import Design
 from kapdist.study.frozen import freeze
 from kapdist.study.machine import planned_elsewhere, set_aside, words_here
-from kapdist.study.tasks import SANITY, TRAINING, Task, run_dir, tasks, write_configs
+from kapdist.study.tasks import SANITY, TRAINING, Task, failure_of, log_of, run_dir, tasks, write_configs
 
 POLL_SECONDS = 0.2
 
@@ -140,8 +140,10 @@ class Queue:
             if code != RESUME and not (code == 0 and task.done):
                 self.failures[task.name] = self.failures.get(task.name, 0) + 1
                 log = log_of(self.design, task)
-                said = f"{task.name}: exit code {code}, see {log}: {last_line(log)}"
-                print(said, file=sys.stderr, flush=True)
+                why = last_line(log)
+                print(f"{task.name}: exit code {code}, see {log}: {why}", file=sys.stderr, flush=True)
+                if self.failures[task.name] > self.design.config.retries:
+                    write_atomic(failure_of(self.design, task), f"{why}\n")
 
     def start_what_fits(self) -> bool:
         """Fill free slots; return whether something only waits for somebody else who is at work on it."""
@@ -183,6 +185,7 @@ class Queue:
         slot = min(set(range(self.slots)) - self.running.keys())
         log = log_of(self.design, task)
         log.parent.mkdir(parents=True, exist_ok=True)
+        failure_of(self.design, task).unlink(missing_ok=True)
         words = words_here(self.design, task)
         if task.kind == TRAINING:
             words = (*words, f"engine.threads={self.threads}")
@@ -220,7 +223,3 @@ def last_line(log: Path) -> str:
     """Return the last line of a command's log, which says why it failed."""
     lines = log.read_text(errors="replace").splitlines()
     return lines[-1].removeprefix("kapdist: ")[:300] if lines else "nothing is in it"
-
-
-def log_of(design: Design, task: Task) -> Path:
-    return design.dir.logs / f"{task.name.replace('/', '-')}.log"

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from kapdist.errors import InputError
-from kapdist.run.paths import RunDir, StudyDir
+from kapdist.run.paths import StudyDir
 from kapdist.study.design import Design, make_design
 from kapdist.study.hours import Hours, hours_of_tasks, total, trained_share
 from kapdist.study.settings import Trained
-from kapdist.study.tasks import Task, tasks
+from kapdist.study.tasks import Task, failure_of, tasks
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Cell:
     """Somebody has a lock on something of it."""
     failed: str
     """The command that failed and is not begun again by itself; "" if none did."""
+    why: str
+    """What it said last, as far as that is known."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def read_study_status(design: Design) -> StudyStatus:
 
 
 def cell(design: Design, run: Trained, own: Sequence[Task]) -> Cell:
-    training = own[0]
+    training, (failed, why) = own[0], failure(design, own)
     return Cell(
         run=run.name,
         seed=run.seed,
@@ -134,11 +136,22 @@ def cell(design: Design, run: Trained, own: Sequence[Task]) -> Cell:
         commands=len(own),
         trained=1.0 if training.done else trained_share(design.dir.run(run.name), training),
         at_work=any(task.at_work for task in own),
-        failed=failed(design.dir.run(run.name), own),
+        failed=failed,
+        why=why,
     )
 
 
-def failed(place: RunDir, own: Sequence[Task]) -> str:
+def failure(design: Design, own: Sequence[Task]) -> tuple[str, str]:
+    """Return which of a model's commands was given up, and why, as far as that is known; nothing if none was."""
+    place = design.dir.run(own[0].run.name)
     if place.failed.exists():
-        return own[0].name
-    return next((task.name for task in own if not task.done and place.not_asked.exists()), "")
+        return own[0].name, first_line(place.failed)
+    missing = [task for task in own if not task.done]
+    if missing and place.not_asked.exists():
+        return missing[0].name, ""
+    found = ((task.name, failure_of(design, task)) for task in missing if not task.at_work)
+    return next(((name, first_line(file)) for name, file in found if file.exists()), ("", ""))
+
+
+def first_line(file: Path) -> str:
+    return next(iter(file.read_text(errors="replace").splitlines()), "")

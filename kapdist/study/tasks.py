@@ -85,6 +85,16 @@ def run_dir(design: Design, run: Trained) -> RunDir:
     return design.dir.run(run.name)
 
 
+def log_of(design: Design, task: Task) -> Path:
+    """Return where a command's words go on one machine."""
+    return design.dir.logs / f"{task.name.replace('/', '-')}.log"
+
+
+def failure_of(design: Design, task: Task) -> Path:
+    """Return what says why a command was given up on one machine, until it is begun again."""
+    return log_of(design, task).with_suffix(".failed")
+
+
 def config_file(design: Design, run: Trained) -> Path:
     return design.dir.configs / f"{run.name}.yaml"
 

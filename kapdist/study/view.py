@@ -52,8 +52,8 @@ def render(found: StudyStatus) -> RenderableType:
         table.add_row(setting.name, *cells, *in_words(setting.hours))
     models = f"{len(found.settings)} settings, {len(found.cells)} models"
     title = Text(f"{found.name}: {found.done} of {found.commands} commands are done ({models})", style="bold")
-    failed = [cell.failed for cell in found.cells if cell.failed]
-    notes = [Text(f"failed: {', '.join(failed)}", style="red")] if failed else []
+    failed = [": ".join(filter(None, (cell.failed, cell.why))) for cell in found.cells if cell.failed]
+    notes = [Text(f"failed: {words}", style="red") for words in failed]
     units = "commands done of each model; hours of one process (rank): used, lost thereof, left"
     notes.append(Text(units, style="dim"))
     return Group(title, table, *notes)

@@ -162,6 +162,14 @@ def test_an_arm_that_always_fails_is_named_and_decides_nothing(folder: Path) -> 
         "(see studies/mine/logs/broken_seed0-train.log)"
     )
     assert "nowhere.beton" in (folder / "studies/mine/logs/broken_seed0-train.log").read_text()
+    (status,) = end_ranks(
+        start_ranks(["-m", "kapdist.cli", "study", "status", "mine.yaml", "--json"], 1, folder), 60
+    )
+    failed = [
+        (cell["failed"], cell["why"]) for row in json.loads(status.output)["settings"] for cell in row["cells"]
+    ]
+    assert [name for name, why in failed if "nowhere.beton" in why] == ["broken_seed0/train"]
+    assert sum(bool(name) for name, _ in failed) == 1
     page = (folder / "studies/mine/report/index.html").read_text()
     assert "Not done: broken_seed0/train, broken_seed0/attack/quick." in page
     assert "broken under quick has no result for seed 0" in page

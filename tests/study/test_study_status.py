@@ -23,7 +23,7 @@ from kapdist.study.design import Design, make_design
 from kapdist.study.frozen import freeze
 from kapdist.study.hours import Hours, hours_of_tasks
 from kapdist.study.status import find_design, read_study_status
-from kapdist.study.tasks import run_dir, tasks, write_configs
+from kapdist.study.tasks import failure_of, run_dir, tasks, write_configs
 from launch.status.study import read_study_jobs
 
 STUDY = """
@@ -120,10 +120,31 @@ def test_one_screen_says_who_is_done_at_work_and_failed(design: Design, tmp_path
     words = {row[0]: row[1] for line in said.output.splitlines() if len(row := line.split()) > 3}
     names = [setting.name for setting in design.settings]
     assert [words[name] for name in names[:4]] == ["done", "fail", "0%", "1/3"]
-    assert f"failed: {failed.name}/train" in said.output
+    assert f"failed: {failed.name}/train: why\n" in said.output
     assert read_study_jobs(design.root, time.time()).ended
     as_json = json.loads(CliRunner().invoke(study, ["status", str(design.root), "--json"]).output)
     assert (as_json["done"], as_json["commands"]) == (found.done, len(tasks(design)))
+
+
+def test_what_was_given_up_is_named_until_somebody_is_at_work_on_it(design: Design) -> None:
+    """A training that was refused has no directory of its own yet; an attack's run is done."""
+    first, second = design.trained[:2]
+    run_dir(design, second).root.mkdir(parents=True)
+    run_dir(design, second).done.touch()
+    attack = next(task for task in tasks(design) if (task.run, task.kind) == (second, "attack"))
+    training = next(task for task in tasks(design) if task.run == first)
+    for task in (training, attack):
+        failure_of(design, task).parent.mkdir(parents=True, exist_ok=True)
+        failure_of(design, task).write_text(f"{task.kind}: no\n")
+
+    def failed() -> list[tuple[str, str]]:
+        return [(cell.failed, cell.why) for cell in read_study_status(design).cells if cell.failed]
+
+    assert failed() == [(training.name, "train: no"), (attack.name, "attack: no")]
+    with locked(attack.lock):
+        assert failed() == [(training.name, "train: no")]
+    write_json(attack.result, {"seconds": 60.0})
+    assert failed() == [(training.name, "train: no")]
 
 
 def test_a_directory_is_the_study_of_the_file_it_was_made_from(design: Design, tmp_path: Path, monkeypatch) -> None:
