@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import os
 import re
 import shlex
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from kapdist.environment import package_version
 from tools.release_notes import main as release_notes
@@ -33,6 +36,24 @@ def test_one_version_and_a_semantic_one() -> None:
     assert re.fullmatch(SEMANTIC, VERSION)
     assert package_version("kapdist") == VERSION, "tools/setup.sh installs it anew"
     assert loaded("CITATION.cff")["version"] == VERSION
+
+
+def pins(minor: int) -> list[Requirement]:
+    """The tested set as Python 3.`minor` takes it."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    every = [Requirement(line) for line in lines if not line.startswith("#")]
+    python = {"python_version": f"3.{minor}"}
+    return [pin for pin in every if pin.marker is None or pin.marker.evaluate(python)]
+
+
+@pytest.mark.parametrize("minor", range(10, 14))
+def test_the_tested_set_is_for_the_first_release_of_each_python(minor: int) -> None:
+    """Debian 12 has 3.11.2, and keeps it; a package that takes 3.11.5 cannot be installed there."""
+    for pin in pins(minor):
+        found = importlib.metadata.metadata(pin.name)
+        assert pin.specifier.contains(found["Version"]), f"{pin}: tools/setup.sh installs the set"
+        pythons = found["Requires-Python"] or ""
+        assert SpecifierSet(pythons).contains(f"3.{minor}.0"), f"{pin} takes Python {pythons}"
 
 
 # Citation File Format 1.2.0, schema.json: the keys that there are, those that must be, and those of what is listed.
