@@ -8,6 +8,7 @@ package is ``kapdist:fashion_mnist/kap.yaml``.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_origin
@@ -16,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from kapdist.config.fields import NAME, opened, sections_of
-from kapdist.config.plain_yaml import parse
+from kapdist.config.plain_yaml import dump, parse
 from kapdist.config.training import AnySection, Section, dotted_keys
 from kapdist.errors import InputError, first_line, shown
 
@@ -26,6 +27,7 @@ DEFAULTS = "the defaults"  # where a value comes from when no file was named
 ARGUMENTS = "arguments"  # where it comes from when a program said it
 BASE = "base"
 LARGEST_BYTES = 1 << 20
+ONE_LINE = 1 << 30  # columns
 IN_OUR_WORDS = {"path_type": "a path", "dict_type": "a mapping, {name: value}"}  # for what pydantic says by type
 
 
@@ -94,7 +96,7 @@ def config_of(model: type[AnySection], path: Path | None, stated: Stated) -> Any
 
 def dump_config(config: Section) -> str:
     """Return the resolved config as YAML; loading it gives an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return dump(config.model_dump(mode="json"))
 
 
 def read_layers(path: Path) -> list[Layer]:
@@ -248,6 +250,24 @@ def parse_override(word: str, model: type[Section]) -> dict[str, Any]:
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)
+
+
+def word_of(key: str, value: Any) -> str:
+    """Return the override that gives a key a JSON value; text that would be read as another value is in quotes."""
+    if not isinstance(value, str):
+        return f"{key}={json.dumps(value, ensure_ascii=False)}"
+    return f"{key}={value if is_read_as_it_is(value) else quoted(value)}"
+
+
+def quoted(text: str) -> str:
+    return dump(text, default_style='"', width=ONE_LINE).strip()
+
+
+def is_read_as_it_is(text: str) -> bool:
+    try:
+        return bool(parse(text, "word") == text) and not is_cut(text, text)
+    except InputError:
+        return False
 
 
 def is_key(key: str, model: type[Section]) -> bool:

@@ -1,7 +1,8 @@
 """YAML as far as a config needs it: text, numbers, true, false, nothing, lists, and mappings whose keys are words.
 
 All else that YAML knows (dates, sets, bytes, objects of Python) is refused with the line it stands in, and so are
-numbers that no machine counts with: whatever the text, its value comes back, or one InputError.
+numbers that no machine counts with: whatever the text, its value comes back, or one InputError. What is written
+here is read here as the same values.
 """
 
 from __future__ import annotations
@@ -159,3 +160,16 @@ NUMBERS: dict[str, tuple[re.Pattern[str], Callable[[str], int | float]]] = {
     TAG + "int": (INTEGER, integer),
     TAG + "float": (FLOAT, real),
 }
+
+
+class Dumper(yaml.SafeDumper):
+    """PyYAML's, with quotes around text that we take for a number and YAML 1.1 does not: 1e-3, 08, 0o17."""
+
+
+for _tag, (_pattern, _) in NUMBERS.items():
+    Dumper.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern.pattern})\Z"), [*"+-.0123456789"])
+
+
+def dump(values: Any, **style: Any) -> str:
+    """Return values as YAML that `parse` reads as the same ones; `style` is PyYAML's."""
+    return str(yaml.dump(values, Dumper=Dumper, **{"sort_keys": False, **style}))

@@ -6,16 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from kapdist.config.file import merged, read_layers
+from kapdist.config.file import ONE_LINE, merged, read_layers
 from kapdist.config.kinds import KINDS, kind_of
 from kapdist.config.origins import Value, values_of
+from kapdist.config.plain_yaml import dump
 from kapdist.errors import InputError
 from kapdist.run.paths import RunDir
 
 COLUMN = 44  # of the origins, where a value leaves room for it
-ONE_LINE = 1 << 30
 
 
 class Resolved(NamedTuple):
@@ -86,5 +84,5 @@ def as_yaml(found: Resolved) -> Iterator[str]:
 
 def entry(key: str, value: Any) -> str:
     """Return a key and its value as one line of YAML."""
-    flow = yaml.safe_dump({key: value}, default_flow_style=True, width=ONE_LINE, allow_unicode=True)
+    flow = dump({key: value}, default_flow_style=True, width=ONE_LINE, allow_unicode=True)
     return flow.strip().removeprefix("{").removesuffix("}")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from kapdist.config import MAY_CHANGE, AnySection, Config, flatten
-from kapdist.config.file import load_config
+from kapdist.config.file import load_config, word_of
 from kapdist.config.following import dotted
 from kapdist.config.study import FORBIDDEN, Seeds, StudyConfig, each_once
 from kapdist.errors import InputError, shown
@@ -88,7 +88,7 @@ def grid(place: str, base: Path, values: Mapping[str, Any]) -> Iterator[dict[str
 def takes(base: Path, key: str, value: Any) -> bool:
     """Whether a key takes a value, a list, as it stands."""
     try:
-        load_config(Config, base, [word(key, value)])
+        load_config(Config, base, [word_of(key, value)])
     except InputError:
         return False
     return True
@@ -107,14 +107,10 @@ def seeds_of(place: str, value: Any, default: Default) -> tuple[int, ...] | Defa
 
 def resolved(place: str, kind: type[AnySection], base: Path | None, values: Mapping[str, Any]) -> AnySection:
     try:
-        return load_config(kind, base, [word(key, value) for key, value in values.items()])
+        return load_config(kind, base, [word_of(key, value) for key, value in values.items()])
     except InputError as error:
         error.args = (f"{place}: {error}",)
         raise
-
-
-def word(key: str, value: Any) -> str:
-    return f"{key}={value if isinstance(value, str) else to_json(value)}"
 
 
 def check_names(path: Path, trained: Sequence[Trained]) -> None:

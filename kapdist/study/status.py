@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from kapdist.config.file import word_of
 from kapdist.errors import InputError
 from kapdist.run.paths import StudyDir
 from kapdist.study.design import Design, make_design
@@ -102,7 +103,7 @@ def find_design(place: Path) -> Design:
     if not (StudyDir(place).frozen.exists() and written.exists()):
         raise InputError(place, "a study's file, or the directory of one that has begun", "another directory")
     here = place.resolve()
-    return make_design(written, [f"studies_dir={here.parent}", f"name={here.name}"])
+    return make_design(written, [word_of("studies_dir", str(here.parent)), word_of("name", here.name)])
 
 
 def read_study_status(design: Design) -> StudyStatus:

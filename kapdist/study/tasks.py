@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from kapdist.config.file import dump_config
+from kapdist.config.plain_yaml import dump
 from kapdist.run.files import write_atomic
 from kapdist.run.lock import holder_of, lives_here
 from kapdist.run.paths import RunDir
@@ -114,7 +113,7 @@ def write_configs(design: Design) -> None:
     texts = {path: dump_config(config) for path, config in files.items()}
     texts |= {attack_file(design, name): dump_config(made.config) for name, made in design.attacks.items()}
     texts |= {other_file(design, kind): dump_config(found.config) for kind, found in design.others.items()}
-    texts |= {design.dir.config: dump_config(whole), design.dir.base: yaml.safe_dump(dict(design.base))}
+    texts |= {design.dir.config: dump_config(whole), design.dir.base: dump(design.base, sort_keys=True)}
     for path, text in texts.items():
         if not path.exists() or path.read_text() != text:
             write_atomic(path, text)

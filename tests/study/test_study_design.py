@@ -21,7 +21,8 @@ from kapdist.study.command import study
 from kapdist.study.design import Design, make_design
 from kapdist.study.frozen import freeze
 from kapdist.study.page import write_study_report
-from kapdist.study.tasks import tasks
+from kapdist.study.status import find_design
+from kapdist.study.tasks import tasks, write_configs
 
 BASE = """
 data: {train: train.beton, validation: test.beton}
@@ -314,3 +315,18 @@ def test_a_claim_s_sentence_is_the_claim(robust: bool, eps, margin: float, attac
     claim = ClaimConfig(**keys, eps=eps if robust else None, attack=attack, where=where)
     assert ClaimConfig.model_validate(claim.text) == claim
     assert "255/255" not in claim.text  # a size that only L2 and L1 have
+
+
+def test_text_that_looks_like_a_number_stays_text(design, tmp_path: Path) -> None:
+    """The arguments of a network are any values, and a study's directory may be named after a year."""
+    (tmp_path / "base.yaml").write_text("data: {train: a.beton, validation: b.beton}\nmodel: {factory: 'm.py:f'}\n")
+    found = design(
+        arms='arms: {a: {model.arguments.tag: "08"}, b: {model.arguments.tag: "1e-3"}}',
+        attacks='attacks: {"09": {}}',
+    )
+    assert [run.config.model.arguments for run in found.trained[:2]] == [{"tag": "08"}, {"tag": "1e-3"}]
+    assert list(found.attacks) == ["09"]
+    named = make_design(tmp_path / "mine.yaml", [f"studies_dir={tmp_path / 'studies'}", "name='2026'"])
+    freeze(named)
+    write_configs(named)
+    assert find_design(tmp_path / "studies" / "2026").config.name == "2026"
