@@ -37,7 +37,7 @@ def kernel_average(z: Tensor, pool_size: int, *, stride: int = 1, layout: str = 
     grid = check_window(z.shape[dim], pool_size, stride, layout)
     if pool_size == 1 and stride == 1:
         return z
-    if torch.compiler.is_compiling() or z.numel() > _MOST_POOLED:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or z.numel() > _MOST_POOLED:
         return _written_out(z, pool_size, stride, grid, dim)
     average: Tensor = _KernelAverage.apply(z, pool_size, stride, grid, dim)
     return average

@@ -109,14 +109,36 @@ def conv_arguments(conv: nn.Conv2d) -> dict[str, Any]:
 
 
 def replace_modules(model: nn.Module, new: Mapping[Any, nn.Module]) -> nn.Module:
-    """Puts new[module] wherever a module of `new` stands, under each of its names."""
+    """Puts new[module] wherever a module of `new` stands, under each of its names.
+
+    Also in lists, tuples and dictionaries that its modules hold beside: a forward that goes through such a list
+    would call what has been replaced.
+    """
     if model in new:
         return new[model]
+    known: set[int] = set()
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # named_children() would skip a second name of a child
             if child in new:
                 parent._modules[name] = new[child]
+        for name, value in list(vars(parent).items()):
+            parent.__dict__[name] = _with_replaced(value, new, known)
     return model
+
+
+def _with_replaced(value: Any, new: Mapping[Any, nn.Module], known: set[int]) -> Any:
+    """A value that a module holds, with new[module] for each module of `new` in it; lists and dicts are changed."""
+    if isinstance(value, nn.Module):
+        return new.get(value, value)
+    if type(value) not in (list, tuple, dict) or id(value) in known:
+        return value
+    if isinstance(value, tuple):
+        parts = [_with_replaced(part, new, known) for part in value]
+        return value if all(a is b for a, b in zip(parts, value, strict=True)) else tuple(parts)
+    known.add(id(value))
+    for place in list(value) if isinstance(value, dict) else range(len(value)):
+        value[place] = _with_replaced(value[place], new, known)
+    return value
 
 
 def _pick(model: nn.Module, where: Where | None) -> dict[str, nn.Conv2d]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.utils.prune
 from torch import Tensor, nn
 
-from kapdist.kap import KAPConv2d, kapify, kernel_average, noise
+from kapdist.kap import KAPConv2d, fold, kapify, kernel_average, noise
 
 
 class Separable(nn.Module):
@@ -177,3 +177,44 @@ def test_weights_made_anew_in_every_pass_are_refused_by_name(change: Callable[[n
     with pytest.raises(ValueError, match="1: its weight is made anew in every pass"):
         kapify(model)
     assert type(model[0]) is nn.Conv2d
+
+
+class Listed(nn.Module):
+    """A forward that goes through lists beside its modules, as feature pyramids keep their layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        convs = [nn.Conv2d(3, 9, 3), nn.Conv2d(9, 9, 3)]
+        for number, conv in enumerate(convs):
+            self.add_module(f"conv{number}", conv)
+        self.bn0, self.bn1 = nn.BatchNorm2d(9), nn.BatchNorm2d(9)
+        self.steps = [(convs[0], "bn0"), {"conv": convs[1], "norm": "bn1"}]
+        self.steps.append(self.steps)  # no end to it
+        self.fc = nn.Linear(9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (first, norm), second, _ = self.steps
+        x = torch.relu(getattr(self, norm)(first(x)))
+        x = torch.relu(getattr(self, second["norm"])(second["conv"](x)))
+        return self.fc(x.mean((2, 3)))
+
+
+def test_convolutions_in_plain_lists_are_replaced_there_too() -> None:
+    """Else the model would look averaged and noisy, and compute what it did before; folded, it would lose norms."""
+    torch.manual_seed(0)
+    plain = Listed().double().eval()
+    for norm in (plain.bn0, plain.bn1):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    x = torch.rand(2, 3, 8, 8, dtype=torch.double)
+    logits = plain(x)
+    torch.testing.assert_close(fold(plain, norms=True)(x), logits)
+    model = kapify(copy.deepcopy(plain), noise_std=0.5)
+    assert model.steps[0][0] is model.conv0
+    assert not torch.equal(model(x), model(x))
+    with noise(model, "off"):
+        averaged = model(x)
+    maps = torch.relu(plain.bn0(kernel_average(plain.conv0(x), 3)))
+    maps = torch.relu(plain.bn1(kernel_average(plain.conv1(maps), 3)))
+    torch.testing.assert_close(averaged, plain.fc(maps.mean((2, 3))))
+    torch.testing.assert_close(fold(model, norms=True)(x), averaged)
