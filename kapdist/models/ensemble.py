@@ -135,7 +135,8 @@ def for_members(model: nn.Module, state: Mapping[str, Tensor], path: Path, start
     """
     of_ensemble = all(key.startswith(MEMBERS) for key in state)
     if not isinstance(model, Ensemble):
-        if of_ensemble:
+        own = model.state_dict().keys()  # a network by other people may call its parts members as well
+        if of_ensemble and not all(key.startswith(MEMBERS) for key in own):
             expected = "weights of one network (save_weights(ensemble.members[0], path) writes a member's)"
             raise InputError(path, expected, "those of an ensemble")
         return dict(state)

@@ -194,6 +194,26 @@ def test_weights_of_another_number_of_members_are_refused(tmp_path: Path) -> Non
         load_weights(build(2), tmp_path / "log")
 
 
+class OfMembers(nn.Module):
+    """A network by other people whose parts all lie under the name that ours has for an ensemble's."""
+
+    def __init__(self, count: int = 2) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(nn.Linear(12, 4) for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(member(x.flatten(1)) for member in self.members)
+
+
+def test_members_of_a_network_by_other_people_are_its_own(tmp_path: Path, x: Tensor) -> None:
+    trained, other = OfMembers().double(), OfMembers().double()
+    save_weights(trained, tmp_path / "weights")
+    load_weights(other, tmp_path / "weights")
+    assert torch.equal(other(x[..., :2, :2]), trained(x[..., :2, :2]))
+    with pytest.raises(InputError, match=r"expected members.2.weight of shape \(4, 12\), found no such key"):
+        load_weights(OfMembers(3).double(), tmp_path / "weights")
+
+
 def test_what_is_said_of_an_ensemble_is_said_of_its_members() -> None:
     said, single = describe(build(2, NOISY)), describe(build(1, NOISY))
     assert said == single | {"model.members_mean": "logits"}
