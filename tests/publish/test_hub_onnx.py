@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from publish.conftest import CLASSES, SIDE, MakeRun, by_chance, logits_of
+from publish.conftest import AVERAGE, CLASSES, SIDE, MakeRun, by_chance, lay_run, logits_of
 from torch import nn
 
 from kapdist.errors import InputError
@@ -38,6 +38,30 @@ def test_it_computes_what_the_run_computes(make_run: MakeRun, tmp_path: Path) ->
     assert float(said["largest_difference_from_torch"]) > 0
     assert f"differ from torch's by {float(said['largest_difference_from_torch']):.2g} at most" in done.remarks[0]
     assert not {node.op_type for node in model.graph.node} & {"BatchNormalization", "RandomNormal"}
+
+
+GROUPED = """
+from torch import nn
+def build():
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=16, bias=False),
+        nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 36, 1, groups=4), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(36, 3),
+    )
+"""
+
+
+def test_averages_behind_grouped_convolutions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not folded, and the file has them as operations."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "grouped.py").write_text(GROUPED)
+    model = {"factory": "grouped.py:build", "num_classes": 3}
+    run = lay_run(tmp_path / "runs" / "grouped", model, AVERAGE | {"noise_std": 0.3})
+    publish(run.root, tmp_path / "kap.onnx", ["onnx"], Card())
+    session = runtime.InferenceSession(tmp_path / "kap.onnx", providers=["CPUExecutionProvider"])
+    images = torch.rand(5, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
+    found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    torch.testing.assert_close(found, logits_of(by_chance(run)), rtol=1e-4, atol=1e-5)
 
 
 def test_logits_that_differ_are_no_file(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
