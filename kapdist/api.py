@@ -223,10 +223,12 @@ def asked(
         yield run, {**keys, **data_of(images, labels, run / "images")}
         return
     with contextlib.ExitStack() as stack:
+        if directory is not None and Path(directory).exists() and not Path(directory).is_dir():
+            raise InputError("directory", "a folder, or none yet", f"{directory}, a file")
         folder = Path(directory) if directory is not None else Path(stack.enter_context(temporary()))
         factory = stack.enter_context(given(model)) if isinstance(model, nn.Module) else str(model)
         values = {**keys, **data_of(images, labels, folder)}
-        values["model"] = {**dict(keys.get("model", {})), "factory": factory}
+        values["model"] = {**model_keys(keys), "factory": factory}
         if isinstance(model, nn.Module):
             check_alone(keys)
             values.setdefault("device", device_of(model).type)
@@ -235,9 +237,19 @@ def asked(
         yield folder, values
 
 
+def model_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is said of the model beside what it is."""
+    said = keys.get("model") or {}
+    if not isinstance(said, Mapping):
+        raise InputError("model", "a mapping beside the model itself, such as {'weights': FILE}", repr(said)[:100])
+    return dict(said)
+
+
 def is_run(model: Model) -> bool:
     if isinstance(model, nn.Module):
         return False
+    if not isinstance(model, str | Path):
+        raise InputError("model", "a module, a run directory or a factory", f"a {type(model).__name__}")
     if not RunDir(Path(model)).config.exists() and "." not in str(model) and ":" not in str(model):
         raise InputError(model, "a run directory, a module or a factory (timm:resnet50, file.py:function)", "none")
     return RunDir(Path(model)).config.exists()
@@ -253,8 +265,10 @@ def data_of(images: Images | None, labels: Tensor | None, folder: Path) -> dict[
         if labels is None:
             raise InputError("labels", "a tensor with the images' labels", "none")
         return {"data": write_tensors(folder, images, labels)}
-    if labels is not None:
+    if labels is not None and (images is None or isinstance(images, str | Path)):
         raise InputError("labels", "none beside a beton, which has them", f"a {type(labels).__name__}")
+    if images is not None and not isinstance(images, str | Path):
+        raise InputError("images", "a tensor, or the path of a beton", f"a {type(images).__name__}")
     return {} if images is None else {"data": Path(images)}
 
 

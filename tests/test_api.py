@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from kapdist.config.images import ImagesConfig
 from kapdist.data.load.tensors import Tensors, write_tensors
 from kapdist.errors import InputError
 from kapdist.models.build import build_model
+from kapdist.models.live import given, module_of
 from kapdist.models.weights import save_weights
 from kapdist.records.attack_plan import read_plan
 from kapdist.records.evaluation import EvaluationResult
@@ -269,6 +271,22 @@ REFUSED: dict[str, tuple[Callable[[nn.Module, Tensor, Tensor], object], str]] = 
         "num_classes: expected the number of net.py",
     ),
     "label": (lambda net, x, y: kapdist.evaluate(net, x, y + 3), "labels from 0 to 3 (num_classes = 4), found 6"),
+    "an array": (
+        lambda net, x, y: kapdist.attack(net, x.numpy(), y),
+        "images: expected a tensor, or the path of a be",
+    ),
+    "no model": (
+        lambda net, x, y: kapdist.attack(None, x, y),
+        "model: expected a module, a run directory or a fact",
+    ),
+    "model twice": (
+        lambda net, x, y: kapdist.attack(net, x, y, model="net.pth"),
+        "model: expected a mapping beside",
+    ),
+    "directory": (
+        lambda net, x, y: kapdist.attack(net, x, y, directory="net.py"),
+        "directory: expected a folder, or",
+    ),
     "no images": (
         lambda net, x, y: kapdist.evaluate(net),
         "data: expected a beton with the images for <Sequential>",
@@ -283,6 +301,27 @@ def test_what_is_refused(net: nn.Module, case: str) -> None:
         call(net, *pictures(net))
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_two_modules_of_a_name_at_once_are_refused(net: nn.Module) -> None:
+    """As from two threads: one call would build the other's module."""
+    images, labels = pictures(net)
+    told: list[str] = []
+
+    class Asking(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            if not told:
+                with pytest.raises(InputError) as caught:
+                    kapdist.evaluate(Asking(*copy.deepcopy(net)).eval(), images, labels, **FAST)
+                told.append(str(caught.value))
+            return super().forward(x)
+
+    model = Asking(*net).eval()
+    with given(model) as name:
+        model(images)
+        assert module_of(name) is model
+    assert told == ["model <Asking>: expected one such module asked about at a time in a process, found two"]
+    assert kapdist.evaluate(model, images, labels, **FAST).num_top1 == int((net(images).argmax(1) == labels).sum())
 
 
 def test_a_file_of_tensors_that_is_none(tmp_path: Path) -> None:

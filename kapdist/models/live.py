@@ -6,6 +6,7 @@ Only the process that holds it can build it again: there is no other way to it, 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from kapdist.errors import InputError
 
 GIVEN: dict[str, nn.Module] = {}
+_giving = threading.Lock()
 
 
 def is_live(factory: str) -> bool:
@@ -37,15 +39,19 @@ def given(module: nn.Module) -> Iterator[str]:
     """Let a module stand for a factory; yields its name. Afterwards it is on the device and as frozen as before.
 
     Raises:
-        InputError: it, or a part of it, is in training mode.
+        InputError: it, or a part of it, is in training mode; another of this name is asked about at the same time.
     """
     name = f"<{type(module).__name__}>"
     if training := [part or "the module" for part, inner in module.named_modules() if inner.training]:
         raise InputError(
             f"model {name}", "a module in evaluation mode (model.eval())", f"{training[0]} in training"
         )
+    with _giving:
+        if name in GIVEN:
+            raise InputError(f"model {name}", "one such module asked about at a time in a process", "two")
+        GIVEN[name] = module
     learnt = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    before, GIVEN[name] = device_of(module), module
+    before = device_of(module)
     try:
         yield name
     finally:
