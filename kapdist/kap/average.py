@@ -30,9 +30,13 @@ def kernel_average(z: Tensor, pool_size: int, *, stride: int = 1, layout: str = 
     Shapes: dim has C kernels before and ceil(C / stride) after, a sheet ceil(h / stride) * ceil(w / stride).
     For activations (batch, channels, height, width) dim is 1, for weights (out, in, height, width) it is 0.
     The memory format of z is kept. What is returned may be changed in place; pool_size 1 returns z itself.
-    Raises: ValueError for what `check_window` refuses.
+    Raises: ValueError for what `check_window` refuses, a dim that z has not, and whole or complex numbers.
     Source: the paper's section on Kernel Average Pooling; no dense C x C matrix is ever built.
     """
+    if not -z.dim() <= dim < z.dim():
+        raise ValueError(f"dim must be one of the {z.dim()} dimensions of z, found {dim}")
+    if not z.is_floating_point():
+        raise ValueError(f"a mean needs real numbers, found {z.dtype}")
     dim = dim % z.dim()
     grid = check_window(z.shape[dim], pool_size, stride, layout)
     if pool_size == 1 and stride == 1:

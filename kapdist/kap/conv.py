@@ -92,7 +92,7 @@ class KAPConv2d(NoisyLayer, nn.Conv2d):
         self.pool_size = pool_size
         self.pool_stride = pool_stride
         self.layout = layout
-        self.noise_std = noise_std
+        self.noise_std = float(noise_std)
         self.register_module("inner_norm", inner_norm)
         self.noise_source = NoiseSource()
         self.noise_layer = 0

@@ -78,11 +78,19 @@ def add_noise(source: NoiseSource, z: Tensor, std: float, layer: int) -> Tensor:
     if torch.compiler.is_compiling():
         noisy: Tensor = torch.ops.kapdist.add_noise(lines, std, source.handle, layer)
         return noisy if lines is z else noisy.permute(0, 3, 1, 2)
-    if not lines.is_contiguous() or torch._C._functorch.is_functorch_wrapped_tensor(z):
+    if not lines.is_contiguous() or not _has_numbers(z):
         return z.add(draw_noise(source, z, layer), alpha=std)
     flat = lines.detach().view(-1)
     source.streams.add_fresh(flat, flat, std, layer)
     return z
+
+
+def _has_numbers(z: Tensor) -> bool:
+    """Whether it is a tensor itself: on the meta device, or for torch.func and fake tensors, it stands for one.
+
+    Operators know what to do for those; a stream that had drawn for one would be of no use for numbers any more.
+    """
+    return type(z) is Tensor and not z.is_meta and not torch._C._functorch.is_functorch_wrapped_tensor(z)
 
 
 def draw_noise(source: NoiseSource, z: Tensor, layer: int) -> Tensor:

@@ -139,7 +139,8 @@ def add_normal(z: Tensor | None, out: Tensor, std: float, state: Tensor) -> None
     source = out if z is None else z
     blocks = _AT_ONCE // source.element_size()  # of their runs each of 128 threads has so many places
     programs = min(_MOST_PROGRAMS, triton.cdiv(numel, blocks * BLOCK))
-    arguments = (source, out, state, std, numel, z is not None, blocks, RUN, _ANGLE, _MINUS_2_LN_2, _FAST)
+    # A float: of the whole number 1 Triton makes a constant of the kernel that is kept for every other std.
+    arguments = (source, out, state, float(std), numel, z is not None, blocks, RUN, _ANGLE, _MINUS_2_LN_2, _FAST)
     size = numel == 1, numel % 16 == 0, numel > _INT32
     launch(_add_normal, programs, arguments, (out.device.index, source.dtype, out.dtype, z is None, *size))
 
@@ -152,7 +153,7 @@ def add_rows(out: Tensor, std: float, state: Tensor) -> None:
     rows, numel = out.shape
     blocks = _AT_ONCE // out.element_size()
     tiles = triton.cdiv(numel, blocks * BLOCK)
-    arguments = (out, state, std, numel, tiles, True, blocks, RUN, _ANGLE, _MINUS_2_LN_2, _FAST)
+    arguments = (out, state, float(std), numel, tiles, True, blocks, RUN, _ANGLE, _MINUS_2_LN_2, _FAST)
     size = numel == 1, numel % 16 == 0, tiles == 1, tiles % 16 == 0
     launch(_add_rows, rows * tiles, arguments, (out.device.index, out.dtype, *size))
 
@@ -160,10 +161,12 @@ def add_rows(out: Tensor, std: float, state: Tensor) -> None:
 def launch(kernel: Any, programs: int, arguments: tuple[Any, ...], kind: tuple[Any, ...]) -> None:
     """Launches a kernel: past Triton's own look into the arguments, which takes longer than a small kernel.
 
-    `kind` tells what of the arguments has to be compiled apart, pointers' alignment aside.
+    `kind` tells what of the arguments has to be compiled apart, pointers' alignment aside; numbers that no kernel
+    is compiled for are floats.
     """
-    pointers = [argument.data_ptr() for argument in arguments if isinstance(argument, Tensor)]
-    found = _compiled.get(key := (kernel, *kind, any(pointer % 16 for pointer in pointers)))
+    # Each pointer's own: a kernel for one that is aligned reads and writes 16 bytes there at a time.
+    aligned = [argument.data_ptr() % 16 == 0 for argument in arguments if isinstance(argument, Tensor)]
+    found = _compiled.get(key := (kernel, *kind, *aligned))
     device = arguments[0].device
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):

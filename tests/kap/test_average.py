@@ -235,3 +235,17 @@ def test_pool_layer_is_the_function() -> None:
     pool = KernelAveragePool(3, stride=2, layout="sheet")
     assert torch.equal(pool(z), kernel_average(z, 3, stride=2, layout="sheet"))
     assert repr(pool) == "KernelAveragePool(pool_size=3, stride=2, layout=sheet)"
+
+
+@pytest.mark.parametrize(
+    ("z", "dim", "message"),
+    [
+        (torch.rand(9, 9, 9, 9), 4, "dim must be one of the 4 dimensions of z, found 4"),
+        (torch.rand(9, 9, 9, 9), -5, "found -5"),
+        (torch.tensor(1.0), 0, "one of the 0 dimensions"),
+        (torch.arange(9).view(1, 9), 1, "real numbers, found torch.int64"),
+    ],
+)
+def test_what_has_no_mean_along_a_dimension_is_refused(z: Tensor, dim: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kernel_average(z, 3, dim=dim)

@@ -1,9 +1,11 @@
 import copy
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -154,3 +156,12 @@ def test_autocast_computes_in_bfloat16() -> None:
 def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         KAPConv2d(4, 12, 3, **arguments)
+
+
+@pytest.mark.parametrize("noise_std", [1, Fraction(1, 2), np.float32(0.5)])
+def test_any_real_number_is_a_std(noise_std: float) -> None:
+    kap = KAPConv2d(4, 12, 3, noise_std=noise_std)
+    assert type(kap.noise_std) is float
+    with noise(kap, "off"):
+        plain = kap(x := torch.rand(8, 4, 16, 16))
+    torch.testing.assert_close((kap(x) - plain).std().item(), float(noise_std), rtol=0.05, atol=0)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from kapdist.kap import KAPConv2d, fold, kapify, load_noise_state, noise, noise_state, seed_noise
@@ -348,3 +349,22 @@ def test_noise_moves_with_the_model(x: Tensor) -> None:
     load_noise_state(model, state)
     assert torch.equal(model(x.cuda()), fresh)
     assert torch.equal(copy.deepcopy(model)(x.cuda()), model(x.cuda()))
+
+
+@pytest.mark.parametrize("mode", ["fresh", "fixed"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_pass_without_numbers_has_shapes_and_draws_nothing(
+    mode: str, memory_format: torch.memory_format, x: Tensor
+) -> None:
+    """On the meta device and with torch's fake tensors, as what weighs a model goes through it."""
+    model = small_cnn()
+    before, x = noise_state(model), x.contiguous(memory_format=memory_format)
+    expected = copy.deepcopy(model)
+    with noise(model, mode):
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert model(x).shape == (4, 12, 4, 4)
+        bare = copy.deepcopy(model).to("meta")
+        assert bare(x.to("meta")).is_meta
+        assert noise_state(bare) == noise_state(model) == before
+        with noise(expected, mode):
+            assert torch.equal(model(x), expected(x))

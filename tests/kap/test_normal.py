@@ -141,3 +141,44 @@ def test_triton_kernels_by_its_interpreter() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "average to torch.bfloat16" in done.stdout
+
+
+class Kernel:
+    """What Triton compiles for the first arguments, and what is launched again with others."""
+
+    def __init__(self) -> None:
+        self.first: list[tuple[object, ...]] = []
+        self.again: list[tuple[object, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]):
+        def compiled(*arguments: object) -> dict[tuple[int, ...], object]:
+            self.first.append(arguments)
+            return {grid: lambda *others: self.again.append(others), (1, 1, 1): lambda *o: self.again.append(o)}
+
+        return compiled
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch):
+    normal_gpu = pytest.importorskip("kapdist.kap.normal_gpu", reason="needs triton (no GPU)", exc_type=ImportError)
+    monkeypatch.setattr(normal_gpu, "_add_normal", Kernel())
+    monkeypatch.setattr(normal_gpu, "_compiled", {})
+    return normal_gpu
+
+
+def test_a_kernel_for_one_std_is_that_for_every_other(launched) -> None:
+    """Triton makes a constant of the whole number 1, and all later layers would have noise of std 1."""
+    out, state = torch.zeros(64), torch.tensor([KEY, 0, 0])
+    for std in (1, 0.1, 2):
+        launched.add_normal(out, out, std, state)
+    kernel = launched._add_normal
+    assert [type(arguments[3]) for arguments in [*kernel.first, *kernel.again]] == [float, float, float]
+    assert [arguments[3] for arguments in kernel.again] == [0.1, 2]
+
+
+def test_a_kernel_is_for_the_alignment_of_each_tensor(launched) -> None:
+    """One that was compiled to read single numbers and write sixteen bytes must not write where it should read."""
+    odd, even, state = torch.zeros(65)[1:], torch.zeros(64), torch.tensor([KEY, 0, 0])
+    for z, out in ((odd, even), (odd, odd), (even, odd), (even, even), (odd, even)):
+        launched.add_normal(z, out, 0.1, state)
+    assert (len(launched._add_normal.first), len(launched._add_normal.again)) == (4, 1)
