@@ -262,6 +262,12 @@ class AttackConfig(Section):
         return value
 
     @model_validator(mode="after")
+    def images_end_at_one(self) -> AttackConfig:
+        if self.norm == "Linf" and max(self.eps if isinstance(self.eps, tuple) else (self.eps,)) > 1:
+            raise ValueError("eps of at most 1 with Linf (images are in [0, 1]; 8/255 may be written)")
+        return self
+
+    @model_validator(mode="after")
     def attacks_go_with_custom(self) -> AttackConfig:
         if (self.version == "custom") != bool(self.attacks):
             raise ValueError("attacks with version custom, and only then")

@@ -240,6 +240,9 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None
         if state[key].shape != value.shape:
             expected, found = (f"shape {tuple(tensor.shape)}" for tensor in (value, state[key]))
             raise InputError(path, f"{key} of {expected}", found)
+        if value.is_floating_point() and not state[key].is_floating_point():
+            found = str(state[key].dtype).removeprefix("torch.")
+            raise InputError(path, f"{key} in floating point (what is quantised has scales beside)", found)
     for key in state:
         if key not in wanted:
             raise InputError(path, f"no key {key} (the model has none)", f"one of shape {tuple(state[key].shape)}")
@@ -248,6 +251,7 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None
 def first_not_finite(state: Any, name: str = "") -> str | None:
     """Return the dotted name of the first number or tensor, in nested containers, that is not all finite."""
     if isinstance(state, Tensor):
+        state = state.float() if state.is_floating_point() and state.itemsize == 1 else state  # as torch cannot ask
         return None if bool(state.isfinite().all()) else name
     if isinstance(state, float):
         return None if math.isfinite(state) else name

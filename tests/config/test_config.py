@@ -184,6 +184,14 @@ def test_eps_may_be_a_fraction(write) -> None:
     assert load_config(AttackConfig, write("eps: 0.5")).eps == 0.5
 
 
+@pytest.mark.parametrize("eps", ["8", "[2/255, 4]"])
+def test_eps_beyond_all_images_is_refused(write, eps: str) -> None:
+    """8 for 8/255 would break every image, and the robust accuracy of 0 would be believed."""
+    message = refusal(AttackConfig, write(f"eps: {eps}"))
+    assert "expected eps of at most 1 with Linf (images are in [0, 1]; 8/255 may be written)" in message
+    assert load_config(AttackConfig, write(f"eps: {eps}\nnorm: L2")).norm == "L2"
+
+
 def test_two_eps_of_one_name_are_refused(write) -> None:
     """The columns of a stage are named after its eps: a second one would write over the first's breaks."""
     message = refusal(AttackConfig, write("eps: [8/255, 0.0313725]"))

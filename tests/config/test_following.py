@@ -41,7 +41,7 @@ OF_KEYS = {
     "train.accumulation_steps": [1, NUM_IMAGES // 2],
     "engine.timeout_minutes": [1e-6, 10, 10.1, 1000],
     "train.stall_minutes": [1e-6, 14.9, 15, 1000],
-    "eps": ["1/255", "[0.1, 0.2]", 1000],
+    "eps": ["1/255", "[0.1, 0.2]", 1],
     "attacks": ["[apgd-ce]", "[square, fab]", "[a.py:f]"],
     "transfer_from": ["x"],
     "sanity.surrogate": ["x", "m:f", "[x, y]", "{factory: m:f, weights: w}"],

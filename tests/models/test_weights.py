@@ -214,3 +214,24 @@ def test_norm_first_is_built_or_refused_by_its_key(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(MODELS, "resnet10", lambda **_: without)
     with pytest.raises(InputError, match=r"^kap\.norm_first: expected .*resnet10.*, found none behind 0 and 1"):
         build_model(*sections)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_numbers_of_another_kind_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    """torch copies them: integers of a quantised file without their scales, real parts alone."""
+    model = nn.Linear(2, 3)
+    torch.save({key: value.to(dtype) for key, value in model.state_dict().items()}, tmp_path / "weights.pt")
+    with pytest.raises(InputError, match=rf"expected weight in floating point .*, found {str(dtype)[6:]}"):
+        load_weights(model, tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16])
+def test_lower_precisions_load_and_are_asked_whether_they_are_finite(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = nn.Linear(2, 3)
+    state = {key: value.detach().to(dtype) for key, value in model.state_dict().items()}
+    torch.save(state, tmp_path / "weights.pt")
+    load_weights(model, tmp_path / "weights.pt")
+    assert torch.equal(model.weight, state["weight"].float())
+    torch.save(state | {"bias": torch.full((3,), torch.nan).to(dtype)}, tmp_path / "weights.pt")
+    with pytest.raises(InputError, match="expected finite weights, found a value that is not in bias"):
+        load_weights(model, tmp_path / "weights.pt")
