@@ -193,7 +193,7 @@ def noise(model: nn.Module, mode: str, seed: int | None = None) -> Iterator[None
     """Sets the noise mode of every noisy layer in the model for the length of a `with` block.
 
     With a seed the block draws from that seed, and the streams continue afterwards where they stood before.
-    Raises: ValueError for an unknown mode.
+    Raises: ValueError for an unknown mode, and a seed that is no whole number of 64 bits.
     """
     if mode not in MODES:
         raise ValueError(f"the noise mode must be one of {', '.join(MODES)}, found {mode!r}")
@@ -210,7 +210,10 @@ def noise(model: nn.Module, mode: str, seed: int | None = None) -> Iterator[None
 
 
 def seed_noise(model: nn.Module, seed: int) -> None:
-    """Starts the model's noise anew from `seed`; give each rank another one."""
+    """Starts the model's noise anew from `seed`; give each rank another one.
+
+    Raises: ValueError for what is no whole number of 64 bits.
+    """
     for number, source in enumerate(_sources(model)):
         source.streams = Streams(seed if number == 0 else mix(seed, number))
 

@@ -1,6 +1,8 @@
 """The random streams of activation noise: one for each layer and device type, all from one seed."""
 
 import hashlib
+import numbers
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +15,13 @@ class Streams:
 
     So the order in which layers draw is free: torch.compile runs branches in an order of its own. A stream is a key
     and a count of its draws, two numbers on the layer's device (`kapdist.kap.normal`).
+
+    Raises: ValueError for a seed that is no whole number of 64 bits: no state could be saved with it, or another.
     """
 
     def __init__(self, seed: int) -> None:
-        self.seed = seed
+        check_seed(seed)
+        self.seed = int(seed)  # numpy's are whole numbers too
         self._streams: dict[tuple[int, str], Tensor] = {}  # (key, draws, 0)
         self._saved: dict[tuple[int, str], int] = {}  # draws, of streams whose device has not been used yet
         self._fixed: dict[int, Tensor] = {}
@@ -76,6 +81,13 @@ class Streams:
                 start = [mix(self.seed, "fresh", layer), self._saved.pop(place, 0), 0]
                 stream = self._streams[place] = torch.tensor(start, device=device)
         return stream
+
+
+def check_seed(seed: Any) -> None:
+    """Raises: ValueError for what is no whole number of 64 bits."""
+    is_whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if not is_whole or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"the seed of noise must be a whole number of 64 bits, found {seed!r}")
 
 
 def mix(seed: int, *identity: int | str) -> int:

@@ -3,6 +3,7 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -368,3 +369,17 @@ def test_a_pass_without_numbers_has_shapes_and_draws_nothing(
         assert noise_state(bare) == noise_state(model) == before
         with noise(expected, mode):
             assert torch.equal(model(x), expected(x))
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 1.5, True, "7", torch.tensor(7)])
+def test_a_seed_that_no_state_can_be_saved_with_is_refused(seed: object, x: Tensor) -> None:
+    model = small_cnn()
+    expected, before = copy.deepcopy(model)(x), noise_state(model)
+    for begin in (lambda: seed_noise(model, seed), lambda: noise(model, "fresh", seed).__enter__()):
+        with pytest.raises(ValueError, match="seed of noise must be a whole number of 64 bits"):
+            begin()
+    assert noise_state(model) == before
+    assert torch.equal(model(x), expected)
+    for good in (2**63 - 1, -(2**63), np.int64(3)):
+        seed_noise(model, good)
+        assert noise_state(model)["0.seed"] == int(good)
