@@ -8,7 +8,6 @@ package is ``kapdist:fashion_mnist/kap.yaml``.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_origin
@@ -27,7 +26,6 @@ DEFAULTS = "the defaults"  # where a value comes from when no file was named
 ARGUMENTS = "arguments"  # where it comes from when a program said it
 BASE = "base"
 LARGEST_BYTES = 1 << 20
-ONE_LINE = 1 << 30  # columns
 IN_OUR_WORDS = {"path_type": "a path", "dict_type": "a mapping, {name: value}"}  # for what pydantic says by type
 
 
@@ -250,24 +248,6 @@ def parse_override(word: str, model: type[Section]) -> dict[str, Any]:
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)
-
-
-def word_of(key: str, value: Any) -> str:
-    """Return the override that gives a key a JSON value; text that would be read as another value is in quotes."""
-    if not isinstance(value, str):
-        return f"{key}={json.dumps(value, ensure_ascii=False)}"
-    return f"{key}={value if is_read_as_it_is(value) else quoted(value)}"
-
-
-def quoted(text: str) -> str:
-    return dump(text, default_style='"', width=ONE_LINE).strip()
-
-
-def is_read_as_it_is(text: str) -> bool:
-    try:
-        return bool(parse(text, "word") == text) and not is_cut(text, text)
-    except InputError:
-        return False
 
 
 def is_key(key: str, model: type[Section]) -> bool:

@@ -17,6 +17,7 @@ import yaml
 from kapdist.errors import InputError, shown
 
 DEEPEST, MOST_VALUES = 16, 10_000  # no config comes near; aliases of aliases would
+ONE_LINE = 1 << 30  # columns: as wide as any value
 TAG, PLAIN = "tag:yaml.org,2002:", "plain"
 # YAML 1.1 wants a point in 3e-4; everybody else reads it as a number.
 FLOAT = re.compile(

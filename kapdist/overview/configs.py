@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kapdist.config.file import ONE_LINE, merged, read_layers
+from kapdist.config.file import merged, read_layers
 from kapdist.config.kinds import KINDS, kind_of
 from kapdist.config.origins import Value, values_of
-from kapdist.config.plain_yaml import dump
+from kapdist.config.plain_yaml import ONE_LINE, dump
 from kapdist.errors import InputError
 from kapdist.run.paths import RunDir
 

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from kapdist.config import MAY_CHANGE, AnySection, Config, flatten
-from kapdist.config.file import load_config, word_of
+from kapdist.config.file import is_cut, load_config
 from kapdist.config.following import dotted
+from kapdist.config.plain_yaml import ONE_LINE, dump, parse
 from kapdist.config.study import FORBIDDEN, Seeds, StudyConfig, each_once
 from kapdist.errors import InputError, shown
 from kapdist.run.files import to_json
@@ -111,6 +112,24 @@ def resolved(place: str, kind: type[AnySection], base: Path | None, values: Mapp
     except InputError as error:
         error.args = (f"{place}: {error}",)
         raise
+
+
+def word_of(key: str, value: Any) -> str:
+    """Return the override that gives a key a JSON value; text that would be read as another value is in quotes."""
+    if not isinstance(value, str):
+        return f"{key}={to_json(value)}"
+    return f"{key}={value if is_read_as_it_is(value) else quoted(value)}"
+
+
+def quoted(text: str) -> str:
+    return dump(text, default_style='"', width=ONE_LINE).strip()
+
+
+def is_read_as_it_is(text: str) -> bool:
+    try:
+        return bool(parse(text, "word") == text) and not is_cut(text, text)
+    except InputError:
+        return False
 
 
 def check_names(path: Path, trained: Sequence[Trained]) -> None:

@@ -8,12 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kapdist.config.file import word_of
 from kapdist.errors import InputError
 from kapdist.run.paths import StudyDir
 from kapdist.study.design import Design, make_design
 from kapdist.study.hours import Hours, hours_of_tasks, total, trained_share
-from kapdist.study.settings import Trained
+from kapdist.study.settings import Trained, word_of
 from kapdist.study.tasks import Task, failure_of, tasks
 
 

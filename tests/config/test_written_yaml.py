@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from kapdist.config import Config
-from kapdist.config.file import dump_config, load_config, word_of
+from kapdist.config.file import dump_config, load_config
 from kapdist.config.plain_yaml import dump, parse
 from kapdist.overview.configs import entry
+from kapdist.study.settings import word_of
 
 CONFIG = "data: {train: train.beton, validation: test.beton}\n"
 # Numbers to us, text to YAML 1.1, which PyYAML writes by.
