@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
@@ -30,6 +31,7 @@ from launch.restarts import HELD, WRONG_INPUT, End, Restarts, Verdict, verdict
 CLUSTER = "cluster.yaml"
 CANCELLED = 130  # exit code of a script whose job was cancelled: Slurm has its own word for that
 RETRY_SECONDS = 5.0
+PREEMPTED_SECONDS = 1.0  # between two looks at a clock of whole seconds
 NOT_AGAIN = "not started again"
 
 
@@ -256,13 +258,24 @@ def fate_of(facts: dict[str, str], restarts: str) -> Literal["ended", "restarted
     """Say what became of a job whose batch script is still running, by `scontrol show job`.
 
     Slurm counts a restart when it decides on one. As long as a job is completing it hides the word CANCELLED; but
-    only a cancelled job and one past its time limit complete before their script ends, and the latter says so.
+    only a cancelled job, one past its time limit, and one that is preempted where Slurm requeues none
+    (PreemptMode=CANCEL) complete before their script ends, and the latter two say so.
     """
     if int(facts.get("Restarts", 0)) > int(restarts):
         return "restarted"
-    if facts.get("JobState") in {"COMPLETING", "CANCELLED"} and facts.get("Reason") != "TimeLimit":
+    completes = facts.get("JobState") in {"COMPLETING", "CANCELLED", "PREEMPTED"}
+    if completes and facts.get("Reason") != "TimeLimit" and not ended_by_preemption(facts):
         return "cancelled"
     return "ended"
+
+
+def ended_by_preemption(facts: dict[str, str]) -> bool:
+    """Return whether a job's end came with its preemption; one that was cancelled in its grace ended later."""
+    try:
+        preempted, ended = (datetime.fromisoformat(facts[key]) for key in ("PreemptTime", "EndTime"))
+    except (KeyError, ValueError):  # "None": it was not
+        return False
+    return abs((ended - preempted).total_seconds()) <= PREEMPTED_SECONDS
 
 
 def main(words: list[str]) -> int:

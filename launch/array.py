@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kapdist.config import AttackConfig
-from kapdist.errors import InputError
+from kapdist.errors import InputError, TransientError
 from kapdist.run.paths import AttackDir, RunDir
 from launch import journal, slurm
 from launch.call import Call
@@ -88,7 +88,7 @@ class AttackJobs:
         named = f"job {', '.join(self.taken)}, queued before it,"
         try:
             slurm.cancel_and_wait(self.taken)
-        except (OSError, TimeoutError) as error:
+        except (OSError, TransientError) as error:
             return f"{named} is left: {error} (scancel {' '.join(self.taken)})"
         return f"{named} is cancelled"
 

@@ -37,6 +37,7 @@ OURS = {
     **dict.fromkeys(("output", "error", "open-mode"), "logs are in slurm/"),
     **dict.fromkeys(("wrap", "parsable", "quiet", "test-only", "wait"), "it changes what sbatch answers"),
     "comment": "comment=",
+    **dict.fromkeys(("clusters", "cluster-constraint"), "jobs are looked for on the cluster that the command asks"),
     "chdir": "jobs work in the folder that the command is called from, where relative paths begin",
 }
 

@@ -65,6 +65,7 @@ def settle(folder: Path) -> None:
     Raises:
         TransientError: Slurm does not answer.
     """
+    began = time.monotonic()
     while unknown := unanswered(folder):
         found = slurm.submitted_as(
             [intent.token for intent in unknown],
@@ -73,11 +74,12 @@ def settle(folder: Path) -> None:
         )
         if found is None:
             raise TransientError("squeue does not answer; a submission was cut off here, and may be a job")
+        waited = time.monotonic() - began  # the files' clock may be set back
         for intent in unknown:
             if intent.token in found:
                 remember(folder, intent, found[intent.token])
                 print(f"{folder.parent}: job {found[intent.token]} was queued by a command that was cut off")
-            elif jobs.time_in(folder) - intent.line["submitted"] > ON_ITS_WAY_SECONDS:
+            elif max(jobs.time_in(folder) - intent.line["submitted"], waited) > ON_ITS_WAY_SECONDS:
                 write(folder, {"token": intent.token, "absent": True})
         if unanswered(folder):
             time.sleep(0.5)

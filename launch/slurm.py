@@ -23,6 +23,16 @@ SECONDS = 60.0
 # Of what sbatch says where it fails: the controller may have the job all the same.
 UNSURE = re.compile("timed out|unable to contact|zero bytes|connection|transport", re.IGNORECASE)
 TIMEOUTS = 3  # that submitit counts and nobody here asks for
+# Jobs of hidden partitions are left out otherwise.
+EVERY = ("--all", "--noheader")
+# What sbatch's variables are called behind SBATCH_, where not as the option is.
+VARIABLES = {
+    "time": ("TIMELIMIT",),
+    "mem": ("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU"),
+    "requeue": ("REQUEUE", "NO_REQUEUE"),
+}
+# What would change what a submission is, or how sbatch answers, where the script does not speak of it.
+OURS_ALONE = {"ARRAY_INX", "CLUSTERS", "ERROR", "WAIT"}
 
 
 def submit(what: Submission, calls: Sequence[Call]) -> str:
@@ -43,8 +53,9 @@ def submit(what: Submission, calls: Sequence[Call]) -> str:
         given.set_timeout(what.parameters["time"], TIMEOUTS)
         given.dump(what.call(number))
     script = what.folder / f"submission-{what.token}.sh"
-    write_atomic(script, what.script())
-    with outside_of_jobs():
+    text = what.script()
+    write_atomic(script, text)
+    with as_said_in(text):
         done = answer("sbatch", str(script), seconds=SECONDS)
     said = own_words(done.stderr or done.stdout) if done else f"none in {SECONDS:g} s"
     if done and done.returncode == 0 and (job := re.search(r"batch job (\d+)", done.stdout)):
@@ -69,7 +80,7 @@ def submitted_as(tokens: Iterable[str], users: Iterable[str], since: float) -> d
     """
     wanted, others = set(tokens), {*users} - {user_name()}
     whose = ["--user=" + ",".join(sorted(users))] if others else []
-    queue = ask("squeue", *(whose or ["--me"]), "--noheader", "--states=all", "--format=%F|%k")
+    queue = ask("squeue", *(whose or ["--me"]), *EVERY, "--states=all", "--format=%F|%k")
     if queue is None and shutil.which("squeue"):
         return None
     # The accounts have those that the controller has forgotten, where the cluster keeps comments.
@@ -81,11 +92,15 @@ def submitted_as(tokens: Iterable[str], users: Iterable[str], since: float) -> d
 
 
 @contextlib.contextmanager
-def outside_of_jobs() -> Iterator[None]:
-    """Hide the job that this process belongs to: sbatch hands variables down, and a job takes them for its own."""
-    kept = {key: value for key, value in os.environ.items() if key.startswith("SLURM_") and key != "SLURM_CONF"}
-    for key in kept:
-        del os.environ[key]
+def as_said_in(script: str) -> Iterator[None]:
+    """Hide what sbatch would read beside a script: the job that this process belongs to, which it hands down and a
+    job takes for its own, and the user's variables for what the script says, which it would believe more.
+    """
+    said = re.findall(r"^#SBATCH --([\w-]+)", script, re.MULTILINE)
+    names = {name for option in said for name in VARIABLES.get(option, (option.replace("-", "_").upper(),))}
+    theirs = {f"SBATCH_{name}" for name in names | OURS_ALONE}
+    own = {key for key in os.environ if key.startswith("SLURM_") and key != "SLURM_CONF"}
+    kept = {key: os.environ.pop(key) for key in own | theirs if key in os.environ}
     try:
         yield
     finally:
@@ -127,7 +142,7 @@ def queued(
     One unknown number makes squeue refuse the whole list, so all jobs of the users, or of this one, are asked for.
     """
     whose = "--user=" + ",".join(sorted(users)) if users else "--me"
-    words = ("squeue", whose, "--noheader", "--array", "--states=all", "--format=%i|%T|%r")
+    words = ("squeue", whose, *EVERY, "--array", "--states=all", "--format=%i|%T|%r")
     text = ask(*words, seconds=seconds)
     if text is None:
         return None
@@ -146,19 +161,21 @@ def accounted(jobs: Iterable[str], seconds: float = SECONDS) -> dict[str, str]:
 def elements(name: str) -> list[str]:
     """Return the jobs that a name of sacct's stands for: array elements that never started share a line.
 
-    "7_[0,2-4%2]" stands for 7_0, 7_2, 7_3 and 7_4.
+    "7_[0,2-4%2]" stands for 7_0, 7_2, 7_3 and 7_4, "7_[0-20:10]" for 7_0, 7_10 and 7_20.
     """
     array, bracket, listed = name.partition("_[")
     if not bracket:
         return [name]
-    spans = (span.partition("-") for span in re.findall(r"\d+(?:-\d+)?", listed.partition("%")[0]))
-    return [f"{array}_{n}" for first, _, last in spans for n in range(int(first), int(last or first) + 1)]
+    spans = re.findall(r"(\d+)(?:-(\d+))?(?::(\d+))?", listed.partition("%")[0])
+    return [
+        f"{array}_{n}" for first, last, by in spans for n in range(int(first), int(last or first) + 1, int(by or 1))
+    ]
 
 
 def alive(jobs: Iterable[str]) -> list[str]:
     """Return those of the jobs that wait or run, and those that may: Slurm did not answer for them."""
     jobs = list(jobs)
-    queued = ask("squeue", "--me", "--noheader", "--array", "--format=%i|%F")
+    queued = ask("squeue", "--me", *EVERY, "--array", "--format=%i|%F")
     if queued is None:
         return jobs if shutil.which("squeue") else []
     numbers = {number for line in queued.splitlines() for number in line.split("|")}
@@ -200,7 +217,7 @@ def cancel_and_wait(jobs: Sequence[str]) -> None:
     """Cancel jobs and wait until none of them is left in the queue.
 
     Raises:
-        TimeoutError: Slurm did not end them in a minute.
+        TransientError: Slurm did not end them in a minute.
     """
     if not jobs:
         return
@@ -208,5 +225,5 @@ def cancel_and_wait(jobs: Sequence[str]) -> None:
     deadline = time.monotonic() + SECONDS
     while left := alive(jobs):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"Slurm has not ended job {', '.join(left)} in {SECONDS:g} s")
+            raise TransientError(f"scancel: Slurm has not ended job {', '.join(left)} in {SECONDS:g} s")
         time.sleep(0.2)

@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from typing import Any
 
 SECONDS = 20.0  # for each answer: a controller that hangs is as good as none
 RUNS = {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"}
+RUNS |= {"POWER_UP_NODE"}
 ENDED = {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL"}
+ENDED |= {"DEADLINE"}
 FORGOTTEN = "Invalid job id"
 LARGEST_STEP = 2**31  # above are Slurm's own numbers: a batch script, an interactive step
+
+# A user's wishes for what these print: SQUEUE_PARTITION, say, leaves jobs of other partitions out without a word.
+WISHES = ("SQUEUE_", "SACCT_", "SCANCEL_", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
+WIDER = "_FEDERATION"  # these leave nothing out
 
 
 def start_lives(job: str, restart: int, step: str | None, own: bool) -> bool | None:
@@ -21,13 +28,16 @@ def start_lives(job: str, restart: int, step: str | None, own: bool) -> bool | N
         step: its number; a step that has ended leaves its job running.
         own: whether the job is this user's; of others' Slurm may deny that there are any.
     """
-    words = ("squeue", "--noheader", "--states=all", f"--jobs={job}", "--Format=JobID:40,State:40,RestartCnt:20")
+    rows_of = ("--all", "--states=all", f"--jobs={job}", "--Format=JobID:40,State:40,RestartCnt:20")
+    words = ("squeue", "--noheader", *rows_of)
     done = answer(*words)
     if done is None or done.returncode:
         forgotten = done is not None and FORGOTTEN in done.stderr
         return False if (forgotten and own) or ended_by_accounts(job) else None
     rows = [line.split() for line in done.stdout.splitlines()]
     states = [(state, int(count)) for number, state, count in rows if number == job]
+    if not states:  # left out, whyever: only a job that is spoken of is known
+        return False if ended_by_accounts(job) else None
     if any(state in RUNS - {"RUNNING"} for state, _ in states):
         return True  # its processes may be about to end, or to wake up
     if ("RUNNING", restart) not in states:
@@ -59,10 +69,11 @@ def cluster_name() -> str | None:
 
 
 def answer(*words: str, seconds: float = SECONDS) -> subprocess.CompletedProcess[str] | None:
-    """Run a command of Slurm; None where it takes too long or is not there."""
-    # Lists of an array's elements are cut after 64 characters unless told otherwise.
-    environment = os.environ | {"SLURM_BITSTR_LEN": "0"}
+    """Run a command of Slurm without the user's wishes; None where it takes too long or is not there."""
+    kept = {key: it for key, it in os.environ.items() if not key.startswith(WISHES) or key.endswith(WIDER)}
+    # Lists of an array's elements are cut after 64 characters unless told otherwise; comments may have any bytes.
+    how: dict[str, Any] = {"env": kept | {"SLURM_BITSTR_LEN": "0"}, "text": True, "errors": "replace"}
     try:
-        return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=seconds)
+        return subprocess.run(words, **how, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired):
         return None

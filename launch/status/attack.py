@@ -136,7 +136,8 @@ def shards_of(directory: AttackDir, lines: list[Mapping[str, Any]], answers: Ans
         return None
     total = int(arrays[-1]["num_shards"])
     keys = newest_of_shards(lines)
-    given_up = {int(entry.name.removeprefix("shard-")) for entry in scan(shard_failed(directory, 0).parent)}
+    names = [entry.name.removeprefix("shard-") for entry in scan(shard_failed(directory, 0).parent)]
+    given_up = {int(name) for name in names if name.isdecimal()}  # a killed writer leaves names of its own
     sorted_out: dict[str, list[int]] = {kind: [] for kind in ("running", "waiting", "failed", "missing", "unknown")}
     for shard in missing_shards(directory, total):
         state = answers.state(keys[shard]) if shard in keys else None

@@ -32,11 +32,13 @@ class StudyJobsStatus:
     now: float
     queueing: str = ""
     """What is wrong with the newest submission."""
+    unknown: bool = False
+    """Nobody says whether some of its jobs wait or run."""
 
     @property
     def ended(self) -> bool:
         """Nothing more will happen by itself."""
-        return not (self.study.at_work or any(job.runs or job.waits for job in self.jobs))
+        return not (self.unknown or self.study.at_work or any(job.runs or job.waits for job in self.jobs))
 
     def describe(self) -> dict[str, Any]:
         """Return all of it as JSON values."""
@@ -67,4 +69,7 @@ def read_study_jobs(root: Path, now: float) -> StudyJobsStatus:
         failed=first_line(place.failed),
         now=now,
         queueing=last_trouble(place.slurm),
+        unknown=answers.queue is None
+        and not place.finished.exists()
+        and any("UNKNOWN" in job.states for job in found),
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 from kapdist.errors import InputError
 from kapdist.records.hours import training_hours
+from kapdist.records.metrics import parse_line
 from kapdist.run.ends import deaths
 from kapdist.run.files import mapping_in
 from kapdist.run.lock import holder_of, lives_here
@@ -271,12 +272,9 @@ def progress(run: RunDir, ranks: list[Rank], runs: bool) -> dict[str, Any]:
 
 
 def newest_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the newest lines of metrics.jsonl; a last one that is being written is left out."""
-    found = []
-    for line in tail(path, METRICS_BYTES).splitlines():
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
-    return found
+    """Return the newest lines of metrics.jsonl; a last one that is being written, or a damaged one, is left out."""
+    lines = map(parse_line, tail(path, METRICS_BYTES).splitlines())
+    return [line for line in lines if line is not None]
 
 
 def newest_checkpoint(run: RunDir) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def test_true_is_a_flag_and_false_is_nothing(word: str) -> None:
         ("train.sbatch={no_requeue: true}", "whatever was stopped is started again"),
         ("shard.sbatch={output: x}", "logs are in slurm/"),
         ("sbatch={chdir: /tmp}", "where relative paths begin"),
+        ("sbatch={clusters: other}", "the cluster that the command asks"),
         ("srun=[--chdir=/tmp]", "where relative paths begin"),
         ("sbatch={--exclusive: true}", "options without dashes before them"),
         ("sbatch={test-only: true}", "what sbatch answers"),
@@ -116,6 +117,7 @@ def test_the_size_of_an_array(monkeypatch: pytest.MonkeyPatch, said: str | None,
         ("7_3", ["7_3"]),
         ("7_[0,2-4%2]", ["7_0", "7_2", "7_3", "7_4"]),
         ("7_[10-11]", ["7_10", "7_11"]),
+        ("7_[0-12:4%2]", ["7_0", "7_4", "7_8", "7_12"]),  # as Slurm 22.05 writes regular ones
     ],
 )
 def test_the_elements_of_an_array_that_never_started(name: str, jobs: list[str]) -> None:

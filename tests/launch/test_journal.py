@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,15 @@ def test_an_sbatch_that_outlives_its_caller_is_waited_for(cut_off: Path, monkeyp
     assert [line["job"] for line in jobs.remembered(cut_off)] == ["9"]
 
 
+def test_a_clock_that_was_set_back_is_not_waited_for(cut_off: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The submission seems to have been made an hour from now."""
+    monkeypatch.setattr(journal, "ON_ITS_WAY_SECONDS", 0.6)
+    monkeypatch.setattr(jobs, "time_in", lambda folder: time.time() - 3600)
+    answer(monkeypatch, *[""] * 5)
+    journal.settle(cut_off)
+    assert journal.unanswered(cut_off) == []
+
+
 def test_without_slurm_s_answer_nothing_is_submitted_again(cut_off: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, None)
     with pytest.raises(TransientError, match="a submission was cut off here, and may be a job"):
@@ -214,6 +224,50 @@ def test_what_slurm_may_have_taken_all_the_same_is_no_refusal(
     assert len(list(tmp_path.glob("call-*"))) == (not refused)
     assert (said.rpartition(": ")[2] or "none in 60 s") in str(error.value)
     assert len(journal.unanswered(tmp_path)) == (not refused)
+
+
+def test_sbatch_hears_the_script_and_not_the_user_s_variables_for_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch believes a variable more than the script; what the script leaves open stays theirs."""
+    fake = tmp_path / "bin" / "sbatch"
+    fake.parent.mkdir()
+    fake.write_text(f"#!/bin/sh\nenv | grep -E '^(SBATCH|SLURM)_' > {tmp_path}/heard\necho batch job 7\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    hidden = ["TIMELIMIT", "NO_REQUEUE", "PARTITION", "OUTPUT", "ERROR", "ARRAY_INX", "WAIT", "CLUSTERS", "SIGNAL"]
+    hidden += ["MEM_PER_CPU", "JOB_NAME", "OPEN_MODE"]
+    for name in (*hidden, "ACCOUNT"):
+        monkeypatch.setenv(f"SBATCH_{name}", "theirs")
+    cluster = ClusterConfig(partition="gpu", memory_gb=1.0)
+    what = submission("x", tmp_path / "a", cluster, Path("/code"), "launch.after", kind="train")
+    what.folder.mkdir()
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    assert slurm.submit(what, [Call("a:b", ())]) == "7"
+    heard = (tmp_path / "heard").read_text().split()
+    assert [line for line in heard if not line.startswith(("SLURM_CONF", "SLURM_BITSTR"))] == [
+        "SBATCH_ACCOUNT=theirs"
+    ]
+    assert all(os.environ[f"SBATCH_{name}"] == "theirs" for name in hidden)
+
+
+def test_jobs_in_hidden_partitions_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of these squeue speaks to whom asks for all (man squeue, --all)."""
+    fake = tmp_path / "squeue"
+    fake.write_text('#!/bin/sh\ncase "$*" in *--all*) echo "7|7|x kapdist:aaa";; esac\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert slurm.alive(["7", "8"]) == ["7"]
+    assert slurm.queued(["7"]) == {"7": ("7", "x kapdist:aaa")}
+    assert slurm.submitted_as(["aaa"], [], 0.0) == {"aaa": "7"}
+
+
+def test_jobs_that_slurm_does_not_end_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a node that is down: nothing else is submitted."""
+    monkeypatch.setattr(slurm, "SECONDS", 0.0)
+    monkeypatch.setattr(slurm, "ask", lambda word, *_, **__: "7|7\n" if word == "squeue" else "")
+    with pytest.raises(TransientError, match="Slurm has not ended job 7"):
+        slurm.cancel_and_wait(["7"])
 
 
 def test_the_comment_is_the_user_s_and_then_the_token() -> None:

@@ -83,6 +83,9 @@ def test_an_end_is_noted_whole_or_not_at_all(tmp_path) -> None:
     assert kept.path.read_bytes() == before
 
 
+NOT_REQUEUED = {"JobState": "COMPLETING", "Reason": "None", "Restarts": "0", "EndTime": "2026-11-27T14:04:21"}
+
+
 @pytest.mark.parametrize(
     ("facts", "restarts", "expected"),
     [
@@ -93,6 +96,11 @@ def test_an_end_is_noted_whole_or_not_at_all(tmp_path) -> None:
         ({"JobState": "COMPLETING", "Reason": "None", "Restarts": "1"}, "0", "restarted"),
         ({"JobState": "PENDING", "Reason": "BeginTime", "Restarts": "3"}, "2", "restarted"),
         ({"JobState": "COMPLETING", "Reason": "None", "Restarts": "0"}, "0", "cancelled"),
+        (NOT_REQUEUED | {"PreemptTime": "2026-11-27T14:04:21"}, "0", "ended"),  # PreemptMode=CANCEL
+        (NOT_REQUEUED | {"PreemptTime": "2026-11-27T14:04:20"}, "0", "ended"),
+        (NOT_REQUEUED | {"PreemptTime": "2026-11-27T14:04:15"}, "0", "cancelled"),  # in the grace
+        (NOT_REQUEUED | {"PreemptTime": "None"}, "0", "cancelled"),
+        (NOT_REQUEUED | {"PreemptTime": "2026-11-27T14:04:21", "Restarts": "1"}, "0", "restarted"),
         ({"JobState": "CANCELLED", "Reason": "None", "Restarts": "1"}, "1", "cancelled"),
         ({}, "1", "ended"),  # no answer: better to ask for a start too many than to lose the run
     ],

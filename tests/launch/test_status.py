@@ -465,6 +465,16 @@ def test_a_thousand_shards_without_slurm(tmp_path: Path) -> None:
     assert "squeue does not answer" in text
 
 
+def test_what_a_killed_writer_leaves_beside_a_shard_s_last_word_is_none(tmp_path: Path) -> None:
+    directory = planned(tmp_path / "attacks" / "a", 2)
+    queue(directory.slurm, "7", 2, kind="shards", shards=[0, 1], num_shards=2)
+    write_atomic(shard_failed(directory, 1), "failed\n")
+    shard_failed(directory, 0).with_name(".shard-0.1a2b3c4d.tmp").write_text("fai")
+    shards = attack_status(directory, GONE).shards
+    assert shards is not None
+    assert (shards.failed, shards.missing) == ([1], [0])
+
+
 def test_an_attack_from_its_plan_to_its_summary(tmp_path: Path) -> None:
     directory = AttackDir(tmp_path / "attacks" / "a")
     queue(directory.slurm, "6", kind="plan")

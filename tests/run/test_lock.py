@@ -15,6 +15,7 @@ import pytest
 from kapdist.errors import InputError, LockedError
 from kapdist.run import lock as lock_module
 from kapdist.run.lock import Holder, check_free, locked, locked_in_turn, other_at_work, this_process
+from kapdist.run.slurm import answer
 
 FORGOTTEN = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
 SILENT = "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
@@ -141,6 +142,8 @@ def test_without_proc_a_process_that_is_there_holds_its_lock(tmp_path: Path, hel
         ({}, False),
         ({"squeue": "echo 7 RUNNING 0; test $2 = --steps && echo 7.0"}, False),
         ({"squeue": "test $2 = --steps && echo 7.1 || echo 7 RUNNING 0"}, True),  # that step has ended
+        ({"squeue": "exit 0"}, False),  # a job that is left out, whyever
+        ({"squeue": "exit 0", "sacct": "echo COMPLETED"}, True),
         ({"squeue": "echo 7 RUNNING 1"}, True),  # started again since
         ({"squeue": "echo 7 PENDING 1"}, True),
         ({"squeue": "echo 7 COMPLETING 1"}, False),  # about to
@@ -166,6 +169,28 @@ def test_of_a_job_on_another_node_slurm_is_asked(tmp_path, in_job, slurm_says, w
     else:
         with locked(lock):
             assert json.loads(lock.read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("wish", ["SQUEUE_PARTITION", "SQUEUE_QOS", "SQUEUE_NAMES", "SLURM_CLUSTERS"])
+def test_what_the_user_s_shell_says_to_squeue_frees_no_lock(
+    tmp_path, monkeypatch, in_job, slurm_says, wish: str
+) -> None:
+    """SQUEUE_PARTITION=gpu in a profile: squeue leaves a job of another partition out, with exit code 0."""
+    leave(tmp_path / "LOCK", ELSEWHERE)
+    lives = "echo 7 RUNNING 0; test $2 = --steps && echo 7.0"
+    slurm_says(squeue=f'test -n "${wish}" || {{ {lives}; }}\nexit 0')
+    in_job("8")
+    monkeypatch.setenv(wish, "another")
+    with pytest.raises(LockedError, match=r"since noon \(Slurm job 7\)$"):
+        check_free(tmp_path / "LOCK")
+
+
+def test_what_is_no_utf_8_is_read(slurm_says) -> None:
+    """A path, or the comment of another job."""
+    slurm_says(scontrol="printf 'JobState=RUNNING Comment=caf\\351 Restarts=0'")
+    done = answer("scontrol", "show", "job", "7")
+    assert done is not None
+    assert done.stdout.split()[::2] == ["JobState=RUNNING", "Restarts=0"]
 
 
 def test_what_slurm_denies_of_others_proves_nothing(tmp_path, in_job, slurm_says) -> None:

@@ -105,3 +105,25 @@ def test_two_seeds_are_trained_and_attacked_though_the_command_was_killed(
         assert found["training"]["hours"]["unit"] == "rank-hours"
         assert 0 <= found["training"]["hours"]["lost"] < found["training"]["hours"]["used"] < 1
     assert launch(path).stdout.count(": done: ") == 4
+
+
+def test_the_user_s_own_variables_change_no_job_and_hide_none(
+    slurm, tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.restore()
+    for name, value in (("SQUEUE_PARTITION", "high"), ("SQUEUE_STATES", "RUNNING"), ("SQUEUE_FORMAT", "%j")):
+        monkeypatch.setitem(slurm.environment, name, value)
+    for name, value in (("TIMELIMIT", "77"), ("NO_REQUEUE", "1"), ("PARTITION", "high"), ("ARRAY_INX", "0-3")):
+        monkeypatch.setitem(slurm.environment, f"SBATCH_{name}", value)
+    launch = [sys.executable, ROOT / "launch" / "train.py", tiny_config, "cluster.sbatch={hold: true}"]
+    launch += ["cluster.partition=low", "cluster.time_minutes=7"]
+    assert slurm.run(launch, cwd=tmp_path).returncode == 0
+    (line,) = remembered(RunDir(tmp_path / "runs" / "tiny").slurm)
+    facts = slurm.job(line["job"])
+    assert [facts.get(key) for key in ("TimeLimit", "Requeue", "Partition", "ArrayJobId")] == [
+        "00:07:00",
+        "1",
+        "low",
+        None,
+    ]
+    assert f"job {line['job']} waits or runs" in slurm.run(launch, cwd=tmp_path).stdout

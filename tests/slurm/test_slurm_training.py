@@ -175,3 +175,20 @@ def test_a_killed_rank_a_dead_node_a_cut_link_and_an_administrator(slurm, queued
 
     training.wait_until_done()
     assert_equal_bits(training.run, undisturbed())
+
+
+def test_preempted_where_slurm_requeues_nothing_and_cancelled(slurm, queued) -> None:
+    """PreemptMode=CANCEL: a job that saves within KillWait asks for another start itself; scancel is for good."""
+    slurm.run(["scontrol", "update", "partition=low0", "PreemptMode=CANCEL"])
+    try:
+        training = queued("cluster.partition=low0")
+        training.wait_for_a_checkpoint()
+        high = slurm.submit("-p", "high", "-N2", "--exclusive", "--wrap", "sleep 1")
+        training.wait_for_restart(0)
+        slurm.wait_for_state(high, "COMPLETED", 120)
+        training.wait_for_a_checkpoint()
+        slurm.run(["scancel", training.job])
+        assert slurm.wait_for_state(training.job, {"CANCELLED", "PENDING"}, 60) == "CANCELLED"
+        assert training.restarts() == 1
+    finally:
+        slurm.run(["scontrol", "update", "partition=low0", "PreemptMode=REQUEUE"])

@@ -16,14 +16,16 @@ from typer.testing import CliRunner
 from kapdist.errors import InputError
 from kapdist.records.hours import Attempt, used_and_lost
 from kapdist.records.sealed import write_json
+from kapdist.run.files import append_line
 from kapdist.run.lock import locked
-from kapdist.run.paths import RunDir
+from kapdist.run.paths import RunDir, StudyDir
 from kapdist.study.command import study
 from kapdist.study.design import Design, make_design
 from kapdist.study.frozen import freeze
 from kapdist.study.hours import Hours, hours_of_tasks
 from kapdist.study.status import find_design, read_study_status
 from kapdist.study.tasks import failure_of, run_dir, tasks, write_configs
+from launch import slurm
 from launch.status.study import read_study_jobs
 
 STUDY = """
@@ -145,6 +147,22 @@ def test_what_was_given_up_is_named_until_somebody_is_at_work_on_it(design: Desi
         assert failed() == [(training.name, "train: no")]
     write_json(attack.result, {"seconds": 60.0})
     assert failed() == [(training.name, "train: no")]
+
+
+def test_a_watch_goes_on_where_slurm_is_silent(design: Design, tmp_path: Path, monkeypatch) -> None:
+    """Of jobs that nobody speaks of nobody knows that they have ended."""
+    place = StudyDir(design.root)
+    place.root.mkdir(parents=True, exist_ok=True)
+    for job, kind in (("7", "train"), ("8", "study")):
+        line = {"job": job, "name": "x", "kind": kind, "elements": 0, "submitted": 0.0, "by": "me@here"}
+        append_line(place.slurm / "jobs.jsonl", line)
+    monkeypatch.setattr(slurm, "accounted", lambda *_: {"8": "COMPLETED"})
+    for queue, ended in ((None, False), ({}, True), ({"7": ("PENDING", "Priority")}, False)):
+        monkeypatch.setattr(slurm, "queued", lambda *_, queue=queue: queue)
+        assert read_study_jobs(design.root, time.time()).ended == ended
+    place.finished.touch()
+    monkeypatch.setattr(slurm, "queued", lambda *_: None)
+    assert read_study_jobs(design.root, time.time()).ended
 
 
 def test_a_directory_is_the_study_of_the_file_it_was_made_from(design: Design, tmp_path: Path, monkeypatch) -> None:
