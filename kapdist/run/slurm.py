@@ -28,8 +28,9 @@ def start_lives(job: str, restart: int, step: str | None, own: bool) -> bool | N
         step: its number; a step that has ended leaves its job running.
         own: whether the job is this user's; of others' Slurm may deny that there are any.
     """
-    rows_of = ("--all", "--states=all", f"--jobs={job}", "--Format=JobID:40,State:40,RestartCnt:20")
-    words = ("squeue", "--noheader", *rows_of)
+    # All: of jobs in hidden partitions, and of their steps, it says nothing otherwise.
+    wanted = ("--states=all", f"--jobs={job}", "--Format=JobID:40,State:40,RestartCnt:20")
+    words = ("squeue", "--noheader", "--all", *wanted)
     done = answer(*words)
     if done is None or done.returncode:
         forgotten = done is not None and FORGOTTEN in done.stderr
@@ -46,7 +47,7 @@ def start_lives(job: str, restart: int, step: str | None, own: bool) -> bool | N
 
 
 def step_lives(job: str, step: str) -> bool | None:
-    done = answer("squeue", "--noheader", "--steps", f"--jobs={job}", "--format=%i")
+    done = answer("squeue", "--noheader", "--steps", "--all", f"--jobs={job}", "--format=%i")
     if done is None or done.returncode:
         return None
     return any(line.strip().rpartition(".")[2] == step for line in done.stdout.splitlines())

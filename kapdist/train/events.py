@@ -20,6 +20,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from kapdist.run.files import append_whole
 
 NUMBERS = itertools.count()
+PREFIX = "events.out.tfevents."
 
 
 class Scalars(NamedTuple):
@@ -33,7 +34,9 @@ class Events:
     """One file of events in a folder; TensorBoard forgets, of the folder's earlier ones, what lies after `step`."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(NUMBERS)}"
+        # TensorBoard reads a folder's files by name: one must come behind those of nodes whose clocks are ahead.
+        began = max(int(time.time()), 1 + last_begun(folder))
+        name = f"{PREFIX}{began:010d}.{socket.gethostname()}.{os.getpid()}.{next(NUMBERS)}"
         self.path = folder / name
         self.step = step
         self.file: IO[bytes] | None = None
@@ -62,6 +65,12 @@ class Events:
     def close(self) -> None:
         if self.file is not None:
             self.file.close()
+
+
+def last_begun(folder: Path) -> int:
+    """Return when the newest file of events was begun, by its name; 0 where there is none."""
+    words = [path.name.removeprefix(PREFIX).partition(".")[0] for path in folder.glob(f"{PREFIX}*")]
+    return max((int(word) for word in words if word.isdecimal()), default=0)
 
 
 def record(event: Event) -> bytes:

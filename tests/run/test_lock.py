@@ -185,6 +185,15 @@ def test_what_the_user_s_shell_says_to_squeue_frees_no_lock(
         check_free(tmp_path / "LOCK")
 
 
+def test_a_step_in_a_hidden_partition_holds_its_lock(tmp_path, in_job, slurm_says) -> None:
+    """As Slurm 22.05 says it to who is not root: the job, and of its steps none but to who asks for all."""
+    leave(tmp_path / "LOCK", ELSEWHERE)
+    slurm_says(squeue='test $2 != --steps && echo 7 RUNNING 0\ntest "$2 $3" = "--steps --all" && echo 7.0\nexit 0')
+    in_job("8")
+    with pytest.raises(LockedError, match=r"since noon \(Slurm job 7\)$"):
+        check_free(tmp_path / "LOCK")
+
+
 def test_what_is_no_utf_8_is_read(slurm_says) -> None:
     """A path, or the comment of another job."""
     slurm_says(scontrol="printf 'JobState=RUNNING Comment=caf\\351 Restarts=0'")
