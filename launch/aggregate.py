@@ -87,7 +87,7 @@ def once_more(queued: AttackJobs, missing: list[int], num_shards: int, retry: in
         if has_successor(attack, mine):
             return
         # An earlier start of this job was killed before its last submission.
-        slurm.cancel_and_wait(slurm.alive(line["job"] for line in jobs.queued_after(attack.slurm, mine)))
+        jobs.cancel(attack.slurm, jobs.living(jobs.queued_after(attack.slurm, mine)))
         for shard in missing:
             shard_failed(attack, shard).unlink(missing_ok=True)
             Start("shard", attack.root, shard=shard).ends.forget()

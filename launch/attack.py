@@ -23,7 +23,7 @@ from kapdist.records.sharding import missing_shards, num_chunks
 from kapdist.run.files import last_number, output, write_atomic
 from kapdist.run.lock import check_free
 from kapdist.run.paths import AttackDir, RunDir
-from launch import jobs, slurm
+from launch import jobs
 from launch.after import CLUSTER
 from launch.array import AttackJobs, folders_of
 from launch.call import Call
@@ -91,11 +91,11 @@ class AttackCommand:
             print(f"{attack.root}: done: {attack.summary} (--force merges it anew)")
             return False
         lines = jobs.remembered(attack.slurm)
-        living = slurm.alive(line["job"] for line in lines)
+        living = jobs.living(lines)
         if living and not force and not jobs.cut_off(lines, living, "aggregate"):
             print(f"{attack.root}: job {', '.join(living)} waits or runs (--force cancels it and submits the rest)")
             return False
-        slurm.cancel_and_wait(living)
+        jobs.cancel(attack.slurm, living)
         check_free(attack.lock)
         return True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,26 @@ def queued_after(folder: Path, job: str | None) -> list[dict[str, Any]]:
 
 def training_jobs(run: RunDir) -> list[str]:
     """Return the jobs that train a run, or wait to."""
-    return slurm.alive(line["job"] for line in remembered(run.slurm) if line["kind"] == "train")
+    return living(line for line in remembered(run.slurm) if line["kind"] == "train")
+
+
+def living(lines: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the jobs of some lines that wait or run, whoever queued them, and those that may."""
+    lines = list(lines)
+    return slurm.alive([line["job"] for line in lines], users_of(lines))
+
+
+def cancel(folder: Path, jobs: Sequence[str]) -> None:
+    """Cancel jobs of a folder and wait until they are gone.
+
+    Raises:
+        TransientError: as `slurm.cancel_and_wait`; another user's job stays.
+    """
+    slurm.cancel_and_wait(jobs, users_of(remembered(folder)))
+
+
+def users_of(lines: Iterable[Mapping[str, Any]]) -> set[str]:
+    return {str(line["by"]).partition("@")[0] for line in lines if "by" in line}
 
 
 def cut_off(lines: Sequence[Mapping[str, Any]], living: Collection[str], last: str) -> bool:

@@ -78,17 +78,23 @@ def submitted_as(tokens: Iterable[str], users: Iterable[str], since: float) -> d
         users: who submitted them.
         since: when the first of them was, seconds since the epoch.
     """
-    wanted, others = set(tokens), {*users} - {user_name()}
-    whose = ["--user=" + ",".join(sorted(users))] if others else []
-    queue = ask("squeue", *(whose or ["--me"]), *EVERY, "--states=all", "--format=%F|%k")
+    wanted, users = set(tokens), set(users)
+    queue = ask("squeue", whose(users), *EVERY, "--states=all", "--format=%F|%k")
     if queue is None and shutil.which("squeue"):
         return None
     # The accounts have those that the controller has forgotten, where the cluster keeps comments.
     began = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 3600))  # another clock
-    accounts = ask("sacct", "-X", "-n", "-P", f"--starttime={began}", *whose, "-o", "JobID,Comment")
+    theirs = [whose(users)] if users - {user_name()} else []
+    accounts = ask("sacct", "-X", "-n", "-P", f"--starttime={began}", *theirs, "-o", "JobID,Comment")
     rows = [line.partition("|") for text in (accounts, queue) for line in (text or "").splitlines()]
     found = {token_in(comment): job.partition("_")[0] for job, _, comment in rows}
     return {token: found[token] for token in wanted & found.keys()}
+
+
+def whose(users: Iterable[str]) -> str:
+    """Return squeue's word for the jobs of some users; this one's number is known without a look at any name."""
+    named = {*users}
+    return "--user=" + ",".join(sorted(named)) if named - {user_name()} else "--me"
 
 
 @contextlib.contextmanager
@@ -141,8 +147,7 @@ def queued(
 
     One unknown number makes squeue refuse the whole list, so all jobs of the users, or of this one, are asked for.
     """
-    whose = "--user=" + ",".join(sorted(users)) if users else "--me"
-    words = ("squeue", whose, *EVERY, "--array", "--states=all", "--format=%i|%T|%r")
+    words = ("squeue", whose(users), *EVERY, "--array", "--states=all", "--format=%i|%T|%r")
     text = ask(*words, seconds=seconds)
     if text is None:
         return None
@@ -172,10 +177,14 @@ def elements(name: str) -> list[str]:
     ]
 
 
-def alive(jobs: Iterable[str]) -> list[str]:
-    """Return those of the jobs that wait or run, and those that may: Slurm did not answer for them."""
+def alive(jobs: Iterable[str], users: Iterable[str] = ()) -> list[str]:
+    """Return those of the jobs that wait or run, and those that may: Slurm did not answer for them.
+
+    Args:
+        users: who queued them, if not this one alone.
+    """
     jobs = list(jobs)
-    queued = ask("squeue", "--me", *EVERY, "--array", "--format=%i|%F")
+    queued = ask("squeue", whose(users), *EVERY, "--array", "--format=%i|%F")
     if queued is None:
         return jobs if shutil.which("squeue") else []
     numbers = {number for line in queued.splitlines() for number in line.split("|")}
@@ -213,8 +222,11 @@ def restart_count() -> str:
     return os.environ.get("SLURM_RESTART_COUNT", "0")
 
 
-def cancel_and_wait(jobs: Sequence[str]) -> None:
+def cancel_and_wait(jobs: Sequence[str], users: Iterable[str] = ()) -> None:
     """Cancel jobs and wait until none of them is left in the queue.
+
+    Args:
+        users: as of `alive`; Slurm cancels this one's alone.
 
     Raises:
         TransientError: Slurm did not end them in a minute.
@@ -223,7 +235,7 @@ def cancel_and_wait(jobs: Sequence[str]) -> None:
         return
     ask("scancel", *jobs)
     deadline = time.monotonic() + SECONDS
-    while left := alive(jobs):
+    while left := alive(jobs, users):
         if time.monotonic() > deadline:
             raise TransientError(f"scancel: Slurm has not ended job {', '.join(left)} in {SECONDS:g} s")
         time.sleep(0.2)

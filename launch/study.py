@@ -95,7 +95,7 @@ class StudyCommand:
             print(f"{place.root}: done: {place.page} (--force writes the page anew)")
             return False
         lines = jobs.remembered(place.slurm)
-        living = slurm.alive(line["job"] for line in lines)
+        living = jobs.living(lines)
         if living and not force:
             if not jobs.cut_off(lines, living, "study"):
                 print(
@@ -103,7 +103,7 @@ class StudyCommand:
                 )
                 return False
             living = [line["job"] for line in lines if line["job"] in living and line["kind"] != "train"]
-        slurm.cancel_and_wait(living)
+        jobs.cancel(place.slurm, living)
         check_free(place.lock)
         return True
 
@@ -168,7 +168,7 @@ class StudyCommand:
                     journal.settle(command.directory.slurm)
                     if command.is_needed(force=False):
                         command.queue()
-                yield from slurm.alive([line["job"] for line in jobs.remembered(command.directory.slurm)][-1:])
+                yield from jobs.living(jobs.remembered(command.directory.slurm)[-1:])
 
 
 if __name__ == "__main__":

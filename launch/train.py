@@ -25,7 +25,7 @@ from kapdist.run.files import output, write_atomic
 from kapdist.run.lock import check_free
 from kapdist.run.paths import RunDir, SeedsDir
 from kapdist.study.settings import seeds_of
-from launch import jobs, journal, local, slurm
+from launch import jobs, journal, local
 from launch.after import CLUSTER, Start
 from launch.attack import AttackCommand
 from launch.call import Call
@@ -154,7 +154,7 @@ class TrainCommand:
         if run.done.exists() and not force:
             print(f"{run.root}: done: {run.done.read_text().strip()} (--force runs it on)")
             return False
-        slurm.cancel_and_wait(living)
+        jobs.cancel(run.slurm, living)
         check_free(run.lock)
         return True
 

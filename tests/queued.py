@@ -23,7 +23,7 @@ class Queue:
         self.taken.append(what)
         return str(len(self.taken))
 
-    def cancel(self, numbers: Any) -> None:
+    def cancel(self, numbers: Any, users: Any = ()) -> None:
         self.cancelled += numbers
 
     @property

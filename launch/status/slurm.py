@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from kapdist.environment import user_name
 from kapdist.run.slurm import RUNS
 from launch import slurm
+from launch.jobs import users_of
 
 SECONDS = 4.0  # a controller that hangs is as good as none
 
@@ -95,10 +95,7 @@ def ask_slurm(lines: Iterable[Mapping[str, Any]], seconds: float = SECONDS) -> A
     if not lines:
         return Answers(queue={})
     numbers = [line["job"] for line in lines]
-    users = {line["by"].partition("@")[0] for line in lines}
-    # Slurm goes by the user's number, which --me gives without looking at any variable.
-    others = users if users != {user_name()} else ()
     with ThreadPoolExecutor(2) as pool:
-        queue = pool.submit(slurm.queued, numbers, others, seconds)
+        queue = pool.submit(slurm.queued, numbers, users_of(lines), seconds)
         accounts = pool.submit(slurm.accounted, numbers, seconds)
         return Answers(queue.result(), accounts.result())

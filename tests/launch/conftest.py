@@ -13,5 +13,5 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
     queue = Queue()
     monkeypatch.setattr(slurm, "submit", queue.submit)
     monkeypatch.setattr(slurm, "cancel_and_wait", queue.cancel)
-    monkeypatch.setattr(slurm, "alive", lambda jobs: list(jobs))
+    monkeypatch.setattr(slurm, "alive", lambda jobs, *_: list(jobs))
     return queue

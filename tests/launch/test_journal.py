@@ -251,6 +251,27 @@ def test_sbatch_hears_the_script_and_not_the_user_s_variables_for_the_same(
     assert all(os.environ[f"SBATCH_{name}"] == "theirs" for name in hidden)
 
 
+def test_a_colleague_s_job_is_seen_and_not_taken_for_cancelled(
+    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two people work in one folder of runs; Slurm refuses to cancel others' jobs."""
+    for name, text in (
+        ("squeue", 'case "$*" in *--user=colleague*) echo "7|7";; esac'),
+        ("scancel", "echo 'scancel: error: Kill job error on job id 7: Access/permission denied' >&2; exit 1"),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(slurm, "SECONDS", 1.0)
+    run = RunDir(tiny_config.parent / "runs" / "tiny")
+    command = TrainCommand(run, load_config(Config, tiny_config), ClusterConfig())
+    append_line(jobs.record(run.slurm), {"job": "7", "kind": "train", "by": "colleague@login"})
+    assert not command.is_needed(force=False)
+    assert "job 7 waits or runs" in capsys.readouterr().out
+    with pytest.raises(TransientError, match="Slurm has not ended job 7"):
+        command.is_needed(force=True)
+
+
 def test_jobs_in_hidden_partitions_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of these squeue speaks to whom asks for all (man squeue, --all)."""
     fake = tmp_path / "squeue"

@@ -64,14 +64,14 @@ def test_attacks_follow_the_training_and_are_queued_once(
     assert capsys.readouterr().out.count("waits or runs") == 3
 
     # The training has failed and its attacks were called off: the same command goes on with both.
-    monkeypatch.setattr(slurm, "alive", lambda numbers: [job for job in numbers if int(job) > 7])
+    monkeypatch.setattr(slurm, "alive", lambda numbers, *_: [job for job in numbers if int(job) > 7])
     launch(monkeypatch, *words)
     assert queue.kinds[7:] == queue.kinds[:7]
     assert dependencies(queue)[8] == "afterok:8"
 
     # It is done, and one attack is: the other is queued, and waits for nothing.
     run = RunDir(folder / "runs" / "tiny")
-    monkeypatch.setattr(slurm, "alive", lambda numbers: [])
+    monkeypatch.setattr(slurm, "alive", lambda numbers, *_: [])
     write_atomic(run.done, "{}")
     write_atomic(run.attack("quick").summary, "{}")
     launch(monkeypatch, *words)
@@ -92,7 +92,7 @@ def test_each_seed_is_a_run_and_an_element_and_its_attack_follows_that(
     assert f"tiny_seeds: 3 trainings in job 1 (python launch/status.py {folder}" in capsys.readouterr().out
 
     # A run that is done is left out, and one that failed is queued again, alone and so as no array.
-    monkeypatch.setattr(slurm, "alive", lambda numbers: [job for job in numbers if job != "1_1"])
+    monkeypatch.setattr(slurm, "alive", lambda numbers, *_: [job for job in numbers if job != "1_1"])
     write_atomic(RunDir(folder / "runs" / "tiny_seed0").done, "{}")
     before = len(queue.taken)
     launch(monkeypatch, "--seeds", "0,5,7")
@@ -110,7 +110,7 @@ def test_what_is_done_stays_done_where_it_cannot_be_queued_anew(
     folder: Path, monkeypatch: pytest.MonkeyPatch, queue: Queue, words: tuple[str, ...], names: list[str]
 ) -> None:
     launch(monkeypatch, *words)
-    monkeypatch.setattr(slurm, "alive", lambda numbers: [])
+    monkeypatch.setattr(slurm, "alive", lambda numbers, *_: [])
     runs = [RunDir(folder / "runs" / name) for name in names]
     for run in runs:
         write_atomic(run.done, "{}")
