@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kapdist.errors import InputError
+from kapdist.errors import InputError, LockedError
 from kapdist.run.files import file_sha256, last_number, mapping_in, write_atomic
 
 if TYPE_CHECKING:  # imported where it is used: a look at many runs needs no config
@@ -85,6 +85,17 @@ class RunDir:
     def last_attempt(self) -> int:
         """Number of the newest attempt; 0 before the first."""
         return last_number(self.attempts)
+
+    def check_last(self, attempt: int) -> None:
+        """Refuse to write on for an attempt behind which another has begun.
+
+        Slurm starts a job elsewhere when it has lost a node, where the ranks may run on out of its sight.
+
+        Raises:
+            LockedError: another attempt has begun since.
+        """
+        if (newest := self.last_attempt()) > attempt:
+            raise LockedError(self.root, f"attempt {attempt} to be the last", f"attempt {newest}, begun since")
 
     def newest_step(self) -> int:
         """Step of the newest checkpoint by its name; 0 before the first."""

@@ -85,7 +85,8 @@ def told(this: Attempt, ranks: Ranks) -> Iterator[None]:
     except BaseException as error:
         log.exception("rank %d failed", ranks.rank)
         say_end(this.folder, f"rank {ranks.rank} failed: {type(error).__name__}: {error}")
-        say_failed(this.run, f"rank {ranks.rank}, attempt {this.number}\n{traceback.format_exc()}")
+        if this.run.last_attempt() == this.number:  # else the run is another's by now
+            say_failed(this.run, f"rank {ranks.rank}, attempt {this.number}\n{traceback.format_exc()}")
         raise
     if ranks.first:
         say_end(this.folder, "done")

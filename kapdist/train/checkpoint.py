@@ -68,6 +68,7 @@ class Saver:
 
         Raises:
             FloatingPointError: the state is not finite.
+            LockedError: another attempt has begun since.
             RuntimeError: another rank could not save.
         """
         if self.thread is not None:
@@ -99,6 +100,7 @@ class Saver:
             if shared is not None:
                 write_payload(aside / "shared.pt", shared)
                 self.wait_for_others(aside)
+                self.run.check_last(self.attempt)
                 seal(aside, final, {"step": step, "world_size": self.ranks.world_size, "order": self.order})
                 write_atomic(self.run.latest, final.name + "\n")
                 self.sealed_step = step

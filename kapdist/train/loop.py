@@ -85,7 +85,12 @@ def graphs_released(job: Job) -> Iterator[None]:
 
 
 def finish(job: Job, weights: bytes) -> None:
-    """Write the weights, and DONE with the sha256 of all that the run ends with; rank 0 only."""
+    """Write the weights, and DONE with the sha256 of all that the run ends with; rank 0 only.
+
+    Raises:
+        LockedError: another attempt has begun since.
+    """
+    job.run.check_last(job.saver.attempt)
     write_atomic(job.run.weights, weights)
     job.best.finish()
     paths = [path for path in job.run.results if path.exists()]
