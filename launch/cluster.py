@@ -183,7 +183,7 @@ class ClusterConfig(Section):
     shard_retries: Annotated[int, Field(ge=0)] = 2
     """How often the aggregation queues missing shards again."""
     max_array_size: Annotated[int, Field(ge=0)] = 0
-    """Elements of one array at most; 0 asks Slurm for its MaxArraySize. 1 makes every shard a job of its own."""
+    """Elements of one array at most; 0 asks Slurm for what it allows. 1 makes every shard a job of its own."""
     train: JobConfig = JobConfig()
     """What trainings ask for instead, on all their nodes."""
     plan: JobConfig = JobConfig()

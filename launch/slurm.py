@@ -194,10 +194,12 @@ def alive(jobs: Iterable[str], users: Iterable[str] = ()) -> list[str]:
 def max_array_size() -> int:
     """Return how many elements an array may have: Slurm's default if unknown, 1 where arrays are switched off.
 
-    MaxArraySize is the first index that an array may not have; 0 allows no arrays.
+    MaxArraySize is the first index that an array may not have; 0 allows no arrays. Of SchedulerParameters,
+    max_array_tasks may be less.
     """
-    found = re.search(r"MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config") or "")
-    return max(1, int(found[1])) if found else 1001
+    text = ask("scontrol", "show", "config") or ""
+    said = re.findall(r"(?:^MaxArraySize\s*=\s*|\bmax_array_tasks=)(\d+)", text, re.MULTILINE)
+    return max(1, min(map(int, said))) if said else 1001
 
 
 def this_job() -> str | None:

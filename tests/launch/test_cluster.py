@@ -102,6 +102,7 @@ def test_what_is_refused(word: str, said: str) -> None:
     [
         ("MaxArraySize            = 1001\n", 1001),
         ("MaxArraySize            = 0\n", 1),  # arrays are switched off
+        ("MaxArraySize = 2001\nSchedulerParameters     = max_array_tasks=5,sched_interval=1\n", 5),
         (None, 1001),
     ],
 )
