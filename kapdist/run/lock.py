@@ -119,11 +119,14 @@ def check_free(path: Path) -> None:
 
 
 def other_at_work(path: Path) -> Holder | None:
-    """Return who holds a lock, or may, outside of this Slurm job; None if nobody does."""
-    found = holder_of(path)
-    if found is None or (found.job and found.job == this_process().job) or is_alive(found) is False:
+    """Return who holds a lock, or may, outside of this start of this Slurm job; None if nobody does.
+
+    A later start of the job is another: this one may end on a node that Slurm had lost.
+    """
+    found, mine = holder_of(path), this_process()
+    if found is None or (found.job and found.job == mine.job and found.restart <= mine.restart):
         return None
-    return found
+    return None if is_alive(found) is False else found
 
 
 def clear(path: Path) -> None:

@@ -141,6 +141,20 @@ def test_the_last_word_removes_a_lock_of_which_ranks_could_not_see_that_its_hold
     assert not run.lock.exists()
 
 
+def test_a_start_whose_node_was_lost_has_no_say_in_the_next_one(
+    run: RunDir, scontrol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ranks fail when the job runs elsewhere already: no failure is counted, and FAILED is not written."""
+    scontrol("echo JobState=RUNNING Reason=None Restarts=1")
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    write_atomic(run.lock, json.dumps(asdict(replace(this_process(), restart=1))))
+    (run.attempts / "1" / "fatal-0.txt").touch()  # of the rank that is at work
+    assert [last_word(run, 1) for _ in range(2)] == [0, 0]
+    assert [end.code for end in Restarts(run.slurm / "ends.jsonl").read()] == [HELD, HELD]
+    assert not run.failed.exists()
+    assert not (run.attempts / "1" / "FAILED").exists()
+
+
 def test_the_lock_of_the_job_s_own_rank_is_nobody_else_s(run: RunDir, scontrol) -> None:
     write_atomic(run.lock, json.dumps(asdict(replace(this_process(), host="n2", boot="2", job="7"))))
     os.environ["SLURMD_NODENAME"] = "n1"

@@ -235,6 +235,18 @@ def test_of_one_job_the_earlier_start_is_dead_and_the_same_one_lives(
     assert other_at_work(tmp_path / "LOCK") is None  # the last word of the same job
 
 
+def test_a_later_start_of_one_job_is_at_work_as_another(tmp_path, in_job, slurm_says) -> None:
+    """An earlier one that ends on a node that Slurm had lost has no say any more."""
+    leave(tmp_path / "LOCK", replace(ELSEWHERE, restart=1))
+    in_job("7", step=None)
+    slurm_says(squeue="test $2 = --steps && echo 7.0 || echo 7 RUNNING 1")
+    found = other_at_work(tmp_path / "LOCK")
+    assert found is not None
+    assert found.restart == 1
+    slurm_says(squeue="test $2 = --steps && echo 7.1 || echo 7 RUNNING 1")
+    assert other_at_work(tmp_path / "LOCK") is None
+
+
 def test_a_lock_that_says_nothing_is_taken_over(tmp_path: Path) -> None:
     for left in (b"", b"{", b"\0\xff\xfe"):
         (tmp_path / "LOCK").write_bytes(left)
