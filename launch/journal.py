@@ -1,7 +1,8 @@
 """What was to be submitted, written before Slurm is asked: whoever dies in between has not submitted twice.
 
 slurm/submissions.jsonl has a line for each intent, and one for each that came to nothing; the number of any other
-is in slurm/jobs.jsonl, or is still to be found: the job carries the intent's token.
+is in slurm/jobs.jsonl, or is still to be found: the job carries the intent's token. Each run of an array has the
+intent of its element too, as the next command may be for that run alone.
 """
 
 from __future__ import annotations
@@ -32,6 +33,13 @@ class Intent:
     """Of the record of jobs, but for the number."""
     runs: tuple[str, ...] = ()
     """Folders that remember the job too, an element of it each."""
+    element: str = ""
+    """Of the folder's own: what stands behind the job's number."""
+
+    def of_run(self, folder: Path, number: int) -> Intent:
+        """Return what the run of an element has to know of a submission from a folder."""
+        own = self.line | {"elements": 0, "logs": str(folder.absolute())}
+        return Intent(self.token, own, element=f"_{number}" if self.line["elements"] > 1 else "")
 
     @property
     def user(self) -> str:
@@ -50,10 +58,14 @@ def queue(what: Submission, calls: Sequence[Call], runs: Sequence[Path] = ()) ->
     token = uuid4().hex[:12]
     intent = Intent(token, jobs.line_of(what), tuple(map(str, runs)))
     write(what.folder, {"token": token, "intent": intent.line, "runs": list(intent.runs)})
+    for number, run in enumerate(runs):
+        own = intent.of_run(what.folder, number)
+        write(run, {"token": token, "intent": own.line, "runs": [], "element": own.element})
     try:
         job = slurm.submit(replace(what, token=token), calls)
     except slurm.RefusedError as error:
-        write(what.folder, {"token": token, "refused": str(error)})
+        for folder in (what.folder, *runs):
+            write(folder, {"token": token, "refused": str(error)})
         raise
     remember(what.folder, intent, job)
     return job
@@ -78,7 +90,8 @@ def settle(folder: Path) -> None:
         for intent in unknown:
             if intent.token in found:
                 remember(folder, intent, found[intent.token])
-                print(f"{folder.parent}: job {found[intent.token]} was queued by a command that was cut off")
+                job = found[intent.token] + intent.element
+                print(f"{folder.parent}: job {job} was queued by a command that was cut off")
             elif max(jobs.time_in(folder) - intent.line["submitted"], waited) > ON_ITS_WAY_SECONDS:
                 write(folder, {"token": intent.token, "absent": True})
         if unanswered(folder):
@@ -90,18 +103,21 @@ def unanswered(folder: Path) -> list[Intent]:
     lines = lines_in(folder / JOURNAL)
     ended = {line["token"] for line in lines if "intent" not in line}
     ended |= {line.get("token") for line in jobs.remembered(folder)}
-    made = [Intent(line["token"], line["intent"], tuple(line["runs"])) for line in lines if "intent" in line]
+    made = [
+        Intent(line["token"], line["intent"], tuple(line["runs"]), line.get("element", ""))
+        for line in lines
+        if "intent" in line
+    ]
     return [intent for intent in made if intent.token not in ended]
 
 
 def remember(folder: Path, intent: Intent, job: str) -> None:
     """Write down an intent's job wherever it is looked for, and last in the folder of the intent."""
-    line = intent.line | {"token": intent.token}
     for number, run in enumerate(map(Path, intent.runs)):
         if intent.token not in {known.get("token") for known in jobs.remembered(run)}:
-            own = f"{job}_{number}" if line["elements"] > 1 else job
-            append_line(jobs.record(run), {"job": own} | line | {"elements": 0, "logs": str(folder.absolute())})
-    append_line(jobs.record(folder), {"job": job} | line)
+            remember(run, intent.of_run(folder, number), job)
+    line = {"job": job + intent.element} | intent.line | {"token": intent.token}
+    append_line(jobs.record(folder), line)
 
 
 def last_trouble(folder: Path) -> str:

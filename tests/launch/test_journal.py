@@ -99,6 +99,17 @@ def test_a_number_that_was_noted_in_part_is_noted_once(cut_off: Path, monkeypatc
     assert [len(jobs.remembered(cut_off.parent / name)) for name in ("run0", "run1", "a")] == [1, 1, 1]
 
 
+def test_a_command_for_one_of_the_runs_finds_the_job_too(cut_off: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = cut_off.parent / "run1"
+    assert "cut off" in journal.last_trouble(run)
+    answer(monkeypatch, "9", "9")
+    for folder in (run, run, cut_off):
+        journal.settle(folder)
+    assert [line["job"] for line in jobs.remembered(run)] == ["9_1"]
+    assert jobs.remembered(run)[0]["logs"] == str(cut_off)
+    assert [line["job"] for line in jobs.remembered(cut_off)] == ["9"]
+
+
 def test_what_slurm_never_got_is_done_with(cut_off: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "ON_ITS_WAY_SECONDS", -60.0)  # clocks of files are coarse
     answer(monkeypatch, "")
@@ -137,10 +148,11 @@ def test_a_refusal_is_noted_and_shown_until_the_next_submission(
 
     monkeypatch.setattr(slurm, "submit", refuse)
     with pytest.raises(InputError):
-        journal.queue(two(tmp_path), [])
-    assert lines(tmp_path)[-1]["refused"].endswith("found Invalid account")
-    assert journal.unanswered(tmp_path) == []
-    assert journal.last_trouble(tmp_path).endswith("found Invalid account")
+        journal.queue(two(tmp_path), [], [tmp_path / "run0"])
+    for folder in (tmp_path, tmp_path / "run0"):
+        assert lines(folder)[-1]["refused"].endswith("found Invalid account")
+        assert journal.unanswered(folder) == []
+        assert journal.last_trouble(folder).endswith("found Invalid account")
     monkeypatch.setattr(slurm, "submit", lambda *_: "7")
     journal.queue(two(tmp_path), [])
     assert journal.last_trouble(tmp_path) == ""
