@@ -12,6 +12,7 @@ from kapdist.data.beton.writer import Progress
 from kapdist.data.load.pixels import CENTRE_CROP, Recipe
 from kapdist.data.load.retouch import make_retouch
 from kapdist.data.load.simplejpeg import Images
+from kapdist.data.load.storage import StoredFile
 from kapdist.data.load.workers import Workers
 from kapdist.environment import usable_cpus
 from kapdist.errors import InputError
@@ -50,7 +51,7 @@ def damaged_images(info: BetonInfo, progress: Progress | None) -> list[int]:
     """Return the ids of images whose bytes changed or which do not decode."""
     workers, recipe, bad = Workers(usable_cpus()), Recipe(CENTRE_CROP), []
     # A loader's own decoder, so that what passes here decodes there; it compares the checksums first.
-    images = Images(info, recipe, 0, SIDE, make_retouch(recipe), np.zeros(info.num_images, np.bool_))
+    images = Images(info, recipe, 0, SIDE, make_retouch(recipe), StoredFile(info.layout))
     try:
         for start in range(0, info.num_images, BATCH):
             ids = np.arange(start, min(start + BATCH, info.num_images))

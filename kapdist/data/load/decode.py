@@ -137,7 +137,7 @@ class Decoder(SimpleRGBImageDecoder):
     ) -> None:
         super().__init__()
         self.recipe, self.largest, self.layout, self.workers = recipe, largest, layout, workers
-        self.checksums, self.verified = checksums, np.zeros(len(checksums), np.bool_)
+        self.checksums = checksums
         self.retouch = make_retouch(recipe)
         self.scratch = [np.empty((1, layout.largest_bytes), np.uint8) for _ in range(workers.num_workers)]
 
@@ -159,8 +159,7 @@ class Decoder(SimpleRGBImageDecoder):
         # Jitted code would read past the map, and the process would die of it.
         if count and (beyond := starts + sizes > len(data)).any():
             raise DamagedImageError(int(images[beyond.argmax()]))
-        unverified = ~(self.verified[images] & storage.trusted)
-        tables = starts, sizes, heights, widths, modes, self.checksums[images], unverified
+        tables = starts, sizes, heights, widths, modes, self.checksums[images], storage.unverified(images)
 
         def part(worker: int, where: slice) -> None:
             here = images[where], out[where], data, *(table[where] for table in tables), self.scratch[worker]
@@ -170,7 +169,7 @@ class Decoder(SimpleRGBImageDecoder):
             self.retouch(images[where], out[where], key)
 
         self.workers.run(part, count)
-        self.verified[images] = True
+        storage.note(images)
         return out
 
     def decode_some(self, here: tuple[Any, ...], key: int, side: int) -> int:

@@ -19,7 +19,7 @@ from kapdist.data.load.ffcv import (
 )
 from kapdist.data.load.passes import Pass
 from kapdist.data.load.ring import Ring, Rings
-from kapdist.data.load.storage import MappedFile, PagedFile, Storage
+from kapdist.data.load.storage import MappedFile, PagedFile, Storage, StoredFile
 from kapdist.data.load.task import Asked, Task
 from kapdist.data.load.workers import Workers
 
@@ -32,8 +32,10 @@ class FFCVPass(Pass):
     in which it runs the pipeline is called, with this in its place.
     """
 
-    def __init__(self, loader: FFCVLoader, asked: Iterable[Asked], rings: Rings, task: Task) -> None:
-        self.loader, self.task = loader, task
+    def __init__(
+        self, loader: FFCVLoader, asked: Iterable[Asked], rings: Rings, task: Task, file: StoredFile
+    ) -> None:
+        self.loader, self.task, self.file = loader, task, file
         self.memory_context: Storage | None = None
         self.metadata = loader.reader.metadata  # of no image: the decoder has tables of its own
         self.cuda_streams = [None] * num_slots(loader)  # the device copy is the caller's, on the caller's stream
@@ -55,8 +57,7 @@ class FFCVPass(Pass):
             storage.close()
 
     def storage(self, batches: Sequence[np.ndarray]) -> Storage:
-        layout = self.task.info.layout
-        return PagedFile(layout, batches) if self.task.cache == "process" else MappedFile(layout)
+        return PagedFile(self.file, batches) if self.task.cache == "process" else MappedFile(self.file)
 
 
 def num_slots(loader: FFCVLoader) -> int:
@@ -72,7 +73,7 @@ class FFCVBackend:
 
     def __init__(self, task: Task) -> None:
         workers = Workers(task.num_workers)
-        self.task, self.workers = task, workers
+        self.task, self.workers, self.file = task, workers, StoredFile(task.info.layout)
         weakref.finalize(self, workers.close)
         compile_for(task.recipe)
         decoder = Decoder(task.recipe, task.largest, task.info.layout, task.info.checksums, workers)
@@ -81,7 +82,7 @@ class FFCVBackend:
         weakref.finalize(self, self.rings.close)
 
     def start(self, asked: Iterable[Asked]) -> FFCVPass:
-        return FFCVPass(self.pipeline, asked, self.rings, self.task)
+        return FFCVPass(self.pipeline, asked, self.rings, self.task, self.file)
 
 
 def make_pipeline(decoder: Decoder, task: Task) -> FFCVLoader:

@@ -23,7 +23,7 @@ from kapdist.data.load.pixels import FULL, Recipe, array_type, crop_window, eigh
 from kapdist.data.load.resample import AREA
 from kapdist.data.load.retouch import Retouch, make_retouch
 from kapdist.data.load.ring import Ring, Rings
-from kapdist.data.load.storage import MappedFile, tables_of
+from kapdist.data.load.storage import MappedFile, StoredFile, tables_of
 from kapdist.data.load.stored import compiled_stored
 from kapdist.data.load.task import Asked, Task
 from kapdist.data.load.workers import Workers
@@ -61,14 +61,14 @@ class Images:
     """The images of a pass, decoded into memory that is given.
 
     Args:
-        verified: bool, of every image; written by the threads of all passes.
+        file: where they are, of all passes.
     """
 
     def __init__(
-        self, info: BetonInfo, recipe: Recipe, key: int, side: int, retouch: Retouch, verified: np.ndarray
+        self, info: BetonInfo, recipe: Recipe, key: int, side: int, retouch: Retouch, file: StoredFile
     ) -> None:
         self.info, self.recipe, self.key, self.side, self.retouch = info, recipe, key, side, retouch
-        self.stored, self.verified = MappedFile(info.layout), verified
+        self.stored = MappedFile(file)
 
     def fill(self, images: np.ndarray, out: np.ndarray) -> None:
         """Decode images into out, uint8 (batch, side, side, 3)."""
@@ -79,7 +79,7 @@ class Images:
             self.render(int(images[position]), plain, out[position])
         if not one_by_one.all():
             self.render_stored(images, plain, out)
-        self.verified[images] = True
+        self.stored.note(images)
         self.retouch(images, out, self.key)
 
     def render_stored(self, images: np.ndarray, plain: np.ndarray, out: np.ndarray) -> None:
@@ -91,7 +91,7 @@ class Images:
             raise DamagedImageError(int(images[beyond.argmax()]))
         largest = layout.largest_bytes if (tables[3] == YCBCR).any() else 0
         scratch = np.empty((1, largest), np.uint8), plain
-        sums, unverified = self.info.checksums[images], ~self.verified[images]
+        sums, unverified = self.info.checksums[images], self.stored.unverified(images)
         options = recipe.crop, recipe.centre_ratio, recipe.pad, recipe.flip, recipe.cutout
         here = np.ascontiguousarray(images), out, data, starts, *tables, sums, unverified
         bad = compiled_stored()(*here, *scratch, self.key, *options)
@@ -123,7 +123,8 @@ class Images:
         here = np.array([start]), np.array([size])
         if start + size > len(data):
             raise DamagedImageError(image)
-        if not self.verified[image] and checksums(data, *here)[0] != self.info.checksums[image]:
+        unverified = self.stored.unverified(np.array([image]))[0]
+        if unverified and checksums(data, *here)[0] != self.info.checksums[image]:
             raise DamagedImageError(image)
         return data[start : start + size]
 
@@ -133,12 +134,12 @@ class TorchPass(Pass):
 
     def __init__(self, backend: TorchBackend, asked: Iterable[Asked]) -> None:
         self.task, self.workers = backend.task, backend.workers
-        self.retouch, self.verified = backend.retouch, backend.verified
+        self.retouch, self.file = backend.retouch, backend.file
         self.begin(asked, backend.rings, backend.task)
 
     def open(self, asked: Asked) -> None:
         task = self.task
-        self.images = Images(task.info, task.recipe, asked.key, asked.side, self.retouch, self.verified)
+        self.images = Images(task.info, task.recipe, asked.key, asked.side, self.retouch, self.file)
 
     def decode(self, number: int, indices: np.ndarray, ring: Ring, slot: int) -> np.ndarray:
         count, side, images = len(indices), self.images.side, self.images
@@ -170,7 +171,7 @@ class TorchBackend:
         self.rings = Rings(functools.partial(make_ring, task))
         weakref.finalize(self, self.workers.close)
         weakref.finalize(self, self.rings.close)
-        self.retouch, self.verified = make_retouch(task.recipe), np.zeros(task.info.num_images, np.bool_)
+        self.retouch, self.file = make_retouch(task.recipe), StoredFile(task.info.layout)
         if task.recipe.interpolation == AREA:
             compiled_functions()
             compiled_stored()

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import threading
+import weakref
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
-from kapdist.data.beton.layout import Layout, stored_bytes
+from kapdist.data.beton.layout import Layout
+from kapdist.errors import InputError
 
 
 class Storage(Protocol):
-    """The bytes of a pass. `trusted`: what was verified once stays as it was."""
+    """The bytes of a pass."""
 
     data: np.ndarray
-    trusted: bool
 
     def starts(self, images: np.ndarray) -> np.ndarray:
         """Return where in data each image begins, int64."""
+
+    def unverified(self, images: np.ndarray) -> np.ndarray:
+        """Return of which images the checksums are still to be compared, bool."""
+
+    def note(self, images: np.ndarray) -> None:
+        """Note that images are as they were written."""
 
     def start_batch(self, batch: int) -> None:
         """Wait until the images of a batch are in data; batches are asked for in turn. FFCV's name."""
@@ -32,21 +42,60 @@ def tables_of(layout: Layout, images: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(table[images].astype(np.int64) for table in tables)
 
 
-class MappedFile:
-    """The whole file as a memory map: the operating system reads what is asked for and keeps what fits.
+class StoredFile:
+    """A beton's file as it was when a loader was made, and which of its images were found as they were written.
 
-    Images that are in memory already are taken from there.
+    It is kept open: another file in its place, or none, changes nothing for whoever is at work. Where somebody
+    writes into the file itself, nothing of it counts as verified any more. Images that are in memory already are
+    taken from there.
+
+    Raises:
+        InputError: there is no file.
     """
 
-    trusted = True
-
     def __init__(self, layout: Layout) -> None:
-        # Anew for every pass: a file that shrank since must not be read beyond its end.
-        self.layout = layout
-        self.data = stored_bytes(layout.path) if layout.content is None else layout.content
+        self.layout, self.lock = layout, threading.Lock()
+        self.verified = np.zeros(len(layout.offsets), np.bool_)
+        self.written: tuple[int, int] | None = None  # bytes and time of the last look
+        if layout.content is None:
+            try:
+                self.descriptor = os.open(layout.path, os.O_RDONLY)
+            except FileNotFoundError:
+                raise InputError(layout.path, "a beton (kapdist data write)", "no file") from None
+            weakref.finalize(self, os.close, self.descriptor)
+
+    def look(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the file's bytes, read-only (bytes,) uint8, and what is known of its images, bool, to be noted in.
+
+        Mapped anew at every call: a file that shrank since must not be read beyond its end.
+        """
+        if self.layout.content is not None:
+            return self.layout.content, self.verified
+        found = os.fstat(self.descriptor)
+        with self.lock:
+            if self.written != (found.st_size, found.st_mtime_ns):
+                self.written = found.st_size, found.st_mtime_ns
+                self.verified = np.zeros_like(self.verified)
+            verified = self.verified
+        mapped = mmap.mmap(self.descriptor, found.st_size, access=mmap.ACCESS_READ) if found.st_size else b""
+        return np.frombuffer(mapped, np.uint8), verified
+
+
+class MappedFile:
+    """The whole file as a memory map: the operating system reads what is asked for and keeps what fits."""
+
+    def __init__(self, file: StoredFile) -> None:
+        self.layout = file.layout
+        self.data, self.verified = file.look()
 
     def starts(self, images: np.ndarray) -> np.ndarray:
         return self.layout.offsets[images]
+
+    def unverified(self, images: np.ndarray) -> np.ndarray:
+        return ~self.verified[images]
+
+    def note(self, images: np.ndarray) -> None:
+        self.verified[images] = True
 
     def start_batch(self, batch: int) -> None:
         return None
@@ -62,12 +111,11 @@ class PagedFile:
     at once, so it wants quasi-random order: in random order that is the whole file.
     """
 
-    trusted = False  # a page is read again in every pass, and FFCV looks at no read's result
-
-    def __init__(self, layout: Layout, batches: Sequence[np.ndarray]) -> None:
+    def __init__(self, file: StoredFile, batches: Sequence[np.ndarray]) -> None:
         from kapdist.data.load.ffcv import ScheduleExecutor, compute_schedule
 
-        self.layout, self.page_bytes = layout, layout.page_bytes
+        self.layout = layout = file.layout
+        self.page_bytes = layout.page_bytes
         pages = [set((layout.offsets[batch] // self.page_bytes).tolist()) for batch in batches]
         schedule = compute_schedule(pages)
         memory = np.zeros((schedule.num_slots, self.page_bytes), np.uint8)
@@ -76,12 +124,21 @@ class PagedFile:
             self.slots[page] = slot
         self.data = memory.reshape(-1)
         self.data.flags.writeable = False  # as the decoder's signature wants it; the threads write to `memory`
-        self.executor = ScheduleExecutor(str(layout.path), schedule, memory, num_workers=READERS)
+        # By its descriptor: a reader that finds no file ends without a word, and would be waited for.
+        self.executor = ScheduleExecutor(f"/proc/self/fd/{file.descriptor}", schedule, memory, num_workers=READERS)
         self.executor.__enter__()
 
     def starts(self, images: np.ndarray) -> np.ndarray:
         page, within = np.divmod(self.layout.offsets[images], self.page_bytes)
         return self.slots[page] * self.page_bytes + within
+
+    def unverified(self, images: np.ndarray) -> np.ndarray:
+        return np.ones(
+            len(images), np.bool_
+        )  # a page is read again in every pass, and FFCV looks at no read's result
+
+    def note(self, images: np.ndarray) -> None:
+        return None
 
     def start_batch(self, batch: int) -> None:
         self.executor.load_batch(batch)

@@ -1,5 +1,7 @@
 """Where a pass's bytes come from: the map of the file, or pages of it; and resolutions that change by epoch."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,10 @@ import torch
 from kapdist.config import DataConfig
 from kapdist.data.beton.layout import open_beton
 from kapdist.data.beton.write import write_beton
+from kapdist.data.load.loader import Loader
 from kapdist.data.load.order import quasi_random_order
-from kapdist.data.load.storage import MappedFile, PagedFile
+from kapdist.data.load.storage import MappedFile, PagedFile, StoredFile
+from kapdist.errors import InputError
 from kapdist.plan.training import OPEN_PAGES, Ramp, Room, choose_storage
 
 GIB = 2**30
@@ -41,10 +45,10 @@ def test_the_process_cache_gives_the_same_images(paged, batches, make_loader) ->
 
 def test_the_process_cache_holds_the_open_pages_alone(paged) -> None:
     in_order = np.array_split(np.arange(1200), 40)
-    stored, held = paged.path.stat().st_size, PagedFile(paged.layout, in_order)
+    stored, held = paged.path.stat().st_size, PagedFile(StoredFile(paged.layout), in_order)
     try:
         assert len(held.data) < stored / 2
-        mapped = MappedFile(paged.layout)
+        mapped = MappedFile(StoredFile(paged.layout))
         for number, batch in enumerate(in_order):
             held.start_batch(number)
             for image, start in zip(batch, held.starts(batch), strict=True):
@@ -160,10 +164,65 @@ def test_what_cannot_be_is_refused(keys, expected: str) -> None:
 def test_a_rank_s_tables_take_34_bytes_per_image(paged, make_loader) -> None:
     """All that grows with the data; FFCV's own tables, 48 bytes per image, are let go of."""
     backend = make_loader(paged, resolution=64).backend
+    backend.file.look()
     (node,) = backend.pipeline.graph.root_nodes
     layout, reader = paged.layout, backend.pipeline.reader
     tables = layout.labels, layout.offsets, layout.sizes, layout.heights, layout.widths, layout.modes
-    tables += paged.checksums, node.decoder.verified
+    tables += paged.checksums, backend.file.verified
     assert sum(table.nbytes for table in tables) == 34 * paged.num_images
     assert (len(reader.metadata), reader.alloc_table, len(node.decoder.metadata)) == (0, None, 0)
     assert all(table.base is None or table.base.nbytes == table.nbytes for table in tables)
+
+
+READERS = [
+    {"backend": "ffcv"},
+    {"backend": "torch"},
+    {"backend": "ffcv", "cache": "process", "order": "quasi-random"},
+]
+IN_ORDER = np.array_split(np.arange(300), 5)
+
+
+def images_of(loader: Loader) -> torch.Tensor:
+    return torch.cat([batch.images.clone() for batch in loader.batches(IN_ORDER)])
+
+
+def another(beton: Path) -> bytes:
+    """Return the file with the first two images in one another's places: as long, its tables the same."""
+    layout, content = open_beton(beton).layout, bytearray(beton.read_bytes())
+    first, second = (
+        slice(int(start), int(start + size))
+        for start, size in zip(layout.offsets[:2], layout.sizes[:2], strict=True)
+    )
+    content[first], content[second] = content[second], content[first]
+    return bytes(content)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("removed", [True, False])
+def test_another_file_in_a_beton_s_place_changes_nothing_for_who_reads_it(
+    copied: Path, make_loader, reader: dict[str, str], removed: bool
+) -> None:
+    loader = make_loader(open_beton(copied), training=False, **reader)
+    before, other = images_of(loader), another(copied)
+    copied.unlink()
+    if not removed:
+        copied.write_bytes(other)
+    assert torch.equal(images_of(loader), before)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_was_verified_is_verified_anew_where_somebody_writes_into_the_file(
+    copied: Path, make_loader, reader: dict[str, str]
+) -> None:
+    loader = make_loader(open_beton(copied), training=False, **reader)
+    images_of(loader)
+    copied.write_bytes(another(copied))
+    with pytest.raises(InputError, match="image 0 as it was written"):
+        images_of(loader)
+
+
+def test_a_beton_that_is_gone_before_a_loader_is_made_is_one_line(copied: Path, make_loader) -> None:
+    info = open_beton(copied)
+    copied.unlink()
+    with pytest.raises(InputError, match=r"expected a beton .* found no file"):
+        make_loader(info, backend="torch")
