@@ -15,7 +15,7 @@ from kapdist.data.beton.encode import Encoding
 from kapdist.data.beton.journal import Journal
 from kapdist.data.beton.layout import stored_bytes
 from kapdist.data.beton.writer import Job, Progress, Watch
-from kapdist.data.sources.base import Source
+from kapdist.data.sources.base import FileSource, Source
 from kapdist.environment import package_versions
 
 # A part is what a killed writer loses per worker, and what each worker holds a few of in memory.
@@ -43,11 +43,18 @@ def identity(source: Source, encoding: Encoding, images: int, page_size: int) ->
         "class_names": list(source.class_names),
         "num_images": len(source),
         "image_names": names.hexdigest(),
+        "column": source.column if isinstance(source, FileSource) else None,
+        "labels": hashlib.sha256(labels_of(source)).hexdigest(),
         "encoding": repr(encoding),
         "part_images": images,
         "page_size": page_size,
         "packages": package_versions(PACKAGES),
     }
+
+
+def labels_of(source: Source) -> bytes:
+    """Return the labels of a source that has them in memory, as all that kapdist opens; nothing of another."""
+    return np.array(getattr(source, "labels", ()), np.int64).tobytes()
 
 
 class Parts:

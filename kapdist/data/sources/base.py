@@ -43,6 +43,8 @@ class FileSource(ABC):
     """Images that are encoded files: a writer may keep their bytes instead of their pixels."""
 
     largest_bytes: int | None = None
+    column: str | None = None
+    """Of a table: the one that the images are in."""
 
     def __init__(self, name: str, class_names: Sequence[str], labels: np.ndarray) -> None:
         self.name = name

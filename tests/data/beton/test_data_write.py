@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,8 +22,8 @@ from kapdist.data.beton.container import data_start, place
 from kapdist.data.beton.encode import SMALLEST_PAGE, Encoding
 from kapdist.data.beton.layout import open_beton
 from kapdist.data.beton.parts import PARTS
-from kapdist.data.beton.write import write_beton
-from kapdist.data.sources import fashion_mnist
+from kapdist.data.beton.write import write, write_beton
+from kapdist.data.sources import Columns, fashion_mnist
 from kapdist.errors import InputError
 from kapdist.run.lock import locked
 
@@ -163,6 +166,32 @@ def test_other_options_begin_afresh(tmp_path: Path) -> None:
     summary = write_some(tmp_path / "x.beton", jpeg_quality=None)
     assert (summary["writing"]["images"], summary["encoding"]) == (IMAGES, "raw")
     check(tmp_path / "x.beton")
+
+
+class ChangedMindError(Exception):
+    """Somebody changes their mind."""
+
+
+def interrupt(done: int, total: int) -> None:
+    if done > total / 2:
+        raise ChangedMindError
+
+
+@pytest.mark.parametrize("columns", [Columns("small", "coarse"), Columns("large", "fine")])
+def test_other_columns_of_a_table_begin_afresh(tmp_path: Path, columns: Columns) -> None:
+    png = {side: cv2.imencode(".png", np.full((side, side, 3), side, np.uint8))[1].tobytes() for side in (8, 16)}
+    numbers = np.arange(2000)
+    table = {"small": [png[8]] * 2000, "large": [png[16]] * 2000, "fine": numbers % 4, "coarse": numbers // 2 % 4}
+    pq.write_table(pa.table(table), tmp_path / "x.parquet")
+    wanted = str(tmp_path / "x.parquet")
+    with pytest.raises(ChangedMindError):
+        write(wanted, tmp_path / "x.beton", columns=Columns("small", "fine"), num_workers=1, progress=interrupt)
+    assert (tmp_path / "x.beton.writing" / "journal").exists()
+    summary = write(wanted, tmp_path / "x.beton", columns=columns, num_workers=1)
+    assert summary["writing"]["images"] == 2000
+    info = open_beton(tmp_path / "x.beton")
+    assert info.height == {"small": 8, "large": 16}[columns.image]
+    assert np.array_equal(info.labels, table[columns.label])
 
 
 def test_two_writers_of_one_file_are_told_apart(array_source, tmp_path: Path) -> None:
