@@ -7,6 +7,7 @@ only the holder of a lock writes, and that nobody reads.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import logging
@@ -14,7 +15,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kapdist.data.beton.layout import open_with_manifest
@@ -101,7 +102,7 @@ def staged(path: Path, folder: Path, ended: Callable[[], bool] = lambda: False) 
     waited = Patience(partial_of(copy))
     while not usable(copy, manifest):
         try:
-            with locked(copy.with_name(f"{copy.name}.lock")):
+            with alone(copy):
                 if not usable(copy, manifest):  # or somebody made it until now
                     make(path, copy, manifest, ended)
         except LockedError as held:
@@ -117,6 +118,24 @@ def staged(path: Path, folder: Path, ended: Callable[[], bool] = lambda: False) 
             return path
     log.info("data.stage: %s is read from %s", path, copy)
     return copy
+
+
+@contextlib.contextmanager
+def alone(copy: Path) -> Iterator[None]:
+    """Hold the lock of a copy.
+
+    Raises:
+        LockedError: somebody else does.
+        OSError: it cannot be had, as where another user's job was killed and only that user may remove its lock.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(copy.with_name(f"{copy.name}.lock")))
+        except LockedError:
+            raise
+        except InputError as error:
+            raise PermissionError(errno.EACCES, f"its lock cannot be had: {error}") from None
+        yield
 
 
 class Patience:
@@ -153,7 +172,9 @@ def make(path: Path, copy: Path, manifest: Manifest, ended: Callable[[], bool]) 
         InputError: the bytes are not those that the manifest says.
     """
     partial = partial_of(copy)
-    partial.unlink(missing_ok=True)  # of a process that was killed
+    # Of a process that was killed, and what cannot be used: another user's is known before anything is copied.
+    for left in (partial, copy, manifest_path(copy)):
+        left.unlink(missing_ok=True)
     if shutil.disk_usage(copy.parent).free < manifest.size_bytes + SPARE:
         raise OSError(errno.ENOSPC, f"{manifest.size_bytes / 2**30:.1f} GiB are more than is free")
     try:

@@ -113,6 +113,26 @@ def test_without_room_it_is_read_where_it_is(fashion: BetonInfo, tmp_path: Path,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("suffix", [".lock", "", ".json"])
+def test_what_others_left_and_nobody_here_may_remove_costs_the_copy_alone(
+    fashion: BetonInfo, tmp_path: Path, monkeypatch, caplog, suffix: str
+) -> None:
+    """In a sticky folder such as /tmp a lock or a copy of another user is what a folder in its place is here."""
+    name = staged(fashion.path, tmp_path / "elsewhere").name
+    (tmp_path / "node" / f"{name}{suffix}").mkdir(parents=True)
+    monkeypatch.setattr(staging, "copied", lambda *words: pytest.fail("copied, and for nothing"))
+    assert run([fashion.path], tmp_path / "node") == [fashion.path]
+    assert "it is read where it is" in caplog.text
+
+
+def test_a_damaged_copy_s_room_is_there_for_the_next_one(fashion: BetonInfo, tmp_path: Path, monkeypatch) -> None:
+    copy = staged(fashion.path, tmp_path)
+    os.truncate(copy, 1000)
+    usage = namedtuple("Usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(free=1000 if copy.exists() else 1 << 40))
+    assert staged(fashion.path, tmp_path) == copy
+
+
 def test_bytes_that_are_not_the_manifest_s_are_refused(copied: Path, tmp_path: Path) -> None:
     content = bytearray(copied.read_bytes())
     content[-200_000] ^= 1
