@@ -338,3 +338,23 @@ def test_a_file_of_tensors_that_is_none(tmp_path: Path) -> None:
     file = write_tensors(tmp_path, torch.rand(3, 3, 8, 8), torch.arange(3))
     found = describe_images(ImagesConfig(beton=file), None)
     assert (found.num_images, found.num_classes, found.data.resolution) == (3, 3, 8)
+
+
+def test_every_image_and_label_of_a_file_of_tensors_is_looked_at(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    images, labels = torch.rand(4, 3, 8, 8), torch.arange(4, dtype=torch.int32)
+    save_file({"images": images, "labels": labels}, tmp_path / "good.safetensors")
+    ((_, found),) = Tensors(tmp_path / "good.safetensors").batches([np.arange(4)])
+    assert found.dtype == torch.int64  # as cross-entropies want them
+    for name, value in (("bytes", 255.0), ("nan", torch.nan)):
+        images[2, 0, 0, 0] = value
+        save_file({"images": images, "labels": labels}, tmp_path / f"{name}.safetensors")
+        first, second = [np.arange(2)], [np.arange(2, 4)]
+        assert len(list(Tensors(tmp_path / f"{name}.safetensors").batches(first))) == 1
+        with pytest.raises(InputError, match=rf"{name}\.safetensors: expected images in \[0, 1\], found values"):
+            list(Tensors(tmp_path / f"{name}.safetensors").batches(second))
+    labels[3] = -100
+    save_file({"images": images, "labels": labels}, tmp_path / "labels.safetensors")
+    with pytest.raises(InputError, match="expected labels from 0 on, found -100"):
+        Tensors(tmp_path / "labels.safetensors")

@@ -51,14 +51,19 @@ def check_tensors(place: object, images: Tensor, labels: Tensor) -> None:
         raise InputError(place, "images (number, 3, side, side), one at least", str(tuple(images.shape)))
     if images.shape[3] not in SIDES:
         raise InputError(place, f"images of {SIDES[0]} to {SIDES[-1]:,} pixels a side", str(images.shape[3]))
-    if not images.isfinite().all() or images.min() < 0 or images.max() > 1:
-        found = f"values from {images.min().item():g} to {images.max().item():g}"
-        raise InputError(place, "images in [0, 1]", found)
+    check_values(place, images)
     if labels.is_floating_point() or labels.dtype == torch.bool or tuple(labels.shape) != (len(images),):
         found = f"{str(labels.dtype).removeprefix('torch.')} {tuple(labels.shape)}"
         raise InputError(place, f"labels as whole numbers ({len(images)},)", found)
     if labels.min() < 0:
         raise InputError(place, "labels from 0 on", str(int(labels.min())))
+
+
+def check_values(place: object, images: Tensor) -> None:
+    """Raise InputError unless images are in [0, 1]."""
+    if len(images) and (not images.isfinite().all() or images.min() < 0 or images.max() > 1):
+        found = f"values from {images.min().item():g} to {images.max().item():g}"
+        raise InputError(place, "images in [0, 1]", found)
 
 
 class Tensors:
@@ -82,9 +87,12 @@ class Tensors:
             raise InputError(path, f"a file with {EXPECTED}", str(error)) from None
         if dtype != "F32" or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or not shape[0]:
             raise InputError(path, EXPECTED, f"images {dtype} {tuple(shape)}")
-        check_tensors(path, self.images[:1], self.labels[:1])
         if tuple(self.labels.shape) != (shape[0],):
             raise InputError(path, EXPECTED, f"{shape[0]} images and labels {tuple(self.labels.shape)}")
+        check_tensors(path, self.images[:1], self.labels[:1])
+        self.labels = self.labels.long()  # of fewer bits they would be no classes to torch
+        if self.labels.min() < 0:
+            raise InputError(path, "labels from 0 on", str(int(self.labels.min())))
         self.num_images, self.resolution = int(shape[0]), int(shape[3])
 
     @property
@@ -97,7 +105,12 @@ class Tensors:
         return tuple(map(str, range(int(self.labels.max()) + 1)))
 
     def batches(self, batches: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images, (batch, 3, side, side), and labels, (batch,), for every array of image ids."""
+        """Yield images, (batch, 3, side, side), and labels, (batch,), for every array of image ids.
+
+        Raises:
+            InputError: an image that is not in [0, 1].
+        """
         for ids in batches:
             images = torch.cat([self.images[int(image) : int(image) + 1] for image in ids])
+            check_values(self.path, images)
             yield images, self.labels[torch.from_numpy(np.asarray(ids, dtype=np.int64))]
