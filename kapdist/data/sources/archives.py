@@ -48,7 +48,7 @@ class Files(ABC):
         """
         try:
             return self.read_whole(self.prefix + name)
-        except (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
 
     def text(self, name: str) -> str:
@@ -99,7 +99,7 @@ class ZipFiles(Files):
         self.opened: tuple[int, zipfile.ZipFile] | None = None
         try:
             self.file()
-        except (zipfile.BadZipFile, OSError) as error:
+        except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError) as error:
             raise InputError(place, "a whole zip", str(error)) from error
 
     def file(self) -> zipfile.ZipFile:
@@ -111,7 +111,7 @@ class ZipFiles(Files):
         return (info.filename for info in self.file().infolist() if not info.is_dir())
 
     def read_whole(self, name: str) -> bytes:
-        return self.file().read(name)
+        return self.file().read(name)  # RuntimeError of one that is encrypted or compressed in a newer way
 
 
 class TarFiles(Files):

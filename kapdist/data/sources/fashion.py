@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def read_idx(path: Path) -> np.ndarray:
     """Return the array of an IDX file of bytes (gzip), as yann.lecun.com/exdb/mnist describes the format."""
     try:
         content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(path, "a gzip file", str(error)) from error
     if content[:3] != b"\0\0\x08":
         raise InputError(path, "an IDX file of unsigned bytes", f"a file that begins with {content[:4].hex()}")

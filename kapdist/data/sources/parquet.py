@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pyarrow.parquet as pq
 
 from kapdist.data.sources.base import Columns, FileSource, check_labels_have_names
 from kapdist.data.sources.image import UnreadableImageError
-from kapdist.errors import InputError, shown
+from kapdist.errors import InputError, first_line, shown
 
 # What a file's name says of its split: the hub's and torchvision's words.
 SPLIT_WORDS = {
@@ -48,8 +50,8 @@ class ParquetImages(FileSource):
         row = int(np.searchsorted(self.groups[:, 2], index, side="right")) - 1
         try:
             value = self.rows(row)[index - int(self.groups[row, 2])].as_py()
-        except (pa.ArrowException, OSError) as error:
-            raise UnreadableImageError(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+        except (pa.ArrowException, OSError, IndexError) as error:  # or fewer rows than its head says
+            raise UnreadableImageError(f"{type(error).__name__}: {first_line(error)}") from error
         if value is None:
             raise UnreadableImageError("no bytes in its row")
         return value
@@ -73,8 +75,9 @@ class ParquetImages(FileSource):
                 kind = file.schema_arrow.field(self.column).type
                 if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
                     return None
-                table = file.read(columns=[f"{self.column}.path"], use_threads=False)
-                named += [value["path"] for value in table.column(0).to_pylist()]
+                with whole(path):
+                    table = file.read(columns=[f"{self.column}.path"], use_threads=False)
+                    named += [value["path"] for value in table.column(0).to_pylist()]
         names = [name.replace(os.sep, "/") for name in named if isinstance(name, str) and name]
         return names if len(names) == len(named) else None
 
@@ -107,7 +110,8 @@ def parquet(path: Path, split: str | None, columns: Columns) -> ParquetImages:
                 if rows := file.metadata.row_group(group).num_rows:
                     groups.append((len(filled), group, first))
                     first += rows
-            values.append(file.read(columns=[columns.label], use_threads=False).column(0))
+            with whole(file_path):
+                values.append(file.read(columns=[columns.label], use_threads=False).column(0))
             theirs = names_of_metadata(file, columns)
             if names and theirs and theirs != names:
                 raise InputError(
@@ -117,11 +121,22 @@ def parquet(path: Path, split: str | None, columns: Columns) -> ParquetImages:
             filled += [file_path] if file.metadata.num_rows else []
     if not groups:
         raise InputError(path, "rows", "none")
+    if (found_rows := sum(map(len, values))) != first:
+        raise InputError(f"{path}, column {columns.label}", f"{first} labels", str(found_rows))
     labels, found = labels_and_names(together(values, f"{path}, column {columns.label}"))
     names = names or found
     check_labels_have_names(f"{path}, column {columns.label}", labels, len(names))
     name = f"{path}/{split}" if split else str(path)
     return ParquetImages(name, names, labels, filled, np.array(groups), columns.image)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Raise InputError where a file's pages cannot be read, or hold no text where it is due."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(path, "a whole Parquet file", first_line(error)) from error
 
 
 def choose(path: Path, split: str | None) -> list[Path]:
@@ -156,10 +171,8 @@ def split_of(file: Path) -> str:
 
 
 def open_parquet(path: Path, columns: Columns) -> pq.ParquetFile:
-    try:
+    with whole(path):
         file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(path, "a whole Parquet file", str(error).splitlines()[0]) from error
     schema = file.schema_arrow
     for name in (columns.image, columns.label):
         if name not in schema.names:
@@ -190,10 +203,14 @@ def labels_and_names(values: pa.ChunkedArray) -> tuple[np.ndarray, tuple[str, ..
         try:
             labels = values.cast(pa.int64()).to_numpy()
         except pa.ArrowInvalid as error:
-            raise InputError("labels", "integers of at most 63 bits", str(error).splitlines()[0]) from None
+            raise InputError("labels", "integers of at most 63 bits", first_line(error)) from None
         return labels, tuple(map(str, range(int(labels.max()) + 1)))
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        names, labels = np.unique(np.array(values.to_pylist(), object), return_inverse=True)
+        try:
+            words = np.array(values.to_pylist(), object)
+        except UnicodeDecodeError as error:
+            raise InputError("labels", "words in UTF-8", str(error)) from None
+        names, labels = np.unique(words, return_inverse=True)
         return labels.astype(np.int64), tuple(map(str, names))
     raise InputError("labels", "integers or words", str(values.type))
 
