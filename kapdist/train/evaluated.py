@@ -68,6 +68,7 @@ class Evaluated:
             device=ranks.device,
             num_workers=config.workers or ranks.decoders,
             channels_last=self.channels_last,
+            local_ranks=ranks.local_world_size,
         )
 
 

@@ -276,6 +276,7 @@ def make_loader(
         num_workers=config.data.workers or ranks.decoders,
         channels_last=config.engine.channels_last,
         cache=plan.storage.cache if plan else "page",  # evaluation reads the file from its beginning to its end
+        local_ranks=ranks.local_world_size,
     )
 
 

@@ -55,6 +55,7 @@ class Loader:
         num_workers: decoding threads; 0 takes the CPUs that this process may use.
         channels_last: memory format of the images.
         cache: page or process, as the plan says; None takes the config's.
+        local_ranks: of this node, which share its memory.
 
     Raises:
         InputError: images that are not of config.resolution with crop none; more workers than CPUs; a backend that
@@ -73,6 +74,7 @@ class Loader:
         num_workers: int = 0,
         channels_last: bool = True,
         cache: str | None = None,
+        local_ranks: int = 1,
     ) -> None:
         self.info, self.config = info, config
         self.seed, self.max_batch_size = seed, max_batch_size
@@ -83,7 +85,9 @@ class Loader:
         if not 1 <= num_workers <= usable_cpus():
             raise InputError("data.workers", f"1 to {usable_cpus()} (CPUs of this process)", str(num_workers))
         recipe, cache = make_recipe(info, config, training=training), cache or config.cache
-        task = Task(info, config, recipe, self.largest, max_batch_size, num_workers, self.device, cache)
+        task = Task(
+            info, config, recipe, self.largest, max_batch_size, num_workers, self.device, cache, local_ranks
+        )
         if config.on_device:
             with damage_named(info):
                 task = in_memory(task, training=training)

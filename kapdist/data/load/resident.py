@@ -38,15 +38,22 @@ WINDOW, MIRROR, SHIFT, HOLE, ERASED, STREAM = slice(0, 4), 4, slice(5, 7), slice
 NUM_DRAWS = 16
 
 
-def check_room(num_bytes: int, device: torch.device) -> None:
-    """Refuse images that a device has no room for.
+def check_room(num_bytes: int, task: Task) -> None:
+    """Refuse images that a device, or the node on which its ranks decode them, has no room for.
 
     Raises:
-        InputError: they would take more than SHARE of what there is.
+        InputError: they would take more than SHARE of what there is, or on the way to GPUs more than the node has.
     """
-    there = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_bytes()
-    if num_bytes > SHARE * there:
-        expected = f"images of at most {SHARE * there / 2**30:.1f} GiB (half of what {device} has)"
+    gpu = task.device.type == "cuda"
+    here = memory_bytes() // task.local_ranks
+    limit = int(SHARE * (torch.cuda.mem_get_info(task.device)[0] if gpu else here))
+    words = f"half of what {task.device} has"
+    if not gpu and task.local_ranks > 1:
+        words = f"half of the node's memory for {task.local_ranks} ranks"
+    if gpu and here < limit:
+        limit, words = here, f"the node's memory for {task.local_ranks} ranks, which decode them"
+    if num_bytes > limit:
+        expected = f"images of at most {limit / 2**30:.1f} GiB ({words})"
         raise InputError(
             "data.on_device", expected, f"{num_bytes / 2**30:.1f} GiB (on_device=false reads the file)"
         )
@@ -84,7 +91,7 @@ def in_memory(task: Task, *, training: bool) -> Task:
 def rendered(task: Task) -> BetonInfo:
     """Return a beton whose images are what a task makes of them in epoch 0, in memory."""
     side, count = task.largest, task.info.num_images
-    check_room(3 * count * side**2, task.device)
+    check_room(3 * count * side**2, task)
     content, size = np.empty((count, side, side, 3), np.uint8), task.max_batch_size
     batches = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
     backend = make_backend(task)  # whose threads end with it
@@ -108,7 +115,7 @@ def decoded(task: Task) -> BetonInfo:
     """
     layout = task.info.layout
     sizes = 3 * layout.heights.astype(np.int64) * layout.widths
-    check_room(int(sizes.sum()), task.device)
+    check_room(int(sizes.sum()), task)
     content, begins, stored = np.empty(sizes.sum(), np.uint8), np.cumsum(sizes) - sizes, stored_bytes(layout.path)
     decode = decode_by_ffcv if chosen_backend(task.config) == "ffcv" else decode_jpeg
 
@@ -191,14 +198,15 @@ class Resident:
     """Images on a device, of which batches are made there.
 
     Args:
-        info: a beton whose images are in memory.
+        info: a beton whose images are in memory; they are not kept there.
     """
 
     def __init__(self, info: BetonInfo, recipe: Recipe, max_batch_size: int, device: torch.device) -> None:
         layout = info.layout
         assert layout.content is not None
         compiled_draws()
-        self.info, self.recipe, self.max_batch_size, self.device = info, recipe, max_batch_size, device
+        self.num_images, self.recipe = info.num_images, recipe
+        self.max_batch_size, self.device = max_batch_size, device
         self.heights, self.widths = layout.heights.astype(np.int64), layout.widths.astype(np.int64)
         self.pixels = torch.tensor(layout.content, device=device).view(-1, 3)
         self.labels = torch.tensor(info.labels, device=device)
@@ -213,7 +221,7 @@ class Resident:
                 rand_augment = RandAugment(self.recipe.magnitude, asked.side, self.send)
             for start in range(0, len(asked.batches), BATCHES):
                 some = asked.batches[start : start + BATCHES]
-                ids = [valid_batch(batch, self.info.num_images, self.max_batch_size) for batch in some]
+                ids = [valid_batch(batch, self.num_images, self.max_batch_size) for batch in some]
                 yield from self.some(ids, asked.key, asked.side, rand_augment)
 
     def some(

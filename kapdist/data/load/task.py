@@ -20,7 +20,7 @@ class Task:
     """What a backend is made for.
 
     largest is the largest resolution, pixels, and max_batch_size the most images that will be asked for at a time;
-    cache is page or process.
+    cache is page or process; local_ranks are the processes that do the same on this node.
     """
 
     info: BetonInfo
@@ -31,6 +31,7 @@ class Task:
     num_workers: int
     device: torch.device
     cache: str
+    local_ranks: int = 1
 
 
 class Asked(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,29 +13,36 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kapdist.config import DataConfig
 from kapdist.data.beton.layout import BetonInfo, open_beton
 from kapdist.data.load import on_device, resident, resize
 from kapdist.data.load.augment import SECOND, epoch_key, mix
 from kapdist.data.load.loader import Epoch, Loader
 from kapdist.data.load.order import epoch_order
-from kapdist.data.load.resident import Resident, in_memory
+from kapdist.data.load.pixels import Recipe
+from kapdist.data.load.resident import Resident, check_room, in_memory
 from kapdist.data.load.task import Asked, Task
 from kapdist.errors import InputError
 
-CPU = torch.device("cpu")
+CPU, GIB = torch.device("cpu"), 2**30
 CROPS = {"crop": "random-resized", "resolution": 40, "flip": True}
 ALL = {"flip": True, "translate": 3, "cutout": 9, "erasing": 0.5}
 STRONG = {"rand_augment": 3, "rand_augment_magnitude": 20}
 RAMP = {"min_resolution": 32, "max_resolution": 64, "end_ramp": 1.0}
 
 
-def by_torch(loader: Loader, training: bool = True) -> Resident:
-    """Return what a GPU would make of a loader's images, on the CPU."""
+def decoded_task(loader: Loader, training: bool = True) -> Task:
+    """Return a loader's task with its images in memory."""
     from kapdist.data.load.loader import make_recipe
 
     recipe = make_recipe(loader.info, loader.config, training=training)
     task = Task(loader.info, loader.config, recipe, loader.largest, loader.max_batch_size, 1, CPU, "page")
-    task = in_memory(task, training=training)
+    return in_memory(task, training=training)
+
+
+def by_torch(loader: Loader, training: bool = True) -> Resident:
+    """Return what a GPU would make of a loader's images, on the CPU."""
+    task = decoded_task(loader, training)
     return Resident(task.info, task.recipe, loader.max_batch_size, CPU)
 
 
@@ -97,9 +106,9 @@ def test_whatever_the_recipe_the_pixels_are_the_loader_s(
 @pytest.mark.parametrize("data", [CROPS, {**CROPS, **ALL, **STRONG}])
 def test_no_value_on_the_device_is_waited_for(raw_photographs, make_loader, data) -> None:
     """On a device that has no values, whatever would ask for one fails."""
-    here, nowhere = by_torch(make_loader(raw_photographs, **data)), torch.device("meta")
+    task, nowhere = decoded_task(make_loader(raw_photographs, **data)), torch.device("meta")
     asked = [Asked([np.arange(30), np.arange(6)], 1, 40)]
-    there = Resident(here.info, here.recipe, here.max_batch_size, nowhere)
+    here, there = (Resident(task.info, task.recipe, task.max_batch_size, place) for place in (CPU, nowhere))
     for (pixels, labels, _), (expected, _, _) in zip(there.batches(asked), here.batches(asked), strict=True):
         assert pixels.device == labels.device == nowhere
         assert pixels.shape == expected.shape
@@ -168,6 +177,35 @@ def test_images_without_room_are_refused_in_one_line(fashion, make_loader, monke
     for training in (True, False):
         with pytest.raises(InputError, match=r"^data\.on_device: expected images of at most .* found 0\.0 GiB"):
             make_loader(fashion, training=training, on_device=True)
+
+
+@pytest.mark.parametrize(
+    ("place", "free", "node", "ranks", "limit"),
+    [
+        ("cpu", 0, 100, 1, 50),
+        ("cpu", 0, 100, 4, 12),  # each has its own
+        ("cuda", 80, 1000, 4, 40),
+        ("cuda", 80, 100, 4, 25),  # all of them decode to the node's memory at once, and send it from there
+    ],
+)
+def test_ranks_of_a_node_share_its_memory(fashion, monkeypatch, place, free, node, ranks, limit) -> None:
+    monkeypatch.setattr(resident, "memory_bytes", lambda: node * GIB)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * GIB, 80 * GIB))
+    config = DataConfig(train=fashion.path, validation=fashion.path)
+    task = Task(fashion, config, Recipe(), 32, 8, 1, torch.device(place), "page", ranks)
+    check_room(limit * GIB, task)
+    with pytest.raises(InputError, match=rf"^data\.on_device: expected images of at most {limit}\.\d GiB"):
+        check_room((limit + 1) * GIB, task)
+
+
+def test_what_is_on_the_device_is_not_kept_on_the_host_too(fashion, make_loader) -> None:
+    task = decoded_task(make_loader(fashion))
+    content = weakref.ref(task.info.layout.content)
+    there = Resident(task.info, task.recipe, 64, CPU)
+    del task
+    gc.collect()
+    assert content() is None
+    assert len(there.pixels) == 300 * 32 * 32
 
 
 @pytest.mark.parametrize("training", [True, False])
