@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ SPLIT_WORDS = {
     "validation": "val",
     "test": "test",
 }
+
+NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})(?=\D)")
 
 
 class ParquetImages(FileSource):
@@ -149,12 +152,35 @@ def choose(path: Path, split: str | None) -> list[Path]:
         by_split.setdefault(split_of(file), []).append(file)
     words = sorted(set(by_split) - {""})
     if not words and split is None:
-        return by_split[""]
+        return complete(path, by_split[""])
     wanted = SPLIT_WORDS.get(split or "train", split)
     if wanted not in words:
         found = split or "none given, and no files of a split train"
         raise InputError("split", f"{' or '.join(words) or 'none'} (as the files in {path} are named)", found)
-    return by_split[str(wanted)]
+    return complete(path, by_split[str(wanted)])
+
+
+def complete(folder: Path, files: list[Path]) -> list[Path]:
+    """Return files that are numbered as the hub's are, train-00000-of-00294, if none of them is missing.
+
+    Raises:
+        InputError: some are, as after a download that was cut short, or they are of two uploads.
+    """
+    numbers: dict[str, dict[int, set[str]]] = {}
+    for file in files:
+        if found := NUMBERED.search(file.name):
+            of = numbers.setdefault(file.name[: found.start()], {})
+            of.setdefault(int(found[2]), set()).add(found[1])
+    for name, totals in numbers.items():
+        if len(totals) > 1:
+            raise InputError(
+                folder, f"files {name}-* of one upload", f"of {' and '.join(map(str, sorted(totals)))}"
+            )
+        for total, there in totals.items():
+            if len(there) < total:
+                expected = f"{total} files {name}-*-of-{total:05} (for some of them, a name without -of-)"
+                raise InputError(folder, expected, f"{len(there)}")
+    return files
 
 
 def parquet_files(path: Path) -> list[Path]:

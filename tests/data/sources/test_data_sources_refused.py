@@ -354,6 +354,19 @@ def test_parquet_files_that_do_not_agree(tmp_path: Path) -> None:
         make_source(str(tmp_path))
 
 
+def test_a_download_of_the_hub_that_was_cut_short_is_no_data_set(tmp_path: Path) -> None:
+    hub(tmp_path)
+    formats.hub_parquet(tmp_path, [formats.jpeg(0)] * 2, [0, 1], split="validation")
+    (tmp_path / "train-00001-of-00002.parquet").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"expected 2 files train-\*-of-00002 .*, found 1$"):
+        make_source(str(tmp_path))
+    assert len(make_source(str(tmp_path), "val")) == 2
+    assert len(make_source(str(tmp_path / "train-00000-of-00002.parquet"))) == 4
+    (tmp_path / "elsewhere").rename(tmp_path / "train-00000-of-00001-0a1b.parquet")
+    with pytest.raises(InputError, match=r"expected files train-\* of one upload, found of 1 and 2$"):
+        make_source(str(tmp_path))
+
+
 def test_a_parquet_label_beyond_int64(tmp_path: Path) -> None:
     write_parquet(tmp_path / "one.parquet", pa.array([0, 2**63], pa.uint64()), ["a", "b"])
     with pytest.raises(InputError, match="integers of at most 63 bits"):
