@@ -91,8 +91,9 @@ class Mover:
 
     def on_device(self, pixels: Tensor) -> Tensor:
         """Return (batch, side, side, 3) uint8 that is on the device as the images that receive returns."""
-        # Permuting keeps the bytes, which are channels-last already.
-        images = pixels.permute(0, 3, 1, 2).float().div_(255)
+        # Permuting keeps the bytes, which are channels-last already. Divided by a tensor: a GPU would multiply by a
+        # number's reciprocal, which rounds twice, and half of the bytes would be other floats than on a CPU.
+        images = pixels.permute(0, 3, 1, 2).float().div_(torch.full((), 255.0, device=pixels.device))
         return images if self.channels_last else images.contiguous()
 
     def floats(self, pixels: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def footprints(starts: Tensor, extents: Tensor, limits: Tensor, side: int, large
     See resize.footprints; all is of whole images, so starts and extents are whole numbers.
     """
     start, extent, limit = (value.double()[:, None] for value in (starts, extents, limits))
-    step = extent / side
+    step = extent / torch.full_like(extent, side)  # a GPU would multiply by a number's reciprocal
     low = start + torch.arange(side, device=starts.device) * step
     high = torch.minimum(low + step, limit)
     begin = torch.minimum(low.long(), limits[:, None] - 1)

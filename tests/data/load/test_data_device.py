@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kapdist.config import DataConfig
 from kapdist.data.load.device import Memory, Mover
 from kapdist.data.load.loader import Loader
+from kapdist.data.load.on_device import footprints
 
 
 def pixels(count: int = 5) -> torch.Tensor:
@@ -26,6 +28,37 @@ def test_bytes_become_floats_in_the_memory_format_asked_for(channels_last: bool)
     kept = images.clone()
     stored.zero_()
     assert torch.equal(images, kept)  # the ring may be written again
+
+
+class Divisions(TorchDispatchMode):
+    """By what is divided: on a GPU a number's reciprocal is multiplied by, which rounds twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by: list[object] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.div, torch.ops.aten.div_):
+            self.by.append(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_is_done_on_a_gpu_divides_floats_by_tensors_alone() -> None:
+    stored = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 16, 16, 3)
+    with Divisions() as divisions:
+        images = Mover(torch.device("cpu"), True).on_device(stored)
+        footprints(torch.zeros(2), torch.full((2,), 49), torch.full((2,), 60), 49, 49)
+    assert torch.equal(images, stored.permute(0, 3, 1, 2).float() / 255)
+    assert len(divisions.by) >= 3
+    assert all(isinstance(value, torch.Tensor) for value in divisions.by)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_every_byte_is_the_same_float_on_a_gpu() -> None:
+    stored = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 16, 16, 3)
+    here, there = Mover(torch.device("cpu"), True), Mover(torch.device("cuda", 0), True)
+    assert torch.equal(there.on_device(stored.cuda()).cpu(), here.floats(stored))
 
 
 def test_a_loader_that_sends_ahead_gives_every_batch_in_order(fashion, make_loader) -> None:
