@@ -133,9 +133,8 @@ class PagedFile:
         return self.slots[page] * self.page_bytes + within
 
     def unverified(self, images: np.ndarray) -> np.ndarray:
-        return np.ones(
-            len(images), np.bool_
-        )  # a page is read again in every pass, and FFCV looks at no read's result
+        # A page is read again in every pass, and FFCV looks at no read's result.
+        return np.ones(len(images), np.bool_)
 
     def note(self, images: np.ndarray) -> None:
         return None
