@@ -1,8 +1,9 @@
 """Heartbeats of the ranks, and a watchdog that names the one that stopped.
 
 Every rank writes its step and how long it has been idle to a file of its own. One rank of each node reads all of
-them, the others that one alone: on a shared file system every read is a question to a server. Times are the file
-system's, so clocks of different hosts need not agree.
+them, the others that one alone: on a shared file system every read is a question to a server. A reader counts how
+long a file has stayed as it is, so no clock of another host, nor a clock that is set, has a say; and it counts the
+time in which it was awake: a job that Slurm or a user suspends has not stopped by itself.
 """
 
 from __future__ import annotations
@@ -26,6 +27,26 @@ from kapdist.run.files import to_json, write_atomic
 log = logging.getLogger(__name__)
 
 SLOWEST_BEAT_SECONDS = 5.0
+LONGEST_LOOK = 2  # intervals between two looks; what is beyond it this process did not live through
+
+
+class Awake:
+    """The seconds in which this process was awake, told by a clock that somebody looks at every few seconds.
+
+    While a process is stopped (SIGSTOP, `scontrol suspend`) or its machine sleeps nobody looks: of such a gap
+    `longest` seconds count. Any thread may look.
+    """
+
+    def __init__(self, longest: float) -> None:
+        self.longest, self.total, self.looked = longest, 0.0, time.monotonic()
+        self.one_at_a_time = threading.Lock()
+
+    def seconds(self) -> float:
+        with self.one_at_a_time:
+            now = time.monotonic()
+            self.total += min(now - self.looked, self.longest)
+            self.looked = now
+            return self.total
 
 
 class Watchdog:
@@ -40,8 +61,13 @@ class Watchdog:
     def __init__(self, folder: Path, ranks: Ranks, limit_seconds: float, failed: Path) -> None:
         self.folder, self.ranks, self.limit_seconds, self.failed = folder, ranks, limit_seconds, failed
         self.interval = min(SLOWEST_BEAT_SECONDS, limit_seconds / 4)
-        self.step, self.progressed = 0, time.monotonic()
-        self.first, self.began = 0, self.progressed
+        self.awake = Awake(LONGEST_LOOK * self.interval)
+        self.step, self.progressed = 0, self.awake.seconds()
+        self.first, self.began = 0, time.monotonic()
+        self.seen: dict[int, tuple[int, float]] = {}
+        """Of each rank that is watched: the time stamp of its heartbeat, and since when it is that one."""
+        self.came_through = True
+        """Whether this rank's last heartbeat came through; where it did not, the others' do not either."""
         self.reader = ranks.rank - ranks.local_rank
         self.verdict = ""
         self.ended = threading.Event()
@@ -64,7 +90,7 @@ class Watchdog:
 
     def beat(self, step: int) -> None:
         """Say that this rank has made progress: a step, a batch of an evaluation, a file."""
-        self.step, self.progressed = step, time.monotonic()
+        self.step, self.progressed = step, self.awake.seconds()
         self.first = self.first or step
 
     def path(self, rank: int) -> Path:
@@ -72,19 +98,22 @@ class Watchdog:
 
     def write(self) -> None:
         """Renew this rank's heartbeat: whole, but not flushed to the disk, as it is worth nothing after a crash."""
-        idle = time.monotonic() - self.progressed
+        idle = self.awake.seconds() - self.progressed
         path = self.path(self.ranks.rank)
         aside = path.with_name(f".{path.name}.tmp")
-        lived = {"first_step": self.first, "seconds": round(self.progressed - self.began + idle, 1)}
+        lived = {"first_step": self.first, "seconds": round(time.monotonic() - self.began, 1)}
         beat = {"step": self.step, "idle_seconds": round(idle, 1)} | lived
+        self.came_through = False
         try:
             aside.write_text(to_json(beat | ({"stuck": self.verdict} if self.verdict else {})))
             os.replace(aside, path)
+            self.came_through = True
         except OSError:  # a full disk: the old beat with a new time is a sign of life too
             with contextlib.suppress(OSError):
                 aside.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 os.utime(path)
+                self.came_through = True
 
     def watch(self) -> None:
         troubled = False
@@ -109,14 +138,10 @@ class Watchdog:
 
     def stuck(self) -> list[str]:
         """Describe the ranks without progress within the limit; those that wait for them are stuck later."""
-        try:
-            now = self.path(self.ranks.rank).stat().st_mtime
-        except FileNotFoundError:  # nothing could be written yet
-            now = time.time()
         found = []
         for rank in self.watched:
             try:
-                silent = now - self.path(rank).stat().st_mtime
+                silent = self.silent(rank)
                 beat = json.loads(self.path(rank).read_text())
             except (OSError, ValueError):
                 continue  # it has not begun; the rendezvous has a limit of its own
@@ -128,6 +153,13 @@ class Watchdog:
                 idle = silent + beat["idle_seconds"]
                 found.append(f"rank {rank} made no progress for {idle:.0f} s, at step {beat['step']}")
         return found
+
+    def silent(self, rank: int) -> float:
+        """Return the seconds for which a rank's heartbeat has been the one that it is."""
+        stamp, now = self.path(rank).stat().st_mtime_ns, self.awake.seconds()
+        if not self.came_through or self.seen.get(rank, (0, now))[0] != stamp:
+            self.seen[rank] = stamp, now
+        return now - self.seen[rank][1]
 
     def name_the_gone(self) -> None:
         """After an error: a rank that died is the reason, and this rank's error only says that a peer left."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -21,10 +24,17 @@ def watchdog(folder: Path, rank: int, limit_seconds: float = 60.0) -> Watchdog:
     return Watchdog(folder, ranks, limit_seconds, folder / "FAILED")
 
 
-def beat(folder: Path, rank: int, idle: float = 0.0, age: float = 0.0, **more: str) -> None:
+def beat(folder: Path, rank: int, idle: float = 0.0, age: float = 0.0) -> None:
     path = folder / f"heartbeat-{rank}.json"
-    path.write_text(json.dumps({"step": 7, "idle_seconds": idle} | more))
+    path.write_text(json.dumps({"step": 7, "idle_seconds": idle}))
     os.utime(path, (time.time() - age,) * 2)
+
+
+def live(dog: Watchdog, seconds: float) -> None:
+    """Let a watchdog be awake for some time."""
+    for _ in range(10):
+        dog.awake.looked -= seconds / 10
+        dog.awake.seconds()
 
 
 def test_one_rank_of_each_node_reads_all_the_others_that_one(tmp_path: Path) -> None:
@@ -37,8 +47,81 @@ def test_one_rank_of_each_node_reads_all_the_others_that_one(tmp_path: Path) -> 
         assert line.startswith("rank 4 made no progress for 10")
     assert set(watchdog(tmp_path, 5).watched) == {3, 5}
     assert watchdog(tmp_path, 5).stuck() == []
-    beat(tmp_path, 3, age=100)  # the reader itself stops: its node sees it
-    assert watchdog(tmp_path, 5).stuck()[0].startswith("rank 3 gave no sign of life for 100 s")
+    mine = watchdog(tmp_path, 5)  # the reader itself stops: its node sees it
+    assert mine.stuck() == []
+    live(mine, 100)
+    beat(tmp_path, 5)
+    assert mine.stuck() == ["rank 3 gave no sign of life for 100 s, at step 7"]
+
+
+@pytest.mark.parametrize("jump", [-3600, 3600])
+def test_a_clock_that_is_set_ends_nobody_and_hides_nobody(tmp_path: Path, jump: float) -> None:
+    """Heartbeats of ranks are stamped before and after it, as of two hosts whose clocks are an hour apart."""
+    mine = watchdog(tmp_path, 0)
+    for rank in range(6):
+        beat(tmp_path, rank, age=jump if rank % 2 else 0)
+    assert mine.stuck() == []
+    live(mine, 50)
+    for rank in (0, 1, 2, 4, 5):
+        beat(tmp_path, rank, age=jump)
+    assert mine.stuck() == []
+    live(mine, 50)
+    for rank in (0, 1, 2, 4, 5):
+        beat(tmp_path, rank, age=jump - 1)
+    assert mine.stuck() == ["rank 3 gave no sign of life for 100 s, at step 7"]
+
+
+def test_where_no_heartbeat_can_be_written_nobody_is_silent(tmp_path: Path) -> None:
+    """A file server that is away takes this rank's no more than the others'."""
+    mine = watchdog(tmp_path, 0)
+    for rank in range(6):
+        beat(tmp_path, rank)
+    assert mine.stuck() == []
+    mine.folder = tmp_path / "away"
+    mine.write()
+    mine.folder = tmp_path
+    live(mine, 100)
+    assert mine.stuck() == []
+    mine.beat(8)
+    mine.write()
+    live(mine, 50)
+    assert mine.stuck() == []
+
+
+SUSPENDED = """
+import sys, time
+from pathlib import Path
+from kapdist.engine import Ranks
+from kapdist.train.watchdog import Watchdog
+
+folder = Path(sys.argv[1])
+with Watchdog(folder, Ranks(), 3.0, folder / "FAILED") as dog:
+    for step in range(1, 11):
+        dog.beat(step)
+        begun = time.process_time()
+        while time.process_time() < begun + 0.3:  # no sleep, which would be over when the process goes on
+            pass
+    (folder / "went on").touch()
+    time.sleep(60)
+"""
+
+
+def test_a_process_that_was_suspended_is_not_stuck(tmp_path: Path) -> None:
+    """SIGSTOP and SIGCONT, as Slurm suspends a job for another and Ctrl-Z does; if it stops afterwards it is ended."""
+    process = subprocess.Popen([sys.executable, "-c", SUSPENDED, str(tmp_path)])
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "heartbeat-0.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(4)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(50) == 1
+    finally:
+        process.kill()
+    assert (tmp_path / "went on").exists()
+    assert "rank 0 made no progress for" in (tmp_path / "FAILED").read_text()
 
 
 def test_what_a_reader_found_is_handed_on(tmp_path: Path) -> None:
