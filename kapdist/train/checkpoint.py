@@ -33,6 +33,7 @@ POLL_SECONDS = 0.02
 LOOKS = 10  # for a checkpoint that is not pruned meanwhile
 MANIFEST = "manifest.json"
 REFUSED = "rank-{}.refused"
+FAILED = "rank-{}.failed"
 
 
 class Saver:
@@ -55,6 +56,8 @@ class Saver:
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
         self.sealed_step = -1
+        self.passed_over: list[Path] = []
+        """Damaged checkpoints of steps that are taken again; the next whole one stands in for them."""
 
     def save(self, step: int, shared: State, own: State) -> None:
         """Copy the state of a step to host memory and begin to write it: `shared` by rank 0, `own` by each."""
@@ -101,14 +104,28 @@ class Saver:
                 write_payload(aside / "shared.pt", shared)
                 self.wait_for_others(aside)
                 self.run.check_last(self.attempt)
-                seal(aside, final, {"step": step, "world_size": self.ranks.world_size, "order": self.order})
+                facts = {"step": step, "world_size": self.ranks.world_size, "order": self.order}
+                seal(aside, final, facts, replace=final in self.passed_over)
                 write_atomic(self.run.latest, final.name + "\n")
                 self.sealed_step = step
+                self.drop_passed_over(final)
                 prune(self.run, self.keep)
-        except BaseException:
+        except BaseException as error:
             if self.ranks.first:
                 shutil.rmtree(aside, ignore_errors=True)  # room for the next one
+            elif isinstance(error, FileNotFoundError):
+                raise OSError(errno.ENOSPC, "rank 0 has given this checkpoint up") from error
+            else:
+                with contextlib.suppress(OSError):  # an empty file needs no room; without it rank 0 waits in vain
+                    (aside / FAILED.format(self.ranks.rank)).touch()
             raise
+
+    def drop_passed_over(self, final: Path) -> None:
+        """Remove the damaged checkpoints that a start had passed over: counted as kept, they cost whole ones."""
+        for path in self.passed_over:
+            if path != final:
+                shutil.rmtree(path, ignore_errors=True)
+        self.passed_over = []
 
     def refuse_worse(self, aside: Path, step: int, state: State) -> None:
         """Refuse a state with a value that is not finite; a word in place of the file tells rank 0, which waits."""
@@ -125,6 +142,8 @@ class Saver:
         while missing := [path.name for path in expected if not path.exists()]:
             if refused := sorted(aside.glob(REFUSED.format("*"))):
                 raise diverged(self.run, f"{refused[0].name}: {refused[0].read_text()} is not finite")
+            if failed := sorted(aside.glob(FAILED.format("*"))):
+                raise OSError(errno.ENOSPC, f"{failed[0].stem} could not be written")
             if time.monotonic() > deadline:
                 raise OSError(errno.ENOSPC, f"{', '.join(missing)} did not come in {self.timeout_seconds:g} s")
             time.sleep(POLL_SECONDS)
@@ -162,8 +181,15 @@ def diverged(run: RunDir, found: str) -> FloatingPointError:
     return FloatingPointError(f"{found}; {rest}")
 
 
-def seal(aside: Path, final: Path, facts: State) -> None:
-    """Write the manifest and give the directory its name; a checkpoint of the same step is replaced."""
+def seal(aside: Path, final: Path, facts: State, replace: bool = False) -> None:
+    """Write the manifest and give the directory its name.
+
+    A whole checkpoint of the same step, which this attempt began at, has the same state and stays: no moment is
+    without it. One that is damaged, or that the start passed over (`replace`), is replaced.
+    """
+    if final.exists() and not replace and next(damages(final), None) is None:
+        shutil.rmtree(aside)
+        return
     files = {p.name: {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in sorted(aside.glob("*.pt"))}
     write_json(aside / MANIFEST, {"format": 1, **facts, "files": files})
     if final.exists():
@@ -175,6 +201,12 @@ def seal(aside: Path, final: Path, facts: State) -> None:
 def prune(run: RunDir, keep: int) -> None:
     for path in sealed(run)[keep:]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def newer_than(run: RunDir, path: Path) -> list[Path]:
+    """Return the checkpoints of later steps than this one's."""
+    paths = sealed(run)
+    return paths[: paths.index(path)]
 
 
 def sealed(run: RunDir) -> list[Path]:

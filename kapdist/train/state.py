@@ -62,6 +62,7 @@ def resume(job: Job) -> int:
         job.robust.load_state(shared.get("robust"))
     if job.ranks.first:
         job.best.load_state(shared.get("best_weights"))
+        job.saver.passed_over = checkpoint.newer_than(job.run, path)
     if own is None:
         seed_anew(job, step)
     else:

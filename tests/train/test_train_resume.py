@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,54 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
         write(run, step, {}, {}, keep=2)
     assert checkpoint.sealed(run) == [run.checkpoint(5), run.checkpoint(4)]
     assert run.latest.read_text().strip() == run.checkpoint(5).name
+
+
+def test_a_damaged_checkpoint_that_was_passed_over_costs_no_whole_one(tmp_path: Path) -> None:
+    """Its step is later than those that are taken again: counted as the newest, it had the whole ones pruned."""
+    run = RunDir(tmp_path)
+    for step in (10, 20):
+        write(run, step, {"weights": torch.ones(3)}, {}, keep=2)
+    cut(run.checkpoint(20) / "shared.pt")
+    path = checkpoint.newest(run)
+    assert path == run.checkpoint(10)
+    saver = checkpoint.Saver(run, Ranks(), attempt=2, keep=1, timeout_seconds=10)
+    saver.passed_over = checkpoint.newer_than(run, path)
+    assert saver.passed_over == [run.checkpoint(20)]
+    for step in (15, 20, 25):
+        saver.save(step, {"weights": torch.ones(3)}, {})
+        saver.wait()
+        assert checkpoint.newest(run) == run.checkpoint(step)
+        assert checkpoint.sealed(run) == [run.checkpoint(step)]
+
+
+def test_what_was_passed_over_is_replaced_at_its_own_step(tmp_path: Path) -> None:
+    """Also where it is whole by now, as after a server that was away: it is of steps that were taken again."""
+    run = RunDir(tmp_path)
+    save_three(run)
+    saver = checkpoint.Saver(run, Ranks(), attempt=2, keep=3, timeout_seconds=10)
+    saver.passed_over = checkpoint.newer_than(run, run.checkpoint(2))
+    saver.save(3, {"weights": torch.zeros(100)}, {})
+    saver.wait()
+    assert not checkpoint.load(run.checkpoint(3), Ranks())[0]["weights"].any()
+
+
+def test_at_no_moment_is_a_run_without_the_checkpoint_that_it_began_at(tmp_path: Path, monkeypatch) -> None:
+    """It saves at the same step again where an evaluation is cut short twice; and is killed then."""
+    run = RunDir(tmp_path)
+    write(run, 5, {"weights": torch.ones(3)}, {}, keep=1)
+    moments = []
+    whole = lambda: moments.append(next(checkpoint.damages(run.checkpoint(5)), None))  # noqa: E731
+    remove = shutil.rmtree
+
+    def removed(path: Path, **how: bool) -> None:
+        remove(path, **how)
+        whole()
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", removed)
+    write(run, 5, {"weights": torch.ones(3)}, {}, keep=1)
+    whole()
+    assert set(moments) == {None}
+    assert [path.name for path in run.checkpoints.iterdir() if path.is_dir()] == [run.checkpoint(5).name]
 
 
 def test_a_copy_beside_the_checkpoints_is_none_and_stays(tmp_path: Path) -> None:

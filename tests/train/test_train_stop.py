@@ -8,10 +8,12 @@ import fcntl
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -338,6 +340,51 @@ def test_a_stop_without_room_does_not_say_that_it_saved() -> None:
     ):
         with pytest.raises(StoppedError, match=words):
             stop.leave(5, saved)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EDQUOT, "Disk quota exceeded"), OSError(errno.EIO, "of the disk")])
+def test_rank_0_waits_for_no_file_that_another_rank_could_not_write(tmp_path: Path, monkeypatch, error) -> None:
+    """The next save would wait for it up to engine.timeout_minutes, in which the watchdog ends the run."""
+    run = RunDir(tmp_path)
+    savers = [checkpoint.Saver(run, Ranks(rank, 3), attempt=1, keep=2, timeout_seconds=60) for rank in range(3)]
+    write_payload, full = checkpoint.write_payload, [True]
+
+    def write(path: Path, state: checkpoint.State) -> None:
+        if path.name == "rank-2.pt" and full[0]:
+            raise error
+        write_payload(path, state)
+
+    def save(step: int) -> None:
+        shared = {"step": step}
+        works = [threading.Thread(target=s.write, args=(step, shared if s.ranks.first else None, {})) for s in savers]
+        for work in works:
+            work.start()
+        for work in works:
+            work.join()
+
+    monkeypatch.setattr(checkpoint, "write_payload", write)
+    started = time.monotonic()
+    save(1)
+    assert time.monotonic() - started < 30
+    assert [saver.error for saver in savers] == [None, None, error if error.errno == errno.EIO else None]
+    assert checkpoint.newest(run) is None
+    full[0] = False
+    save(2)
+    assert checkpoint.newest(run) == run.checkpoint(2)
+
+
+def test_a_rank_whose_checkpoint_rank_0_gave_up_meanwhile_goes_on(tmp_path: Path, monkeypatch, caplog) -> None:
+    run = RunDir(tmp_path)
+    saver = checkpoint.Saver(run, Ranks(1, 2), attempt=1, keep=2, timeout_seconds=10)
+
+    def write(path: Path, state: checkpoint.State) -> None:
+        shutil.rmtree(path.parent)  # as rank 0 does of a full disk
+        path.parent.joinpath("file").read_bytes()
+
+    monkeypatch.setattr(checkpoint, "write_payload", write)
+    saver.write(1, None, {})
+    assert saver.error is None
+    assert "rank 0 has given this checkpoint up" in caplog.text
 
 
 def test_other_errors_of_saving_surface_at_the_next_save(tmp_path: Path) -> None:
