@@ -10,7 +10,7 @@ from kapdist.config import Config, OptimConfig, TrainConfig
 from kapdist.errors import InputError
 from kapdist.plan.adversarial import AdversarialPlan
 from kapdist.plan.robust import RobustPlan, plan_robust
-from kapdist.plan.training import Plan, make_plan
+from kapdist.plan.training import Plan, look_every, make_plan
 
 LR_STEPS = 5  # learning rates shown, besides the peak
 
@@ -263,7 +263,7 @@ def writes(train: TrainConfig, total_steps: int, seconds: float | None) -> int |
     """Return how many checkpoints a run of these seconds writes; the last step ends with the weights instead.
 
     By the step and, between two such, by the minute, which counts from the last one; the clock is looked at
-    when metrics are logged.
+    every few steps.
     """
     every = train.checkpoint_every_steps or total_steps
     by_step = (total_steps - 1) // every
@@ -271,8 +271,8 @@ def writes(train: TrainConfig, total_steps: int, seconds: float | None) -> int |
         return by_step
     if seconds is None:
         return None
-    logged = train.log_every_steps
-    late = math.floor(60 * train.checkpoint_every_minutes * total_steps / seconds / logged) * logged + logged
+    looked = look_every(train)
+    late = math.floor(60 * train.checkpoint_every_minutes * total_steps / seconds / looked) * looked + looked
     whole, rest = divmod(total_steps - 1, every)
     return by_step + whole * ((every - 1) // late) + rest // late
 

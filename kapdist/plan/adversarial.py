@@ -83,15 +83,14 @@ class AdversarialPlan:
         away_from = 1 if self.mode == "trades" else 0
         return away_from + self.steps + self.replays * both + (both if self.awp_gamma else 0)
 
-    @property
-    def forwards_per_image(self) -> int:
-        """What a step of the training costs for each of its images, in forward passes.
+    def forwards_per_image(self, step: int) -> int:
+        """What the step after `step` finished ones costs for each of its images, in forward passes.
 
         A backward is two of them, and one where the gradient is of the images alone.
         """
         both = 2 if self.clean_share or self.compares else 1
         away_from = 1 if self.mode == "trades" else 0
-        return away_from + 2 * self.steps + 3 * both * (self.replays + (1 if self.awp_gamma else 0))
+        return away_from + 2 * self.steps + 3 * both * (self.replays + self.perturbs_weights(step))
 
     @property
     def num_graphs(self) -> int:

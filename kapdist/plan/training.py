@@ -133,6 +133,10 @@ class Plan:
         """Side of the training images, pixels, of the step after `step` finished ones; the same all epoch long."""
         return self.ramp.resolution(self.epoch(step))
 
+    def forwards_per_image(self, step: int) -> int:
+        """What the step after `step` finished ones costs for each of its images, in forward passes."""
+        return 3 if self.adversarial is None else self.adversarial.forwards_per_image(step)
+
     @property
     def num_graphs(self) -> int:
         """What a model that is compiled for one shape each time is compiled for: sides, sizes of parts, passes.
@@ -165,6 +169,7 @@ class Plan:
 
 
 FITS, MAY_FILL = 0.8, 0.5  # of the node's memory: what the page cache may need, and what caches in processes may
+LONGEST_LOOK = 20  # steps
 OPEN_PAGES = 8  # pages that quasi-random order shuffles together, and so what memory should hold
 
 
@@ -172,6 +177,11 @@ def part(positions: range, index: int, count: int) -> range:
     """Cut a range into `count` runs that differ by at most one in length; return the one at `index`."""
     size = len(positions)
     return positions[index * size // count : (index + 1) * size // count]
+
+
+def look_every(train: TrainConfig) -> int:
+    """Return after how many steps the clock of checkpoints is looked at, however seldom metrics are logged."""
+    return min(train.log_every_steps, LONGEST_LOOK)
 
 
 def make_plan(config: Config, num_images: int, world_size: int, room: Room | None = None) -> Plan:

@@ -32,7 +32,8 @@ class Metrics:
 
 
 # What time decides: it differs between two runs of the same numbers.
-TIMED = {"time", "seconds", "images_per_second", "peak_memory_bytes", "data_wait", "straggler", "straggler_lag"}
+TIMED = {"time", "seconds", "images_per_second", "peak_memory_bytes"}
+TIMED |= {"data_wait", "straggler", "straggler_lag", "flop_share"}
 # The numbers that a line of each kind has.
 NEEDED = {
     "train": ("epoch", "loss"),

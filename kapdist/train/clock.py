@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 
-import torch
-
 from kapdist.config import TrainConfig
 from kapdist.engine import Ranks
-from kapdist.plan.training import Plan
+from kapdist.plan.training import Plan, look_every
 
 
 class Clock:
@@ -17,7 +15,7 @@ class Clock:
     def __init__(self, config: TrainConfig, plan: Plan, step: int) -> None:
         self.config = config
         self.plan = plan
-        self.started = self.saved = self.logged = time.monotonic()
+        self.started = self.saved = time.monotonic()
         self.logged_step = step
 
     def logs(self, step: int) -> bool:
@@ -33,19 +31,17 @@ class Clock:
             return False
         by_step = self.config.checkpoint_every_steps
         due = bool(by_step) and step % by_step == 0
-        if not due and self.config.checkpoint_every_minutes and step % self.config.log_every_steps == 0:
+        if not due and self.config.checkpoint_every_minutes and step % look_every(self.config) == 0:
             late = time.monotonic() - self.saved > 60 * self.config.checkpoint_every_minutes
-            due = bool(ranks.sum(torch.tensor(float(late and ranks.first))))
+            due = ranks.any(late and ranks.first)
         if due:
             self.saved = time.monotonic()
         return due
 
-    def rate(self, step: int) -> float:
-        """Return images per second over all ranks since the last call."""
-        images = sum(len(self.plan.batch(s)) for s in range(self.logged_step, step))
-        now = time.monotonic()
-        seconds, self.logged, self.logged_step = now - self.logged, now, step
-        return images / seconds
+    def taken(self, step: int) -> dict[int, int]:
+        """Return {steps finished before it: its images over all ranks} of the steps since the last call."""
+        before, self.logged_step = self.logged_step, step
+        return {taken: len(self.plan.batch(taken)) for taken in range(before, step)}
 
     def elapsed(self) -> float:
         """Return the seconds since this attempt's first step."""

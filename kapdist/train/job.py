@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import math
@@ -41,7 +40,7 @@ from kapdist.train.attempt import Attempt
 from kapdist.train.batches import InputNoise
 from kapdist.train.best import BestWeights
 from kapdist.train.evaluate import Evaluation, evaluate
-from kapdist.train.flops import peak_flops, step_flops
+from kapdist.train.flops import flops_of_steps, peak_flops
 from kapdist.train.graphs import Graphs
 from kapdist.train.metrics import LossMeter
 from kapdist.train.optim import MovingAverage, make_ema, make_optimizer
@@ -157,8 +156,7 @@ def settle(job: Job, this: Attempt) -> None:
 
 
 def make_speed(config: Config, ranks: Ranks, plan: Plan, model: nn.Module) -> Speed:
-    flops_of = functools.cache(lambda side: step_flops(model, side, plan.adversarial))
-    return Speed(ranks, peak_flops(ranks.device, config.engine), flops_of)
+    return Speed(ranks, peak_flops(ranks.device, config.engine), flops_of_steps(model, plan))
 
 
 def make_robust(config: Config, validation: BetonInfo, plan: Plan, ranks: Ranks) -> RobustValidation | None:

@@ -60,6 +60,7 @@ def train_run(job: Job) -> None:
     step = resume(job)
     log.info("plan: %s", job.plan.in_words())
     clock = Clock(job.config.train, job.plan, step)
+    job.speed.begin()
     batches = training_batches(job.train_loader, job.plan, job.config, job.ranks.rank, step)
     with followed(job.run, job.config.train, step, job.ranks.first):
         with MetricsLog(job.run, step, job.plan.total_steps, job.ranks.first) as metrics:
@@ -101,17 +102,19 @@ def finish(job: Job, weights: bytes) -> None:
 def take_steps(job: Job, batches: Iterator[Batch], step: int, clock: Clock, metrics: MetricsLog) -> None:
     """Step, log, evaluate, save, until the plan's last step or until asked to stop."""
     if step and clock.evaluates(step) and job.last.step < step:
-        evaluate_now(job, step, metrics)  # what a stop cut short
+        with job.speed.outside():
+            evaluate_now(job, step, metrics)  # what a stop cut short
     while step < job.plan.total_steps:
         with tracing(job, step + 1):
             result = train_step(job, batches, step, measure=clock.logs(step + 1))
         step += 1
         if clock.logs(step):
-            metrics.write("train", step, **describe(job, result, step), **speed(job, clock, step))
+            metrics.write("train", step, **describe(job, result, step), **job.speed.describe(clock.taken(step)))
         if poll(job, step):
             save_and_leave(job, step)
         if clock.evaluates(step):
-            evaluate_now(job, step, metrics)
+            with job.speed.outside():
+                evaluate_now(job, step, metrics)
         if clock.saves(step, job.ranks):
             save(job, step)
 
@@ -268,13 +271,6 @@ def describe(job: Job, result: StepResult, step: int) -> dict[str, float]:
     if result.skipped is not None and job.config.engine.precision == "fp16":
         values["loss_scale"] = job.engine.loss_scale
     return values
-
-
-def speed(job: Job, clock: Clock, step: int) -> dict[str, float]:
-    """Return how fast the steps since the last logged one were, and what kept them."""
-    images_per_second = clock.rate(step)
-    found = job.speed.describe(images_per_second, job.plan.resolution(step - 1))
-    return {"images_per_second": images_per_second} | found
 
 
 def tracing(job: Job, step: int) -> AbstractContextManager[None]:

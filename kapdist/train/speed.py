@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
@@ -50,11 +50,11 @@ class Stopwatch:
 
 
 class Speed:
-    """Of the steps between two lines of metrics.
+    """Of the steps between two lines of metrics, and of nothing that lies between the steps.
 
     Args:
         peak_flops: floating point operations a second that a rank's device is made for; None where nobody knows.
-        flops_of: those of one image of a step, from its side in pixels.
+        flops_of: those of one image of the step after so many finished ones.
     """
 
     def __init__(self, ranks: Ranks, peak_flops: float | None, flops_of: Callable[[int], float | None]) -> None:
@@ -62,26 +62,53 @@ class Speed:
         self.waiting, self.forward = Stopwatch(ranks.device), Stopwatch(ranks.device)
         self.begun = time.monotonic()
 
-    def describe(self, images_per_second: float, side: int) -> dict[str, float]:
+    def begin(self) -> None:
+        """Begin to count."""
+        self.begun = time.monotonic()
+
+    @contextlib.contextmanager
+    def outside(self) -> Iterator[None]:
+        """Leave out the time of a block, which is no part of a step: of an evaluation."""
+        if self.ranks.on_gpu:
+            torch.cuda.synchronize(self.ranks.device)  # it may still be at the steps before
+        left = time.monotonic()
+        try:
+            yield
+        finally:
+            self.begun += time.monotonic() - left
+
+    def describe(self, taken: Mapping[int, int]) -> dict[str, float]:
         """Return the numbers of a logged step, and begin anew; all ranks call it together.
 
         data_wait is the share of the time in which the rank that waits most has no images. A rank is as late as its
         data and its forwards make it, after which all wait for one another; straggler_lag is how much longer they
         take the last than the rank in the middle, as a share of the time. Recorded steps count by their data alone.
+
+        Args:
+            taken: {steps finished before it: its images over all ranks} of each step since the last logged one.
         """
         now = time.monotonic()
         seconds, self.begun = max(now - self.begun, 1e-9), now
         waited, forward = self.waiting.read(), self.forward.read()
         found = self.gathered(waited, waited + forward)
-        values = {"data_wait": float(found[0].max()) / seconds}
+        values = {"images_per_second": sum(taken.values()) / seconds, "data_wait": float(found[0].max()) / seconds}
         if self.ranks.world_size > 1:
             last = int(found[1].argmax())
             values["straggler"] = last
             values["straggler_lag"] = float(found[1][last] - found[1].median()) / seconds
-        flops = self.flops_of(side) if self.peak_flops else None
-        if flops and self.peak_flops:
-            values["flop_share"] = images_per_second * flops / (self.peak_flops * self.ranks.world_size)
+        if self.peak_flops and (flops := self.flops(taken)):
+            values["flop_share"] = flops / seconds / (self.peak_flops * self.ranks.world_size)
         return values
+
+    def flops(self, taken: Mapping[int, int]) -> float | None:
+        """Return the operations of some steps over all ranks; None where those of one are not known."""
+        total = 0.0
+        for step, images in taken.items():
+            flops = self.flops_of(step)
+            if flops is None:
+                return None
+            total += images * flops
+        return total
 
     def gathered(self, *values: float) -> torch.Tensor:
         """Return every rank's values, (values, ranks), float64 on the host."""

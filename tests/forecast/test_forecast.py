@@ -143,7 +143,8 @@ def test_shares_are_those_of_the_plan(ranks: int, accumulation: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("by_step", "by_minute", "logged"), [(0, 0.5, 1), (0, 0.5, 20), (60, 0.5, 20), (7, 0, 20), (100, 9, 10)]
+    ("by_step", "by_minute", "logged"),
+    [(0, 0.5, 1), (0, 0.5, 20), (60, 0.5, 20), (7, 0, 20), (100, 9, 10), (0, 0.5, 10_000)],
 )
 def test_as_many_checkpoints_as_the_clock_makes(
     monkeypatch: pytest.MonkeyPatch, by_step: int, by_minute: float, logged: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,9 @@ from kapdist.config import Config, EngineConfig
 from kapdist.engine import Ranks, join
 from kapdist.errors import InputError
 from kapdist.kap import kapify
-from kapdist.plan.adversarial import plan_adversarial
+from kapdist.plan.training import Ramp, make_plan
 from kapdist.run.paths import RunDir
-from kapdist.train.flops import forward_flops, peak_of, step_flops
+from kapdist.train.flops import flops_of_steps, forward_flops, peak_of
 from kapdist.train.loop import tracing
 from kapdist.train.speed import Speed
 
@@ -32,26 +33,50 @@ class OneOfThree(Ranks):
 
 
 def test_the_rank_that_others_wait_for_is_named() -> None:
-    speed = Speed(OneOfThree(0, 3), 1e12, {96: 2e9}.get)
+    speed = Speed(OneOfThree(0, 3), 1e12, [1e9, 2e9, 2e9].__getitem__)
     speed.begun -= 10
     speed.waiting.seconds, speed.forward.seconds = 0.2, 0.6
-    found = speed.describe(600.0, side=96)
+    found = speed.describe({0: 2000, 1: 2000, 2: 2001})
+    assert found["images_per_second"] == pytest.approx(600, rel=1e-2)
     assert found["data_wait"] == pytest.approx(0.4 / 10, rel=1e-2)
     assert found["straggler"] == 2
     assert found["straggler_lag"] == pytest.approx((3.0 - 1.0) / 10, rel=1e-2)
-    assert found["flop_share"] == pytest.approx(600 * 2e9 / 3e12)
+    assert found["flop_share"] == pytest.approx((200 * 1e9 + 400 * 2e9) / 3e12, rel=1e-2)
     assert speed.waiting.seconds == speed.forward.seconds == 0
 
 
 def test_time_is_taken_in_its_block_alone() -> None:
-    speed = Speed(Ranks(), None, lambda side: None)
+    speed = Speed(Ranks(), None, lambda step: None)
     with speed.waiting.running():
         time.sleep(0.05)
     time.sleep(0.05)
-    found = speed.describe(1.0, side=8)
-    assert found.keys() == {"data_wait"}
+    found = speed.describe({0: 1})
+    assert found.keys() == {"images_per_second", "data_wait"}
     assert 0.05 / 2 > 0 < found["data_wait"] < 0.75
-    assert speed.describe(1.0, side=8) == {"data_wait": 0.0}
+    assert speed.describe({1: 1})["data_wait"] == 0
+    assert Speed(Ranks(), 1e12, [1e9, None].__getitem__).describe({0: 1, 1: 1}).keys() == found.keys()
+
+
+def test_what_lies_between_steps_is_no_part_of_their_time() -> None:
+    """An epoch of few steps and a long evaluation would be told as one of slow steps."""
+    speed = Speed(Ranks(), None, lambda step: None)
+    speed.begin()
+    time.sleep(0.05)
+    with speed.outside():
+        time.sleep(0.5)
+    found = speed.describe({0: 10, 1: 10})
+    assert 20 / 0.5 < found["images_per_second"] <= 20 / 0.05
+
+
+def test_a_run_tells_the_rate_of_its_steps_alone(tiny_config: Path, kapdist) -> None:
+    """The step after a long evaluation took what lies between their lines, or less."""
+    words = ["train.log_every_steps=1", "train.eval_batch_size=1", "robust.every_epochs=1", "robust.steps=20"]
+    assert kapdist("train", tiny_config, *words).code == 0
+    lines = [json.loads(line) for line in RunDir(tiny_config.parent / "runs" / "tiny").metrics.open()]
+    seventh, evaluated, robust, eighth = (line for line in lines if line["step"] in (7, 8))
+    assert [evaluated["kind"], robust["kind"], eighth["kind"]] == ["evaluate", "robust", "train"]
+    assert robust["time"] - seventh["time"] > 1
+    assert 130 / 7 / eighth["images_per_second"] < eighth["time"] - robust["time"] + 0.1
 
 
 def test_the_operations_of_a_step() -> None:
@@ -63,11 +88,25 @@ def test_the_operations_of_a_step() -> None:
     assert forward_flops(model.train(), 8) == forward
     assert model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    assert step_flops(model, 8, None) == 3 * forward
+    plan = replace(make_plan(make_config({}), 12, 1), ramp=Ramp(8, 8))
+    assert flops_of_steps(model, plan)(0) == 3 * forward
     # trades: away from one forward, two steps of a forward and a gradient of images, then both kinds of images
-    trades = plan_adversarial(make_config({"mode": "trades", "steps": 2}).adversarial, 4, 1)
-    assert step_flops(model, 8, trades) == (1 + 2 * 2 + 2 * 3) * forward
-    assert step_flops(nn.Linear(2, 2), 8, None) is None
+    trades = replace(make_plan(make_config({"mode": "trades", "steps": 2}), 12, 1), ramp=Ramp(8, 8))
+    assert flops_of_steps(model, trades)(0) == (1 + 2 * 2 + 2 * 3) * forward
+    assert flops_of_steps(nn.Linear(2, 2), plan)(0) is None
+
+
+def test_the_operations_of_each_step_are_its_own() -> None:
+    """The side of images grows, weights are perturbed late: a line of metrics may tell of both sorts of steps."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    plan = replace(make_plan(make_config({}), 12, 1), ramp=Ramp(32, 64, 1, 2))
+    forward = {side: 2 * (3 * 9 * 8 * side**2 + 8 * 5) for side in (32, 64)}
+    flops_of = flops_of_steps(model, plan)
+    assert [flops_of(step) for step in range(4)] == [3 * forward[side] for side in (32, 32, 64, 64)]
+    late = {"mode": "pgd", "steps": 2, "awp_gamma": 0.01, "awp_warmup_epochs": 2}
+    plan = replace(make_plan(make_config(late), 12, 1), ramp=Ramp(32, 32))
+    flops_of = flops_of_steps(model, plan)
+    assert [flops_of(step) for step in range(4)] == [(2 * 2 + 3 * n) * forward[32] for n in (1, 1, 2, 2)]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +116,12 @@ def test_the_operations_of_a_step() -> None:
         ("NVIDIA H100 80GB HBM3", {}, 494e12),
         ("NVIDIA H100 PCIe", {"precision": "fp16"}, 756e12),
         ("NVIDIA A100-SXM4-40GB", {"tf32": False}, 19.5e12),
+        ("NVIDIA L4", {"precision": "bf16"}, 121e12),
+        ("NVIDIA L40", {"precision": "bf16"}, 181e12),
+        ("NVIDIA L40S", {"precision": "bf16"}, 362e12),
+        ("NVIDIA H200 NVL", {"precision": "bf16"}, 835e12),
+        ("NVIDIA A10G", {}, None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", {}, None),
         ("Somebody's GPU", {}, None),
     ],
 )

@@ -355,8 +355,10 @@ def test_rank_0_waits_for_no_file_that_another_rank_could_not_write(tmp_path: Pa
         write_payload(path, state)
 
     def save(step: int) -> None:
-        shared = {"step": step}
-        works = [threading.Thread(target=s.write, args=(step, shared if s.ranks.first else None, {})) for s in savers]
+        works = [
+            threading.Thread(target=saver.write, args=(step, {"step": step} if saver.ranks.first else None, {}))
+            for saver in savers
+        ]
         for work in works:
             work.start()
         for work in works:

@@ -107,7 +107,7 @@ with Watchdog(folder, Ranks(), 3.0, folder / "FAILED") as dog:
 
 
 def test_a_process_that_was_suspended_is_not_stuck(tmp_path: Path) -> None:
-    """SIGSTOP and SIGCONT, as Slurm suspends a job for another and Ctrl-Z does; if it stops afterwards it is ended."""
+    """SIGSTOP and SIGCONT, as Slurm suspends a job for another and Ctrl-Z does; what stops afterwards is ended."""
     process = subprocess.Popen([sys.executable, "-c", SUSPENDED, str(tmp_path)])
     try:
         deadline = time.monotonic() + 60
