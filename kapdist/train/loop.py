@@ -73,6 +73,7 @@ def train_run(job: Job) -> None:
         if weights is not None:
             log.info("peak memory per rank: %s", ", ".join(f"{size / 2**20:.0f} MiB" for size in peak))
             finish(job, weights)
+            job.watchdog.rest()  # trackers have train.tracker_seconds from here on
 
 
 @contextlib.contextmanager

@@ -93,6 +93,10 @@ class Watchdog:
         self.step, self.progressed = step, self.awake.seconds()
         self.first = self.first or step
 
+    def rest(self) -> None:
+        """Look no more: the run is done, and what this rank still waits for has a limit of its own."""
+        self.ended.set()
+
     def path(self, rank: int) -> Path:
         return self.folder / f"heartbeat-{rank}.json"
 

@@ -15,6 +15,7 @@ import pytest
 from kapdist.config import Config, check_limits
 from kapdist.engine import Ranks
 from kapdist.errors import InputError
+from kapdist.run.paths import RunDir
 from kapdist.train.watchdog import Watchdog
 
 
@@ -92,6 +93,7 @@ SUSPENDED = """
 import sys, time
 from pathlib import Path
 from kapdist.engine import Ranks
+from kapdist.run.paths import RunDir
 from kapdist.train.watchdog import Watchdog
 
 folder = Path(sys.argv[1])
@@ -122,6 +124,33 @@ def test_a_process_that_was_suspended_is_not_stuck(tmp_path: Path) -> None:
         process.kill()
     assert (tmp_path / "went on").exists()
     assert "rank 0 made no progress for" in (tmp_path / "FAILED").read_text()
+
+
+SLOW_TRACKER = """
+import contextlib, sys, time
+from pathlib import Path
+from kapdist.config import Config
+from kapdist.config.file import load_config
+from kapdist.train import loop
+
+@contextlib.contextmanager
+def followed(run, train, step, active):
+    yield
+    time.sleep(6 * active)
+
+loop.followed = followed
+loop.train(load_config(Config, Path("tiny.yaml"), ["train.stall_minutes=0.05", "train.epochs=1"]))
+"""
+
+
+def test_a_tracker_that_is_slow_at_the_end_is_waited_for(tiny_config: Path, run_ranks) -> None:
+    """It has train.tracker_seconds, which may be more than train.stall_minutes: the run is done by then."""
+    (tiny_config.parent / "slow_tracker.py").write_text(SLOW_TRACKER)
+    ends = run_ranks(["slow_tracker.py"], 2)
+    run = RunDir(tiny_config.parent / "runs" / "tiny")
+    assert [end.code for end in ends] == [0, 0], ends
+    assert run.done.exists()
+    assert not run.failed.exists()
 
 
 def test_what_a_reader_found_is_handed_on(tmp_path: Path) -> None:
