@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import logging
+import math
 import shutil
 import threading
 import time
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 State = dict[str, Any]
 POLL_SECONDS = 0.02
+LAST_SECONDS = 10.0  # for the files of other ranks, after an error of this one
 LOOKS = 10  # for a checkpoint that is not pruned meanwhile
 MANIFEST = "manifest.json"
 REFUSED = "rank-{}.refused"
@@ -55,6 +57,7 @@ class Saver:
         self.timeout_seconds, self.order = timeout_seconds, order
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
+        self.failed_at = math.inf
         self.sealed_step = -1
         self.passed_over: list[Path] = []
         """Damaged checkpoints of steps that are taken again; the next whole one stands in for them."""
@@ -82,6 +85,18 @@ class Saver:
             said = self.ranks.gather(None if error is None else str(error))
             rank = next(rank for rank, words in enumerate(said) if words is not None)
             raise error or RuntimeError(f"rank {rank} could not save: {said[rank]}")
+
+    @contextlib.contextmanager
+    def hurried_by_errors(self) -> Iterator[None]:
+        """After an error in the block wait no longer than a moment for files of ranks that may be gone.
+
+        A process ends with its last thread: it would stay, and keep its job's next start, until the time limit.
+        """
+        try:
+            yield
+        except BaseException:
+            self.failed_at = time.monotonic()
+            raise
 
     def write(self, step: int, shared: State | None, own: State) -> None:
         try:
@@ -144,8 +159,9 @@ class Saver:
                 raise diverged(self.run, f"{refused[0].name}: {refused[0].read_text()} is not finite")
             if failed := sorted(aside.glob(FAILED.format("*"))):
                 raise OSError(errno.ENOSPC, f"{failed[0].stem} could not be written")
+            deadline = min(deadline, self.failed_at + LAST_SECONDS)
             if time.monotonic() > deadline:
-                raise OSError(errno.ENOSPC, f"{', '.join(missing)} did not come in {self.timeout_seconds:g} s")
+                raise OSError(errno.ENOSPC, f"{', '.join(missing)} did not come in time")
             time.sleep(POLL_SECONDS)
 
 

@@ -64,7 +64,7 @@ def train_run(job: Job) -> None:
     batches = training_batches(job.train_loader, job.plan, job.config, job.ranks.rank, step)
     with followed(job.run, job.config.train, step, job.ranks.first):
         with MetricsLog(job.run, step, job.plan.total_steps, job.ranks.first) as metrics:
-            with graphs_released(job):
+            with graphs_released(job), job.saver.hurried_by_errors():
                 take_steps(job, batches, step, clock, metrics)
             job.saver.wait()
             weights = exported(job)

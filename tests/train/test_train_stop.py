@@ -375,6 +375,30 @@ def test_rank_0_waits_for_no_file_that_another_rank_could_not_write(tmp_path: Pa
     assert checkpoint.newest(run) == run.checkpoint(2)
 
 
+ALONE = """
+import sys
+from pathlib import Path
+from threading import Thread
+from kapdist.engine import Ranks
+from kapdist.run.paths import RunDir
+from kapdist.train import checkpoint
+
+checkpoint.LAST_SECONDS = 0.5
+saver = checkpoint.Saver(RunDir(Path(sys.argv[1])), Ranks(0, 2), attempt=1, keep=2, timeout_seconds=600)
+Thread(target=saver.write, args=(1, {"step": 1}, {})).start()
+with saver.hurried_by_errors():
+    raise RuntimeError("rank 1 is gone")
+"""
+
+
+def test_a_rank_that_fails_does_not_stay_for_the_file_of_one_that_is_gone(tmp_path: Path) -> None:
+    """Its process would end when its saving thread does, a quarter of an hour later."""
+    done = subprocess.run([sys.executable, "-c", ALONE, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "RuntimeError: rank 1 is gone" in done.stderr
+    assert "no checkpoint of step 1: [Errno 28] rank-1.pt did not come in time" in done.stderr
+
+
 def test_a_rank_whose_checkpoint_rank_0_gave_up_meanwhile_goes_on(tmp_path: Path, monkeypatch, caplog) -> None:
     run = RunDir(tmp_path)
     saver = checkpoint.Saver(run, Ranks(1, 2), attempt=1, keep=2, timeout_seconds=10)
