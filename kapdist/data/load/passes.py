@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
 from collections.abc import Iterable
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 from weakref import WeakSet
 
 import numpy as np
@@ -16,6 +18,9 @@ from torch import Tensor
 from kapdist.data.load.ring import Ring, Rings
 from kapdist.data.load.task import Asked, Task
 
+T = TypeVar("T")
+
+PARTS = 16  # of the time that a batch has
 CLOSE_SECONDS = 30.0  # far more than a batch takes; a thread that hangs is a daemon and left to itself
 
 OPEN: WeakSet[Pass] = WeakSet()
@@ -97,7 +102,7 @@ class Pass:
             Exception: whatever ended the loading thread, the same object.
         """
         try:
-            answer = self.decoded.get(timeout=timeout_seconds)
+            answer = get_awake(self.decoded, timeout_seconds)
         except Empty:
             OPEN.discard(self)  # nobody waits for a thread that hangs, and its ring is lost
             self.ending.set()
@@ -143,3 +148,17 @@ def valid_batch(batch: np.ndarray, num_images: int, max_batch_size: int) -> np.n
     if len(indices) and not 0 <= indices.min() <= indices.max() < num_images:
         raise IndexError(f"image ids {indices.min()} to {indices.max()} in a beton of {num_images} images")
     return indices
+
+
+def get_awake(queue: SimpleQueue[T], timeout_seconds: float) -> T:
+    """Return what a queue gives within a time in which this process was awake.
+
+    It waits in parts: a process that is suspended (SIGSTOP, `scontrol suspend`) loses one of them and not all.
+
+    Raises:
+        Empty: nothing came.
+    """
+    for _ in range(PARTS - 1):
+        with contextlib.suppress(Empty):
+            return queue.get(timeout=timeout_seconds / PARTS)
+    return queue.get(timeout=timeout_seconds / PARTS)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 import numpy as np
 import pytest
@@ -13,6 +18,7 @@ import torch
 
 from kapdist.config import Config
 from kapdist.data.load.loader import Epoch
+from kapdist.data.load.passes import get_awake
 from kapdist.data.load.ring import Ring
 from kapdist.plan.training import make_plan
 
@@ -150,3 +156,42 @@ def test_a_process_that_leaves_batches_open_ends_at_once(
     (end,) = run_ranks(["left.py", how, str(small_betons[1]), backend], timeout=60)
     assert end.code == code, end.output
     assert ("FloatingPointError: the loss is nan" in end.output) == (how == "raised")
+
+
+SUSPENDED = """
+import threading, time
+from queue import SimpleQueue
+from kapdist.data.load.passes import get_awake
+
+def decode():
+    begun = time.process_time()
+    while time.process_time() < begun + 1:
+        pass
+    decoded.put("a batch")
+
+decoded = SimpleQueue()
+threading.Thread(target=decode).start()
+print("waits", flush=True)
+print(get_awake(decoded, 6), flush=True)
+"""
+
+
+def test_a_process_that_was_suspended_still_has_time_for_its_batch() -> None:
+    """SIGSTOP and SIGCONT, as Slurm suspends a job for another, for longer than data.timeout_seconds."""
+    process = subprocess.Popen([sys.executable, "-c", SUSPENDED], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waits\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(7)
+        process.send_signal(signal.SIGCONT)
+        assert process.communicate(timeout=60)[0] == "a batch\n"
+    finally:
+        process.kill()
+
+
+def test_a_batch_that_does_not_come_is_waited_for_once() -> None:
+    started = time.monotonic()
+    with pytest.raises(Empty):
+        get_awake(SimpleQueue(), 0.3)
+    assert 0.3 <= time.monotonic() - started < 30
