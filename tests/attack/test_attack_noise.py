@@ -12,6 +12,7 @@ from kapdist.attack.averaged import AveragedModel
 from kapdist.attack.chunk import attack_chunk
 from kapdist.attack.classifier import noise_differs_by_row
 from kapdist.attack.counted import CountedModel
+from kapdist.attack.rescore import cast_votes
 from kapdist.config import AttackConfig
 from kapdist.corruptions.plan import notes_on
 from kapdist.kap import KAPConv2d, noise
@@ -147,10 +148,57 @@ class OneSizeForAll(nn.Module):
         return images.flatten(1)[:, :5] * (1 + torch.rand(()))
 
 
+class OneMemberForAll(nn.Module):
+    """Of so few members that two passes are often of the same one."""
+
+    def __init__(self, num_members: int) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)) for _ in range(num_members))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.members[int(torch.randint(len(self.members), ()))](images)
+
+
+class OneSizeAndNoise(nn.Module):
+    """A size for the whole batch, and noise of each row on it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images * (1 + torch.rand(())) + 0.05 * torch.randn_like(images)).flatten(1)[:, :5]
+
+
+class Seldom(nn.Module):
+    """Hardly ever noisy, each row for itself."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :5] * (1 + (torch.rand(len(images), 1) < 0.03))
+
+
 def test_noise_that_a_batch_shares_is_told_from_noise_of_each_row() -> None:
-    assert not noise_differs_by_row(OneSizeForAll(), 8)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        for shared in (OneSizeForAll(), OneSizeAndNoise(), OneMemberForAll(2), OneMemberForAll(10)):
+            assert not noise_differs_by_row(shared, 8)
+        assert noise_differs_by_row(Seldom(), 8)
+        assert noise_differs_by_row(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), 8)  # of no noise at all
     for _, network in noisy_networks():
         assert noise_differs_by_row(network, 8)
+
+
+def test_draws_of_one_member_for_all_are_as_many_as_asked_for(make_plan: MakePlan) -> None:
+    """Two members that disagree: of 400 draws, 100 to a pass, as many votes as of a coin tossed 400 times."""
+    network = OneMemberForAll(2)
+    for number, member in enumerate(network.members):
+        member[1].weight.data.zero_()
+        member[1].bias.data = 10.0 * torch.nn.functional.one_hot(torch.tensor(number), 5).float()
+    together = noise_differs_by_row(network, 8)
+    plan = make_plan("Linf", 0.1, ("square",), noise="fresh", num_classes=5, rescore=400, images_per_pass=100)
+    votes = []
+    for seed in range(40):
+        subject = plan.model_copy(update={"draws_together": together})
+        counts = cast_votes(CountedModel(network, CPU, 0), torch.rand(1, 3, 8, 8), subject, seed).counts
+        votes.append(counts[0, 0].item())
+    # A deviation of 10; of four tosses it were 100.
+    assert 5 < np.std(votes) < 20
 
 
 class Harmless(nn.Module):
