@@ -132,7 +132,8 @@ def attack_chunk(
     devices = [images.device] if images.device.type == "cuda" else []
     noise_seed = derive_seed(plan.seed, "noise", chunk)
     before = Kept(model)
-    with torch.random.fork_rng(devices=devices), noise(model, plan.noise, seed=noise_seed), torch.no_grad():
+    silent, own = others.silent(), noise(model, plan.noise, seed=noise_seed)
+    with torch.random.fork_rng(devices=devices), silent, own, torch.no_grad():
         counted = counted_model(model, images.device, plan, chunk)
         watched = watched_model(counted, plan, chunk)
         surrogates = counted_surrogates(others.surrogates, images.device, plan, chunk)

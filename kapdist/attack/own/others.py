@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from kapdist.attack.own.bpda import with_gradient_of
 from kapdist.attack.own.user import KEY as ATTACKS
 from kapdist.attack.own.user import UserFunction
 from kapdist.config.attack import is_function
+from kapdist.kap import noise
 from kapdist.models.factory import check_factory, factory_sha256, find_factory
 from kapdist.records.attack_plan import AttackPlan
 
@@ -25,6 +27,14 @@ class Others:
 
     surrogates: Mapping[str, nn.Module] = field(default_factory=dict)
     functions: Mapping[str, UserFunction] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def silent(self) -> Iterator[None]:
+        """Keep the surrogates' noise off, theirs too that are not folded: its streams go on from chunk to chunk."""
+        with contextlib.ExitStack() as stack:
+            for surrogate in self.surrogates.values():
+                stack.enter_context(noise(surrogate, "off"))
+            yield
 
 
 def load_others(plan: AttackPlan, run: Path, device: torch.device) -> Others:

@@ -9,6 +9,7 @@ import pytest
 from attack.kinds import Linear, attacked, images_at
 from safetensors.torch import save_file
 
+from kapdist.attack.merge import merge
 from kapdist.attack.plan import plan_attack
 from kapdist.attack.shard import Chunks, run_shard
 from kapdist.config import AttackConfig
@@ -18,6 +19,7 @@ from kapdist.errors import InputError
 from kapdist.forecast.attack import forecast_attack
 from kapdist.records.attack_plan import OwnSettings, is_library
 from kapdist.records.passes import passes_per_image
+from kapdist.records.sealed import read_table
 from kapdist.run.paths import AttackDir
 
 World = Any
@@ -25,6 +27,8 @@ World = Any
 SURROGATES = """
 import torch
 from attack.kinds import Linear
+from kapdist.kap import KAPConv2d
+from torch import nn
 
 def useless():
     network = Linear(5)
@@ -38,6 +42,11 @@ def same():
 
 def four():
     return Linear(4)
+
+def noisy():
+    torch.manual_seed(1)
+    noisy = KAPConv2d(3, 4, 3, stride=3, pool_size=1, layout="line", noise_std=0.5)
+    return nn.Sequential(noisy, nn.Tanh(), nn.Flatten(), nn.Linear(16, 5))
 """
 
 
@@ -82,6 +91,21 @@ def test_one_surrogate_in_one_word_is_planned_as_ever(surrogates: World, short: 
     with pytest.raises(InputError, match=r"model.factory=others.py:useless: expected the factory's file as it was"):
         run_shard(attack.root, 0, 1)
     assert not any(Chunks(attack, plan).is_done(chunk) for chunk in range(plan.num_chunks))
+
+
+def test_a_surrogate_s_noise_is_off_and_who_attacked_before_decides_nothing(surrogates: World, short: None) -> None:
+    """Layers of kapdist's in a factory's network, which is not folded."""
+    config = surrogates.config(attacks=("transfer",), transfer_from="others.py:noisy", eps=0.05)
+    found = []
+    for name, parts in (("one", [(0, 1)]), ("two", [(1, 2), (0, 2)])):
+        plan_attack(surrogates.run, config.model_copy(update={"name": name}))
+        attack = AttackDir(surrogates.run / "attacks" / name)
+        for shard, shards in parts:
+            run_shard(attack.root, shard, shards)
+        merge(attack.root)
+        found.append(read_table(attack.records, ["image", "transfer_broke", "transfer_norm"]))
+    assert found[0].equals(found[1])
+    assert found[0]["transfer_broke"].any()
 
 
 REFUSED = {
