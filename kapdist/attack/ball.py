@@ -17,6 +17,7 @@ HUGE = 1e15
 RELATIVE_TOLERANCE = 1e-6
 FLOAT32_SPACING = 2.0**-24  # of floats just below 1
 LARGEST_ROUNDING = 1e-3  # of eps: what a projection in float32 may leave beyond it; more is no rounding
+ROUNDING_OF_A_SUM = 2.0**-22  # of each value: so far beyond an L1 projection may end, which adds all of them up
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,19 @@ class Ball:
         return in_box & (self.distance(points, images) <= self.largest_distance(images.shape[1:].numel()))
 
     def pull_back(self, points: Tensor, images: Tensor) -> Tensor:
-        """Shrink perturbations that a float32 projection left just beyond eps, as Square's in L1 does now and then.
+        """Shrink perturbations that a float32 projection left just beyond eps, as the library's in L1 do.
 
-        Their verdict is that of the image so found. What lies further out stays there, to be refused.
+        Its sums over all values of an image leave the more beyond the larger the image, whatever eps: 0.015 at 224
+        pixels, a thousandth of 12 and three hundredths of 0.5. The verdict is that of the image so found. What lies
+        further out stays there, to be refused.
         """
         norms = self.distance(points, images)
         largest = self.largest_distance(images.shape[1:].numel())
-        beyond = (norms > largest) & (norms <= self.eps * (1 + LARGEST_ROUNDING))
-        pulled, clean = points.clone(), images[beyond].double()
+        rounding = ROUNDING_OF_A_SUM * images.shape[1:].numel() if self.norm == "L1" else 0.0
+        beyond = (norms > largest) & (norms <= self.eps * (1 + LARGEST_ROUNDING) + rounding)
         size = (self.eps * (1 - RELATIVE_TOLERANCE) / norms[beyond]).view(-1, 1, 1, 1)
-        pulled[beyond] = (clean + size * (points[beyond].double() - clean)).to(pulled.dtype)
+        pulled = points.clone()
+        pulled[beyond] = shrunk(points[beyond], images[beyond], size)
         return pulled
 
     def check(self, name: str, points: Tensor, images: Tensor) -> None:
@@ -125,6 +129,15 @@ class Ball:
         largest = self.distance(points, images).max().item()
         if largest > self.largest_distance(images[0].numel()):
             raise RuntimeError(f"{name} returned an image at {self.norm} distance {largest}, beyond eps {self.eps}")
+
+
+def shrunk(points: Tensor, images: Tensor, size: Tensor) -> Tensor:
+    """Return points nearer to the images by a factor each, rounded towards them: many small steps add up."""
+    clean, points64 = images.double(), points.double()
+    exact = clean + size * (points64 - clean)
+    rounded = exact.to(points.dtype)
+    too_far = (rounded.double() - clean).abs() > (exact - clean).abs()
+    return torch.where(too_far, torch.nextafter(rounded, images), rounded)
 
 
 def nearest(delta: Tensor, norm: Norm, eps: float | Tensor) -> Tensor:

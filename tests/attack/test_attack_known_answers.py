@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from pyautoattack.autopgd_base import L1_projection
 from torch import Tensor, nn
 
 import kapdist.attack.chunk as chunk_of
-from kapdist.attack.ball import Ball, drop_rounding
+from kapdist.attack.ball import LARGEST_ROUNDING, Ball, drop_rounding
 from kapdist.attack.chunk import attack_chunk
 from kapdist.records.attack_plan import AttackPlan
 
@@ -132,6 +133,19 @@ def test_only_a_projection_s_rounding_beyond_eps_is_pulled_back(norm: str, eps: 
     assert torch.equal(pulled[[0, 1, 3]], found[[0, 1, 3]])
     assert ball.distance(pulled, images)[2] == pytest.approx(eps, rel=1e-5)
     assert torch.allclose(pulled[2], found[2], rtol=0, atol=1e-4 * eps)
+
+
+@pytest.mark.parametrize("eps", [0.5, 12.0])
+def test_what_the_library_s_projection_leaves_beyond_eps_on_large_images_is_pulled_back(eps: float) -> None:
+    random = torch.Generator().manual_seed(0)
+    images = (1.4 * torch.rand(4, 3, 224, 224, generator=random) - 0.2).clamp(0, 1)
+    start = torch.randn(images.shape, generator=random)  # as APGD in L1 begins
+    found = (images + start + L1_projection(images, start, eps)).clamp(0, 1)
+    ball = Ball("L1", eps)
+    assert (ball.distance(found, images) > eps * (1 + LARGEST_ROUNDING)).any()
+    pulled = ball.pull_back(found, images)
+    assert ball.inside(pulled, images).all()
+    assert (ball.distance(pulled, images) > 0.99 * eps)[ball.distance(found, images) > eps].all()
 
 
 def test_what_an_attack_rounds_beyond_eps_is_judged_inside_and_what_is_further_out_is_an_error(
