@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kapdist.attack.counted import RandomStream
 from kapdist.attack.watch import turned
 from kapdist.errors import InputError
 from kapdist.models.factory import said
@@ -121,8 +122,7 @@ def noise_differs_by_row(model: nn.Module, resolution: int) -> bool:
     every copy draws for itself leaves both alike. A function of the model and of its noise's seed.
     """
     images = shown_images(model, resolution)[:1].repeat(COPIES, 1, 1, 1)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.default_generator.manual_seed(0)
+    with RandomStream(images.device, 0), torch.no_grad():
         logits = torch.stack([model(images).double() for _ in range(CALLS)])
     rounding = (ROW_ROUNDING * logits.abs().max()) ** 2
     logits = logits - logits[0, 0].clone()  # of a model that draws nothing zeros are left

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from types import TracebackType
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kapdist.attack.own.bpda import StraightThrough
 from kapdist.kap import seed_noise
 
+States = tuple[list[Tensor], tuple[Any, ...], Any]
+"""Torch's, Python's and NumPy's."""
+
 
 class CountedModel(nn.Module):
     """The model as an attack sees it: images that pass forward and backward are counted, its randomness is its own.
 
     The library resets torch's global seed at every attack. A model that draws from the global generator would
-    start over with it, so its forwards draw from a stream apart. Its logits become float32, which the library takes
-    for granted (FAB fails on others); `dtype` is what they were. Rough passes are those of `Forms`.
+    start over with it, so its forwards draw from streams apart: of Python's and NumPy's, too, which nobody seeds.
+    Its logits become float32, which the library takes for granted (FAB fails on others); `dtype` is what they were.
+    Rough passes are those of `Forms`.
 
     Args:
         inference: pass without a gradient in inference mode; not for models that may keep a tensor for later.
@@ -58,28 +65,40 @@ class CountedModel(nn.Module):
 
 
 class RandomStream:
-    """A place in torch's global random streams that is left and taken up again."""
+    """A place in the global random streams, torch's, Python's and NumPy's, that is left and taken up again.
+
+    Others' models draw from any of them: torchvision's older transforms and many a random size from Python's.
+    """
 
     def __init__(self, device: torch.device, seed: int) -> None:
         self.device = device
         self.start(seed)
-        self.outside: list[Tensor] = []
 
     def start(self, seed: int) -> None:
-        self.state = [torch.Generator(kind).manual_seed(seed).get_state() for kind in self.kinds()]
+        torchs = [torch.Generator(kind).manual_seed(seed).get_state() for kind in self.kinds()]
+        self.state: States = (
+            torchs,
+            random.Random(seed).getstate(),
+            np.random.RandomState(seed % 2**32).get_state(legacy=False),
+        )
+        self.outside = self.state
 
     def kinds(self) -> list[torch.device]:
         cpu = torch.device("cpu")
         return [cpu] if self.device.type == "cpu" else [cpu, self.device]
 
-    def get(self) -> list[Tensor]:
-        state = [torch.get_rng_state()]
-        return state if self.device.type == "cpu" else [*state, torch.cuda.get_rng_state(self.device)]
+    def get(self) -> States:
+        torchs = [torch.get_rng_state()]
+        torchs += [] if self.device.type == "cpu" else [torch.cuda.get_rng_state(self.device)]
+        return torchs, random.getstate(), np.random.get_state(legacy=False)
 
-    def put(self, state: list[Tensor]) -> None:
-        torch.set_rng_state(state[0])
+    def put(self, state: States) -> None:
+        torchs, pythons, numpys = state
+        torch.set_rng_state(torchs[0])
         if self.device.type != "cpu":
-            torch.cuda.set_rng_state(state[1], self.device)
+            torch.cuda.set_rng_state(torchs[1], self.device)
+        random.setstate(pythons)
+        np.random.set_state(numpys)
 
     def __enter__(self) -> None:
         self.outside = self.get()

@@ -1,5 +1,6 @@
 """Averages over noise: the value, the gradient and the memory; noise that does no harm scores what it should."""
 
+import random
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -31,7 +32,8 @@ def noisy_networks() -> Iterator[tuple[str, nn.Module]]:
     torch.manual_seed(0)
     kap = KAPConv2d(3, 4, 3, stride=3, pool_size=3, layout="line", noise_std=0.3)
     yield "kap", nn.Sequential(kap, nn.Tanh(), nn.Flatten(), nn.Linear(16, 5)).eval()
-    yield "global", GlobalNoise(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).eval())
+    for kind in ("global", "python", "numpy"):
+        yield kind, GlobalNoise(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).eval(), kind)
     yield "dropout", nn.Sequential(NoisyDropout(0.4), nn.Flatten(), nn.Linear(192, 5)).eval()
     yield (
         "member",
@@ -40,21 +42,27 @@ def noisy_networks() -> Iterator[tuple[str, nn.Module]]:
 
 
 class GlobalNoise(nn.Module):
-    """Dropout that stays on: its randomness is torch's global one."""
+    """Dropout that stays on: its randomness is torch's global one, Python's or NumPy's."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, kind: str = "global") -> None:
         super().__init__()
-        self.network = network
+        self.network, self.kind = network, kind
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(F.dropout(images, 0.4, training=True))
+        if self.kind == "global":
+            return self.network(F.dropout(images, 0.4, training=True))
+        shape = images.shape
+        numbers = (
+            np.random.rand(*shape) if self.kind == "numpy" else [random.random() for _ in range(shape.numel())]
+        )
+        return self.network(images * (torch.as_tensor(numbers).view(shape) > 0.4))
 
 
 def averaged(network: nn.Module, images_per_pass: int, num_draws: int = 6, together: bool = True) -> AveragedModel:
     return AveragedModel(CountedModel(network, CPU, 0), num_draws, images_per_pass, 11, together)
 
 
-@pytest.mark.parametrize("kind", ["kap", "global", "dropout", "member"])
+@pytest.mark.parametrize("kind", ["kap", "global", "python", "numpy", "dropout", "member"])
 @pytest.mark.parametrize("images_per_pass", [100, 10, 3])
 def test_the_average_and_its_gradient_are_those_of_the_draws_one_by_one(kind: str, images_per_pass: int) -> None:
     """A float64 reference over the very draws; the second call draws anew, a new model with the seed the same."""
@@ -75,7 +83,11 @@ def test_the_average_and_its_gradient_are_those_of_the_draws_one_by_one(kind: st
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
     assert not torch.equal(model(images), logits)
     torch.manual_seed(77)
+    random.seed(77)
+    np.random.seed(77)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     assert torch.equal(averaged(network, images_per_pass)(images), logits)
+    assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 
 
 def test_a_random_member_under_many_draws_is_the_mean_of_all_probabilities() -> None:
