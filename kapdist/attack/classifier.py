@@ -16,6 +16,8 @@ COPIES, CALLS = 6, 16
 MOST_SHARED = (
     8.0  # times the variance among copies: by chance not one in a million of normal noise, and rare events hardly
 )
+PASSES = 12
+MOST_APART = 50.0  # times the variance of such means: of one number that a batch shares not one in 100,000
 ROW_ROUNDING = 1e-5  # of the largest logit
 
 
@@ -94,6 +96,27 @@ def check_batches(model: nn.Module, place: object, resolution: int) -> None:
                 logits = torch.empty_like(whole)
                 logits[order] = torch.cat([model(images[rows]) for rows in order.split(size)])
                 check_same(logits, whole, batch_rounding(whole.dtype) * largest, place, size)
+
+
+def check_batches_of_noise(model: nn.Module, place: object, resolution: int) -> None:
+    """Raise InputError unless a noisy model's mean logits of an image are the same alone and in a batch.
+
+    The noise differs, so means over some passes are compared, and only what is far beyond the noise is refused.
+    """
+    images = shown_images(model, resolution)[-4:]  # black and white ones move what a batch has in common
+    with RandomStream(images.device, 0), torch.no_grad():
+        alone, together = (
+            torch.stack([torch.cat([model(part) for part in images.split(size)]) for _ in range(PASSES)]).double()
+            for size in (1, len(images))
+        )
+    apart = (alone.mean(0) - together.mean(0)).square().mean(1)  # (images,)
+    noise = (alone.var(0) + together.var(0)).mean(1) / PASSES
+    if (apart > MOST_APART * noise + (BATCH_ROUNDING * together.abs().max()) ** 2).any():
+        found = (
+            f"mean logits of {PASSES} noisy passes {apart.max().sqrt().item():g} apart, alone and in a batch of "
+            f"{len(images)} (batch norm without running statistics?)"
+        )
+        raise InputError(place, "predictions of an image that do not depend on the rest of its batch", found)
 
 
 def batch_rounding(dtype: torch.dtype) -> float:

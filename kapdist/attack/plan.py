@@ -10,6 +10,7 @@ from kapdist.attack.balance import chunk_costs
 from kapdist.attack.choice import choose_images
 from kapdist.attack.classifier import (
     check_batches,
+    check_batches_of_noise,
     check_classifier,
     check_deterministic,
     check_evaluation_mode,
@@ -184,6 +185,8 @@ def checked(plan: AttackPlan, run: Path, examined: bool) -> AttackPlan:
                 check_deterministic(network, place, plan.data.resolution)
                 check_batches(network, place, plan.data.resolution)
         else:
+            if not examined and plan.model.by_others:
+                check_batches_of_noise(network, place, plan.data.resolution)
             together = noise_differs_by_row(network, plan.data.resolution)
             plan = plan.model_copy(update={"draws_together": together})
     try_functions(plan, network, load_functions(plan))

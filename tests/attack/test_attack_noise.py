@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from kapdist.attack.averaged import AveragedModel
 from kapdist.attack.chunk import attack_chunk
-from kapdist.attack.classifier import noise_differs_by_row
+from kapdist.attack.classifier import check_batches_of_noise, noise_differs_by_row
 from kapdist.attack.counted import CountedModel
 from kapdist.attack.rescore import cast_votes
 from kapdist.config import AttackConfig
@@ -194,6 +194,15 @@ def test_noise_that_a_batch_shares_is_told_from_noise_of_each_row() -> None:
         assert noise_differs_by_row(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), 8)  # of no noise at all
     for _, network in noisy_networks():
         assert noise_differs_by_row(network, 8)
+
+
+def test_noise_alone_makes_no_image_depend_on_its_batch() -> None:
+    for seed in range(10):
+        torch.manual_seed(seed)
+        for shared in (OneSizeForAll(), OneSizeAndNoise(), OneMemberForAll(2), Seldom()):
+            check_batches_of_noise(shared, "here", 8)
+    for _, network in noisy_networks():
+        check_batches_of_noise(network, "here", 8)
 
 
 def test_draws_of_one_member_for_all_are_as_many_as_asked_for(make_plan: MakePlan) -> None:

@@ -51,6 +51,14 @@ class InPairs(Model):  # each image looks at its neighbour, and so at the order 
         logits = self.layers(images)
         return logits + logits.roll(1, 0)
 
+class NoisyBatchNormed(BatchNormed):
+    def forward(self, images):
+        return super().forward(images + 0.02 * torch.randn_like(images))
+
+class NoisyInPairs(InPairs):
+    def forward(self, images):
+        return super().forward(images * (1 + 0.02 * torch.rand(())))
+
 class Squeezes(Model):
     def forward(self, images):
         return self.layers(images).squeeze()
@@ -87,6 +95,14 @@ def test_a_model_whose_predictions_depend_on_the_batch_is_refused(world: World, 
     words = r"do not depend on the rest of its batch, found logits .* apart, and \d of 6 images in another class"
     with pytest.raises(InputError, match=words):
         plan_attack(world.run, world.config(model={"factory": f"strange.py:{name}"}))
+
+
+@pytest.mark.parametrize("name", ["NoisyBatchNormed", "NoisyInPairs"])
+def test_a_noisy_model_whose_predictions_depend_on_the_batch_is_refused(world: World, name: str) -> None:
+    (world.folder / "strange.py").write_text(STRANGE)
+    words = r"do not depend on the rest of its batch, found mean logits of 12 noisy passes .* apart, alone and in"
+    with pytest.raises(InputError, match=words):
+        plan_attack(world.run, world.config(model={"factory": f"strange.py:{name}"}, noise="fresh"))
 
 
 def test_a_model_that_squeezes_its_output_is_refused_before_one_image_is_left(world: World) -> None:
