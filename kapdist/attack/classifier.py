@@ -13,9 +13,8 @@ from kapdist.models.shown import check_images_kept, check_logits, shown_images
 
 BATCH_ROUNDING = 1e-3  # of the largest logit: what other sizes of a batch may round, cuDNN's and folded models' too
 COPIES, CALLS = 6, 16
-MOST_SHARED = (
-    8.0  # times the variance among copies: by chance not one in a million of normal noise, and rare events hardly
-)
+# Times the variance among copies: by chance not one in a million of normal noise, and rare events hardly.
+MOST_SHARED = 8.0
 PASSES = 12
 MOST_APART = 50.0  # times the variance of such means: of one number that a batch shares not one in 100,000
 ROW_ROUNDING = 1e-5  # of the largest logit
