@@ -18,12 +18,14 @@ from rich.console import RenderableType
 
 from kapdist.run.files import to_json
 from kapdist.run.paths import RunDir, SeedsDir
+from kapdist.run.standard_output import screen
 from launch.command import command_line, plain_parser
 from launch.jobs import remembered, time_in
 from launch.status.run import Status, read_status
 from launch.status.study import StudyJobsStatus, is_study, read_study_jobs
 
 WATCH_SECONDS = 10.0
+IN_A_LOG = 500  # columns: why something failed is one line there, to be searched
 Anything = Status | StudyJobsStatus
 
 
@@ -33,9 +35,7 @@ def main() -> None:
         found = [one.describe() for one in look(arguments.run)]
         print(to_json(found[0] if len(found) == 1 else found, indent=2))
     elif arguments.watch is None:
-        from rich.console import Console
-
-        Console().print(drawn(look(arguments.run)))
+        screen(IN_A_LOG).print(drawn(look(arguments.run)))
     else:
         watch(arguments.run, arguments.watch)
 
@@ -92,10 +92,9 @@ def watch(roots: Sequence[Path], pause: float) -> None:
 
     A terminal shows the last look in place; a pipe or a file gets one look after the other.
     """
-    from rich.console import Console
     from rich.live import Live
 
-    console = Console()
+    console = screen(IN_A_LOG)
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as shown:
         live = shown.enter_context(Live(console=console, auto_refresh=False)) if console.is_terminal else None
         for found in statuses(roots, pause):

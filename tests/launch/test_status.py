@@ -536,6 +536,14 @@ def test_an_aggregation_that_names_a_thousand_shards_leaves_room_on_the_screen(t
 # The command
 
 
+def test_why_a_run_failed_is_one_line_of_a_log_to_be_searched(tmp_path: Path) -> None:
+    """Whatever COLUMNS says, which a shell exports now and then."""
+    why = "given up: " + " ".join(f"word{number}" for number in range(28))
+    RunDir(tmp_path).config.write_text("")
+    RunDir(tmp_path).failed.write_text(f"{why}\n")
+    assert why in status(tmp_path)
+
+
 def test_what_is_no_run_is_said_in_one_line(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "nothing"):
         text = status(place, code=2)
