@@ -101,13 +101,22 @@ def write_warm_python(place: Path) -> Path:
     """Write the `python` of a warm start, and beside it our commands as they stand, but for their python."""
     python = place.with_name("python")
     ending = f"\n\nmain({str(place)!r}, {str(ROOT)!r})\n"
-    python.write_text(f"#!{sys.executable} -IS\n{WARM_PYTHON.read_text()}{ending}")
+    code = WARM_PYTHON.read_text().replace("from __future__ import annotations\n", "")  # it would have to be first
+    python.write_text(f"{first_line(sys.executable, '-IS')}{code}{ending}")
     for name in ("kapdist", "torchrun"):
         _, *lines = (Path(sys.executable).parent / name).read_text().splitlines(keepends=True)
-        place.with_name(name).write_text("".join([f"#!{python}\n", *lines]))
+        place.with_name(name).write_text("".join([first_line(python), *lines]))
     for name in ("python", "kapdist", "torchrun"):
         place.with_name(name).chmod(0o755)
     return python
+
+
+def first_line(python: Path | str, options: str = "") -> str:
+    """Return how a script says what runs it; where the path has spaces a shell is asked to, as pip does it."""
+    if " " not in str(python):
+        return f"#!{python} {options}".rstrip() + "\n"
+    quotes = 3 * "'"
+    return f'#!/bin/sh\n{quotes}exec\' "{python}" {options} "$0" "$@"\n\' {quotes}\n'
 
 
 def warm_python() -> Path:
