@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from kapdist.errors import InputError
 
 log = logging.getLogger(__name__)
 THEIRS = logging.getLogger("torch._dynamo.convert_frame")
+
+
+def check_compiler(device: torch.device) -> None:
+    """Refuse to compile for a CPU where torch could not: its own words for that come with the first step.
+
+    Raises:
+        InputError: there is no C++ compiler, or torch's folder has spaces in its path, at which torch cuts it.
+    """
+    if device.type != "cpu":
+        return
+    if shutil.which(compiler := os.environ.get("CXX", "g++")) is None:
+        raise InputError("engine.compile", f"a C++ compiler on a CPU ({compiler}, or CXX)", "none")
+    if " " in (folder := str(Path(torch.__file__).parent)):
+        raise InputError("engine.compile", "torch in a folder without spaces, on a CPU", folder)
 
 
 def make_room(graphs: int) -> None:

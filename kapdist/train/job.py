@@ -22,7 +22,7 @@ from kapdist.data.load.backend import chosen_backend
 from kapdist.data.load.loader import Loader
 from kapdist.engine import ENGINES, Engine, Ranks
 from kapdist.engine.base import broadcast
-from kapdist.engine.compiling import make_room
+from kapdist.engine.compiling import check_compiler, make_room
 from kapdist.environment import memory_bytes
 from kapdist.errors import InputError
 from kapdist.models.build import build_model
@@ -117,6 +117,7 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
     optimizer = make_optimizer(model, config.optim, fused=ranks.on_gpu and config.engine.name == "ddp")
     graphs = config.engine.graphs
     if config.engine.compile:
+        ranks.together(lambda: check_compiler(ranks.device))
         make_room(plan.num_graphs)
     engine = ENGINES[config.engine.name](model, optimizer, config.engine, ranks, config.optim.clip_grad_norm)
     job = Job(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -162,7 +163,7 @@ def test_standard_output_is_the_result_alone_though_a_factory_prints(
 
 def in_a_pipe(words: str, folder: Path) -> subprocess.CompletedProcess:
     """A shell's command with `kapdist` as this interpreter starts it."""
-    kapdist = f"{sys.executable} -m kapdist.cli"
+    kapdist = f"{shlex.quote(sys.executable)} -m kapdist.cli"
     script = f"set -o pipefail; {words.replace('kapdist', kapdist)}"
     return subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, timeout=120)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from compiler import needs_compiler
 from processes import WarmProcess, end_ranks, warm_program
 from torch import nn
 
@@ -141,6 +142,7 @@ def test_runs_that_are_killed_end_bitwise_equal() -> None:
 
 
 @pytest.mark.slow
+@needs_compiler
 def test_gpu_check_runs_without_a_gpu_and_says_so() -> None:
     import torch
 

@@ -12,7 +12,8 @@ import torch._dynamo
 from torch import nn
 
 from kapdist.config import Config
-from kapdist.engine.compiling import make_room
+from kapdist.engine.compiling import check_compiler, make_room
+from kapdist.errors import InputError
 from kapdist.plan.training import make_plan
 
 
@@ -54,3 +55,16 @@ def test_the_log_says_when_there_is_no_more_room(told) -> None:
     assert graphs_of(12) == 8
     (line,) = told()
     assert "new shapes run uncompiled" in line
+
+
+def test_without_a_compiler_or_with_torch_in_a_folder_it_cuts_nothing_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_compiler(torch.device("cuda", 0))
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    with pytest.raises(InputError, match=r"engine.compile: expected a C\+\+ compiler on a CPU .*, found none"):
+        check_compiler(torch.device("cpu"))
+    monkeypatch.setenv("CXX", "true")  # a program that is anywhere
+    monkeypatch.setattr(torch, "__file__", "/my code/torch/__init__.py")
+    with pytest.raises(InputError, match="torch in a folder without spaces, on a CPU, found /my code/torch"):
+        check_compiler(torch.device("cpu"))

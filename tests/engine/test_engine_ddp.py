@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from compiler import needs_compiler
 from torch import nn
 from torch.nn import functional as F
 
@@ -99,6 +100,7 @@ def test_channels_last_changes_the_layout_alone() -> None:
 
 
 @pytest.mark.slow
+@needs_compiler
 def test_compiling_changes_rounding_alone() -> None:
     losses: dict[bool, list[float]] = {}
     for compiled in (False, True):

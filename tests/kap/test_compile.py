@@ -1,7 +1,6 @@
-import shutil
-
 import pytest
 import torch
+from compiler import needs_compiler
 from torch import Tensor, nn
 
 from kapdist.kap import kapify, noise
@@ -52,7 +51,7 @@ class Branches(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on the CPU")
+@needs_compiler
 def test_branches_draw_the_same_in_generated_code() -> None:
     """Along a line: g++ takes twice as long for a sheet, which tools/gpu_check.py has and a test of it."""
     assert_compiled_is_eager(Branches(), "line", "fresh", "inductor", torch.channels_last)

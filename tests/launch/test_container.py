@@ -62,7 +62,10 @@ def test_folders_are_mounted_where_links_lead_too_and_once(tmp_path: Path, monke
     assert Container(ClusterConfig(container="x"), [tmp_path / "run"]).mounts == [f"{tmp_path}/run:{tmp_path}/run"]
 
 
-def test_the_folders_of_a_config_are_those_of_its_files(tiny_config: Path, small_betons: tuple[Path, Path]) -> None:
+def test_the_folders_of_a_config_are_those_of_its_files(
+    tiny_config: Path, small_betons: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_config.parent)  # where there are no runs yet
     assert set(folders_named(load_config(Config, tiny_config))) == {path.parent for path in small_betons}
 
 
@@ -98,7 +101,8 @@ def test_a_job_s_ranks_run_in_apptainer_and_its_last_word_outside(
     assert last[-5:] == ["-m", "launch.after", "train", str(tmp_path / "runs/tiny"), "3"]
 
 
-def test_what_queues_jobs_runs_outside() -> None:
+def test_what_queues_jobs_runs_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # which is mounted
     cluster = ClusterConfig(container="x")
     inside = [kind for kind in KINDS if cluster.of(kind).container]
     assert inside == ["train", "plan", "shard", "model"]
@@ -135,7 +139,11 @@ def test_what_is_refused(word: str, said: str) -> None:
     ("runs", "./nowhere.sif", "cluster.container: expected an image, or a folder of one, found nothing at /"),
     ("a:b", "x", "a folder without colon, comma and space, as it is mounted"),
 ])  # fmt: skip
-def test_what_cannot_be_mounted_is_refused(tmp_path: Path, folder: str, image: str, said: str) -> None:
+def test_what_cannot_be_mounted_is_refused(
+    tmp_path: Path, folder: str, image: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
     with pytest.raises(InputError, match=said):
         submission(
             "n", tmp_path / folder, ClusterConfig(container=image), Path("/code"), "x", kind="train"

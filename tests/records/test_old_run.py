@@ -8,7 +8,7 @@ noise_before.tar.xz has the config and the plans of a run of the same time whose
 
 from __future__ import annotations
 
-import tarfile
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,8 +43,7 @@ OLD = Path(__file__).with_name("old_run.tar.xz")
 
 @pytest.fixture
 def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
-    with tarfile.open(OLD) as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(OLD, tmp_path)
     monkeypatch.chdir(tmp_path)
     return RunDir(Path("runs/old"))
 
@@ -148,8 +147,7 @@ def test_the_images_are_those_that_were_attacked(old: RunDir) -> None:
 def before(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """The run whose noise came before its average, read-only."""
     folder = tmp_path_factory.mktemp("before")
-    with tarfile.open(OLD.with_name("noise_before.tar.xz")) as archive:
-        archive.extractall(folder, filter="data")
+    shutil.unpack_archive(OLD.with_name("noise_before.tar.xz"), folder)
     return RunDir(folder / "runs" / "old")
 
 

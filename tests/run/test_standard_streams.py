@@ -3,6 +3,7 @@
 import getpass
 import io
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ kept.write(str(kept.fileno()))
 
 
 def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
-    words = f"exec {sys.executable} -c '{CLOSED}' <&- >&- 2>&-"
+    words = f"exec {shlex.quote(sys.executable)} -c '{CLOSED}' <&- >&- 2>&-"
     root = Path(__file__).parents[2]
     done = subprocess.run(
         ["bash", "-c", words], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)}, timeout=90
@@ -37,7 +38,7 @@ def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
 
 def test_the_command_line_without_standard_streams(tmp_path: Path) -> None:
     """The exit code says it alone; there is no bar to show and nowhere to say why."""
-    words = f"exec {sys.executable} -m kapdist.cli data check absent.beton >&- 2>&-"
+    words = f"exec {shlex.quote(sys.executable)} -m kapdist.cli data check absent.beton >&- 2>&-"
     assert subprocess.run(["bash", "-c", words], cwd=tmp_path, timeout=90).returncode == 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def test_a_lock_of_another_machine_is_held_as_long_as_slurm_says(clean, tmp_path
     """The nodes of a sandbox see each other's processes, so the lock says that it is from elsewhere."""
     lock, program = tmp_path / "LOCK", tmp_path / "hold.py"
     program.write_text(HOLD)
-    script = f"srun -n1 {sys.executable} {program} {lock}; touch {tmp_path}/ended; sleep 300"
+    script = f"srun -n1 {shlex.quote(sys.executable)} {program} {lock}; touch {tmp_path}/ended; sleep 300"
     job = clean.submit("-o", "/dev/null", "--wrap", script, cwd=ROOT)
     in_a_step = ["srun", "--overlap", f"--jobid={job}", "-n1", "-Q"]
 
