@@ -14,7 +14,7 @@ from processes import warm_python
 from kapdist.run.paths import RunDir
 
 ROOT = Path(__file__).parents[2]
-PATH = f"export PATH={Path(sys.executable).parent}:$PATH"
+PATH = f"export PATH='{Path(sys.executable).parent}':$PATH"
 
 
 def block_with(word: str) -> list[str]:
@@ -45,7 +45,7 @@ def test_the_readme_s_way_from_a_config_to_a_report(slurm, checkout: Path) -> No
     first, *lines, last = block_with("slurm_sandbox.py up")
     assert "slurm_sandbox.py up" in first
     assert "slurm_sandbox.py down" in last
-    warm = f"export PATH={warm_python().parent}:$PATH"  # test_the_batch_script_trains starts cold
+    warm = f"export PATH='{warm_python().parent}':$PATH"  # test_the_batch_script_trains starts cold
     script = "\n".join(["set -e", PATH, warm, *lines]).replace("num_images=64", "num_images=6")
     done = slurm.run(["bash", "-c", script], timeout=480, cwd=checkout)
     run = RunDir(checkout / "runs" / "queued")
