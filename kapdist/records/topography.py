@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ Quantity = Literal["stored", "averaged", "responses", "averaged_responses"]
 QUANTITIES: tuple[Quantity, ...] = ("stored", "averaged", "responses", "averaged_responses")
 ASKED: tuple[Quantity, ...] = ("stored", "responses")
 """What no average makes alike by itself."""
+LEVEL = 0.05
 
 
 class Curve(Record):
@@ -55,7 +57,13 @@ class Measure(Record):
     @property
     def is_found(self) -> bool:
         """Whether neighbours are alike beyond chance, at 5% over all layers."""
-        return self.p_holm is not None and self.p_holm <= 0.05
+        return self.p_holm is not None and self.p_holm <= LEVEL
+
+
+def beyond_chance(measures: Sequence[Measure]) -> str:
+    """Say of how many layers it is found; "?" where permutations were too few to find it of any."""
+    told = any(one.p_holm is not None for one in measures)
+    return f"{sum(one.is_found for one in measures) if told else '?'} of {len(measures)}"
 
 
 class LayerTopography(Record):

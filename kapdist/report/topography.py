@@ -13,6 +13,7 @@ from kapdist.records.topography import (
     Quantity,
     SubjectTopography,
     Topography,
+    beyond_chance,
     read_topography,
 )
 from kapdist.report.plots import Plot
@@ -81,7 +82,7 @@ def row(subject: SubjectTopography, quantity: Quantity) -> tuple[str, ...] | Non
     if not pairs:
         return None
     measures = [measure for _, measure in pairs]
-    beyond = f"{sum(one.is_found for one in measures)} of {len(measures)}" if quantity in ASKED else "–"
+    beyond = beyond_chance(measures) if quantity in ASKED else "–"
     members = [one.members for one in measures if one.members is not None]
     return (
         subject.run,

@@ -13,7 +13,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from kapdist.records.topography import Measure, NoiseLevel, Quantity, Stage, SubjectTopography, Topography
+from kapdist.records.topography import (
+    Measure,
+    NoiseLevel,
+    Quantity,
+    Stage,
+    SubjectTopography,
+    Topography,
+    beyond_chance,
+)
 from kapdist.report.plots import INK, STYLE, Plot, canvas, drawn, legend, look, shortened
 from kapdist.report.topography_maps import maps
 
@@ -149,8 +157,8 @@ def layers_plot(record: Topography, quantity: Quantity, suffix: str) -> Plot | N
             marker = style | {"linestyle": "none", "markersize": 5, "markerfacecolor": face}
             axes.plot([place], [measure.contrast], **marker)
         axes.plot([], [], **style | {"markersize": 5}, label=shortened(subject.run))
-        beyond = sum(measure.is_found for _, measure in found)
-        told.append(f"{subject.run}: mean {np.mean(y):.3g}, {beyond} of {len(y)} layers beyond chance")
+        beyond = beyond_chance([measure for _, measure in found])
+        told.append(f"{subject.run}: mean {np.mean(y):.3g}, {beyond} layers beyond chance")
     axes.axhline(0, color="#888888", linewidth=0.8)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     axes.plot([], [], linestyle="none", marker="o", color="#888888", label="filled: Holm's p ≤ 0.05")

@@ -16,7 +16,7 @@ from kapdist.records.sanity import read_sanity
 from kapdist.records.sealed import read_json
 from kapdist.records.study import Beside, Cost
 from kapdist.records.summary import read_summary
-from kapdist.records.topography import Measure, SubjectTopography, read_topography
+from kapdist.records.topography import Measure, SubjectTopography, beyond_chance, read_topography
 from kapdist.report.words import percent
 from kapdist.run.files import mapping_in
 from kapdist.run.paths import RunDir
@@ -26,7 +26,6 @@ from kapdist.study.tasks import ATTACK, TOPOGRAPHY, TRAINING, Task, run_dir, tas
 
 SHOWN = 3  # radii of a certificate
 KINDS = (TRAINING, ATTACK)  # whose hours have a column of their own
-LEVEL = 0.05  # of a layer's test, corrected for all layers
 
 
 def beside(design: Design) -> Iterator[Beside]:
@@ -102,7 +101,7 @@ def kernel_words(records: list[Path]) -> str:
     if means is None:
         return ""
     neighbours, others = means
-    beyond = ", ".join(f"{sum((m.p_holm or 1) <= LEVEL for m in own)} of {len(own)}" for own in layers)
+    beyond = ", ".join(map(beyond_chance, layers))
     return f"neighbours {neighbours:.2f}, others {others:.2f}; beyond chance in {beyond} layers"
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kapdist import kap
 from kapdist.records.topography import (
     ASKED,
+    LEVEL,
     LayerTopography,
     Measure,
     NoiseLevel,
@@ -148,9 +149,11 @@ def grams_of(layer: Layer, answers: Moments | None) -> dict[Quantity, Tensor]:
 
 
 def with_holm(layers: Sequence[LayerTopography]) -> list[LayerTopography]:
-    """Return the layers with p-values of what is asked corrected over all of them."""
+    """Return the layers with p-values of what is asked corrected over all of them, where any could be found."""
     for quantity in ASKED:
         measured = [layer.measure(quantity) for layer in layers]
+        if too_few_permutations([found for found in measured if found]):
+            continue
         corrected = iter(holm([found.p for found in measured if found]))
         layers = [
             layer.model_copy(update={quantity: found.model_copy(update={"p_holm": next(corrected)})})
@@ -159,6 +162,12 @@ def with_holm(layers: Sequence[LayerTopography]) -> list[LayerTopography]:
             for layer, found in zip(layers, measured, strict=True)
         ]
     return list(layers)
+
+
+def too_few_permutations(found: Sequence[Measure]) -> bool:
+    """Tell whether not even the least p that so many permutations give is found over so many layers."""
+    least = [1 / (1 + one.permutations) for one in found]
+    return bool(least) and min(holm(least)) > LEVEL
 
 
 def pictures_of(shown: Responses, images: Images, settings: Settings) -> dict[str, object]:
@@ -243,6 +252,12 @@ def notes_on(subject: Subject, layers: Sequence[LayerTopography]) -> list[str]:
         notes.append(f"no call was seen of {', '.join(absent)}: there are no responses of it")
     if left := [layer.name for layer in layers if layer.not_asked]:
         notes.append(f"not asked of {', '.join(left)}: {TOO_FEW}")
+    asked = max(([one for layer in layers if (one := layer.measure(quantity))] for quantity in ASKED), key=len)
+    if too_few_permutations(asked):
+        notes.append(
+            f"{asked[0].permutations:,} permutations are too few to find neighbours alike beyond chance in any of "
+            f"{len(asked)} layers: it takes {round(len(asked) / LEVEL) - 1:,} (--permutations)"
+        )
     silent = sum(layer.silent for layer in layers)
     if silent:
         notes.append(f"{silent} kernels have no response that varies")

@@ -19,6 +19,7 @@ from kapdist.errors import InputError, LockedError
 from kapdist.models.weights import save_weights
 from kapdist.records.topography import ASKED, QUANTITIES, read_topography
 from kapdist.report import topography_plots, write_report
+from kapdist.report.topography import row
 from kapdist.run.files import file_sha256
 from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir
@@ -141,6 +142,18 @@ def test_a_record_says_what_was_planted_beside_a_twin_that_has_nothing(trained, 
     assert "kap, topography: 40 images, 999 permutations" in page
     assert (tmp_path / "out" / "topography-responses-kap-topography.png").exists()
     assert "this is of other weights" not in page
+
+
+def test_permutations_that_could_find_no_layer_are_not_counted_as_none_found(trained) -> None:
+    """Holm's correction over 12 layers: the least p of 199 permutations becomes 0.06, that of 239 is 0.05."""
+    run = trained("kap", SHEET).smoothed().finished()
+    few = run_topography(run.dir.root, [], Asked(**QUICK | {"draws": 0})).subject
+    assert all(layer.measure(quantity).p_holm is None for layer in few.layers for quantity in ASKED)
+    assert row(few, "stored")[4] == "? of 12"
+    assert any("in any of 12 layers: it takes 239 (--permutations)" in note for note in few.notes)
+    enough = run_topography(run.dir.root, [], Asked(**QUICK | {"draws": 0, "permutations": 239})).subject
+    assert row(enough, "stored")[4] == "11 of 12"
+    assert not any("permutations" in note for note in enough.notes)
 
 
 def test_a_record_of_other_weights_says_so_on_the_page(trained, tmp_path: Path) -> None:
