@@ -77,7 +77,9 @@ def examples(attacks: Sequence[Attack]) -> list[list[Example]]:
 
 def candidates(attack: Attack) -> list[Candidate]:
     """List the images of the kept chunks that were right before the attack and wrong after it."""
-    found = []
+    found: list[Candidate] = []
+    if attack.plan.get("keep_adversarial") is False:
+        return found  # what is there a removed plan has left
     for path in sorted(attack.dir.adversarial.glob("chunk-*.npy")):
         chunk = int(path.stem.removeprefix("chunk-"))
         if attack.dir.chunk(chunk).exists():

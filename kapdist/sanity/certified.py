@@ -21,7 +21,7 @@ from kapdist.certify.draws import NoisyCopies
 from kapdist.errors import InputError
 from kapdist.kap import noise
 from kapdist.records.attack_plan import PlannedModel
-from kapdist.records.certificate import CertificatePlan, read_plan
+from kapdist.records.certificate import CertificatePlan, read_certificate_summary, read_plan
 from kapdist.records.sealed import read_table
 from kapdist.rng import derive_seed
 from kapdist.run.paths import CertificateDir, RunDir
@@ -33,6 +33,7 @@ MOST_IMAGES = 8  # of each certification
 STEPS, DRAWS, JUDGES = 20, 16, 1000
 INSIDE = 0.999  # of the radius: the certificate is of what lies within
 ALPHA = 1e-5  # chance that an image which holds is called broken
+MERGE = "kapdist certify --merge"
 
 
 class Certified(NamedTuple):
@@ -47,7 +48,7 @@ class Certified(NamedTuple):
 def broken_certificates(run: Path, model: PlannedModel, device: torch.device) -> float | None:
     """Return the share of certified images that an attack breaks within their radius; None where there are none.
 
-    What cannot be read, or whose images are gone, is said and left out.
+    What cannot be read, was planned anew and not merged since, or whose images are gone, is said and left out.
 
     Args:
         model: that is examined; certificates of other weights are left alone.
@@ -58,15 +59,21 @@ def broken_certificates(run: Path, model: PlannedModel, device: torch.device) ->
             directory = CertificateDir(path.parent)
             plan = read_plan(directory)
             if plan.subject.model.weights_sha256 == model.weights_sha256:
-                broken += attacked(run, plan, certified_images(directory), device)
+                broken += attacked(run, plan, certified_images(directory, plan), device)
         except InputError as error:
             log.warning("certificates that are not attacked: %s", error)
     return sum(broken) / len(broken) if broken else None
 
 
-def certified_images(directory: CertificateDir) -> list[Certified]:
-    """Return the first images that have a radius."""
-    rows = read_table(directory.records, Certified._fields, "kapdist certify --merge writes it again")
+def certified_images(directory: CertificateDir, plan: CertificatePlan) -> list[Certified]:
+    """Return the first images that have a radius.
+
+    Raises:
+        InputError: the records are damaged, or of an earlier plan than the one beside them.
+    """
+    if read_certificate_summary(directory.summary).plan_fingerprint != plan.fingerprint:
+        raise InputError(directory.records, f"records of this plan ({MERGE} writes them)", "those of another plan")
+    rows = read_table(directory.records, Certified._fields, f"{MERGE} writes it again")
     return [Certified(*row) for row in rows.drop_nulls().sort("image", "sigma").rows()[:MOST_IMAGES]]
 
 

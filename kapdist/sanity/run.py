@@ -30,9 +30,10 @@ from kapdist.config import AttackConfig
 from kapdist.config.defaults import EXAMINED_IMAGES
 from kapdist.config.noises import described, noises_of
 from kapdist.errors import InputError
-from kapdist.records.attack_plan import AttackPlan
+from kapdist.records.attack_plan import AttackPlan, read_plan
+from kapdist.records.chunks import read_chunk
 from kapdist.records.sanity import Acted, CheckResult, Sanity, read_sanity
-from kapdist.records.sealed import read_array, read_json, write_json
+from kapdist.records.sealed import read_array, write_json
 from kapdist.run.files import check_outputs
 from kapdist.run.paths import AttackDir
 from kapdist.run.progress import Progress
@@ -176,18 +177,29 @@ def describe(plan: AttackPlan, config: AttackConfig, remarks: Sequence[str] = ()
 
 
 def stored_violations(attack: AttackDir) -> float | None:
-    """Return the share of stored adversarial images that break the rules; None where none are stored."""
+    """Return the share of stored adversarial images that break the rules; None where none are stored.
+
+    Images that a plan before this one left behind obeyed other rules, and do not count.
+
+    Raises:
+        InputError: the plan cannot be read, or images of one of its chunks are damaged.
+    """
     if not attack.plan.exists():
         return None
-    plan = read_json(attack.plan)
-    pairs = [(path, attack.clean_images(index_of(path))) for path in sorted(attack.adversarial.glob("chunk-*.npy"))]
-    ball = Ball(plan["norm"], plan["eps"])
-    broken = [violations(*pair, ball) for pair in pairs if pair[1].exists()]
+    plan = read_plan(attack)
+    done = [chunk for chunk in range(plan.num_chunks) if plan.keep_adversarial and is_done(attack, plan, chunk)]
+    pairs = [(attack.adversarial_images(chunk), attack.clean_images(chunk)) for chunk in done]
+    ball = Ball(plan.norm, plan.eps)
+    broken = [violations(*pair, ball) for pair in pairs if all(path.exists() for path in pair)]
     return float(np.concatenate(broken).mean()) if broken else None
 
 
-def index_of(path: Path) -> int:
-    return int(path.stem.removeprefix("chunk-"))
+def is_done(attack: AttackDir, plan: AttackPlan, chunk: int) -> bool:
+    """Tell whether this plan's records of a chunk are there; they are written behind its images."""
+    try:
+        return read_chunk(attack, plan, chunk) is not None
+    except InputError:
+        return False
 
 
 def violations(adversarial: Path, clean: Path, ball: Ball) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import polars as pl
 import pytest
 import torch
@@ -9,11 +11,11 @@ from certify.linear import directory, margins, records, settings
 
 import kapdist.attack.images as images_of
 import kapdist.sanity.certified as certified
-from kapdist.certify.run import run_certify
+from kapdist.certify.run import plan_alone, run_certify
 from kapdist.config.attack import SanityConfig
 from kapdist.errors import InputError
 from kapdist.records.certificate import read_plan
-from kapdist.records.sealed import write_json, write_table
+from kapdist.records.sealed import read_json, write_json, write_table
 from kapdist.sanity.certified import broken_certificates
 from kapdist.sanity.run import run_sanity
 
@@ -64,7 +66,10 @@ def test_other_machines_certificates_are_attacked_and_those_whose_images_are_gon
     run_certify(world.run, settings(world, draws=100, num_images=5))
     plan = read_plan(directory(world))
     elsewhere = plan.subject.model_copy(update={"device": "a GPU", "packages": {"torch": "0"}})
-    write_json(directory(world).plan, plan.model_copy(update={"subject": elsewhere}).model_dump(mode="json"))
+    theirs = plan.model_copy(update={"subject": elsewhere})
+    write_json(directory(world).plan, theirs.model_dump(mode="json"))
+    summary = read_json(directory(world).summary) | {"plan_fingerprint": theirs.fingerprint}
+    write_json(directory(world).summary, summary)
     assert broken(world) == 0
 
     def gone(plan: object, batches: list[list[int]]) -> None:
@@ -73,6 +78,21 @@ def test_other_machines_certificates_are_attacked_and_those_whose_images_are_gon
     monkeypatch.setattr(images_of, "beton_batches", gone)
     assert broken(world) is None
     assert "images.beton: expected a beton, found nothing" in caplog.text
+
+
+@pytest.mark.parametrize("again", [{"num_images": 4}, {"sigma": 0.1}])
+def test_records_of_an_earlier_plan_are_named_and_not_attacked_by_the_next(
+    world, again: dict, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_certify(world.run, settings(world, draws=100))
+    write_table(records(world).with_columns(radius=pl.lit(9.0)), directory(world).records)
+    directory(world).plan.unlink()
+    shutil.rmtree(directory(world).chunks)
+    plan_alone(world.run, settings(world, draws=100, **again))
+    assert broken(world) is None
+    assert "records.parquet: expected records of this plan (kapdist certify --merge writes them)" in caplog.text
+    run_certify(world.run, settings(world, draws=100, **again))
+    assert broken(world) == 0
 
 
 def test_the_sanity_report_asks_it(world) -> None:

@@ -21,6 +21,7 @@ from kapdist.report.examples import examples
 from kapdist.report.plots import look, stages_plot
 from kapdist.report.reading import read_runs
 from kapdist.report.words import duration
+from kapdist.run.paths import RunDir
 
 MakeRun = Callable[..., Any]
 PLOTS = ["accuracy-by-attack.png", "clean-against-robust.png", "evaluation-accuracy.png", "training-loss.png"]
@@ -189,6 +190,13 @@ def test_examples_are_broken_images_that_were_right(make_run: MakeRun) -> None:
     # Half of the range over 8/255 is 15.9: the amplified difference stays inside it.
     assert first.gain == 15
     assert np.abs(first.perturbation - 0.5).max() == pytest.approx(15 * 8 / 255, abs=1e-6)
+
+
+def test_images_of_a_removed_plan_are_no_examples_of_one_that_keeps_none(make_run: MakeRun) -> None:
+    root = make_run("run").attacked(18, {"apgd-ce": 18}, keep=True).dir.root
+    plan = RunDir(root).attack("linf").plan
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"keep_adversarial": False}))
+    assert examples([run.attacks[0] for run in read_runs([root])]) == [[]]
 
 
 def test_images_that_all_runs_lost_come_first(make_run: MakeRun) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,13 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kapdist.attack.ball import Ball
+from kapdist.attack.plan import plan_attack
+from kapdist.attack.shard import run_shard
 from kapdist.cli import file_and_overrides
 from kapdist.config import AttackConfig, RemediesConfig, SanityConfig
 from kapdist.config.file import load_config
 from kapdist.errors import InputError
 from kapdist.records.sanity import Acted
-from kapdist.run.files import write_json
-from kapdist.run.paths import AttackDir
+from kapdist.records.sealed import read_array, write_array
+from kapdist.run.paths import AttackDir, RunDir
 from kapdist.sanity import signal as signals
 from kapdist.sanity.effort import excess
 from kapdist.sanity.examine import examine
@@ -329,14 +332,33 @@ def test_the_file_may_be_left_out_and_l1_is_refused(tmp_path: Path) -> None:
         load_config(AttackConfig, None, ["name=mine", "sanity.draws=1"])
 
 
-def test_stored_images_are_held_to_the_rules(tmp_path: Path) -> None:
-    attack = AttackDir(tmp_path)
-    assert stored_violations(attack) is None
-    write_json(attack.plan, {"norm": "Linf", "eps": 0.1})
-    clean = np.full((4, 3, 2, 2), 0.5, dtype=np.float32)
+def attacked(world, **fields: object) -> AttackDir:
+    plan_attack(world.run, world.config(**{"keep_adversarial": True} | fields))
+    attack = RunDir(world.run).attack("aa")
+    run_shard(attack.root, 0, 1)
+    return attack
+
+
+def test_stored_images_are_held_to_the_rules(world, short) -> None:
+    assert stored_violations(RunDir(world.run).attack("aa")) is None
+    attack = attacked(world, eps=0.1)
+    assert stored_violations(attack) == 0
+    clean = read_array(attack.clean_images(0)).clip(0.2, 0.8)
     found = clean + np.float32(0.1) * np.array([1, -1, 1.1, 0], dtype=np.float32).reshape(4, 1, 1, 1)
     found[3, 0, 0, 0] = np.nan
-    attack.adversarial.mkdir()
-    np.save(attack.clean_images(0), clean)
-    np.save(attack.adversarial_images(0), found)
-    assert stored_violations(attack) == 0.5
+    write_array(attack.clean_images(0), clean)
+    write_array(attack.adversarial_images(0), found)
+    assert stored_violations(attack) == 2 / len(world.images)
+
+
+@pytest.mark.parametrize("again", [{"eps": 0.05, "keep_adversarial": False}, {"eps": 0.05}, {"chunk_size": 11}])
+def test_images_that_a_removed_plan_left_break_no_rules_of_the_next(world, short, again: dict) -> None:
+    """Planned anew with a smaller eps, without images, and in fewer chunks; before its shards, and behind them."""
+    attack = attacked(world, eps=0.1)
+    attack.plan.unlink()
+    plan_attack(world.run, world.config(**{"keep_adversarial": True, "eps": 0.1} | again))
+    assert stored_violations(attack) is None  # beside chunks of the plan before, which its shards would refuse
+    shutil.rmtree(attack.chunks)
+    assert stored_violations(attack) is None
+    run_shard(attack.root, 0, 1)
+    assert stored_violations(attack) == (None if "keep_adversarial" in again else 0)
