@@ -24,7 +24,7 @@ from kapdist.environment import package_versions
 from kapdist.errors import InputError
 from kapdist.kap import noise
 from kapdist.records.attack_plan import PACKAGES, AttackPlan, PlannedModel, read_plan
-from kapdist.records.bundle import WEIGHTS, Bundle, Verified
+from kapdist.records.bundle import WEIGHTS, Bundle, Verified, reading
 from kapdist.records.sealed import read_array
 from kapdist.records.summary import Summary, read_summary, summarise
 from kapdist.rng import derive_seed
@@ -33,6 +33,9 @@ from kapdist.run.progress import Progress
 from kapdist.statistics.intervals import wilson
 
 COUNTED = ("num_images", "num_clean_correct", "clean_accuracy", "num_robust", "robust_accuracy", "sweep")
+ROWS = pl.Schema(
+    {"label": pl.Int64, "clean_prediction": pl.Int64, "broken_by": pl.String, "broken_eps": pl.Float64}
+)
 DRAWS = 100  # of a noisy model whose attack scored no image again
 
 
@@ -72,8 +75,8 @@ def verify(path: Path, given: Given) -> Verified:
         plan = read_plan(attack)
         check_same(bundle, "plan", bundle.manifest.plan_fingerprint, plan.fingerprint)
         check_same(bundle, "weights", bundle.manifest.weights_sha256, plan.model.weights_sha256)
-        records = read_chunk_files(sorted(attack.chunks.glob("*.parquet")), plan, attack)
-        summary = claimed(bundle, attack, plan, records)
+        records, again = added_up(bundle, attack, plan)
+        summary = claimed(bundle, attack, again)
         model = load_model(*planned_here(bundle, plan, given, Path(folder)))
         found = scored(bundle, attack, plan, records, model)
     return verdict(bundle, plan, summary, found)
@@ -95,9 +98,16 @@ def check_same(bundle: Bundle, what: str, listed: str, planned: str) -> None:
         raise InputError(bundle.place("manifest.json"), f"the {what} of plan.json ({planned[:12]})", listed[:12])
 
 
-def claimed(bundle: Bundle, attack: AttackDir, plan: AttackPlan, records: pl.DataFrame) -> Summary:
+def added_up(bundle: Bundle, attack: AttackDir, plan: AttackPlan) -> tuple[pl.DataFrame, Summary]:
+    """Return the rows of all chunks and what they add up to; whatever strange columns lead to is wrong input."""
+    with reading(bundle.place("chunks"), "chunks that can be added up"):
+        records = read_chunk_files(sorted(attack.chunks.glob("*.parquet")), plan, attack)
+        return records.cast(ROWS).select("chunk", "image", *ROWS), summarise(records, plan)
+
+
+def claimed(bundle: Bundle, attack: AttackDir, again: Summary) -> Summary:
     """Return the summary, which must be what the chunks add up to."""
-    summary, again = read_summary(attack.summary), summarise(records, plan)
+    summary = read_summary(attack.summary)
     for name in COUNTED:
         if getattr(summary, name) != getattr(again, name):
             raise InputError(bundle.place("summary.json"), f"the {name} that the chunks add up to", "another")

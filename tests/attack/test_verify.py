@@ -9,10 +9,12 @@ import random
 import shutil
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from attack.test_attack_model import kapdist_run
@@ -29,7 +31,7 @@ from kapdist.models.factory import call_factory
 from kapdist.records import bundle as bundles
 from kapdist.records.attack_plan import PlannedModel
 from kapdist.records.bundle import MANIFEST, Bundle, seal, write_bundle, zip_writer
-from kapdist.records.sealed import read_array, read_table, write_array
+from kapdist.records.sealed import read_array, read_table, write_array, write_table
 from kapdist.report.export.bundle import export_bundle
 from kapdist.run.paths import AttackDir, RunDir
 
@@ -196,6 +198,32 @@ def test_a_summary_that_its_chunks_do_not_add_up_to_is_refused(
     monkeypatch.setattr(merged, "check_results", lambda *parts: None)
     bundle = export_bundle([attack.root], attack.root.parent / "b.zip")
     with pytest.raises(InputError, match=r"b.zip!summary.json: expected the num_robust that the chunks add up to"):
+        verify(bundle, FACTORY)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            lambda table, gone=gone: table.drop(gone)
+            for gone in ("label", "broken_by", "broken_eps", "chunk_forwards")
+        ),
+        lambda table: table.with_columns(pl.col("image", "label").cast(pl.String)),
+        lambda table: table.with_columns(pl.col("plan").hash()),
+        lambda table: table.with_columns(label=pl.lit(None, pl.Int32)),
+        lambda table: table.with_columns(broken_eps=pl.lit("large")),
+    ],
+)
+def test_chunks_of_strange_columns_are_one_line(
+    attack: AttackDir, monkeypatch: pytest.MonkeyPatch, change: Callable[[pl.DataFrame], pl.DataFrame]
+) -> None:
+    from kapdist.report.export import merged
+
+    for chunk in sorted(attack.chunks.glob("*.parquet")):
+        write_table(change(read_table(chunk)), chunk)
+    monkeypatch.setattr(merged, "check_results", lambda *parts: None)
+    bundle = export_bundle([attack.root], attack.root.parent / "b.zip")
+    with pytest.raises(InputError, match=r"b.zip!chunks: expected chunks that can be added up, found \S"):
         verify(bundle, FACTORY)
 
 
