@@ -38,14 +38,13 @@ def certify(
     named = bool(words) and "=" not in words[0]
     config = load_config(CertifyConfig, Path(words[0]) if named else None, words[named:])
     from kapdist.certify import run as certifying
-    from kapdist.certify.shard import run_shard
     from kapdist.certify.view import print_certificate
 
     with work(run):
         if plan:
             said = certifying.plan_alone(run, config).describe()
         elif shard is not None:
-            run_shard(certifying.directory_of(run, config).root, shard, num_shards)
+            certifying.shard_alone(run, config, shard, num_shards)
             return
         else:
             found = certifying.merge_alone(run, config) if merge else certifying.run_certify(run, config)

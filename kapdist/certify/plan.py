@@ -19,6 +19,10 @@ from kapdist.statistics.smoothing import largest_radius
 
 CERTIFIED_IMAGES = 500  # as Cohen et al. 2019 take of each test set
 UNKNOWN = "whatever the factory's model draws"
+OF_PLAN = ("selection_draws", "draws", "alpha", "stop_radius", "unit_draws")
+OF_SUBJECT = ("seed", "num_images", "noise", "images_per_pass", "chunk_size")
+OF_THE_RUN = {"sigma": (None,), "num_images": (None, 0)}
+"""Values of keys that stand for what the run or the data say."""
 
 
 def plan_certificate(run: Path, config: CertifyConfig, directory: CertificateDir) -> CertificatePlan:
@@ -72,6 +76,27 @@ def subject_of(run: Path, config: CertifyConfig, before: CertificatePlan | None)
     if config.threads == 0 and before:  # those of the plan that is there, so that shards may be dealt anew
         update["threads"] = before.subject.threads
     return asked.model_copy(update=update)
+
+
+def check_written(directory: CertificateDir, plan: CertificatePlan, config: CertifyConfig) -> None:
+    """Refuse numbers that are written for a shard or a merge and are others than were planned.
+
+    What is not written is the plan's, and so is which model and which data: to find these out again takes long.
+
+    Raises:
+        InputError: names the first key that differs.
+    """
+    planned = {"sigma": plan.sigmas, "images": plan.subject.chosen}
+    planned |= {key: getattr(plan, key) for key in OF_PLAN}
+    planned |= {key: getattr(plan.subject, key) for key in OF_SUBJECT}
+    written = {key: getattr(config, key) for key in planned if key in config.model_fields_set}
+    written = {key: value for key, value in written.items() if value not in OF_THE_RUN.get(key, ())}
+    if "sigma" in written:
+        written["sigma"] = config.sigmas
+    for key, now in written.items():
+        if now != planned[key]:
+            expected = f"{key} = {planned[key]!r} as this was planned (or another name=)"
+            raise InputError(directory.root, expected, repr(now))
 
 
 def sigmas_of(run: Path, config: CertifyConfig) -> tuple[float, ...]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from kapdist.attack.plan import config_of
 from kapdist.attack.units import do_all
 from kapdist.certify.merge import merge
-from kapdist.certify.plan import plan_certificate
-from kapdist.certify.shard import Units
+from kapdist.certify.plan import check_written, plan_certificate
+from kapdist.certify.shard import Units, run_shard
 from kapdist.config.certify import CertifyConfig
 from kapdist.records.certificate import CertificatePlan, CertificateSummary, read_plan
 from kapdist.run.asked import ended_by_sigterm
@@ -55,14 +55,29 @@ def merge_alone(run: Path, config: CertifyConfig) -> CertificateSummary:
     """Add up what the shards did.
 
     Raises:
-        InputError: there is no plan, or units are missing.
+        InputError: there is no plan, a number that is written is not the plan's, or units are missing.
     """
-    directory = directory_of(run, config)
-    plan = read_plan(directory)
+    directory, plan = as_planned(run, config)
     with locked(directory.lock):
         summary = merge(directory, plan)
     tell([run])
     return summary
+
+
+def shard_alone(run: Path, config: CertifyConfig, shard: int, num_shards: int) -> None:
+    """Do one shard of what was planned.
+
+    Raises:
+        InputError: as `run_shard`, or a number that is written is not the plan's.
+    """
+    run_shard(as_planned(run, config)[0].root, shard, num_shards)
+
+
+def as_planned(run: Path, config: CertifyConfig) -> tuple[CertificateDir, CertificatePlan]:
+    directory = directory_of(run, config)
+    plan = read_plan(directory)
+    check_written(directory, plan, config)
+    return directory, plan
 
 
 def directory_of(run: Path, config: CertifyConfig) -> CertificateDir:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 from kapdist.certify.command import certify
 from kapdist.certify.plan import sigmas_of
-from kapdist.certify.run import plan_alone, run_certify
+from kapdist.certify.run import merge_alone, plan_alone, run_certify, shard_alone
 from kapdist.config import Config
 from kapdist.config.certify import CertifyConfig
 from kapdist.config.file import dump_config, load_config
@@ -128,6 +129,31 @@ def test_plan_shards_and_merge_one_by_one(world, capfd: pytest.CaptureFixture[st
         certify(world.run, words, plan=True, merge=True)
     with pytest.raises(InputError, match="shard: expected a number from 0 to 1, found 2"):
         certify(world.run, words, shard=2, num_shards=2)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ({"draws": 100_000}, "draws = 300 as this was planned (or another name=), found 100000"),
+        ({"alpha": 0.01}, "alpha = 0.001 "),
+        ({"sigma": [0.25, 0.5]}, "sigma = (0.25,) "),
+        ({"stop_radius": 0.2}, "stop_radius = None "),
+        ({"num_images": 22}, "num_images = 6 "),
+        ({"seed": 1}, "seed = 0 "),
+        ({"noise": "fresh"}, "noise = 'off' "),
+        ({"images": "first"}, "images = 'random' "),
+    ],
+)
+def test_a_shard_and_a_merge_are_of_what_was_planned(world, written: dict[str, object], said: str) -> None:
+    """Of what is not written the plan decides, and of what stands for all images or the run's sigma."""
+    plan_alone(world.run, settings(world, num_images=6))
+    with pytest.raises(InputError, match=re.escape(said)):
+        shard_alone(world.run, settings(world, **{"num_images": 6} | written), 0, 1)
+    few = {"name": "c", "model": {"factory": world.factory}, "num_images": 0, "sigma": None}
+    shard_alone(world.run, CertifyConfig.model_validate(few), 0, 1)
+    with pytest.raises(InputError, match=re.escape(said)):
+        merge_alone(world.run, settings(world, **{"num_images": 6} | written))
+    assert merge_alone(world.run, CertifyConfig.model_validate(few)).num_images == 6
 
 
 @pytest.mark.parametrize(
