@@ -13,6 +13,7 @@ import polars as pl
 
 from kapdist.corruptions.alexnet import ALEXNET_ERRORS, SEVERITIES
 from kapdist.errors import InputError
+from kapdist.records.attacked import check_weights
 from kapdist.records.corruptions import (
     CLEAN,
     RANDOM,
@@ -25,6 +26,7 @@ from kapdist.records.corruptions import (
     Reference,
     read_cell,
     read_corruption_summary,
+    read_plan,
 )
 from kapdist.records.sealed import write_json, write_table
 from kapdist.run.files import write_atomic
@@ -222,18 +224,32 @@ def read_reference(run: Path | None, name: str, plan: CorruptionPlan) -> Corrupt
 
     Raises:
         InputError: there is none, or it was not made on the same images, kinds, severities and constants, or on
-            images of another shape, where it says of which.
+            images of another shape, where it says of which; or the run has another plan or weights by now.
     """
     if run is None:
         return None
-    place, path = f"corruptions.reference={run}", RunDir(run).corrupted(name).summary
+    directory = RunDir(run).corrupted(name)
+    place, path = f"corruptions.reference={run}", directory.summary
     if not path.is_file():
         raise InputError(place, f"a run with {path.relative_to(run)} (kapdist attack corruptions {run})", "none")
     summary = read_corruption_summary(path)
     for what, here, there in comparable(plan, summary):
         if here != there:
             raise InputError(place, f"the same {what} ({here})", str(there))
+    check_still(directory, summary, run, place)
     return summary
+
+
+def check_still(directory: CorruptionsDir, summary: CorruptionSummary, run: Path, place: str) -> None:
+    """Refuse a summary that says nothing of its run any more; a plan that cannot be read does not tell."""
+    try:
+        planned = read_plan(directory)
+    except InputError:
+        return
+    if planned.fingerprint != summary.plan_fingerprint:
+        expected = f"a summary of its plan (kapdist attack corruptions {run})"
+        raise InputError(place, expected, "one of an earlier plan")
+    check_weights(planned.subject, run)
 
 
 def comparable(plan: CorruptionPlan, summary: CorruptionSummary) -> list[tuple[str, Any, Any]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kapdist.attack.ball import Ball
 from kapdist.config import SanityConfig
 from kapdist.errors import InputError
+from kapdist.models.shown import where_not_finite
 from kapdist.sanity import signal
 from kapdist.sanity.contract import Contract
 from kapdist.sanity.effort import Effort, accuracy, gained
@@ -57,11 +58,12 @@ def examine(
         tick: called after each of STEPS parts.
 
     Raises:
-        InputError: the model has none of the images right.
+        InputError: the model has none of the images right, or its logits on one are not finite.
     """
     first = copied(model) if config.remedies.after != "never" else None
     subject = Subject(model, mode, seed, batch_size)
     contract = Contract(subject, images)
+    check_finite(contract.first, images)
     draws = config.draws if contract.is_random else 1
     judges = subject.fresh(CLEAN_DRAWS) if draws > 1 else (0,)
     right = subject.scores(images, judges).argmax(1) == labels
@@ -84,6 +86,13 @@ def examine(
         found["acted"] = act(effort, right, verdicts, asked, surrogates, first)
     tick()
     return found | {"forwards": subject.forwards, "backwards": subject.backwards}
+
+
+def check_finite(logits: Tensor, images: Tensor) -> None:
+    """Refuse logits, (batch, classes), of which no check could say what is wrong: no two of them are alike."""
+    if not logits.isfinite().all():
+        names = [f"examined image {number}" for number in range(len(images))]
+        raise InputError("model", "finite logits on every image", where_not_finite(logits, images, names))
 
 
 def copied(model: nn.Module) -> nn.Module | None:

@@ -30,6 +30,8 @@ from kapdist.corruptions.run import run_corruptions
 from kapdist.corruptions.shard import run_shard
 from kapdist.corruptions.summary import csv_text
 from kapdist.errors import InputError
+from kapdist.models.factory import call_factory
+from kapdist.models.weights import save_weights
 from kapdist.records.corruptions import CorruptionSummary
 from kapdist.records.sealed import read_json
 from kapdist.report import write_report
@@ -255,6 +257,26 @@ def test_a_reference_that_is_not_comparable_is_refused(world, fields: dict, expe
     with pytest.raises(InputError, match=expected):
         run_corruptions(world.run, settings(world, **fields | {"corruptions": asked}))
     assert not directory(world).cells.exists()  # before any work
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["other weights", "planned anew"])
+def test_a_reference_that_its_summary_says_nothing_of_any_more_is_refused(world, again: bool) -> None:
+    first, weights = world.folder / "first", world.folder / "w.safetensors"
+    own = {"model": {"factory": world.factory, "weights": weights}}
+    save_weights(call_factory(world.factory), weights)
+    run_corruptions(first, settings(world, **own))
+    beside = settings(world, corruptions={"reference": first})
+    assert run_corruptions(world.run, beside).mean_corruption_error == 1
+    changed = call_factory(world.factory)
+    torch.nn.init.zeros_(changed[3].weight)
+    save_weights(changed, weights)
+    if again:
+        place = RunDir(first).corrupted("c")
+        place.plan.unlink()
+        plan_corruptions(first, settings(world, **own), place)
+    expected = "a summary of its plan .*, found one of an earlier plan" if again else "expected the weights that c "
+    with pytest.raises(InputError, match=expected):
+        run_corruptions(world.run, beside)
 
 
 def test_a_reference_without_numbers_is_refused(world) -> None:

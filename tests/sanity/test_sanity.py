@@ -90,6 +90,19 @@ def test_an_honest_model_is_not_flagged(kind: str) -> None:
     assert left > 0.5 if kind == "adversarial" else left < 0.3
 
 
+class Overflowing(Wrapped):
+    """A network whose logits are no numbers on bright images."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images)
+        return logits.where(images.mean((1, 2, 3))[:, None] < 0.35, torch.nan)
+
+
+def test_logits_that_are_no_numbers_are_named_and_not_taken_for_a_memory() -> None:
+    with pytest.raises(InputError, match=r"model: expected finite logits on every image, found .*examined image"):
+        report(Overflowing(network()).eval())
+
+
 class Reshaping(Wrapped):
     """A head that reshapes: of no images at all it cannot."""
 
