@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kapdist import kap
+from kapdist.errors import InputError
 from kapdist.records.topography import (
     ASKED,
     LEVEL,
@@ -32,6 +34,8 @@ from kapdist.topography.similarity import gram_of_kernels, is_silent
 from kapdist.topography.subject import Moment, Subject, last_step
 from kapdist.topography.subject import moments_of as moments_of_training
 from kapdist.topography.variance import Noise, moved_by, signal_of
+
+log = logging.getLogger(__name__)
 
 STAGE_IMAGES = 64
 BEHIND: dict[Quantity, Quantity] = {"stored": "averaged", "responses": "averaged_responses"}
@@ -65,8 +69,14 @@ class Responses:
 def measure_subject(
     subject: Subject, images: Images, settings: Settings, device: torch.device, tick: Tick
 ) -> SubjectTopography:
-    """Return everything that a record has of one run."""
+    """Return everything that a record has of one run.
+
+    Raises:
+        InputError: responses are not finite: nothing is like or unlike them.
+    """
     shown = answered(subject.model(device), images, images.count, settings, tick)
+    if odd := not_finite(shown):
+        raise InputError(subject.run.root, "finite responses", f"NaN or infinity in {odd}")
     found = with_holm(side_by_side(lambda layer: layer_topography(layer, shown.moments, settings), shown, settings))
     pictures = pictures_of(shown, images, settings)
     seen = (stage_of(moment, images, settings, device, tick) for moment in moments_of_training(subject))
@@ -98,6 +108,11 @@ def answered(model: nn.Module, images: Images, count: int, settings: Settings, t
     place = {name: number for number, name in enumerate(moments)}
     ordered = sorted(layers, key=lambda layer: place.get(layer.name, len(place)))
     return Responses(model, ordered, moments, logits)
+
+
+def not_finite(shown: Responses) -> str | None:
+    """Return the first layer whose responses, or their products in single precision, are not finite numbers."""
+    return next((name for name, found in shown.moments.items() if not found.product.isfinite().all()), None)
 
 
 def side_by_side(work: Callable[[Layer], Done], shown: Responses, settings: Settings) -> list[Done]:
@@ -193,11 +208,14 @@ def orders_for(layer: Layer, settings: Settings) -> Tensor:
 
 
 def stage_of(moment: Moment, images: Images, settings: Settings, device: torch.device, tick: Tick) -> Stage | None:
-    """Return what is left of a step of the training; None where it has been pruned meanwhile."""
+    """Return what is left of a step of the training; None where it was pruned meanwhile, or is not finite."""
     count, network = min(STAGE_IMAGES, images.count), moment.model(device)
     if network is None:
         return None
     shown = answered(network, images, count, settings, tick)
+    if odd := not_finite(shown):
+        log.warning("the network at step %s is passed over: NaN or infinity in %s", moment.step, odd)
+        return None
 
     def work(layer: Layer) -> StageLayer:
         pairs, found = layer.pairs(settings.seed), {}

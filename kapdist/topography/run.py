@@ -71,8 +71,9 @@ def run_topography(run: Path, beside: Sequence[Path], asked: Asked) -> Topograph
     """Look at a run's kernels and write RUN/topography/<name>/: topography.json, and the plots as PNG.
 
     Raises:
-        InputError: a run is none, has left no weights, or is named twice; runs beside it have images of another
-            size or other classes; there are fewer images than asked for; somebody else is at work there.
+        InputError: a run is none, has left no weights, is named twice, or answers with what is not finite; runs
+            beside it have images of another size or other classes; there are fewer images than asked for; somebody
+            else is at work there.
     """
     started = time.perf_counter()
     subjects = subjects_of([run, *beside])

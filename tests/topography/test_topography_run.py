@@ -156,6 +156,23 @@ def test_permutations_that_could_find_no_layer_are_not_counted_as_none_found(tra
     assert not any("permutations" in note for note in enough.notes)
 
 
+def test_responses_that_are_no_numbers_are_named_and_leave_no_record(trained, caplog) -> None:
+    """A network that grows beyond single precision, at its end or on its way there."""
+    run = trained("kap", SHEET)
+    whole = {key: value.clone() for key, value in run.network.state_dict().items()}
+    with torch.no_grad():
+        run.network.conv1.weight.mul_(1e30)
+    run.checkpoint(4).finished()
+    with pytest.raises(InputError, match=r"kap: expected finite responses, found NaN or infinity in conv1$"):
+        run_topography(run.dir.root, [], Asked(**QUICK | {"draws": 0}))
+    assert not run.dir.topography("topography").record.exists()
+    run.network.load_state_dict(whole)
+    run.finished()
+    found = run_topography(run.dir.root, [], Asked(**QUICK | {"draws": 0}))
+    assert [stage.step for stage in found.subject.stages] == [0, 9]
+    assert "step 4 is passed over: NaN or infinity in conv1" in caplog.text
+
+
 def test_a_record_of_other_weights_says_so_on_the_page(trained, tmp_path: Path) -> None:
     run = trained("kap", SHEET).finished()
     run_topography(run.dir.root, [], Asked(**QUICK | {"draws": 0}))
