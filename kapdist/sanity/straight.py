@@ -70,7 +70,7 @@ class StraightThrough(nn.Module):
             dead = name in self.cut.dead and isinstance(output, Tensor) and output.shape == value.shape
             return passed(output, value) if dead else output
 
-        with hooked(self.model, before, after):
+        with hooked(self.model, before, after, lambda name: name in self.cut.dead):
             logits = self.model(images)
         return answer[0] if answer else logits
 
@@ -82,9 +82,16 @@ def passed(value: Tensor, source: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def hooked(
-    model: nn.Module, before: Callable[[str, Tensor], Tensor], after: Callable[[str, int, Tensor, Any], Any]
+    model: nn.Module,
+    before: Callable[[str, Tensor], Tensor],
+    after: Callable[[str, int, Tensor, Any], Any],
+    on_a_copy: Callable[[str], bool],
 ) -> Iterator[None]:
-    """Look at, and change, the first input and the output of every inner module; a no_grad inside is undone."""
+    """Look at, and change, the first input and the output of every inner module; a no_grad inside is undone.
+
+    Args:
+        on_a_copy: which modules are given one, so that what works in place leaves its input as it was.
+    """
     calls: dict[str, int] = {}
     inputs: dict[str, list[Tensor | None]] = {}
     enabled = torch.is_grad_enabled()
@@ -96,7 +103,8 @@ def hooked(
         first = words[0] if words and isinstance(words[0], Tensor) and words[0].is_floating_point() else None
         changed = before(name, first) if first is not None else None
         inputs.setdefault(name, []).append(changed)
-        return None if first is None else (changed, *words[1:])
+        given = changed.clone() if changed is not None and on_a_copy(name) else changed
+        return None if first is None else (given, *words[1:])
 
     def leave(name: str, output: Any) -> Any:
         call = calls[name] = calls.get(name, -1) + 1
@@ -137,7 +145,7 @@ def trace(model: nn.Module, images: Tensor, shape: torch.Size) -> Trace:
             seen.dead.append(name)
         return output
 
-    with torch.enable_grad(), hooked(model, before, after):
+    with torch.enable_grad(), hooked(model, before, after, lambda name: True):
         model(images)
     return seen
 

@@ -128,6 +128,11 @@ class Signs(nn.Module):
         return values.sign()
 
 
+class SignsInPlace(nn.Module):
+    def forward(self, values: Tensor) -> Tensor:
+        return values.sign_()
+
+
 class Behind(nn.Module):
     """A network behind a step without derivative, in no_grad, and rounded after."""
 
@@ -170,6 +175,18 @@ def test_the_backward_pass_of_a_dead_layer_is_the_identity() -> None:
     assert gradients[0].abs().max() == 0
     assert torch.allclose(gradients[1], gradients[2])
     assert gradients[2].abs().max() > 0
+
+
+def test_a_dead_layer_that_works_in_place_is_found_and_passed_by() -> None:
+    """What it was given is gone behind it, and looked at there it seemed to pass the gradient on."""
+    model, smooth = layers(nn.ReLU(inplace=True), SignsInPlace()), layers(nn.ReLU(inplace=True))
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    assert trace(model, images.detach(), torch.Size((4, 5))).dead == ["2"]
+    straight = StraightThrough(model, Cut(dead=("2",)))
+    assert torch.equal(straight(images), model(images))
+    gradients = [torch.autograd.grad(function(images)[:, 2].sum(), images)[0] for function in (straight, smooth)]
+    assert torch.allclose(*gradients)
+    assert gradients[1].abs().max() > 0
 
 
 def test_the_backward_pass_through_a_cut_is_that_of_the_network_inside() -> None:
