@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from kapdist.attack.kept import Kept
@@ -22,9 +24,13 @@ def finite_logits(
     if not logits.isfinite().all():
         ids = plan.chunk_images(chunk)
         rows = range(len(ids)) if chosen is None else chosen.nonzero().squeeze(1).tolist()
-        found = where_not_finite(logits, images, [f"image {ids[row]}" for row in rows])
-        raise InputError(place_of(plan), "finite logits on every image", found)
+        raise not_finite(place_of(plan), logits, images, [f"image {ids[row]}" for row in rows])
     return logits
+
+
+def not_finite(place: str, logits: Tensor, images: Tensor, names: Sequence[str]) -> InputError:
+    """Return what to say of logits, (batch, classes), that are not finite on images of these names."""
+    return InputError(place, "finite logits on every image", where_not_finite(logits, images, names))
 
 
 def place_of(plan: AttackPlan) -> str:

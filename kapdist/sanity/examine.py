@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from kapdist.attack.ball import Ball
+from kapdist.attack.judged import not_finite
 from kapdist.config import SanityConfig
 from kapdist.errors import InputError
-from kapdist.models.shown import where_not_finite
 from kapdist.sanity import signal
 from kapdist.sanity.contract import Contract
 from kapdist.sanity.effort import Effort, accuracy, gained
@@ -63,7 +63,9 @@ def examine(
     first = copied(model) if config.remedies.after != "never" else None
     subject = Subject(model, mode, seed, batch_size)
     contract = Contract(subject, images)
-    check_finite(contract.first, images)
+    if not contract.first.isfinite().all():  # NaN is unlike itself: checks would name causes that are none
+        names = [f"examined image {number}" for number in range(len(images))]
+        raise not_finite("model", contract.first, images, names)
     draws = config.draws if contract.is_random else 1
     judges = subject.fresh(CLEAN_DRAWS) if draws > 1 else (0,)
     right = subject.scores(images, judges).argmax(1) == labels
@@ -86,13 +88,6 @@ def examine(
         found["acted"] = act(effort, right, verdicts, asked, surrogates, first)
     tick()
     return found | {"forwards": subject.forwards, "backwards": subject.backwards}
-
-
-def check_finite(logits: Tensor, images: Tensor) -> None:
-    """Refuse logits, (batch, classes), of which no check could say what is wrong: no two of them are alike."""
-    if not logits.isfinite().all():
-        names = [f"examined image {number}" for number in range(len(images))]
-        raise InputError("model", "finite logits on every image", where_not_finite(logits, images, names))
 
 
 def copied(model: nn.Module) -> nn.Module | None:
