@@ -10,21 +10,32 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-import polars
-
+from kapdist.report.paired import (
+    LEVEL,
+    attack_of,
+    clean_sentence,
+    image_by_image,
+    is_one_model,
+    p_text,
+    paired,
+    paired_text,
+    side_by_side,
+    verdicts,
+    why_unpaired,
+)
 from kapdist.report.reading import Attack, Run
 from kapdist.report.table import Block, Row
 from kapdist.report.trainings import config_of, differences, outside_noise
 from kapdist.report.words import accuracy_text, enumeration, plural, points
-from kapdist.statistics.paired import PairedDifference, compare
+from kapdist.statistics.holm import holm
+from kapdist.statistics.intervals import wilson
+from kapdist.statistics.paired import PairedDifference
 
 NO_NOISE = "None of these models has noise of its own, so there was none to switch off in this attack."
-OTHER_IMAGES = "The two were not given the same images, so nothing is decided."
 ONE_TRAINING = (
     "The intervals are 95% intervals over images, and the tests are over images too. They do not cover how much a "
     "result changes when a model is trained again with another seed."
 )
-LEVEL = 0.05  # of the test of a difference
 
 
 @dataclass(frozen=True)
@@ -86,9 +97,12 @@ def noise_claims(block: Block) -> Iterator[Claim]:
     assert block.setting is not None
     kinds = list(dict.fromkeys(name for row in block.rows for name in row.noises)) or ["activation noise"]
     noise = kinds[0].capitalize() if len(kinds) == 1 else f"Noise ({enumeration(kinds)})"
-    if block.setting.noise != "off":
+    none = all(row.own and not row.noises for row in block.rows)
+    if none and block.setting.noise != "off":
+        yield Claim(f"None of these models has noise of its own: mode {block.setting.noise} had none to switch on.")
+    elif block.setting.noise != "off":
         yield Claim(f"{noise} was on during this attack, mode {block.setting.noise}.")
-    elif all(row.own and not row.noises for row in block.rows):
+    elif none:
         yield Claim(NO_NOISE)
     else:
         yield Claim(
@@ -99,7 +113,12 @@ def noise_claims(block: Block) -> Iterator[Claim]:
 
 def gap_claims(block: Block) -> Iterator[Claim]:
     pairs = gaps(block)
-    yield from (Claim(gap_text(pair)) for pair in pairs)
+    corrected_ones = corrected_p(pairs)
+    num_tests = len(pairs) - corrected_ones.count(None)
+    for pair, corrected in zip(pairs, corrected_ones, strict=True):
+        yield Claim(gap_text(pair, corrected, num_tests))
+        if pair.paired and corrected is not None and corrected < LEVEL:
+            yield from trade_claims(pair.kap, pair.reference, pair.paired)
     # Two models with KAP may stand beside the same one without: what its noise does is said once.
     references = {pair.reference.name: pair.reference for pair in pairs if has_noise(pair.reference)}
     for reference in references.values():
@@ -124,8 +143,34 @@ def two_claims(block: Block) -> Iterator[Claim]:
     if found is None:
         yield Claim(why_unpaired(first, second))
         return
+    counts = image_by_image(first, second, found)
+    if is_one_model(first, second):
+        yield Claim(f"{counts}: {two_attacks_text(first, second)}")
+        return
     decided = "more robust" if found.p < LEVEL else "not shown to be more robust"
-    yield Claim(f"{image_by_image(first, second, found)}: {first.name} is {decided}.")
+    yield Claim(" ".join(filter(None, [f"{counts}: {first.name} is {decided}.", clean_sentence(first, second)])))
+    if found.p < LEVEL:
+        yield from trade_claims(first, second, found)
+
+
+def two_attacks_text(first: Row, second: Row) -> str:
+    both = side_by_side(first, second)
+    assert both is not None, "asked where the two were compared"
+    left = wilson(int((both["robust"] & both["robust_second"]).sum()), both.height)
+    return f"two attacks on one model, and {accuracy_text(left)} of the images withstood both."
+
+
+def trade_claims(first: Row, second: Row, robust: PairedDifference) -> Iterator[Claim]:
+    """Warn where a model that is shown to be more robust is shown to be less accurate: that is not better."""
+    clean = paired(first, second, "right")
+    if clean is None or clean.p >= LEVEL or clean.value * robust.value > 0:
+        return
+    more, less = (first, second) if robust.value > 0 else (second, first)
+    text = (
+        f"{more.name} is more robust and less accurate than {less.name}. That is not better: it may be the same "
+        "trade of clean for robust accuracy at another point."
+    )
+    yield Claim(text, warns=True)
 
 
 def gaps(block: Block) -> tuple[Gap, ...]:
@@ -139,58 +184,42 @@ def gaps(block: Block) -> tuple[Gap, ...]:
     return tuple(found)
 
 
-def gap_text(gap: Gap) -> str:
+def corrected_p(pairs: Sequence[Gap]) -> list[float | None]:
+    """Return the p-value of each pair, corrected for all that are tested in the block; None where nothing is."""
+    found = [None if (test := pair.paired) is None else test.p for pair in pairs]
+    corrected = iter(holm([p for p in found if p is not None]))
+    return [None if p is None else next(corrected) for p in found]
+
+
+def gap_text(gap: Gap, corrected: float | None, num_tests: int) -> str:
     kap, reference = (attack_of(row).summary.robust_accuracy for row in (gap.kap, gap.reference))
     other = "noise alone" if has_noise(gap.reference) else "plain"
     sentences = [
         f"KAP minus {other} ({gap.kap.name} minus {gap.reference.name}, {noise_text(gap.reference)}): "
         f"{points(gap.robust)} of robust accuracy ({accuracy_text(kap)} against {accuracy_text(reference)}), "
         f"{points(gap.clean)} of clean accuracy.",
-        verdict(gap),
+        verdict(gap, corrected, num_tests),
+        clean_sentence(gap.kap, gap.reference),
         other_differences(gap),
     ]
     return " ".join(filter(None, sentences))
 
 
-def verdict(gap: Gap) -> str:
-    """Decide by the images on which only one of the two models withstood; two intervals decide nothing."""
+def verdict(gap: Gap, corrected: float | None, num_tests: int) -> str:
+    """Decide by the images on which only one of the two models withstood; two intervals decide nothing.
+
+    Args:
+        corrected: the p-value that decides, by Holm's correction over the pairs of the block.
+    """
     found = gap.paired
-    if found is None:
+    if found is None or corrected is None:
         return why_unpaired(gap.kap, gap.reference)
-    counts = image_by_image(gap.kap, gap.reference, found)
-    if found.p >= LEVEL:
+    several = f", Holm's over {num_tests} pairs {p_text(corrected)}" if num_tests > 1 else ""
+    counts = image_by_image(gap.kap, gap.reference, found, several)
+    if corrected >= LEVEL:
         return f"{counts}: it is not decided whether KAP changes robust accuracy here."
-    side = "above" if gap.robust > 0 else "below"
+    side = "above" if found.value > 0 else "below"
     return f"{counts}: the model with KAP is {side} the one without it."
-
-
-def image_by_image(first: Row, second: Row, found: PairedDifference) -> str:
-    return (
-        f"Image by image, {found.num_first} withstood the attack only on {first.name} and {found.num_second} "
-        f"only on {second.name} (difference {paired_text(found)})"
-    )
-
-
-def paired_text(found: PairedDifference) -> str:
-    """Say a paired difference, its interval and the test: +5.0 points [+0.4, +9.9], McNemar's exact p = 0.031."""
-    low, high = (points(bound).removesuffix(" points") for bound in (found.low, found.high))
-    p = "p < 0.0001" if found.p < 1e-4 else f"p = {found.p:.2g}"
-    return f"{points(found.value)} [{low}, {high}], McNemar's exact {p}"
-
-
-def paired(first: Row, second: Row) -> PairedDifference | None:
-    """Compare two rows image by image, where both were given the same images."""
-    ours, theirs = (robust_images(attack_of(row)) for row in (first, second))
-    if ours is None or theirs is None or attack_of(first).images != attack_of(second).images:
-        return None
-    both = ours.join(theirs, on="image", suffix="_second")
-    return compare(both["robust"].to_numpy(), both["robust_second"].to_numpy())
-
-
-def why_unpaired(first: Row, second: Row) -> str:
-    """Say why two rows cannot be compared image by image."""
-    missing = [row.name for row in (first, second) if attack_of(row).records is None]
-    return f"Without records.parquet of {enumeration(missing)} nothing is decided." if missing else OTHER_IMAGES
 
 
 def other_differences(gap: Gap) -> str:
@@ -204,12 +233,11 @@ def noise_alone_claim(reference: Row, plain: Row) -> Claim:
     pair, found = f"{reference.name} minus {plain.name}", paired(reference, plain)
     test = f" (image by image {paired_text(found)})" if found else ""
     sentences = [f"Noise alone minus plain ({pair}): {points(noisy - bare)} of robust accuracy{test}."]
-    if found is None:
-        sentences.append(why_unpaired(reference, plain))
+    sentences.append(why_unpaired(reference, plain) if found is None else clean_sentence(reference, plain))
     if others := outside_noise(reference, plain):
         text = f"The two runs also differ in {', '.join(others)}, so the difference is not the noise's alone."
         sentences.append(text)
-    return Claim(" ".join(sentences))
+    return Claim(" ".join(filter(None, sentences)))
 
 
 def image_claims(block: Block) -> Iterator[Claim]:
@@ -225,7 +253,7 @@ def image_claims(block: Block) -> Iterator[Claim]:
 def row_claims(row: Row) -> Iterator[Claim]:
     """Warn where the files of one attack contradict each other."""
     attack = attack_of(row)
-    summary, robust = attack.summary, robust_images(attack)
+    summary, robust = attack.summary, verdicts(attack)
     if robust is not None and (robust.height, robust["robust"].sum()) != (summary.num_images, summary.num_robust):
         text = (
             f"{row.name}: records.parquet has {robust['robust'].sum()} robust of {robust.height} images, "
@@ -271,14 +299,6 @@ def absence_claims(block: Block, runs: Sequence[Run]) -> Iterator[Claim]:
         yield Claim(f"Not attacked in this setting: {', '.join(absent)}.")
 
 
-def robust_images(attack: Attack) -> polars.DataFrame | None:
-    """Return (image, robust): correct without the attack and not broken by it."""
-    if attack.records is None:
-        return None
-    correct = polars.col("clean_prediction") == polars.col("label")
-    return attack.records.select("image", robust=correct & polars.col("broken_by").is_null())
-
-
 def has_kap(row: Row) -> bool:
     return row.own and config_of(row.run).kap.pool_size > 1
 
@@ -299,12 +319,14 @@ def is_reference(row: Row, kap: Row) -> bool:
 
 
 def least_different(row: Row, others: Sequence[Row]) -> Row | None:
-    return min(others, key=lambda other: len(differences(row.run, other.run)), default=None)
+    """Return the row whose training differs least; of a run's several attacks that on the same images, then that
+    of the same name."""
 
+    def unlike(other: Row) -> tuple[int, bool, bool]:
+        ours, theirs = attack_of(row), attack_of(other)
+        return len(differences(row.run, other.run)), ours.images != theirs.images, ours.name != theirs.name
 
-def attack_of(row: Row) -> Attack:
-    assert row.attack is not None, "a row of a block with a setting has an attack"
-    return row.attack
+    return min(others, key=unlike, default=None)
 
 
 def noise_text(row: Row) -> str:
@@ -315,14 +337,18 @@ def noise_text(row: Row) -> str:
 def lead(runs: Sequence[Run], blocks: Sequence[Block]) -> str:
     """Say in one sentence what was compared and under which attack."""
     settings = [block.setting for block in blocks if block.setting]
-    names = enumeration([run.label for run in runs])
+    attacked = list(dict.fromkeys(row.run.label for block in blocks if block.setting for row in block.rows))
+    idle = [run.label for run in runs if run.label not in attacked]
     if not settings:
-        return f"{names}: {'not' if len(runs) == 1 else 'none of them'} attacked yet."
+        return f"{enumeration(idle)}: {'not' if len(runs) == 1 else 'none of them'} attacked yet."
+    names, others = enumeration(attacked), f" Not attacked yet: {', '.join(idle)}." if idle else ""
     if len(settings) > 1:
-        return f"{names}, attacked in {len(settings)} settings; each has its own table, and they do not mix."
+        return (
+            f"{names}, attacked in {len(settings)} settings; each has its own table, and they do not mix.{others}"
+        )
     one = settings[0]
-    images = plural(one.num_images, "image") + (" each" if len(runs) > 1 else "")
+    images = plural(one.num_images, "image") + (" each" if len(attacked) > 1 else "")
     return (
         f"{names}, attacked with {one.version_text} in {one.norm} with eps = {one.eps_text} on {images}, "
-        f"{one.protocol()}."
+        f"{one.protocol()}.{others}"
     )

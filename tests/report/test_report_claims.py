@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from kapdist.report import comparison
-from kapdist.report.claims import NO_NOISE, OTHER_IMAGES, gaps, lead
+from kapdist.report.claims import NO_NOISE, gaps, lead
+from kapdist.report.paired import OTHER_IMAGES, p_text
 from kapdist.report.words import points
 from kapdist.run.paths import RunDir
 
@@ -110,6 +111,71 @@ def test_intervals_that_overlap_do_not_hide_what_the_images_show(make_run: MakeR
     assert gap.paired.p == pytest.approx(2 / 2**7)
     (text,) = (text for text in said(roots) if text.startswith("KAP minus"))
     assert text.endswith("the model with KAP is above the one without it.")
+
+
+def pair_of(make_run: MakeRun, number: int, robust: int) -> list[Path]:
+    """Noise and KAP of one seed, of which 40 and `robust` images withstand."""
+    return [
+        attacked(make_run, f"{name}{number}", size, 0.3, left, seed=number)
+        for name, size, left in (("noise", 1, 40), ("kap", 3, robust))
+    ]
+
+
+def test_of_several_pairs_each_is_decided_as_one_of_them(make_run: MakeRun) -> None:
+    """Seven images on one side are p = 2 / 2^7 alone; of four pairs, the others equal, Holm's is 4 times it."""
+    roots = [root for number in range(3) for root in pair_of(make_run, number, 40)] + pair_of(make_run, 3, 47)
+    assert len(gaps(comparison(roots).blocks[0])) == 4
+    (text,) = (text for text in said(roots) if "(kap3 minus noise3" in text)
+    assert "McNemar's exact p = 0.016, Holm's over 4 pairs p = 0.06" in text
+    assert "): it is not decided whether KAP changes robust accuracy here." in text
+    (alone,) = (text for text in said(roots[-2:]) if "(kap3 minus noise3" in text)
+    assert alone.endswith("McNemar's exact p = 0.016): the model with KAP is above the one without it.")
+
+
+def test_more_robust_and_less_accurate_is_not_said_to_be_better(make_run: MakeRun) -> None:
+    """95 right and 30 robust images beside 80 and 50."""
+    noise = make_run("noise", noise_std=0.3).attacked(95, {"apgd-ce": 65}, num_images=100)
+    kap = make_run("kap", 3, noise_std=0.3).attacked(80, {"apgd-ce": 30}, num_images=100)
+    roots = [noise.dir.root, kap.dir.root]
+    (text,) = (text for text in said(roots) if text.startswith("KAP minus"))
+    assert (
+        "the model with KAP is above the one without it. The clean accuracy of kap is lower (−15.0 points [" in text
+    )
+    (warning,) = warned(roots)
+    assert warning.startswith("kap is more robust and less accurate than noise. That is not better")
+    other = make_run("other", noise_std=0.2).attacked(80, {"apgd-ce": 30}, num_images=100).dir.root
+    (text,) = (text for text in said([roots[0], other]) if "more robust." in text)
+    assert "other is more robust. The clean accuracy of other is lower (−15.0" in text
+    assert warned([roots[0], other])[0].startswith("other is more robust and less accurate than noise.")
+    close = make_run("close", 3, noise_std=0.3).attacked(92, {"apgd-ce": 30}, num_images=100).dir.root
+    (text,) = (text for text in said([roots[0], close]) if text.startswith("KAP minus"))
+    assert "Whether their clean accuracies differ is not decided (−3.0 points [" in text
+    assert warned([roots[0], close]) == []
+
+
+def test_of_several_attacks_on_the_reference_the_one_on_the_same_images_counts(make_run: MakeRun) -> None:
+    noise, kap = make_run("noise", noise_std=0.3), make_run("kap", 3, noise_std=0.3)
+    for run, names in ((noise, "abc"), (kap, "xbc")):
+        for first_image, name in zip((0, 500, 500), names, strict=True):
+            run.attacked(60, {"apgd-ce": 20}, num_images=100, first_image=first_image, name=name)
+    found = gaps(comparison([noise.dir.root, kap.dir.root]).blocks[0])
+    pairs = {(gap.kap.name, gap.reference.name) for gap in found}
+    assert pairs == {(f"kap ({ours})", f"noise ({theirs})") for ours, theirs in ("xa", "bb", "cc")}
+
+
+def test_two_attacks_on_one_model_are_no_two_models(make_run: MakeRun) -> None:
+    run = make_run("one").attacked(90, {"apgd-ce": 50}, num_images=100, name="x")
+    run.attacked(90, {"apgd-ce": 70}, num_images=100, name="y")
+    (text,) = (text for text in said([run.dir.root]) if "Image by image" in text)
+    assert "two attacks on one model, and 20.0% [13.3, 28.9] of the images withstood both." in text
+    assert "more robust" not in text
+
+
+def test_a_p_value_shows_on_which_side_of_the_level_it_is() -> None:
+    found = [p_text(p) for p in (0.0499, 0.049996, 0.05, 0.0501, 0.031, 1.0, 0.00009)]
+    assert found == [
+        f"p {text}" for text in ("= 0.0499", "= 0.049996", "= 0.05", "= 0.05", "= 0.031", "= 1", "< 0.0001")
+    ]
 
 
 def test_other_images_decide_nothing(make_run: MakeRun) -> None:
@@ -302,6 +368,11 @@ def test_the_lead_says_what_was_compared(three: list[Path], make_run: MakeRun) -
     other = make_run("other").attacked(18, {"apgd-ce": 1}, norm="L2", eps=0.5).dir.root
     two = comparison([*three, other])
     assert "attacked in 2 settings" in lead(two.runs, two.blocks)
+    some = comparison([three[0], make_run("unasked").dir.root])
+    assert lead(some.runs, some.blocks) == (
+        "plain, attacked with AutoAttack standard in Linf with eps = 0.03137 (8/255) on 20 images, noise off. "
+        "Not attacked yet: unasked."
+    )
     idle = comparison([make_run("idle").dir.root])
     assert lead(idle.runs, idle.blocks) == "idle: not attacked yet."
 
