@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from kapdist.report.curves import Curve, Panel, ends
-from kapdist.report.plots import STYLE, Plot, canvas, drawn, legend, shortened
+from kapdist.report.plots import STYLE, Plot, canvas, drawn, legend, shortened, styles
 
 LABELS = {"Linf": "eps, in 255ths (Linf)", "L2": "eps (L2)", "L1": "eps (L1)"}
 
@@ -33,23 +33,13 @@ def curve_plot(panel: Panel, looks: dict[str, dict[str, Any]], name: str) -> Plo
     with matplotlib.rc_context(STYLE):
         figure, axes = canvas(LABELS[panel.setting.norm], "Robust accuracy, %")
         last = scale * max(curve.points[-1].eps for curve in panel.curves) or 1.0
-        for curve, style in zip(panel.curves, styles(panel, looks), strict=True):
+        for curve, style in zip(panel.curves, styles([curve.row for curve in panel.curves], looks), strict=True):
             draw(axes, curve, style, scale, last if panel.of_smallest else None)
         axes.set_xlim(0, last * 1.02)
         axes.set_ylim(0, 100)
         legend(figure, axes)
-        alt = f"{panel.title}. " + "; ".join(map(ends, panel.curves)) + "."
+        alt = f"{panel.title}. " + "; ".join(ends(curve, panel.setting.norm) for curve in panel.curves) + "."
         return drawn(figure, name, panel.title, alt)
-
-
-def styles(panel: Panel, looks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return each curve's look, that of its run; a run's further attacks have other dashes."""
-    labels = [curve.row.run.label for curve in panel.curves]
-    dashes = ("-", "--", ":", "-.")
-    return [
-        looks[label] | ({"linestyle": dashes[before % 4]} if (before := labels[:number].count(label)) else {})
-        for number, label in enumerate(labels)
-    ]
 
 
 def draw(axes: Axes, curve: Curve, style: dict[str, Any], scale: float, end: float | None) -> None:

@@ -16,7 +16,7 @@ from kapdist.records.norms import NORMS
 from kapdist.records.summary import Summary
 from kapdist.report.reading import Attack, Run
 from kapdist.report.table import Row, Setting, named_rows, setting, told
-from kapdist.report.words import eps_text, percent, plural
+from kapdist.report.words import percent, plural
 from kapdist.statistics.intervals import Proportion, wilson
 
 
@@ -131,15 +131,20 @@ def smallest_lines(panels: Sequence[Panel]) -> list[str]:
 def said(norm: str, name: str, summary: Summary) -> str:
     found = summary.smallest
     assert found is not None
-    median = "beyond all that was found" if found.median is None else eps_text(norm, float(f"{found.median:.4g}"))
+    median = "beyond all that was found" if found.median is None else size_text(norm, found.median)
     text = f"{name}, {norm}: found for {found.num_found} of {summary.num_clean_correct} images that are right"
     return f"{text}; median over all images {median}."
 
 
-def ends(curve: Curve) -> str:
+def size_text(norm: str, size: float) -> str:
+    """Say a size that was measured, as eps is said."""
+    return f"{255 * size:.4g}/255" if norm == "Linf" else f"{size:.4g}"
+
+
+def ends(curve: Curve, norm: str) -> str:
     """Say a curve's ends to somebody who cannot see it."""
     first, last = curve.points[0], curve.points[-1]
     return (
         f"{curve.row.name}: {percent(first.accuracy.value)} percent at 0, "
-        f"{percent(last.accuracy.value)} percent at {last.eps:.4g}"
+        f"{percent(last.accuracy.value)} percent at {size_text(norm, last.eps)}"
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from kapdist.records.summary import Summary
 from kapdist.report.reading import Attack, Run
-from kapdist.report.words import MISSING, duration, plural
+from kapdist.report.words import MISSING, duration, eps_in_full, plural
 from kapdist.report.worst import rescored_lines
 
 Facts = list[tuple[str, str]]
@@ -61,9 +61,17 @@ def robust_text(run: Run) -> str:
     """Return the attack of robust validation, and how the best and the last of them ended."""
     *_, last = lines = run.metrics.withstood
     best = max(lines, key=lambda line: line["accuracy"])
-    attack = f"PGD of {last['attack_steps']} steps, {last.get('norm', MISSING)} eps {last['eps']:.4g}"
     numbers = f"best {best['accuracy']:.1%} at epoch {best['epoch']:g}, last {last['accuracy']:.1%}"
-    return f"{attack}, {last['num_images']:,} images, noise {last.get('noise', MISSING)}: {numbers}"
+    return f"{validation_attack(last)}: {numbers}"
+
+
+def validation_attack(line: dict[str, Any]) -> str:
+    """Return the attack of a line of robust validation."""
+    norm = line.get("norm")
+    eps = eps_in_full(norm, line["eps"]) if norm else f"{line['eps']:.4g}"
+    attack = f"PGD of {line['attack_steps']} steps, {norm or MISSING} eps {eps}"
+    draws = f", mean of {line['draws']} draws" if line.get("draws", 1) > 1 else ""
+    return f"{attack}, {line['num_images']:,} images, noise {line.get('noise', MISSING)}{draws}"
 
 
 def said(value: object) -> str:

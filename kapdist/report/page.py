@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     compared = comparison(runs)
     looks = {run.label: plots.look(index) for index, run in enumerate(compared.runs)}
     views = view_blocks(compared, looks)
-    training = [draw(compared.runs, looks) for draw in (plots.loss_plot, plots.evaluation_plot, plots.robust_plot)]
-    curves = [plot for plot in training if plot is not None]
+    training = [draw(compared.runs, looks) for draw in (plots.loss_plot, plots.evaluation_plot)]
+    curves = [plot for plot in training if plot is not None] + plots.robust_plots(compared.runs, looks)
     against_eps = panels(compared.runs)
     eps_curves = curve_plots(against_eps, looks)
     sanity = sanity_views(compared.runs)
@@ -71,8 +72,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     shown = [*(plot for view in views for plot in view.plots), *(plot for view in sanity for plot in view.plots)]
     shown += [plot for view in topography for plot in view.plots]
     shown += [plot for view in certificates for plot in view.plots]
-    for plot in [*curves, *eps_curves, *shown]:
-        write_atomic(out / f"{plot.name}.png", plot.png)
+    for name, plot in file_names([*curves, *eps_curves, *shown]).items():
+        write_atomic(out / f"{name}.png", plot.png)
     write_atomic(out / "table.md", compared.markdown())
     write_atomic(out / "table.csv", compared.csv())
     if (points := curves_table(against_eps)).height:
@@ -81,6 +82,15 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     write_atomic(out / PAGE, render(compared, views, *drawn, sanity, corruptions, certificates, topography))
     tell(runs, [out / PAGE])
     return out / PAGE
+
+
+def file_names(plots: Sequence[Plot]) -> dict[str, Plot]:
+    """Return plots by the names of their files; where several are called alike, these are numbered."""
+    found: dict[str, Plot] = {}
+    for plot in plots:
+        names = (plot.name if number == 1 else f"{plot.name}-{number}" for number in itertools.count(1))
+        found[next(name for name in names if name not in found)] = plot
+    return found
 
 
 def view_blocks(compared: Comparison, looks: dict[str, dict[str, Any]]) -> list[View]:
@@ -120,6 +130,7 @@ def render(
         curves=curves,
         eps_curves=eps_curves,
         smallest_lines=smallest_lines(against_eps),
+        has_lists=not all(panel.of_smallest for panel in against_eps),
         sanity=sanity,
         corruptions=corruptions,
         certificates=certificates,

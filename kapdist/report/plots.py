@@ -18,9 +18,11 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
+from kapdist.config.attack import size_name
+from kapdist.report.facts import validation_attack
 from kapdist.report.reading import Run
 from kapdist.report.table import Block, Row
-from kapdist.report.words import eps_text, percent
+from kapdist.report.words import attack_of_stage, eps_text, percent
 from kapdist.statistics.intervals import Proportion
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow that white swallows;
@@ -49,6 +51,7 @@ STYLE: dict[Any, Any] = {
     "ytick.color": INK,
 }
 LONGEST_NAME = 28
+HAIR_SPACE = "\N{HAIR SPACE}"
 Stage = tuple[str, float]  # an attack and its eps
 
 
@@ -88,6 +91,17 @@ def look(index: int) -> dict[str, Any]:
     }
 
 
+def styles(rows: Sequence[Row], looks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return each row's look, that of its run; a run's further attacks have other dashes and hollow markers."""
+    labels = [row.run.label for row in rows]
+    found = []
+    for number, label in enumerate(labels):
+        style, before = looks[label], labels[:number].count(label)
+        other = DASHES[(DASHES.index(style["linestyle"]) + before) % len(DASHES)]
+        found.append(style | {"linestyle": other, "markerfacecolor": CARD} if before else style)
+    return found
+
+
 def accuracy_plot(block: Block, looks: dict[str, dict[str, Any]], suffix: str = "") -> Plot:
     """Draw clean against robust accuracy with 95% intervals, one labelled point per row."""
     with matplotlib.rc_context(STYLE):
@@ -113,10 +127,10 @@ def stages_plot(block: Block, looks: dict[str, dict[str, Any]], suffix: str = ""
     names = stage_names(block.rows)
     with matplotlib.rc_context(STYLE):
         figure, axes = canvas("", "Accuracy left, %")
-        for row in block.rows:
+        for row, style in zip(block.rows, styles(block.rows, looks), strict=True):
             places = [list(names).index(key) for key in stages(row)]
             values = [100 * value for value in stages(row).values()]
-            axes.plot(places, values, **looks[row.run.label], label=shortened(row.name), clip_on=False)
+            axes.plot(places, values, **style, label=shortened(row.name), clip_on=False)
         axes.set_xticks(range(len(names)), list(names.values()), **tilted(len(names)))
         axes.set_ylim(0, 100)
         legend(figure, axes)
@@ -144,10 +158,20 @@ def evaluation_plot(runs: Sequence[Run], looks: dict[str, dict[str, Any]]) -> Pl
     return curves(lines, looks, "evaluation-accuracy", "Clean accuracy during training", "Clean accuracy, %")
 
 
-def robust_plot(runs: Sequence[Run], looks: dict[str, dict[str, Any]]) -> Plot | None:
-    """Draw the accuracy that robust validation leaves, by epoch; None where no run has one."""
-    lines = {run.label: [(line["epoch"], 100 * line["accuracy"]) for line in run.metrics.withstood] for run in runs}
-    return curves(lines, looks, "robust-validation", "Robust validation during training", "Robust accuracy, %")
+def robust_plots(runs: Sequence[Run], looks: dict[str, dict[str, Any]]) -> list[Plot]:
+    """Draw the accuracy that robust validation leaves, by epoch: a plot for each attack, so that none mixes two."""
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for run in runs:
+        for line in run.metrics.withstood:
+            points = found.setdefault(validation_attack(line), {}).setdefault(run.label, [])
+            points.append((line["epoch"], 100 * line["accuracy"]))
+    plots = []
+    for number, (attack, lines) in enumerate(found.items(), start=1):
+        name = "robust-validation" if number == 1 else f"robust-validation-{number}"
+        plots.append(
+            curves(lines, looks, name, f"Robust validation during training: {attack}", "Robust accuracy, %")
+        )
+    return [plot for plot in plots if plot is not None]
 
 
 def curves(
@@ -274,7 +298,7 @@ def stages(row: Row) -> dict[Stage, float]:
     assert row.attack is not None
     summary = row.attack.summary
     after = {
-        (stage.name.partition("@")[0], float(f"{stage.eps:.6g}")): stage.robust_accuracy_after
+        (attack_of_stage(stage.name, stage.eps), float(size_name(stage.eps))): stage.robust_accuracy_after
         for stage in summary.attacks
     }
     return {("clean", 0.0): summary.clean_accuracy.value} | after
@@ -308,7 +332,7 @@ def said(row: Row) -> str:
 
 def shortened(name: str) -> str:
     """Keep a long name's two ends, which tell siblings apart."""
-    if len(name) <= LONGEST_NAME:
-        return name
     half = (LONGEST_NAME - 1) // 2
-    return f"{name[:half]}…{name[-half:]}"
+    short = name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
+    # matplotlib leaves labels that begin with an underscore out of legends.
+    return f"{HAIR_SPACE}{short}" if short.startswith("_") else short

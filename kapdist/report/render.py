@@ -35,7 +35,7 @@ DOUBT = ", not to be believed"
 CSV_COLUMNS = (
     *("run", "attack", "norm", "eps", "version", "attacks", "noise", "model", "pool_size", "layout", "noise_std"),
     *("input_noise_std", "epochs", "num_images", "clean", "clean_low", "clean_high", "robust", "robust_low"),
-    *("robust_high", "forwards", "backwards", "seconds", "weights_sha256", "plan_fingerprint"),
+    *("robust_high", "forwards", "backwards", "seconds", "weights_sha256", "plan_fingerprint", "setting", "doubt"),
 )
 
 
@@ -101,7 +101,7 @@ def csv_row(row: Row, block: Block) -> list[object]:
     return [
         row.run.label,
         row.attack.name if row.attack else None,
-        *((where.norm, where.eps, where.version) if where else (None,) * 3),
+        *((summary.norm, summary.eps, summary.version) if summary else (None,) * 3),
         " ".join(stage.name for stage in summary.attacks) if summary else None,
         where.noise if where else None,
         row.model,
@@ -112,6 +112,8 @@ def csv_row(row: Row, block: Block) -> list[object]:
         *((summary.forwards, summary.backwards, summary.seconds) if summary else (None,) * 3),
         summary.weights_sha256 if summary else row.run.weights_sha256,
         summary.plan_fingerprint if summary else None,
+        block.title if where else None,
+        doubted(row).removeprefix(", ") or None,
     ]
 
 

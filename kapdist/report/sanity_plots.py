@@ -52,11 +52,11 @@ def remedies_plot(acted: Acted, name: str) -> Plot:
 def bars(axes: Axes, names: list[str], values: list[float]) -> None:
     axes.barh(names, values, color=COLOURS[0], height=0.6)
     axes.invert_yaxis()
-    axes.set_xlim(0, 112)
+    axes.set_xlim(0, 116)
     axes.set_xticks([0, 25, 50, 75, 100])
     axes.grid(visible=False, axis="y")
     for place, value in enumerate(values):
-        axes.annotate(f"{value:.0f}", (value, place), (4, 0), textcoords="offset points", va="center", color=INK)
+        axes.annotate(f"{value:.1f}", (value, place), (4, 0), textcoords="offset points", va="center", color=INK)
 
 
 def iterations_plot(report: Sanity, name: str) -> Plot:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from kapdist.config.attack import size_name
 from kapdist.config.noises import noises
 from kapdist.report.reading import Attack, Run
 from kapdist.report.strength import NOTHING_TOLD, Strength, strength_of
-from kapdist.report.words import attack_text, eps_in_full, eps_text, plural
+from kapdist.report.words import attack_of_stage, attack_text, eps_in_full, eps_text, plural
 from kapdist.statistics.intervals import Proportion, wilson
 
 LONGEST_SLUG = 120  # characters; a file system takes 255 bytes, and plots put their own before it
@@ -23,7 +24,8 @@ class Setting:
     """What must be equal for two robust accuracies to stand in one column."""
 
     norm: str
-    eps: float
+    eps: float = field(compare=False)
+    """Equal where it is to six digits: 0.0313725 is 8/255."""
     version: str
     attacks: tuple[str, ...]
     noise: str
@@ -32,6 +34,10 @@ class Setting:
     functions: tuple[tuple[str, str | None], ...] = ()
     """Those of the user's, and the sha256 of their files."""
     strength: Strength = field(default_factory=Strength)
+    size: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", size_name(self.eps))
 
     @property
     def eps_text(self) -> str:
@@ -172,7 +178,7 @@ def setting(attack: Attack) -> Setting:
     summary = attack.summary
     # A named version fixes its list; a list cut short because nothing was left to break is the same setting.
     # Smaller eps that were tried first change nothing at the largest.
-    names = dict.fromkeys(stage.name.partition("@")[0] for stage in summary.attacks)
+    names = dict.fromkeys(attack_of_stage(stage.name, stage.eps) for stage in summary.attacks)
     return Setting(
         summary.norm,
         summary.eps,

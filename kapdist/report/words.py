@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-from kapdist.config.attack import is_function
+from kapdist.config.attack import is_function, size_name
 from kapdist.statistics.intervals import Proportion
 
 MISSING = "not recorded"
 
 
 def as_255ths(eps: float) -> str:
-    """Say a size in steps of an 8-bit image: 0.03137 is 8/255."""
+    """Say a size in steps of an 8-bit image: 8/255 is 8/255, and 0.03137, a little less, is 7.99935/255."""
     steps = Fraction(eps * 255).limit_denominator(4)
-    number = f"{eps * 255:.3g}" if abs(float(steps) - eps * 255) > 1e-4 else f"{float(steps):g}"
-    return f"{number}/255"
+    number = eps * 255 if abs(float(steps) - eps * 255) > 1e-4 else float(steps)
+    return f"{number:.6g}/255"
 
 
 def eps_text(norm: str, eps: float) -> str:
@@ -25,7 +25,7 @@ def eps_text(norm: str, eps: float) -> str:
 
 def eps_in_full(norm: str, eps: float) -> str:
     """Say a size as a number and, where that is how it is known, in steps of an 8-bit image."""
-    return f"{eps:.4g} ({as_255ths(eps)})" if norm == "Linf" else f"{eps:.4g}"
+    return f"{eps:.4g} ({as_255ths(eps)})" if norm == "Linf" else f"{eps:.6g}"
 
 
 def percent(share: float) -> str:
@@ -76,6 +76,11 @@ def attack_text(attack: str, functions: Mapping[str, str | None] | None = None) 
     known = functions or {}
     sha256 = known.get(attack, known.get(attack.rpartition("@")[0]))
     return f"{attack} (the user's own{f', sha256 {sha256[:12]}' if sha256 else ''})"
+
+
+def attack_of_stage(stage: str, eps: float) -> str:
+    """Return the attack whose stage this is: one of several eps is named ATTACK@EPS."""
+    return stage.removesuffix(f"@{size_name(eps)}")
 
 
 def enumeration(words: Sequence[str]) -> str:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars
 import pytest
 from PIL import Image
 
 from kapdist.errors import InputError
 from kapdist.report import comparison, write_report
 from kapdist.report.examples import examples
-from kapdist.report.plots import look, stages_plot
+from kapdist.report.plots import look, loss_plot, stages_plot
 from kapdist.report.reading import read_runs
 from kapdist.report.words import duration
 from kapdist.run.paths import RunDir
@@ -267,3 +268,53 @@ def test_the_report_imports_no_torch() -> None:
     code = "import json, sys, kapdist.report; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert not {"torch", "ffcv", "pyautoattack", "matplotlib.pyplot"} & set(json.loads(done.stdout))
+
+
+def legend_of(figure: Any) -> list[str]:
+    return [text.get_text().strip("\N{HAIR SPACE}") for legend in figure.legends for text in legend.get_texts()]
+
+
+def test_names_that_begin_with_an_underscore_are_in_the_legend(make_run: MakeRun) -> None:
+    names = ["_one", "__two", "three"]
+    runs = comparison([make_run(name).trained().attacked(18, {"apgd-ce": 1}).dir.root for name in names])
+    looks = {run.label: look(index) for index, run in enumerate(runs.runs)}
+    assert legend_of(stages_plot(runs.blocks[0], looks).figure) == names
+    assert legend_of(loss_plot(runs.runs, looks).figure) == names
+
+
+def test_two_attacks_on_one_run_are_two_looks(make_run: MakeRun) -> None:
+    run = make_run("one").attacked(18, {"apgd-ce": 1}, name="x").attacked(18, {"apgd-ce": 9}, name="y")
+    compared = comparison([run.dir.root])
+    figure = stages_plot(compared.blocks[0], {"one": look(0)}).figure
+    dashes = {line.get_linestyle() for line in figure.axes[0].get_lines()}
+    assert len(dashes) == 2
+
+
+def test_plots_that_would_be_called_alike_have_files_of_their_own(make_run: MakeRun, tmp_path: Path) -> None:
+    """The same function among the attacks, and as where their gradients come from."""
+    run = make_run("one")
+    for name in ("x", "y"):
+        run.attacked(18, {"a.py:f": 3}, name=name, version="custom")
+        path = run.dir.attack(name).summary
+        gradient = {"functions": {"a.py:f": "1" * 64}, "gradient_of": "a.py:f" if name == "y" else None}
+        path.write_text(json.dumps(json.loads(path.read_text()) | gradient))
+    page = write_report([run.dir.root], tmp_path / "out")
+    assert page.read_text().count('<h2 id="block-') == 2
+    assert len(list(page.parent.glob("clean-against-robust*.png"))) == 2
+
+
+def test_a_page_names_no_file_that_is_not_there(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run("one").attacked(18, {"fmn": 3}, version="custom")
+    attack = run.dir.attack("linf")
+    attack.records.write_bytes(b"")
+    rows = run.records(20, 18, {"fmn": 3}, 0)
+    sizes = [0.01 * (number + 1) for number in range(20)]
+    rows.with_columns(smallest=polars.Series(sizes)).write_parquet(attack.records)
+    attack.summary.write_text(
+        json.dumps(json.loads(attack.summary.read_text()) | {"smallest": {"num_found": 18, "median": 8 / 255}})
+    )
+    page = write_report([run.dir.root], tmp_path / "out")
+    assert "Smallest perturbation found" in page.read_text()
+    assert "median over all images 8/255." in page.read_text()
+    assert "curves.csv" not in page.read_text()
+    assert not (page.parent / "curves.csv").exists()

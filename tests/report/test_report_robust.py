@@ -35,8 +35,27 @@ def test_the_page_shows_robust_validation_and_its_alarms(make_run: Callable[...,
     text = page.read_text()
     assert (page.parent / "robust-validation.png").stat().st_size > 1000
     assert "Robust accuracy, % by epoch: fast ends at 1." in text
-    assert "PGD of 10 steps, Linf eps 0.03137, 512 images, noise off: best 43.0% at epoch 2, last 1.0%" in text
+    assert (
+        "PGD of 10 steps, Linf eps 0.03137 (8/255), 512 images, noise off: best 43.0% at epoch 2, last 1.0%" in text
+    )
     assert "<strong>Warning:</strong> fast, it fell &lt;b&gt;deep&lt;/b&gt;." in text
+
+
+def test_curves_of_two_attacks_are_in_two_plots(make_run: Callable[..., Any], tmp_path: Path) -> None:
+    roots = []
+    changes: dict[str, Any] = {"a": {}, "b": {}, "c": {"norm": "L2", "eps": 3.0}, "d": {"draws": 4}}
+    for name, change in changes.items():
+        run = make_run(name).trained()
+        lines = [json.dumps(robust(step, 0.4) | {"noise": "fresh"} | change) for step in (10, 20)]
+        run.metrics([*run.dir.metrics.read_text().splitlines(), *lines])
+        roots.append(run.dir.root)
+    page = write_report(roots, tmp_path / "out")
+    text = page.read_text()
+    titles = ["Linf eps 0.03137 (8/255), 512 images, noise fresh", "L2 eps 3, 512 images, noise fresh"]
+    for title, ends in zip([*titles, f"{titles[0]}, mean of 4 draws"], ("a ends at 40; b", "c", "d"), strict=True):
+        assert f"<figcaption>Robust validation during training: PGD of 10 steps, {title}</figcaption>" in text
+        assert f"Robust accuracy, % by epoch: {ends} ends at 40." in text
+    assert len(list(page.parent.glob("robust-validation*.png"))) == 3
 
 
 def test_lines_that_a_resume_repeats_count_once_and_alarms_of_a_step_stand_side_by_side(tmp_path: Path) -> None:

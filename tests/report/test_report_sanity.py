@@ -118,6 +118,7 @@ def test_a_number_that_stronger_attacks_lower_is_marked_with_the_lower_one_besid
     assert "averaged gradients randomness 18 13 12.5 –" in text
     assert "transfer masked gradient 5 – 12.5 no surrogate is named" in text
     assert ", not to be believed: 12.5 left of 40 examined" in (tmp_path / "out/table.md").read_text()
+    assert (tmp_path / "out/table.csv").read_text().endswith(",not to be believed: 12.5 left of 40 examined\n")
     assert (tmp_path / "out" / "sanity-remedies-doubted-linf.png").exists()
 
 

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from kapdist.report import comparison
+from kapdist.report.plots import stages
 from kapdist.report.render import cells
 from kapdist.report.words import as_255ths, eps_in_full, short
 from kapdist.run.paths import RunDir
@@ -197,9 +198,41 @@ def test_a_factory_in_the_plan_is_not_the_run_s_own_model(make_run: Callable[...
 
 
 def test_eps_in_steps_of_an_8_bit_image() -> None:
-    texts = [as_255ths(eps) for eps in (8 / 255, 4 / 255, 0.5 / 255, 0.5, 3.0, 0.03)]
-    assert texts == ["8/255", "4/255", "0.5/255", "127.5/255", "765/255", "7.65/255"]
+    texts = [as_255ths(eps) for eps in (8 / 255, 4 / 255, 0.5 / 255, 0.5, 3.0, 0.03, 0.03137, 0.0313725)]
+    assert texts == ["8/255", "4/255", "0.5/255", "127.5/255", "765/255", "7.65/255", "7.99935/255", "8/255"]
     assert [eps_in_full(norm, 0.5) for norm in ("Linf", "L2", "L1")] == ["0.5 (127.5/255)", "0.5", "0.5"]
+
+
+def test_an_eps_is_the_same_however_many_digits_it_was_written_in(make_run: Callable[..., Any]) -> None:
+    sizes = {"a": 8 / 255, "b": 0.0313725, "c": 0.03137}
+    roots = [make_run(name).attacked(18, ONE_ATTACK, eps=eps).dir.root for name, eps in sizes.items()]
+    compared = comparison(roots)
+    assert [[row.name for row in block.rows] for block in compared.blocks] == [["a", "b"], ["c"]]
+    assert len({block.title for block in compared.blocks}) == 2
+    assert [float(row["eps"]) for row in rows_of(compared.csv())] == list(sizes.values())
+    near = make_run("near").attacked(18, ONE_ATTACK, norm="L2", eps=0.50001, name="x")
+    near.attacked(18, ONE_ATTACK, norm="L2", eps=0.5, name="y")
+    assert len({block.title for block in comparison([near.dir.root]).blocks}) == 2
+
+
+def test_functions_in_a_folder_with_an_at_sign_are_as_many_as_they_are(make_run: Callable[..., Any]) -> None:
+    own = {"/home/me@lab/a.py:f": 5, "/home/me@lab/a.py:g": 3}
+    run = make_run("run").attacked(18, own, version="custom")
+    (block,) = comparison([run.dir.root]).blocks
+    assert block.setting is not None
+    assert block.setting.attacks == tuple(own)
+    assert [round(share, 2) for share in stages(block.rows[0]).values()] == [0.9, 0.65, 0.5]
+
+
+def test_rows_of_the_csv_tell_their_setting(make_run: Callable[..., Any]) -> None:
+    """Also where only the number of draws differs."""
+    roots = [
+        summarised(make_run(name).attacked(18, ONE_ATTACK).dir.root, eot=eot)
+        for name, eot in (("few", 1), ("many", 20))
+    ]
+    compared = comparison([*roots, make_run("idle").dir.root])
+    settings = [row["setting"] for row in rows_of(compared.csv())]
+    assert settings == [*(block.title for block in compared.blocks[:2]), ""]
 
 
 def test_counts_in_three_digits() -> None:

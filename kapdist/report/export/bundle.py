@@ -135,7 +135,7 @@ def chunk_files(attack: AttackDir, number: int) -> Iterator[tuple[str, bytes]]:
 
 
 def text(merged: Merged, manifest: Manifest, out: Path) -> str:
-    summary, more = merged.summary, []
+    summary, more = merged.summary, [f"Beware: {merged.doubt}."] if merged.doubt else []
     needed = merged.plan.model.weights_file(run_of(merged.dir)) is not None and not manifest.weights
     hint = " --weights FILE" if needed else ""
     if manifest.factory:

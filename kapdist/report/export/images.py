@@ -40,6 +40,15 @@ COLUMNS: dict[str, tuple[Any, str]] = {
     "chunk": (pl.Int32, "chunk of the attack, as in adversarial/chunk-<number>.npy where images were kept"),
     "chunk_row": (pl.Int32, "row of the image in its chunk, from 0"),
 }
+# What the columns of the curves say that the images have not, or have otherwise.
+OF_CURVES = {
+    "eps": "size of the perturbation, images being in [0, 1]; 0: none",
+    "num_images": "images that were attacked",
+    "num_robust": "of them right on the clean image, and broken by no attack at any size up to `eps`",
+    "robust": "num_robust / num_images",
+    "robust_low": "lower end of its 95% Wilson interval over the images",
+    "robust_high": "upper end of it",
+}
 CSVW_TYPES = {pl.String: "string", pl.Int64: "integer", pl.Int32: "integer", pl.Float64: "double"}
 
 
@@ -99,9 +108,16 @@ def csv_description(attacks: Sequence[Merged], url: str) -> dict[str, Any]:
     }
 
 
+def meanings_of(columns: Sequence[str]) -> dict[str, str]:
+    """Return what the columns of images or of curves say."""
+    known = {name: meaning for name, (_, meaning) in COLUMNS.items()}
+    known |= OF_CURVES if "image" not in columns else {}
+    return {name: known[name] for name in columns}
+
+
 def parquet_bytes(table: pl.DataFrame, attacks: Sequence[Merged]) -> bytes:
     """Return Parquet of images or of curves; its metadata has kapdist.columns and kapdist.attacks, JSON each."""
-    meanings = {name: meaning for name, (_, meaning) in COLUMNS.items() if name in table.columns}
+    meanings = meanings_of(table.columns)
     metadata = {"kapdist.columns": to_json(meanings), "kapdist.attacks": to_json(provenance(attacks))}
     file = io.BytesIO()
     table.write_parquet(file, metadata=metadata)
@@ -109,7 +125,7 @@ def parquet_bytes(table: pl.DataFrame, attacks: Sequence[Merged]) -> bytes:
 
 
 def provenance(attacks: Sequence[Merged]) -> list[dict[str, Any]]:
-    """Return what each attack was and found: its plan without names and places, and its summary."""
+    """Return what each attack was and found: its plan without names and places, its summary, what is against it."""
     return [
         {
             "run": attack.run,
@@ -117,6 +133,7 @@ def provenance(attacks: Sequence[Merged]) -> list[dict[str, Any]]:
             "plan_fingerprint": attack.plan.fingerprint,
             "plan": attack.plan.identity(),
             "summary": attack.summary.describe(),
+            "doubt": attack.doubt,
         }
         for attack in attacks
     ]

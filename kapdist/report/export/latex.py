@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from itertools import chain
 
+from kapdist.config.attack import size_name
 from kapdist.records.attack_plan import AttackPlan, Norm
 from kapdist.records.summary import Rescored
 from kapdist.report.export.merged import Merged
@@ -28,6 +29,7 @@ SPECIAL = {
     "_": r"\_",
     "^": r"\textasciicircum{}",
     "~": r"\textasciitilde{}",
+    "`": "{`}",  # two are a quotation mark, and one behind ? or ! turns that upside down
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
@@ -87,8 +89,13 @@ def mark(number: int) -> str:
 
 def columns_of(attacks: Sequence[Merged]) -> list[Column]:
     """Return every (norm, eps) that some attack has a result for: norms as in NORMS, eps ascending."""
-    found = {(attack.plan.norm, at.eps) for attack in attacks for at in attack.summary.sweep}
+    found = {(attack.plan.norm, rounded(at.eps)) for attack in attacks for at in attack.summary.sweep}
     return sorted(found, key=lambda column: (list(NORMS).index(column[0]), column[1]))
+
+
+def rounded(eps: float) -> float:
+    """Return a size to six digits, so that 0.0313725 and 8/255 are one column."""
+    return float(size_name(eps))
 
 
 def column_text(column: Column) -> str:
@@ -98,7 +105,7 @@ def column_text(column: Column) -> str:
 
 def accuracies(attack: Merged, columns: Sequence[Column]) -> list[str]:
     """Return the clean accuracy and that of each column; a dash where the attack had no such eps."""
-    robust = {(attack.plan.norm, at.eps): at.robust_accuracy for at in attack.summary.sweep}
+    robust = {(attack.plan.norm, rounded(at.eps)): at.robust_accuracy for at in attack.summary.sweep}
     return [cell(attack.summary.clean_accuracy), *(cell(robust.get(column)) for column in columns)]
 
 
@@ -170,11 +177,14 @@ def sha256_text(sha256: str | None) -> str:
 
 
 def remarks(attacks: Sequence[Merged]) -> list[str]:
-    """Return the lines below the rows: what the summaries note, and scores under fresh noise."""
+    """Return the lines below the rows: doubts, what the summaries note, and scores under fresh noise."""
     return [
         f"{name}: {text}"
         for name, attack in zip(row_names(attacks), attacks, strict=True)
-        for text in chain(map(escape, attack.summary.notes), rescored_texts(attack.summary.rescored))
+        for text in chain(
+            map(escape, filter(None, [attack.doubt, *attack.summary.notes])),
+            rescored_texts(attack.summary.rescored),
+        )
     ]
 
 
@@ -199,7 +209,10 @@ def row(cells: Sequence[str]) -> str:
 
 def escape(text: str) -> str:
     """Return text that LaTeX prints as it stands; control characters become spaces."""
-    return "".join(SPECIAL.get(character, character) for character in one_line(text))
+    line = one_line(text)
+    pairs = zip(line, f"{line[1:]} ", strict=True)
+    # Two hyphens would be a dash.
+    return "".join(SPECIAL.get(one, one) + ("{}" if one == after == "-" else "") for one, after in pairs)
 
 
 def one_line(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import polars as pl
@@ -12,6 +13,7 @@ from kapdist.errors import InputError, first_line
 from kapdist.records import summary as summaries
 from kapdist.records.attack_plan import AttackPlan, read_plan, run_of
 from kapdist.records.attacked import check_weights, read_records
+from kapdist.records.sanity import believed_of, read_sanity
 from kapdist.records.summary import Summary, summarise
 from kapdist.run.paths import AttackDir, labels
 
@@ -31,6 +33,14 @@ class Merged:
     @property
     def name(self) -> str:
         return self.dir.root.resolve().name
+
+    @cached_property
+    def doubt(self) -> str | None:
+        """What stronger attacks say against the robust accuracy, in words; None where nothing does."""
+        acted = read_sanity(self.dir.sanity).acted if self.dir.sanity.exists() else None
+        if acted is None or believed_of(acted, self.plan.fingerprint) is not False:
+            return None
+        return f"the robust accuracy is not to be believed: {acted.in_words()}"
 
 
 def read_all(directories: Sequence[Path]) -> tuple[Merged, ...]:

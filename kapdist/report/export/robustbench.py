@@ -124,7 +124,7 @@ def model_info(attack: Merged, entry: Entry, standard: Standard) -> ModelInfo:
     }
     footnote = " ".join([*([entry.footnote] if entry.footnote else []), *footnotes(attack, board, robust)])
     values |= {"footnote": footnote} if footnote else {}
-    values["unreliable"] = bool(notes_on_square(list(attack.summary.attacks), total))
+    values["unreliable"] = bool(attack.doubt or notes_on_square(list(attack.summary.attacks), total))
     return ModelInfo(f"model_info/{board.dataset}/{board.norm}/{file_name(attack, entry)}.json", values)
 
 
@@ -203,7 +203,8 @@ def footnotes(attack: Merged, board: Leaderboard, num_robust: int) -> list[str]:
         said.append("Images that fell at a smaller eps were not attacked again.")
     if plan.noise == "off" and (found := noises_of(plan.model.architecture)):
         said.append(f"Switched off is the noise of training: {described(found)}.")
-    return [*said, *(f"{note[:1].upper()}{note[1:]}." for note in attack.summary.notes)]
+    notes = filter(None, [attack.doubt, *attack.summary.notes])
+    return [*said, *(f"{note[:1].upper()}{note[1:]}." for note in notes)]
 
 
 def chosen_in_words(plan: AttackPlan) -> str:

@@ -92,7 +92,7 @@ def remarks_on(info: ModelInfo) -> list[str]:
     if "footnote" in info.values:
         said.append(f"model-info: footnote: {info.values['footnote']}")
     if info.values["unreliable"]:
-        said.append("model-info: marked as unreliable, since Square broke what gradients had left")
+        said.append("model-info: marked as unreliable: Square or stronger attacks broke what gradients had left")
     return said
 
 

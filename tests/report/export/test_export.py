@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from report.test_report_sanity import sanity
 
 from kapdist import cli
 from kapdist.attack.chunk import AttackOutcome, ChunkOutcome
@@ -35,7 +36,7 @@ from kapdist.records.attack_plan import ROBUSTBENCH_LIST_SHA256, AttackPlan, Pla
 from kapdist.records.sealed import write_json, write_table
 from kapdist.report.export import run as exports
 from kapdist.report.export.images import COLUMNS
-from kapdist.report.export.latex import latex_table, protocol_text, protocol_texts
+from kapdist.report.export.latex import escape, latex_table, protocol_text, protocol_texts
 from kapdist.report.export.merged import read_all
 from kapdist.report.export.robustbench import SPELLED, Entry, architecture_of
 from kapdist.run.files import fingerprint
@@ -151,6 +152,9 @@ def test_csv_and_parquet_say_of_every_image_what_became_of_it(tmp_path: Path, ma
     assert parquet["num_draws"].null_count() == 40
     described = json.loads((out / "images.csv-metadata.json").read_text())
     assert [column["name"] for column in described["tableSchema"]["columns"]] == header
+    of_curves = json.loads(pl.read_parquet_metadata(out / "curves.parquet")["kapdist.columns"])
+    assert list(of_curves) == curves.columns
+    assert of_curves["robust"] == "num_robust / num_images"
     metadata = pl.read_parquet_metadata(out / "images.parquet")
     assert list(json.loads(metadata["kapdist.columns"])) == header
     (source,) = json.loads(metadata["kapdist.attacks"])
@@ -482,6 +486,38 @@ def test_one_attack_is_one_row_with_its_protocol_in_the_caption(tmp_path: Path, 
     assert "Attack: AutoAttack standard, noise off.}" in tex
     assert f"% kap_3/aa: plan {read_plan(attack).fingerprint}" in tex.splitlines()
     compile_where_latex_is(tex, tmp_path / "latex")
+
+
+def test_text_is_printed_as_it_stands() -> None:
+    assert escape("a-b--c---d–?`x``") == "a-b-{}-c-{}-{}-d--?{`}x{`}{`}"
+
+
+def test_an_eps_is_one_column_however_it_was_written(tmp_path: Path, standard: MakePlan) -> None:
+    plans = {"a": standard(), "b": standard(eps=0.0313725), "c": standard(eps=0.0314)}
+    roots = [attacked(tmp_path / run / "attacks" / "aa", plan).root for run, plan in plans.items()]
+    _, head, rows = table_of(latex_table(read_all(roots)))
+    assert head[3:] == [rf"$\ell_\infty$, $\varepsilon = {steps}/255$" for steps in ("8", "8.007")]
+    assert [[cell != "--" for cell in row[3:]] for row in rows] == [[True, False], [True, False], [False, True]]
+
+
+def test_what_is_not_to_be_believed_is_exported_with_that_word(tmp_path: Path, standard: MakePlan) -> None:
+    """Of 40 images 19 withstood, of which a stronger attack broke 12."""
+    attack = attacked(tmp_path / "r" / "attacks" / "aa", standard())
+    remedy = {"attack": "averaged gradients", "causes": ["randomness"], "num_attacked": 19, "num_broken": 12}
+    acted = {"attack": "AutoAttack standard", "plan_fingerprint": read_plan(attack).fingerprint}
+    acted |= {"num_images": 40, "num_robust": 19, "num_left": 7, "remedies": [remedy]}
+    attack.sanity.write_text(json.dumps(sanity(flips=0.1) | {"acted": acted}))
+    export([attack.root], tmp_path / "out", ["model-info", "latex", "parquet"], PAPER)
+    words = "is not to be believed: AutoAttack standard said 47.5"
+    info = written_info(tmp_path / "out")
+    assert info["unreliable"]
+    assert f"{words}% robust of 40 images; with averaged gradients 17.5% are left." in info["footnote"]
+    assert f"r: the robust accuracy {words}" in (tmp_path / "out" / "table.tex").read_text()
+    metadata = pl.read_parquet_metadata(tmp_path / "out" / "images.parquet")["kapdist.attacks"]
+    assert words in json.loads(metadata)[0]["doubt"]
+    acted["num_left"], remedy["num_broken"] = 19, 0
+    attack.sanity.write_text(json.dumps(sanity(flips=0.1) | {"acted": acted}))
+    assert "believed" not in latex_table(read_all([attack.root]))
 
 
 def test_a_protocol_says_what_is_the_user_s(standard: MakePlan) -> None:
