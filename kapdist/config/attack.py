@@ -101,6 +101,11 @@ def size_name(eps: float) -> str:
     return f"{eps:.6g}"
 
 
+def attack_of_stage(stage: str, eps: float) -> str:
+    """Return the attack whose stage this is: that at one of several eps is named ATTACK@EPS."""
+    return stage.removesuffix(f"@{size_name(eps)}")
+
+
 ListedAttack = Annotated[str, AfterValidator(known_or_a_function)]
 
 

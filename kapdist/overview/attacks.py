@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kapdist.config.attack import attack_of_stage
 from kapdist.errors import InputError, first_line
+from kapdist.records.attacked import planned_anew
 from kapdist.records.sanity import Acted, believed_of
 from kapdist.records.sealed import read_json
 from kapdist.run.paths import AttackDir, RunDir
@@ -30,6 +32,8 @@ class Result:
     """The report's verdict; "" where there is none."""
     believed: bool | None = None
     """Whether stronger attacks left its number standing; None where none was tried on it."""
+    planned_anew: bool = False
+    """Whether the numbers are of an earlier plan than the one beside them."""
     seconds: float = 0.0
     """Of one process, the report's included."""
 
@@ -50,17 +54,17 @@ def result_of(place: AttackDir) -> Result | None:
         return None
     said: dict[str, Any] = {"seconds": 0.0}
     if summary is not None:
-        said |= needed(place.summary, lambda: of_summary(summary))
+        said |= needed(place.summary, lambda: of_summary(summary, place))
     if report is not None:
         said |= needed(place.sanity, lambda: of_report(report, summary, said["seconds"]))
     return Result(place.root.name, **said)
 
 
-def of_summary(summary: dict[str, Any]) -> dict[str, Any]:
+def of_summary(summary: dict[str, Any], place: AttackDir) -> dict[str, Any]:
     robust, noise = summary["robust_accuracy"], summary["noise"]
     words = [
         size(summary["norm"], summary["eps"]),
-        summary["version"],
+        listed(summary),
         *([f"noise {noise}"] if noise != "off" else []),
     ]
     return {
@@ -69,8 +73,17 @@ def of_summary(summary: dict[str, Any]) -> dict[str, Any]:
         "clean_accuracy": float(summary["clean_accuracy"]["value"]),
         "robust_accuracy": float(robust["value"]),
         "interval": (float(robust["low"]), float(robust["high"])),
+        "planned_anew": planned_anew(place, str(summary["plan_fingerprint"])),
         "seconds": float(summary.get("seconds") or 0.0),
     }
+
+
+def listed(summary: dict[str, Any]) -> str:
+    """Say the list of attacks: by its name, or of a custom one its attacks, of several eps each once."""
+    if summary["version"] != "custom":
+        return str(summary["version"])
+    stages = summary["attacks"]
+    return "+".join(dict.fromkeys(attack_of_stage(stage["name"], stage["eps"]) for stage in stages)) or "custom"
 
 
 def of_report(report: dict[str, Any], summary: dict[str, Any] | None, seconds: float) -> dict[str, Any]:

@@ -57,10 +57,9 @@ class RunLine:
 
     @property
     def robust_accuracy(self) -> float | None:
-        """The lowest of its attacks."""
-        return min(
-            (attack.robust_accuracy for attack in self.attacks if attack.robust_accuracy is not None), default=None
-        )
+        """The lowest of its attacks, those of an earlier plan aside."""
+        found = (attack.robust_accuracy for attack in self.attacks if not attack.planned_anew)
+        return min((share for share in found if share is not None), default=None)
 
     def describe(self) -> dict[str, Any]:
         """Return JSON values."""

@@ -60,6 +60,7 @@ def withstood(attack: Result) -> Text:
         return Text(f"{attack.name}: {attack.protocol}, examined alone", "dim")
     low, high = attack.interval
     doubt = ", not believed" if attack.believed is False else ""
+    doubt += ", of an earlier plan" if attack.planned_anew else ""
     share = f"{100 * attack.robust_accuracy:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
     return Text.assemble(
         f"{share} ", (f"{attack.protocol} of {attack.num_images:,}{doubt}", "red" if doubt else "dim")

@@ -117,7 +117,12 @@ def gap_claims(block: Block) -> Iterator[Claim]:
     num_tests = len(pairs) - corrected_ones.count(None)
     for pair, corrected in zip(pairs, corrected_ones, strict=True):
         yield Claim(gap_text(pair, corrected, num_tests))
-        if pair.paired and corrected is not None and corrected < LEVEL:
+        if (
+            pair.paired
+            and corrected is not None
+            and corrected < LEVEL
+            and not doubted_names(pair.kap, pair.reference)
+        ):
             yield from trade_claims(pair.kap, pair.reference, pair.paired)
     # Two models with KAP may stand beside the same one without: what its noise does is said once.
     references = {pair.reference.name: pair.reference for pair in pairs if has_noise(pair.reference)}
@@ -146,6 +151,9 @@ def two_claims(block: Block) -> Iterator[Claim]:
     counts = image_by_image(first, second, found)
     if is_one_model(first, second):
         yield Claim(f"{counts}: {two_attacks_text(first, second)}")
+        return
+    if doubted := doubted_names(first, second):
+        yield Claim(f"{counts}: nothing is decided, as the robust accuracy of {doubted} is not to be believed.")
         return
     decided = "more robust" if found.p < LEVEL else "not shown to be more robust"
     yield Claim(" ".join(filter(None, [f"{counts}: {first.name} is {decided}.", clean_sentence(first, second)])))
@@ -216,6 +224,8 @@ def verdict(gap: Gap, corrected: float | None, num_tests: int) -> str:
         return why_unpaired(gap.kap, gap.reference)
     several = f", Holm's over {num_tests} pairs {p_text(corrected)}" if num_tests > 1 else ""
     counts = image_by_image(gap.kap, gap.reference, found, several)
+    if doubted := doubted_names(gap.kap, gap.reference):
+        return f"{counts}: nothing is decided, as the robust accuracy of {doubted} is not to be believed."
     if corrected >= LEVEL:
         return f"{counts}: it is not decided whether KAP changes robust accuracy here."
     side = "above" if found.value > 0 else "below"
@@ -234,6 +244,8 @@ def noise_alone_claim(reference: Row, plain: Row) -> Claim:
     test = f" (image by image {paired_text(found)})" if found else ""
     sentences = [f"Noise alone minus plain ({pair}): {points(noisy - bare)} of robust accuracy{test}."]
     sentences.append(why_unpaired(reference, plain) if found is None else clean_sentence(reference, plain))
+    if doubted := doubted_names(reference, plain):
+        sentences.append(f"The robust accuracy of {doubted} is not to be believed.")
     if others := outside_noise(reference, plain):
         text = f"The two runs also differ in {', '.join(others)}, so the difference is not the noise's alone."
         sentences.append(text)
@@ -268,6 +280,12 @@ def row_claims(row: Row) -> Iterator[Claim]:
     if row.own and row.run.weights_sha256 not in (None, summary.weights_sha256):
         text = f"{row.name}: the attacked weights are not the ones that are in the run's model.safetensors now."
         yield Claim(text, warns=True)
+
+
+def doubted_names(*rows: Row) -> str:
+    """Name the rows whose robust accuracy is not to be believed; "" where there is none."""
+    names = [row.name for row in rows if attack_of(row).doubt]
+    return enumeration(names) if names else ""
 
 
 def doubt_claims(name: str, attack: Attack) -> Iterator[Claim]:

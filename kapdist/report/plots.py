@@ -18,11 +18,11 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
-from kapdist.config.attack import size_name
+from kapdist.config.attack import attack_of_stage, size_name
 from kapdist.report.facts import validation_attack
 from kapdist.report.reading import Run
 from kapdist.report.table import Block, Row
-from kapdist.report.words import attack_of_stage, eps_text, percent
+from kapdist.report.words import eps_text, percent
 from kapdist.statistics.intervals import Proportion
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow that white swallows;

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from kapdist.config.attack import size_name
+from kapdist.config.attack import attack_of_stage, size_name
 from kapdist.config.noises import noises
 from kapdist.report.reading import Attack, Run
 from kapdist.report.strength import NOTHING_TOLD, Strength, strength_of
-from kapdist.report.words import attack_of_stage, attack_text, eps_in_full, eps_text, plural
+from kapdist.report.words import attack_text, eps_in_full, eps_text, plural
 from kapdist.statistics.intervals import Proportion, wilson
 
 LONGEST_SLUG = 120  # characters; a file system takes 255 bytes, and plots put their own before it

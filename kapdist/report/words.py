@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-from kapdist.config.attack import is_function, size_name
+from kapdist.config.attack import is_function
 from kapdist.statistics.intervals import Proportion
 
 MISSING = "not recorded"
@@ -76,11 +76,6 @@ def attack_text(attack: str, functions: Mapping[str, str | None] | None = None) 
     known = functions or {}
     sha256 = known.get(attack, known.get(attack.rpartition("@")[0]))
     return f"{attack} (the user's own{f', sha256 {sha256[:12]}' if sha256 else ''})"
-
-
-def attack_of_stage(stage: str, eps: float) -> str:
-    """Return the attack whose stage this is: one of several eps is named ATTACK@EPS."""
-    return stage.removesuffix(f"@{size_name(eps)}")
 
 
 def enumeration(words: Sequence[str]) -> str:

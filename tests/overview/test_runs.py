@@ -6,19 +6,23 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from attack_world import make_plan  # noqa: F401
 from typer.testing import CliRunner
 
 from kapdist.cli import app
 from kapdist.errors import InputError
 from kapdist.overview.runs import RunLine, read_runs
+from kapdist.overview.runs_view import print_runs
+from kapdist.records.attack_plan import AttackPlan, write_plan
 from kapdist.records.sanity import Acted, believed_of
 from kapdist.records.sealed import write_json
-from kapdist.run.files import file_sha256
+from kapdist.run.files import file_sha256, fingerprint
 from kapdist.run.lock import locked, this_process
 from kapdist.run.paths import RunDir
 
@@ -114,6 +118,30 @@ def test_a_run_that_is_done(tmp_path: Path) -> None:
     assert (standard.sanity, standard.believed, noisy.believed) == ("fail", False, None)
     assert standard.interval == pytest.approx((0.15, 0.35))
     assert found.robust_accuracy == 0.125
+
+
+def test_a_custom_list_is_named_and_a_plan_made_anew_is_said(
+    make_plan: Callable[..., AttackPlan],  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = make(tmp_path / "one", TOTAL - 10)
+    finish(run)
+    stages = [
+        {"name": f"{name}@{eps:.6g}", "eps": eps} for eps in (2 / 255, 8 / 255) for name in ("a@b.py:f", "square")
+    ]
+    plan = make_plan("L2", 0.5, ("apgd-ce",), images=(0, 1), num_images=2, images_sha256=fingerprint([0, 1]))
+    attack(run, "own", 0.25, version="custom", attacks=stages, plan_fingerprint=plan.fingerprint)
+    attack(run, "old", 0.125)
+    for name in ("own", "old"):
+        write_plan(run.attack(name), plan)
+    found = the_line(tmp_path)
+    old, own = found.attacks
+    assert own.protocol == "Linf 8/255, a@b.py:f+square"
+    assert (old.planned_anew, own.planned_anew, found.robust_accuracy) == (True, False, 0.25)
+    print_runs(tmp_path, [found])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "12.5%" in line)
+    assert "standard of 1,000, of an earlier plan" in line
 
 
 def test_a_run_that_stopped_goes_on_from_its_checkpoint(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from attack_world import make_plan  # noqa: F401
 from publish.conftest import CLASSES, SMALL, by_chance
 from report.conftest import FakeRun, standard
 from report.test_report_sanity import ACTED, sanity
@@ -19,7 +20,8 @@ from kapdist.publish.card import Card
 from kapdist.publish.folder import write_folder
 from kapdist.publish.form import form_of
 from kapdist.publish.run import publish
-from kapdist.run.files import file_sha256, to_json
+from kapdist.records.attack_plan import AttackPlan, write_plan
+from kapdist.run.files import file_sha256, fingerprint, to_json
 from kapdist.statistics.intervals import wilson
 
 MakeTrained = Callable[..., FakeRun]
@@ -114,6 +116,22 @@ def test_attacks_on_other_weights_are_left_out_and_named(trained: FakeRun, tmp_p
     assert "made on other weights of this run or on another network: linf." in text
     assert "| other.beton | 50 | fixed | 84.0" in text
     assert "10,000" not in text
+
+
+def test_an_attack_that_was_planned_anew_is_left_out_and_named(
+    trained: FakeRun,
+    make_plan: Callable[..., AttackPlan],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    trained.attacked(18, standard(1, 0, 0, 0))
+    attack = trained.dir.attack("linf")
+    attack.plan.unlink()
+    write_plan(
+        attack, make_plan("L2", 0.5, ("apgd-ce",), images=(0, 1), num_images=2, images_sha256=fingerprint([0, 1]))
+    )
+    _, text = card_of(trained, tmp_path / "hub")
+    assert NOTHING in text
+    assert "Left out, as they were planned anew and not merged since: linf." in text
 
 
 def test_another_network_that_loads_the_same_file_is_another(trained: FakeRun, tmp_path: Path) -> None:

@@ -122,6 +122,17 @@ def test_a_number_that_stronger_attacks_lower_is_marked_with_the_lower_one_besid
     assert (tmp_path / "out" / "sanity-remedies-doubted-linf.png").exists()
 
 
+def test_a_number_that_is_not_to_be_believed_decides_nothing(make_run) -> None:
+    """Beside it another run, of fewer images robust, and the same with KAP."""
+    doubted = examined_after(make_run, ACTED)
+    for name, pool_size in (("other", 1), ("kap", 3)):
+        other = make_run(name, pool_size).attacked(36, {"apgd-ce": 36}, num_images=40).dir.root
+        found = comparison([doubted, other])
+        texts = [claim.text for block in found.blocks for claim in found.claims(block)]
+        (text,) = (text for text in texts if "Image by image" in text)
+        assert text.endswith("nothing is decided, as the robust accuracy of doubted is not to be believed.")
+
+
 @pytest.mark.parametrize(
     ("change", "believed"),
     [
