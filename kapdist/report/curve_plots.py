@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from kapdist.report.curves import Curve, Panel, ends
-from kapdist.report.plots import STYLE, Plot, canvas, drawn, legend, shortened, styles
+from kapdist.report.plots import STYLE, Plot, canvas, drawn, legend, row_name, styles
 
 LABELS = {"Linf": "eps, in 255ths (Linf)", "L2": "eps (L2)", "L1": "eps (L1)"}
 
@@ -33,8 +33,9 @@ def curve_plot(panel: Panel, looks: dict[str, dict[str, Any]], name: str) -> Plo
     with matplotlib.rc_context(STYLE):
         figure, axes = canvas(LABELS[panel.setting.norm], "Robust accuracy, %")
         last = scale * max(curve.points[-1].eps for curve in panel.curves) or 1.0
-        for curve, style in zip(panel.curves, styles([curve.row for curve in panel.curves], looks), strict=True):
-            draw(axes, curve, style, scale, last if panel.of_smallest else None)
+        rows = [curve.row for curve in panel.curves]
+        for curve, style in zip(panel.curves, styles(rows, looks), strict=True):
+            draw(axes, curve, row_name(curve.row, rows), style, scale, last if panel.of_smallest else None)
         axes.set_xlim(0, last * 1.02)
         axes.set_ylim(0, 100)
         legend(figure, axes)
@@ -42,7 +43,7 @@ def curve_plot(panel: Panel, looks: dict[str, dict[str, Any]], name: str) -> Plo
         return drawn(figure, name, panel.title, alt)
 
 
-def draw(axes: Axes, curve: Curve, style: dict[str, Any], scale: float, end: float | None) -> None:
+def draw(axes: Axes, curve: Curve, name: str, style: dict[str, Any], scale: float, end: float | None) -> None:
     """Draw a line through an eps list's points, or (`end`) steps that go on to the end, each with its band."""
     eps = np.array([point.eps for point in curve.points]) * scale
     shares = np.array([(p.accuracy.value, p.accuracy.low, p.accuracy.high) for p in curve.points]) * 100
@@ -53,4 +54,4 @@ def draw(axes: Axes, curve: Curve, style: dict[str, Any], scale: float, end: flo
     axes.fill_between(eps, low, high, color=style["color"], alpha=0.16, linewidth=0, **steps)
     shape: dict[str, Any] = {} if end is None else {"markevery": 0.12, "drawstyle": "steps-post"}
     shape |= {"markersize": 5, "linewidth": 1.5, "clip_on": False}
-    axes.plot(eps, middle, **style | shape, label=shortened(curve.row.name))
+    axes.plot(eps, middle, **style | shape, label=name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,8 @@ STYLE: dict[Any, Any] = {
     "ytick.color": INK,
 }
 LONGEST_NAME = 28
+LEGEND_WIDTH = 60  # characters, a line's sample being as wide as six
+LEGEND_ROW = 0.2  # inches
 HAIR_SPACE = "\N{HAIR SPACE}"
 Stage = tuple[str, float]  # an attack and its eps
 
@@ -130,7 +133,7 @@ def stages_plot(block: Block, looks: dict[str, dict[str, Any]], suffix: str = ""
         for row, style in zip(block.rows, styles(block.rows, looks), strict=True):
             places = [list(names).index(key) for key in stages(row)]
             values = [100 * value for value in stages(row).values()]
-            axes.plot(places, values, **style, label=shortened(row.name), clip_on=False)
+            axes.plot(places, values, **style, label=row_name(row, block.rows), clip_on=False)
         axes.set_xticks(range(len(names)), list(names.values()), **tilted(len(names)))
         axes.set_ylim(0, 100)
         legend(figure, axes)
@@ -185,7 +188,7 @@ def curves(
         for label, line in lines.items():
             x, values = np.asarray(line, dtype=float).T
             style = looks[label] | {"markersize": 5, "markevery": max(1, len(line) // 12)}
-            axes.plot(x, values, **style, linewidth=1.5, label=shortened(label))
+            axes.plot(x, values, **style, linewidth=1.5, label=shortened(label, list(lines)))
         whole = max(line[-1][0] for line in lines.values()) >= 2
         axes.set_xlim(left=0)  # one evaluation after one epoch is a point at the end, not a point in the middle
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=whole))
@@ -205,8 +208,12 @@ def canvas(x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def legend(figure: Figure, axes: Axes) -> None:
-    columns = min(3, len(axes.get_lines()))
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize=9.5)
+    """Name the lines below the axes; more than a few rows of names make the figure higher, not the axes lower."""
+    handles, names = axes.get_legend_handles_labels()
+    columns = max(1, min(3, len(names), LEGEND_WIDTH // (6 + max(map(len, names), default=0))))
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + LEGEND_ROW * max(0, -(-len(names) // columns) - 3))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=9.5)
 
 
 def drawn(figure: Figure, name: str, title: str, alt: str) -> Plot:
@@ -223,20 +230,19 @@ def label_points(figure: Figure, axes: Axes, rows: Sequence[Row], looks: dict[st
     frame = axes.get_window_extent()
     taken = [obstacle for row in rows for obstacle in obstacles(axes, row)]
     for row in rows:
-        trial = label(axes, row, PLACES[0])
+        name = row_name(row, rows)
+        trial = label(axes, row, name, PLACES[0])
         boxes = [placed(trial, place) for place in PLACES]
         trial.remove()
         best = min(range(len(PLACES)), key=lambda index: cost(boxes[index], taken, frame) + index / 16)
         taken.append((boxes[best], 4))
         leader = {"arrowstyle": "-", "color": looks[row.run.label]["color"], "linewidth": 0.8, "shrinkB": 4}
         far = max(map(abs, PLACES[best])) > NEAR
-        placed(label(axes, row, PLACES[best], arrowprops=leader if far else None), PLACES[best])
+        placed(label(axes, row, name, PLACES[best], arrowprops=leader if far else None), PLACES[best])
 
 
-def label(axes: Axes, row: Row, place: tuple[float, float], **options: Any) -> Annotation:
-    text = axes.annotate(
-        shortened(row.name), position(row), place, textcoords="offset points", fontsize=10, color=INK, **options
-    )
+def label(axes: Axes, row: Row, name: str, place: tuple[float, float], **options: Any) -> Annotation:
+    text = axes.annotate(name, position(row), place, textcoords="offset points", fontsize=10, color=INK, **options)
     text.set_path_effects([withStroke(linewidth=2.5, foreground=CARD)])
     return text
 
@@ -330,9 +336,21 @@ def said(row: Row) -> str:
     return f"{row.name}: clean {percent(found(row.clean).value)}, robust {percent(found(row.robust).value)} percent"
 
 
-def shortened(name: str) -> str:
-    """Keep a long name's two ends, which tell siblings apart."""
-    half = (LONGEST_NAME - 1) // 2
-    short = name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
+def shortened(name: str, among: Sequence[str] = ()) -> str:
+    """Keep a long name's two ends, which tell siblings apart; more of them where others are cut to the same."""
+    names = {name, *among}
+    lengths = itertools.count(LONGEST_NAME, 4)
+    length = next(length for length in lengths if len({cut(one, length) for one in names}) == len(names))
+    short = cut(name, length)
     # matplotlib leaves labels that begin with an underscore out of legends.
     return f"{HAIR_SPACE}{short}" if short.startswith("_") else short
+
+
+def row_name(row: Row, rows: Sequence[Row]) -> str:
+    """Return what a row is called in a plot of some."""
+    return shortened(row.name, [other.name for other in rows])
+
+
+def cut(name: str, length: int) -> str:
+    half = (length - 1) // 2
+    return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"

@@ -46,7 +46,7 @@ def kernels_map(record: Topography, suffix: str) -> Plot | None:
     panels: Panels = []
     for subject in record.subjects:
         if found := subject.kernels:
-            name = shortened(subject.run)
+            name = named(record, subject)
             panels.append((f"{name}: stored" if found.averaged else name, mosaic(found, found.stored)))
             if found.averaged:
                 panels.append((f"{name}: averaged", mosaic(found, found.averaged)))
@@ -96,7 +96,7 @@ def orientations_map(record: Topography, suffix: str) -> Plot | None:
             colours = wheel(np.asarray(found.degrees) / 180)[:, :3]
             strength = np.asarray(found.selectivity)[:, None] / max(most, 1e-12)
             picture = field(found.grid, strength * colours + (1 - strength))
-            panels.append((headed(subject, found.alike), picture))
+            panels.append((headed(named(record, subject), found.alike), picture))
             told.append(f"{subject.run} {found.alike.neighbours:.3g}")
     if not panels:
         return None
@@ -121,13 +121,13 @@ def classes_map(record: Topography, suffix: str) -> Plot | None:
     for subject in record.subjects:
         if found := subject.classes:
             picture = field(found.grid, np.stack([colours[index] for index in found.preferred]))
-            panels.append((headed(subject, found.alike), picture))
+            panels.append((headed(named(record, subject), found.alike), picture))
             told.append(f"{subject.run} {100 * found.alike.neighbours:.0f}%")
     if not panels:
         return None
     figure = panels_of(panels)
     if len(names) <= NAMED_CLASSES:
-        patches = [Patch(color=colours[index], label=shortened(name)) for index, name in enumerate(names)]
+        patches = [Patch(color=colours[index], label=shortened(name, names)) for index, name in enumerate(names)]
         figure.legend(handles=patches, loc="outside lower center", ncols=4, fontsize=SMALL)
     title = "Class that each kernel of the last convolution prefers"
     alt = "Neighbours that prefer the same class: " + ", ".join(told) + "."
@@ -141,6 +141,11 @@ def class_colours(count: int) -> np.ndarray:
     return np.concatenate([np.atleast_2d(wheel(places))[:, :3], [NEVER]])
 
 
-def headed(subject: SubjectTopography, alike: Neighbourhood) -> str:
-    found = f"{shortened(subject.run)}: {round(alike.neighbours, 2) + 0.0:.2f}"  # never -0.00
+def named(record: Topography, subject: SubjectTopography) -> str:
+    """Return what a run is called in the plots of a record."""
+    return shortened(subject.run, [one.run for one in record.subjects])
+
+
+def headed(name: str, alike: Neighbourhood) -> str:
+    found = f"{name}: {round(alike.neighbours, 2) + 0.0:.2f}"  # never -0.00
     return f"{found}\nby chance to {round(alike.high, 2) + 0.0:.2f}, p {alike.p:.2g}"

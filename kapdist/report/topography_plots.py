@@ -22,8 +22,8 @@ from kapdist.records.topography import (
     Topography,
     beyond_chance,
 )
-from kapdist.report.plots import INK, STYLE, Plot, canvas, drawn, legend, look, shortened
-from kapdist.report.topography_maps import maps
+from kapdist.report.plots import INK, STYLE, Plot, canvas, drawn, legend, look
+from kapdist.report.topography_maps import maps, named
 
 PANELS = 6
 SMALL = 8.5
@@ -124,7 +124,7 @@ def keys(figure: Figure, record: Topography, quantity: Quantity) -> None:
     """Name the runs that have the quantity."""
     pairs = zip(record.subjects, looks(record), strict=True)
     lines = [
-        Line2D([], [], **style | {"markersize": 4}, label=shortened(one.run))
+        Line2D([], [], **style | {"markersize": 4}, label=named(record, one))
         for one, style in pairs
         if one.measures(quantity)
     ]
@@ -156,7 +156,7 @@ def layers_plot(record: Topography, quantity: Quantity, suffix: str) -> Plot | N
             face = style["color"] if measure.is_found else "white"
             marker = style | {"linestyle": "none", "markersize": 5, "markerfacecolor": face}
             axes.plot([place], [measure.contrast], **marker)
-        axes.plot([], [], **style | {"markersize": 5}, label=shortened(subject.run))
+        axes.plot([], [], **style | {"markersize": 5}, label=named(record, subject))
         beyond = beyond_chance([measure for _, measure in found])
         told.append(f"{subject.run}: mean {np.mean(y):.3g}, {beyond} layers beyond chance")
     axes.axhline(0, color="#888888", linewidth=0.8)
@@ -177,7 +177,7 @@ def stages_plot(record: Topography, suffix: str) -> Plot | None:
     for points, subject, style in zip(lines.values(), record.subjects, looks(record), strict=True):
         if points:
             x, y = zip(*points, strict=True)
-            axes.plot(x, y, **style | {"markersize": 5}, label=shortened(subject.run))
+            axes.plot(x, y, **style | {"markersize": 5}, label=named(record, subject))
             told.append(f"{subject.run} from {y[0]:.3g} to {y[-1]:.3g}")
     axes.axhline(0, color="#888888", linewidth=0.8)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
@@ -207,7 +207,7 @@ def logits_plot(record: Topography, suffix: str) -> Plot | None:
         for subject, style in zip(record.subjects, looks(record), strict=True):
             levels = [level for level in subject.noise if level.kind == kind]
             points = [(level.std, level.logits) for level in levels]
-            axes.plot(*zip(*points, strict=True), **style | {"markersize": 5}, label=shortened(subject.run))
+            axes.plot(*zip(*points, strict=True), **style | {"markersize": 5}, label=named(record, subject))
             told.append(f"{subject.run}, {kind} noise: " + ", ".join(map(told_level, levels)))
         axes.set_xscale("log")
         plain_logarithms(axes)
@@ -243,11 +243,11 @@ def moved_plot(record: Topography, suffix: str) -> Plot | None:
         if any(layer.after is not None for layer in level.layers):
             after = [layer.before if layer.after is None else layer.after for layer in level.layers]
             faint = {"color": style["color"], "linewidth": 0.9, "linestyle": ":"}
-            axes.plot(x, before, **faint, label=f"{shortened(subject.run)}, before the average")
-            axes.plot(x, after, **plain, label=f"{shortened(subject.run)}, behind it")
+            axes.plot(x, before, **faint, label=f"{named(record, subject)}, before the average")
+            axes.plot(x, after, **plain, label=f"{named(record, subject)}, behind it")
             told.append(f"{subject.run} before {np.mean(before):.3g}, behind {np.mean(after):.3g}")
         else:
-            axes.plot(x, before, **plain, label=shortened(subject.run))
+            axes.plot(x, before, **plain, label=named(record, subject))
             told.append(f"{subject.run} {np.mean(before):.3g}")
     plain_logarithms(axes)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))

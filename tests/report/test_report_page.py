@@ -19,7 +19,7 @@ from PIL import Image
 from kapdist.errors import InputError
 from kapdist.report import comparison, write_report
 from kapdist.report.examples import examples
-from kapdist.report.plots import look, loss_plot, stages_plot
+from kapdist.report.plots import look, loss_plot, shortened, stages_plot
 from kapdist.report.reading import read_runs
 from kapdist.report.words import duration
 from kapdist.run.paths import RunDir
@@ -318,3 +318,27 @@ def test_a_page_names_no_file_that_is_not_there(make_run: MakeRun, tmp_path: Pat
     assert "median over all images 8/255." in page.read_text()
     assert "curves.csv" not in page.read_text()
     assert not (page.parent / "curves.csv").exists()
+
+
+def test_long_names_are_cut_where_they_stay_apart() -> None:
+    names = [f"fashion_mnist_{kind}_adversarially_trained_seed_0" for kind in ("noise", "kap", "kap_sheet")]
+    short = [shortened(name, names) for name in names]
+    assert len(set(short)) == 3
+    assert shortened(names[0]) == "fashion_mnist…rained_seed_0"
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_legend_of_many_runs_leaves_the_axes_their_height(make_run: MakeRun) -> None:
+    """A row of names for each three, or for each one where they are long, below axes that stay as high."""
+    heights = []
+    for names in (["one"], [f"run_{number:02d}" for number in range(60)], [f"{n}" * 40 for n in "abcdefg"]):
+        runs = comparison([make_run(name).trained().dir.root for name in names]).runs
+        plot = loss_plot(runs, {run.label: look(index) for index, run in enumerate(runs)})
+        assert plot is not None
+        (axes,), (legend,) = plot.figure.axes, plot.figure.legends
+        assert len(legend.get_texts()) == len(names)
+        frame, box = plot.figure.bbox, legend.get_window_extent()
+        assert frame.x0 <= box.x0 < box.x1 <= frame.x1
+        assert box.y1 <= axes.get_window_extent().y0
+        heights.append(axes.get_window_extent().height)
+    assert max(heights) < 1.5 * min(heights)
