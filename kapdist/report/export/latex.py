@@ -6,6 +6,7 @@ has a mark that is explained below the table, so that no number stands without i
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Collection, Sequence
 from itertools import chain
 
@@ -38,6 +39,16 @@ SPECIAL = {
     "]": "{]}",
     "–": "--",
 }
+GREEK = "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ"
+SIGNS = {"−": "-", "≤": r"\leq", "≥": r"\geq", "≠": r"\neq", "≈": r"\approx", "∞": r"\infty"}
+SIGNS |= {
+    letter: "\\" + (name.lower() if "SMALL" in unicodedata.name(letter) else name.capitalize())
+    for letter in GREEK
+    for name in [unicodedata.name(letter).rpartition(" ")[2].replace("LAMDA", "LAMBDA")]
+}
+SPECIAL |= {sign: rf"\ensuremath{{{name}}}" for sign, name in SIGNS.items()}
+# What pdflatex prints in its first encoding, found by trying each: of Latin letters all but some.
+PLAIN = {*map(chr, range(0xA0, 0x180)), *"‐‑‒–—―‖‘’“”†‡•…‰€™←↑→↓"} - {*"«»ÐÞðþĄąĐđĘęĦħĮįĸĿŀŉŊŋŦŧŲųſ"}
 WHAT = (
     r"Accuracy in percent with 95\% Wilson intervals over the images. Robust: right on the clean image and under "
     r"every attack up to $\varepsilon$."
@@ -46,7 +57,7 @@ Column = tuple[Norm, float]
 
 
 def latex_table(attacks: Sequence[Merged]) -> str:
-    """Return a table environment that compiles with booktabs alone."""
+    """Return a table environment that compiles with booktabs alone; for letters see `beyond_pdflatex`."""
     columns = columns_of(attacks)
     of_each = protocol_texts([attack.plan for attack in attacks])
     protocols = list(dict.fromkeys(of_each))
@@ -60,9 +71,7 @@ def latex_table(attacks: Sequence[Merged]) -> str:
         for name, attack, protocol in zip(row_names(attacks), attacks, of_each, strict=True)
     ]
     marked = [f"{mark(number)}{escape(protocol)}" for number, protocol in enumerate(protocols)]
-    lines = [
-        "% \\usepackage{booktabs}",
-        *(f"% {comment(attack)}" for attack in attacks),
+    table = [
         r"\begin{table}",
         r"  \centering",
         rf"  \caption{{{WHAT}{f' Attack: {escape(protocols[0])}.' if same else ''}}}",
@@ -80,7 +89,19 @@ def latex_table(attacks: Sequence[Merged]) -> str:
         ),
         r"\end{table}",
     ]
-    return "\n".join(lines) + "\n"
+    letters = beyond_pdflatex("\n".join(table))
+    heads = [
+        "% \\usepackage{booktabs}",
+        *([f"% for lualatex or xelatex and a font that has {letters}, which pdflatex has not"] if letters else []),
+        *(f"% {comment(attack)}" for attack in attacks),
+    ]
+    return "\n".join([*heads, *table]) + "\n"
+
+
+def beyond_pdflatex(tex: str) -> str:
+    """Return the letters of a table, comments aside, that pdflatex does not know; lualatex and xelatex take any."""
+    lines = [line for line in tex.splitlines() if not line.startswith("%")]
+    return "".join(dict.fromkeys(one for one in "".join(lines) if not one.isascii() and one not in PLAIN))
 
 
 def mark(number: int) -> str:

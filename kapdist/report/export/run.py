@@ -13,7 +13,7 @@ from kapdist.errors import InputError
 from kapdist.report.curves import curve_rows
 from kapdist.report.export.bundle import export_bundle
 from kapdist.report.export.images import csv_bytes, csv_description, image_table, parquet_bytes
-from kapdist.report.export.latex import latex_table
+from kapdist.report.export.latex import beyond_pdflatex, latex_table
 from kapdist.report.export.merged import Merged, read_all
 from kapdist.report.export.robustbench import Entry, ModelInfo, Standard, model_info
 from kapdist.run.files import check_outputs, to_json, write_atomic
@@ -75,7 +75,9 @@ def export(
     if "csv" in wanted or "parquet" in wanted:
         files |= image_files(attacks, wanted)
     if "latex" in wanted:
-        files["table.tex"] = latex_table(attacks)
+        files["table.tex"] = tex = latex_table(attacks)
+        if letters := beyond_pdflatex(tex):
+            remarks.append(f"latex: for lualatex or xelatex, as pdflatex has no {letters}")
     return Exported(write(files, out), tuple(remarks))
 
 

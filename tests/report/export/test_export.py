@@ -492,6 +492,20 @@ def test_text_is_printed_as_it_stands() -> None:
     assert escape("a-b--c---d–?`x``") == "a-b-{}-c-{}-{}-d--?{`}x{`}{`}"
 
 
+def test_names_in_other_letters_are_printed_or_said(tmp_path: Path, standard: MakePlan) -> None:
+    """Greek and signs as mathematics; pdflatex has no letters of most other scripts."""
+    greek = attacked(tmp_path / "σ_0.3−Ω≤é" / "attacks" / "aa", standard())
+    done = export([greek.root], tmp_path / "greek", ["latex"])
+    tex = (tmp_path / "greek" / "table.tex").read_text()
+    assert r"\ensuremath{\sigma}\_0.3\ensuremath{-}\ensuremath{\Omega}\ensuremath{\leq}é & 40" in tex
+    assert done.remarks == ()
+    compile_where_latex_is(tex, tmp_path / "latex")
+    other = attacked(tmp_path / "模型đ" / "attacks" / "aa", standard())
+    done = export([other.root], tmp_path / "other", ["latex"])
+    assert done.remarks == ("latex: for lualatex or xelatex, as pdflatex has no 模型đ",)
+    assert "a font that has 模型đ, which" in (tmp_path / "other" / "table.tex").read_text().splitlines()[1]
+
+
 def test_an_eps_is_one_column_however_it_was_written(tmp_path: Path, standard: MakePlan) -> None:
     plans = {"a": standard(), "b": standard(eps=0.0313725), "c": standard(eps=0.0314)}
     roots = [attacked(tmp_path / run / "attacks" / "aa", plan).root for run, plan in plans.items()]
