@@ -25,6 +25,8 @@ PROBE = """<!doctype html><iframe id="page" style="width:{width}px;height:900px;
 const frame = document.getElementById("page");
 frame.onload = () => {{
   const inside = frame.contentDocument, root = inside.documentElement;
+  for (const rule of inside.styleSheets[0].cssRules)
+    if ({printed} && rule.media) rule.media.mediaText = rule.media.mediaText.replace("print", "screen");
   document.body.append(JSON.stringify({{
     pictures: [...inside.images].map(image => image.complete && image.naturalWidth > 0),
     width: root.clientWidth, scroll: root.scrollWidth,
@@ -49,13 +51,20 @@ def browse(chromium: str, page: Path, profile: Path, *flags: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
-def probe_of(chromium: str, page: Path, folder: Path, width: int) -> dict[str, Any]:
-    """Return what a browser makes of the page in a frame of this width."""
+def probe_of(chromium: str, page: Path, folder: Path, width: int, printed: bool = False) -> dict[str, Any]:
+    """Return what a browser makes of the page in a frame of this width, or on paper of it."""
     probe = folder / "probe.html"
-    probe.write_text(PROBE.format(width=width, page=base64.b64encode(page.read_bytes()).decode()))
+    encoded = base64.b64encode(page.read_bytes()).decode()
+    probe.write_text(PROBE.format(width=width, page=encoded, printed=str(printed).lower()))
     text = browse(chromium, probe, folder / "profile", "--virtual-time-budget=10000", "--dump-dom")
     seen: dict[str, Any] = json.loads(re.search(r'\{"pictures".*\}', text)[0])  # type: ignore[index]
     return seen
+
+
+@pytest.mark.parametrize("width", [739, 718])  # pixels of a letter's and of A4's paper between the margins
+def test_nothing_is_cut_on_paper(chromium: str, page: Path, tmp_path: Path, width: int) -> None:
+    seen = probe_of(chromium, page, tmp_path, width, printed=True)
+    assert all(scroll <= client for client, scroll in seen["tables"])
 
 
 @pytest.mark.parametrize("width", [1200, 360])
