@@ -23,7 +23,7 @@ from kapdist.report.paired import (
     verdicts,
     why_unpaired,
 )
-from kapdist.report.reading import Attack, Run
+from kapdist.report.reading import Attack, Images, Run
 from kapdist.report.table import Block, Row
 from kapdist.report.trainings import config_of, differences, outside_noise
 from kapdist.report.words import accuracy_text, enumeration, plural, points
@@ -253,13 +253,24 @@ def noise_alone_claim(reference: Row, plain: Row) -> Claim:
 
 
 def image_claims(block: Block) -> Iterator[Claim]:
-    """Warn where two models of a block were given different images, or the same ones in different pixels."""
-    for first, second in combinations(block.rows, 2):
-        ours, theirs = (attack_of(row).images for row in (first, second))
-        if ours is not None and theirs is not None and ours != theirs:
-            resized = ours[:2] == theirs[:2]
+    """Warn where models of a block were given different images, or the same ones in different pixels.
+
+    Those that had the same are named together: of many models there would be a warning for each two.
+    """
+    groups: dict[Images, list[str]] = {}
+    for row in block.rows:
+        if (images := attack_of(row).images) is not None:
+            groups.setdefault(images, []).append(row.name)
+    for (ours, names), (theirs, others) in combinations(groups.items(), 2):
+        resized = ours[:2] == theirs[:2]
+        if len(names) == len(others) == 1:
             what = "the same images, resized or cropped differently" if resized else "different images"
-            yield Claim(f"{first.name} and {second.name} were attacked on {what}.", warns=True)
+            yield Claim(f"{names[0]} and {others[0]} were attacked on {what}.", warns=True)
+            continue
+        was = "was" if len(names) == 1 else "were"
+        than = "the same images as {}, resized or cropped differently" if resized else "other images than {}"
+        text = f"{enumeration(names)} {was} attacked on {than.format(enumeration(others))}."
+        yield Claim(text, warns=True)
 
 
 def row_claims(row: Row) -> Iterator[Claim]:

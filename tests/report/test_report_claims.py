@@ -243,6 +243,15 @@ def test_different_images_are_warned_of(make_run: MakeRun) -> None:
     assert warned([one, two]) == ["one and two were attacked on different images."]
 
 
+def test_many_models_on_two_sets_of_images_are_one_warning(make_run: MakeRun) -> None:
+    starts = {"a": 0, "b": 5, "c": 0, "d": 5}
+    roots = [
+        make_run(name).attacked(18, {"apgd-ce": 1}, first_image=first).dir.root for name, first in starts.items()
+    ]
+    assert warned(roots) == ["a and c were attacked on other images than b and d."]
+    assert warned(roots[:3]) == ["a and c were attacked on other images than b."]
+
+
 def test_the_same_ids_in_other_data_are_other_images(make_run: MakeRun) -> None:
     noise = make_run("noise", noise_std=0.3).attacked(18, {"apgd-ce": 1}).dir.root
     kap = make_run("kap", 3, noise_std=0.3).attacked(18, {"apgd-ce": 1}, data="e" * 64).dir.root
