@@ -8,6 +8,7 @@ from kapdist.records.norms import AcrossNorms
 from kapdist.records.worst import read_worst_cases
 from kapdist.report.reading import Run
 from kapdist.report.words import accuracy_text, enumeration, eps_text, plural
+from kapdist.report.worst import gone_lines
 
 COLUMNS = ("Norm", "eps", "Robust accuracy [95% interval]", "Attacks")
 
@@ -41,9 +42,12 @@ def view(run: Run, found: AcrossNorms) -> NormsView:
         for one in found.norms
     ]
     union = (f"Union of {names}", "–", accuracy_text(found.robust_accuracy), "all of these")
+    here = {attack.name for attack in run.attacks}
+    gone = gone_lines(name for one in found.norms for name in one.sources if name not in here)
     lead = (
         f"Clean accuracy {accuracy_text(found.clean_accuracy)} on {plural(found.num_images, 'image')}, "
         f"noise {found.noise}. The union has the images that no attack of any norm broke."
     )
+    lead = " ".join([lead, *gone])
     model = f", {found.factory}" if found.factory else ""
     return NormsView(f"{run.label}{model}, {names}", lead, (*rows, union))

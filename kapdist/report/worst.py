@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kapdist.records.worst import WorstAtEps, WorstCase, read_worst_cases
@@ -34,7 +35,9 @@ def worst_views(run: Run) -> list[WorstView]:
 
 
 def view(run: Run, case: WorstCase, left_out: tuple[str, ...]) -> WorstView:
+    here = {attack.summary.plan_fingerprint for attack in run.attacks}
     lines = [at_eps(case, at) for at in case.sweep]
+    lines += gone_lines(source.name for source in case.sources if source.plan_fingerprint not in here)
     known = {source.plan_fingerprint for source in case.sources}
     unread = {attack.partition(":")[0] for attack in left_out}
     others = [attack for attack in run.attacks if attack.name not in unread]
@@ -57,6 +60,13 @@ def view(run: Run, case: WorstCase, left_out: tuple[str, ...]) -> WorstView:
     model = f", {case.factory}" if case.factory else ""
     title = f"{run.label}{model}, {case.norm}, {plural(case.num_images, 'image')}: {tried}"
     return WorstView(title, tuple(lines), tuple(rows))
+
+
+def gone_lines(names: Iterable[str]) -> list[str]:
+    """Say which attacks a union still has that the run has not, or not so; nothing where there is none."""
+    gone = list(dict.fromkeys(names))
+    remedy = "kapdist attack worst works it out again"
+    return [f"Also of attacks that are gone or were made anew since ({remedy}): {', '.join(gone)}."] if gone else []
 
 
 def at_eps(case: WorstCase, at: WorstAtEps) -> str:

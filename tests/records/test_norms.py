@@ -1,5 +1,6 @@
 """The union over norms against the sets of images that each attack broke."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,16 @@ def test_an_image_counts_if_no_attack_of_any_norm_broke_it(world: World, short: 
     assert cases.apart is None
     page = write_report([world.run], tmp_path / "report").read_text()
     assert "Union of Linf, L2 and L1" in page
+    assert "gone" not in page
     said = CliRunner().invoke(app, ["attack", "norms", *(str(attack.root) for attack in attacks.values())])
     assert said.exit_code == 0
     assert f'"num_robust": {len(left)}' in said.stdout
+    shutil.rmtree(attacks["second"].root)
+    page = write_report([world.run], tmp_path / "report").read_text()
+    gone = (
+        "Also of attacks that are gone or were made anew since (kapdist attack worst works it out again): second."
+    )
+    assert page.count(gone) == 2, "of the norm, and of several"
 
 
 @pytest.mark.parametrize(
