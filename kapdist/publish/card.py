@@ -19,6 +19,7 @@ from kapdist.report.claims import ONE_TRAINING
 from kapdist.report.export.robustbench import SPELLED
 from kapdist.report.facts import git_text, packages_text, said
 from kapdist.report.render import accuracy, doubted, escaped
+from kapdist.report.sanity import is_of_earlier
 from kapdist.report.words import eps_in_full
 
 CARD = "README.md"
@@ -92,6 +93,7 @@ def card_text(form: Form, card: Card, by_timm: bool) -> str:
         verdicts=VERDICTS,
         eps_in_full=eps_in_full,
         one_training=ONE_TRAINING,
+        is_of_earlier=is_of_earlier,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kapdist.records.sanity import CheckResult, Sanity, Status, read_sanity
 from kapdist.report.plots import Plot
-from kapdist.report.reading import Run
+from kapdist.report.reading import Attack, Run
 from kapdist.report.words import eps_in_full, plural
 
 
@@ -31,6 +31,8 @@ class SanityView:
     report: Sanity
     stale: bool
     plots: tuple[Plot, ...]
+    earlier: bool = False
+    """Whether stronger attacks were tried on other verdicts than those of the attack of this name by now."""
 
     @property
     def checks(self) -> list[CheckView]:
@@ -60,6 +62,13 @@ def check_view(check: CheckResult) -> CheckView:
     return CheckView(check, number, limits, paper, "http" + address)
 
 
+def is_of_earlier(report: Sanity, attacks: Sequence[Attack]) -> bool:
+    """Whether stronger attacks were tried on verdicts other than those of a run's attack of this name by now."""
+    tried_on = report.acted.plan_fingerprint if report.acted else None
+    now = {attack.name: attack.summary.plan_fingerprint for attack in attacks}
+    return tried_on is not None and now.get(report.name) != tried_on
+
+
 def sanity_views(runs: Sequence[Run]) -> list[SanityView]:
     """Return what the page shows of all sanity reports, run by run."""
     from kapdist.report.sanity_plots import sanity_plots
@@ -70,5 +79,6 @@ def sanity_views(runs: Sequence[Run]) -> list[SanityView]:
             title = f"{run.label}, {report.name}"
             own = report.weights_sha256 in (None, run.weights_sha256) or run.weights_sha256 is None
             drawn = sanity_plots(report, f"{run.label}-{report.name}".replace("/", "-"))
-            views.append(SanityView(title, f"sanity-{len(views) + 1}", report, not own, drawn))
+            earlier = is_of_earlier(report, run.attacks)
+            views.append(SanityView(title, f"sanity-{len(views) + 1}", report, not own, drawn, earlier))
     return views

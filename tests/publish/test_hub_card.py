@@ -223,6 +223,10 @@ def test_a_verdict_and_a_doubt_are_said(trained: FakeRun, tmp_path: Path) -> Non
     assert "Named: saturated softmax." in text
     assert "**That number is not to be believed.**" in text
     assert "not to be believed: 12.5 left of 40 examined |" in text
+    attack.sanity.write_text(json.dumps(report | {"acted": acted | {"plan_fingerprint": "e" * 64}}))
+    _, text = card_of(trained, tmp_path / "again")
+    assert "12.5% are left. That was another attack than the one of this name by now." in text
+    assert "not to be believed" not in text
 
 
 def test_what_no_export_wrote_is_not_written_over(trained: FakeRun, tmp_path: Path) -> None:

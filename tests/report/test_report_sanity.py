@@ -13,6 +13,7 @@ import pytest
 from kapdist.errors import InputError
 from kapdist.report import write_report
 from kapdist.report.comparison import comparison
+from kapdist.run.paths import RunDir
 from kapdist.sanity.verdict import CHECKS, causes, judged, overall
 
 GRID = [[0.1 * row + 0.02 * column for column in range(5)] for row in range(5)]
@@ -120,6 +121,19 @@ def test_a_number_that_stronger_attacks_lower_is_marked_with_the_lower_one_besid
     assert ", not to be believed: 12.5 left of 40 examined" in (tmp_path / "out/table.md").read_text()
     assert (tmp_path / "out/table.csv").read_text().endswith(",not to be believed: 12.5 left of 40 examined\n")
     assert (tmp_path / "out" / "sanity-remedies-doubted-linf.png").exists()
+
+
+def test_what_was_tried_on_an_earlier_attack_is_said_to_be(make_run, tmp_path) -> None:
+    root = examined_after(make_run, ACTED)
+    path = RunDir(root).attack("linf").sanity
+    report = json.loads(path.read_text())
+    report["acted"]["plan_fingerprint"] = "e" * 64
+    path.write_text(json.dumps(report))
+    text = words(write_report([root], tmp_path / "out"))
+    assert (
+        f"{SAID} That was another attack than the one of this name by now, of whose number it says nothing." in text
+    )
+    assert "not to be believed" not in text
 
 
 def test_a_number_that_is_not_to_be_believed_decides_nothing(make_run) -> None:
