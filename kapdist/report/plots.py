@@ -210,10 +210,19 @@ def canvas(x: str, y: str) -> tuple[Figure, Axes]:
 def legend(figure: Figure, axes: Axes) -> None:
     """Name the lines below the axes; more than a few rows of names make the figure higher, not the axes lower."""
     handles, names = axes.get_legend_handles_labels()
-    columns = max(1, min(3, len(names), LEGEND_WIDTH // (6 + max(map(len, names), default=0))))
+    columns = columns_of(names)
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + LEGEND_ROW * max(0, -(-len(names) // columns) - 3))
     figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=9.5)
+
+
+def columns_of(names: Sequence[str]) -> int:
+    """Return how many columns of names fit below the axes, three at most; they are filled one after the other."""
+    for columns in range(min(3, len(names)), 1, -1):
+        lengths = np.array_split([len(name) for name in names], columns)
+        if sum(6 + max(column) for column in lengths) <= LEGEND_WIDTH:
+            return columns
+    return 1
 
 
 def drawn(figure: Figure, name: str, title: str, alt: str) -> Plot:
