@@ -38,6 +38,7 @@ app.add_typer(attack, name="attack")
 app.add_typer(study, name="study")
 app.add_typer(config, name="config")
 
+INTERRUPTED = 130  # typer's exit code of Ctrl-C
 UsageError: Any = typer.BadParameter.__mro__[1]  # of click, which typer brings along and does not export
 OVERRIDES = "section.key=value, as many as wanted."
 Overrides = Annotated[list[str] | None, typer.Argument(help=OVERRIDES, autocompletion=keys_of("training"))]
@@ -339,6 +340,8 @@ def run_command() -> None:
                 root, command = error.ctx.find_root().command_path, error.ctx.command_path
                 place = command.removeprefix(root).strip() or "command"
                 tell(f"{place}: {one_line(message)} (--help tells more)")
+    if code == INTERRUPTED:
+        tell("stopped by Ctrl-C; the same command again goes on from what is done")
     sys.exit(0 if code is None else code)
 
 

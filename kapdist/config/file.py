@@ -199,6 +199,9 @@ def text_of(path: Path) -> str:
         own = folder == CONFIGS.name and (CONFIGS / name).is_file()
         found = f"nothing ({OWN}{name} comes with the package)" if own else "nothing"
         raise InputError(path, "a config file", found) from None
+    except IsADirectoryError:
+        of_run = f" (of a run, whose config is {path / 'config.yaml'})" if (path / "config.yaml").is_file() else ""
+        raise InputError(path, "a readable config file", f"a folder{of_run}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(path, "a readable config file", reason) from None

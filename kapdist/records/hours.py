@@ -34,9 +34,16 @@ def training_hours(run: RunDir, going_on: bool) -> tuple[float, float]:
     attempts = [attempt(folder) for folder in sorted(folders, key=lambda path: int(path.name))]
     if run.done.exists() and not sum(one.seconds for one in attempts):  # of a version that wrote no more
         return (read_metrics(run.metrics).end or {}).get("seconds", 0.0) / 3600, 0.0
-    end = attempts[-1].last if attempts and going_on else run.newest_step()
-    used, lost = used_and_lost(attempts, end)
+    used, lost = used_and_lost(attempts, reached(run, attempts, going_on))
     return used / 3600, lost / 3600
+
+
+def reached(run: RunDir, attempts: Sequence[Attempt], going_on: bool) -> int:
+    """Return the step that is reached for good; the last attempt may have taken none, as of a run that is done."""
+    if going_on and run.done.exists():
+        return next((one.last for one in reversed(attempts) if one.first), 0)
+    at_work = going_on and attempts and attempts[-1].first
+    return attempts[-1].last if at_work else run.newest_step()
 
 
 def used_and_lost(attempts: Sequence[Attempt], end: int) -> tuple[float, float]:

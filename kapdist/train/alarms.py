@@ -6,6 +6,8 @@ step alone. Robust accuracy drops towards zero while the training loss goes down
 
 Robust overfitting (Rice et al. 2020, https://arxiv.org/abs/2002.11569): robust accuracy falls slowly and for long,
 while the training loss goes down.
+
+And of their images: a validation on images of the training says nothing about new ones.
 """
 
 from __future__ import annotations
@@ -16,6 +18,11 @@ from itertools import pairwise
 from statistics import fmean
 from typing import NamedTuple
 
+import numpy as np
+
+from kapdist.data.beton.layout import BetonInfo
+
+SHARED = 0.01  # of the validation's images; fewer move no accuracy by more than its interval: data sets have a few
 COLLAPSED = 0.5  # of the best robust accuracy: at most so much is left of it
 STANDARD_ERRORS = 4.0  # of the difference of two accuracies of so many images, which a collapse exceeds
 WINDOW = 5  # validations that are averaged before and after a long fall; and for which an alarm is not repeated
@@ -37,6 +44,15 @@ class Watched(NamedTuple):
 class Alarm(NamedTuple):
     name: str
     text: str
+
+
+def images_in_both(data: BetonInfo, validation: BetonInfo) -> Alarm | None:
+    """Say how many images of the validation are in the training, too, by the checksums of their stored bytes."""
+    shared = int(np.isin(validation.checksums, data.checksums).sum())
+    if shared <= SHARED * validation.num_images:
+        return None
+    name, found = "images in both", f"{shared:,} of {validation.num_images:,} validation images are in the training"
+    return Alarm(name, f"{name}: {found}, too; accuracy on them says nothing about new images")
 
 
 def new_alarms(history: Sequence[Watched], num_images: int) -> list[Alarm]:

@@ -20,6 +20,7 @@ from kapdist.run.installed import need
 from kapdist.tracking.sender import followed
 from kapdist.tracking.trackers import check_trackers
 from kapdist.train.adversarial import Adversary, Part
+from kapdist.train.alarms import images_in_both
 from kapdist.train.attempt import apart_is_failure, attempt
 from kapdist.train.batches import training_batches
 from kapdist.train.checkpoint import diverged
@@ -47,7 +48,7 @@ def train(config: Config) -> None:
     check_trackers(config.train)
     with apart_is_failure(config), join(config.engine) as ranks, attempt(config, ranks) as this:
         if this.run.done.exists():
-            log.info("%s is done: %s", this.run.root, this.run.done.read_text().strip())
+            log.info("%s is done, there is nothing to do (another name= is another run)", this.run.root)
         else:
             limit_seconds = 60 * config.train.stall_minutes
             with Watchdog(this.folder, ranks, limit_seconds, this.run.failed) as watchdog, Stop(ranks) as stop:
@@ -131,6 +132,8 @@ def evaluate_now(job: Job, step: int, metrics: MetricsLog) -> None:
     values = found.describe()
     common = {"epoch": step / job.plan.steps_per_epoch, "weights": "model" if job.ema is None else "ema"}
     metrics.write("evaluate", step, noise="off", **common, **values)
+    if not job.last.step and (alarm := images_in_both(job.data, job.validation)):
+        metrics.write("alarm", step, epoch=common["epoch"], name=alarm.name, text=alarm.text)
     if robust is not None:
         tell_robust(job, step, robust, common, metrics)
     job.last.step = step

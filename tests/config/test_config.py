@@ -312,7 +312,9 @@ def test_text_that_is_no_config(write, text: str, words: str) -> None:
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_bytes(b"name: \xff\n")
     assert "a readable config file" in refusal(Config, tmp_path / "run.yaml")
-    assert "a readable config file" in refusal(Config, tmp_path)
+    assert "a readable config file, found a folder" in refusal(Config, tmp_path)
+    (tmp_path / "config.yaml").touch()
+    assert f"a folder (of a run, whose config is {tmp_path}/config.yaml)" in refusal(Config, tmp_path)
     (tmp_path / "large.yaml").write_bytes(b"#" * (1 << 21))
     assert "1,048,576 bytes" in refusal(Config, tmp_path / "large.yaml")
 

@@ -4,6 +4,7 @@ import getpass
 import io
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from kapdist import cli, report
 from kapdist.environment import cache_root, user_name
 from kapdist.run.standard_output import sentence
 
@@ -67,3 +69,14 @@ def test_a_log_keeps_a_sentence_whole_and_a_terminal_breaks_it_between_words(is_
     found = written.getvalue().splitlines()
     assert len(found) == lines
     assert " ".join(found).split() == words.split()
+
+
+def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(report, "write_report", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(sys, "argv", ["kapdist", "report", "run"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 130
+    assert capfd.readouterr().err.strip() == (
+        "kapdist: stopped by Ctrl-C; the same command again goes on from what is done"
+    )

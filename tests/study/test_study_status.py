@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from kapdist.errors import InputError
-from kapdist.records.hours import Attempt, used_and_lost
+from kapdist.records.hours import Attempt, training_hours, used_and_lost
 from kapdist.records.sealed import write_json
 from kapdist.run.files import append_line
 from kapdist.run.lock import locked
@@ -67,6 +67,19 @@ def test_what_an_attempt_did_beyond_the_next_one_s_beginning_was_lost() -> None:
     assert used_and_lost(attempts, 151) == (307.0, pytest.approx(50 + 7))
     assert used_and_lost(attempts, 101) == (307.0, pytest.approx(50 + 7 + 100))  # its end was killed at step 151
     assert used_and_lost([], 0) == (0.0, 0.0)
+
+
+def test_the_same_command_of_a_done_run_loses_nothing_of_it(tmp_path: Path) -> None:
+    """It takes no step, and neither does an attempt that is starting: what is reached stays reached."""
+    run = RunDir(tmp_path / "run")
+    beat(run, 1, 1, 14, 3600.0)
+    run.rank_log(2, 0).parent.mkdir()
+    assert training_hours(run, going_on=False) == (1.0, 1.0), "no checkpoint"
+    run.checkpoint(14).mkdir(parents=True)
+    assert training_hours(run, going_on=True) == (1.0, 0.0)
+    run.checkpoint(14).rmdir()
+    run.done.touch()
+    assert training_hours(run, going_on=True) == (1.0, 0.0), "as of a study's records, which have no checkpoints"
 
 
 @given(

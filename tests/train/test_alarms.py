@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
-from kapdist.train.alarms import WINDOW, Watched, new_alarms
+from kapdist.data.beton.layout import BetonInfo
+from kapdist.train.alarms import WINDOW, Watched, images_in_both, new_alarms
 
 NUM_IMAGES = 512
+
+
+def beton(*checksums: int) -> BetonInfo:
+    numbers = np.array(checksums, np.uint64)
+    return cast(BetonInfo, SimpleNamespace(checksums=numbers, num_images=len(numbers)))
+
+
+def test_images_in_both_are_counted_beyond_the_few_that_data_sets_have() -> None:
+    large = 2**64 - 1
+    assert images_in_both(beton(1, 2, large), beton(3, 4)) is None
+    found = images_in_both(beton(1, 2, large), beton(large, 2, 7, 8, 2))
+    assert found is not None
+    assert found.text.startswith("images in both: 3 of 5 validation images")
+    assert images_in_both(beton(*range(100)), beton(*range(99, 199))) is None, "1% of them"
+    assert images_in_both(beton(*range(100)), beton(*range(98, 198))) is not None
 
 
 def alarms(

@@ -73,7 +73,7 @@ def test_a_finished_run_is_left_alone_by_itself_and_by_another_config_and_its_co
     before = (runs / "tiny" / "model.safetensors").read_bytes()
     again = kapdist("train", tiny_config, *words)
     assert again.code == 0
-    assert "is done" in again.output
+    assert "is done, there is nothing to do" in again.output
 
     other = kapdist("train", tiny_config, "train.epochs=2", "seed=3")
     assert other.code == 2
@@ -83,6 +83,17 @@ def test_a_finished_run_is_left_alone_by_itself_and_by_another_config_and_its_co
     assert kapdist("train", runs / "tiny" / "config.yaml", "name=again").code == 0
     first, second = (load_file(runs / name / "model.safetensors") for name in ("tiny", "again"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_validation_on_images_of_the_training_is_an_alarm(
+    tiny_config: Path, small_betons: tuple[Path, Path], kapdist
+) -> None:
+    """As of a --held-out that was forgotten, or of two shares: once, behind the first evaluation."""
+    end = kapdist("train", tiny_config, f"data.validation={small_betons[0]}")
+    assert end.code == 0
+    found = [line for line in metrics(RunDir(tiny_config.parent / "runs" / "tiny")) if line["kind"] == "alarm"]
+    assert [(line["step"], line["name"]) for line in found] == [(7, "images in both")]
+    assert end.output.count("130 of 130 validation images are in the training") == 1
 
 
 def test_a_loss_that_is_not_finite_fails_the_run(tiny_config: Path, kapdist) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from kapdist.data.beton.manifest import Manifest, read_manifest
+from kapdist.data.beton.manifest import Manifest, manifest_path, read_manifest
 from kapdist.errors import InputError
+from kapdist.run.files import mapping_in
 
 # FFCV's file format, version 2 (ffcv/types.py): said here again, so that a beton can be read without FFCV.
 CURRENT_VERSION = 2
@@ -161,6 +162,21 @@ def read_header(path: Path) -> np.ndarray:
         expected = f"{table} bytes for {header['num_samples']} images (its header)"
         raise InputError(path, expected, f"{size} (truncated or damaged)")
     return header
+
+
+def check_own(path: Path) -> None:
+    """Refuse to write over what is neither a beton nor its manifest: a mistyped name must not cost anybody a file.
+
+    Raises:
+        InputError: names the file.
+    """
+    begin = np.array([CURRENT_VERSION, len(FIELDS)], "<u2").tobytes()
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if file.read(len(begin)) != begin:
+                raise InputError(path, "no file yet, or a beton to write over", "a file that is none")
+    elif (beside := manifest_path(path)).is_file() and "format_version" not in mapping_in(beside):
+        raise InputError(beside, "no file yet, or a beton's manifest to write over", "a file that is none")
 
 
 def read_layout(path: Path) -> Layout:

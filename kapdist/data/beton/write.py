@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from kapdist.data.beton.encode import Encoding, Store
-from kapdist.data.beton.layout import JPEG, YCBCR, read_layout
+from kapdist.data.beton.layout import JPEG, YCBCR, check_own, read_layout
 from kapdist.data.beton.manifest import Manifest, content_fingerprint, manifest_path, packed, write_manifest
 from kapdist.data.beton.parts import Parts
 from kapdist.data.beton.writer import NO_ROOM, Progress
@@ -43,7 +43,7 @@ def write(
 
     The first arguments are make_source's, the options write_beton's.
     """
-    check_outputs(Path(out), manifest_path(Path(out)), keep_folders=False)
+    check_place(Path(out), keep_folders=False)
     return write_beton(
         make_source(source, split, format=format, columns=columns, held_out=held_out), out, **options
     )
@@ -107,8 +107,10 @@ def write_beton(
     return manifest.summary()
 
 
-def check_place(out: Path) -> None:
-    check_outputs(out, manifest_path(out))
+def check_place(out: Path, keep_folders: bool = True) -> None:
+    check_outputs(out, manifest_path(out), keep_folders=keep_folders)
+    with output(out, NOT_WRITABLE):
+        check_own(out)
 
 
 @contextlib.contextmanager

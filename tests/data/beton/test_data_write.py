@@ -244,6 +244,31 @@ def test_an_output_that_cannot_be_written_is_said_first(array_source, tmp_path: 
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(("name", "there"), [("notes.csv", "notes.csv"), ("package", "package.json")])
+def test_what_is_no_beton_is_not_written_over(array_source, tmp_path: Path, name: str, there: str) -> None:
+    """A mistyped name, or the source's own, must not cost a file."""
+    (tmp_path / there).write_text('{"years": "of work"}')
+    with pytest.raises(InputError, match=f"{there}: expected no file yet, or a beton.* found a file that is none"):
+        write_beton(array_source(3), tmp_path / name, num_workers=1)
+    assert (tmp_path / there).read_text() == '{"years": "of work"}'
+    assert [path.name for path in tmp_path.iterdir()] == [there]
+
+
+def test_a_beton_is_written_over_whatever_is_left_of_it(array_source, tmp_path: Path) -> None:
+    """Another one, one that was cut off, a manifest alone, one beside which no manifest can be read."""
+    path = tmp_path / "out.beton"
+    whole = write_beton(array_source(5), path, num_workers=1)["sha256"]
+    manifest = path.with_name("out.beton.json")
+    os.truncate(path, 100)
+    assert write_beton(array_source(5), path, num_workers=1)["sha256"] == whole
+    manifest.write_text(manifest.read_text()[:100])
+    assert write_beton(array_source(5), path, num_workers=1)["sha256"] == whole
+    path.unlink()
+    assert write_beton(array_source(5), path, num_workers=1)["sha256"] == whole
+    path.write_bytes(b"")
+    assert write_beton(array_source(5), path, num_workers=1)["sha256"] == whole
+
+
 @pytest.mark.parametrize(
     "options",
     [
