@@ -7,6 +7,7 @@ from rich.table import Table
 
 from kapdist.records.certificate import CertificateSummary, SmoothedSummary
 from kapdist.run.standard_output import screen, sentence
+from kapdist.run.tables import print_table
 
 COLUMNS = 8
 
@@ -25,7 +26,7 @@ def print_certificate(summary: CertificateSummary) -> None:
             f"{smoothed.sigma:g}", *(percent(smoothed.certified[place].accuracy.value) for place in shown)
         )
     console = screen()
-    console.print(table)
+    print_table(console, table)
     for smoothed in summary.smoothed:
         sentence(console, line(smoothed, summary))
 

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from kapdist.records.corruptions import CorruptionSummary, KindSummary, PublishedSummary, Reference
 from kapdist.run.standard_output import screen, sentence
+from kapdist.run.tables import print_table
 from kapdist.statistics.intervals import Proportion
 
 
@@ -14,12 +15,12 @@ def print_summary(summary: CorruptionSummary) -> None:
     """Print accuracies in percent, on standard output: ours and a published set's in tables of their own."""
     console = screen()
     title = f"{summary.run}/{summary.name}: {summary.num_images} images, noise {summary.noise}"
-    console.print(table_of(title, summary.kinds, bool(summary.reference)))
+    print_table(console, table_of(title, summary.kinds, bool(summary.reference)))
     for line in lines(summary):
         sentence(console, line)
     if theirs := summary.published:
         title = f"{theirs.title} as published: {theirs.num_images} images, noise {summary.noise}"
-        console.print(table_of(title, (*theirs.kinds, *theirs.extra), bool(summary.reference)))
+        print_table(console, table_of(title, (*theirs.kinds, *theirs.extra), bool(summary.reference)))
         for line in published_lines(theirs, summary.reference):
             sentence(console, line)
 

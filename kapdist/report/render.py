@@ -15,6 +15,7 @@ from rich.text import Text
 from kapdist.report.claims import Claim
 from kapdist.report.table import Block, Row
 from kapdist.report.words import accuracy_text, percent, short
+from kapdist.run.tables import print_table
 from kapdist.statistics.intervals import Proportion
 
 COLUMNS = (
@@ -122,7 +123,7 @@ def limits(found: Proportion | None) -> tuple[float | None, float | None, float 
 
 
 def print_block(console: Console, block: Block, remarks: Sequence[Claim]) -> None:
-    console.print(terminal_table(block))
+    print_table(console, terminal_table(block))
     for claim in remarks:
         console.print(Text(f"  {claim.text}", "bold" if claim.warns else ""))
     console.print()
@@ -135,7 +136,8 @@ def terminal_table(block: Block) -> Table:
     for column, head in heads.items():
         doubts = COLUMNS[column] in NUMBERS and any(map(doubted, block.rows))
         justify: Literal["right", "left"] = "right" if COLUMNS[column] in NUMBERS else "left"
-        table.add_column(head, justify=justify, no_wrap=column > 0 and not doubts)
+        whole = column > 0 and not doubts and not head.endswith("σ")
+        table.add_column(head, justify=justify, no_wrap=whole)
     for row in block.rows:
         texts = cells(row)
         table.add_row(*(Text(texts[column]) for column in heads))

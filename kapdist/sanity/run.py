@@ -213,6 +213,8 @@ def print_report(report: Sanity) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from kapdist.run.tables import print_table
+
     title = f"{report.run}/{report.name}: {report.norm} eps {report.eps:.4g}, noise {report.noise}"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for column in ("", "Check", "Number", "Fails", ""):
@@ -222,7 +224,7 @@ def print_report(report: Sanity) -> None:
         status = Text(check.status, style=colours[check.status])
         table.add_row(str(check.group), check.title, said(check.value), limit(check), status)
     console = screen()
-    console.print(table)
+    print_table(console, table)
     for cause in report.causes:
         sentence(console, f"fail: {cause}: {CAUSES[cause]}", "red")
     for cause in report.suspected:

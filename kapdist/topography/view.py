@@ -9,6 +9,7 @@ from rich.text import Text
 from kapdist.records.topography import QUANTITIES, Topography
 from kapdist.report.topography import noise_lines, row
 from kapdist.run.standard_output import screen, sentence
+from kapdist.run.tables import print_table
 
 COLUMNS = ("Run", "Quantity", "Near", "Others", "Found", "Effective", "Size")
 
@@ -24,7 +25,7 @@ def print_topography(found: Topography) -> None:
         for quantity in QUANTITIES:
             if cells := row(subject, quantity):
                 table.add_row(*map(Text, cells))
-    console.print(table)
+    print_table(console, table)
     notes = [f"{one.run}: {note}" for one in found.subjects for note in one.notes]
     for line in (EXPLAINED, *(line for one in found.subjects for line in noise_lines(one)), *notes):
         sentence(console, line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from kapdist.cli import app
 from kapdist.errors import InputError
+from kapdist.overview.attacks import Result
 from kapdist.overview.runs import RunLine, read_runs
 from kapdist.overview.runs_view import print_runs
 from kapdist.records.attack_plan import AttackPlan, write_plan
@@ -326,3 +328,23 @@ def test_a_hundred_runs_on_one_screen(tmp_path: Path) -> None:
     assert "100 runs" in shown
     assert "99 stopped" in shown
     assert json.loads(CliRunner().invoke(app, ["runs", str(tmp_path), "--json"]).stdout)[0]["state"] == "done"
+
+
+def test_on_a_narrow_terminal_no_name_and_no_number_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two attacks of a run are two rows, so that each has its own verdict beside it however it is broken."""
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    attacks = (
+        Result("eot", "L2 0.5, eot-standard, noise fresh", 512, 0.9, 0.25, (0.21, 0.29), "fail"),
+        Result("standard", "Linf 8/255, standard", 512, 0.9, 0.5, (0.46, 0.54), "pass"),
+    )
+    print_runs("runs", [RunLine("a-run-of-seed_0", "done", "", 600_000, 600_000, 0.912, attacks, 12.5, 0.0, 1.7e9)])
+    text = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert "…" not in text
+    assert all(word in text for word in ("a-run-of-seed_0", "600,000/600,000", "91.2%", "12.5"))
+    lines = text.splitlines()
+    (first,), (second,) = ([line for line in lines if word in line] for word in (" 25.0%", " 50.0%"))
+    assert "fail" in first
+    assert "pass" in second
