@@ -152,7 +152,7 @@ class TrainCommand:
             print(f"{run.root}: job {', '.join(living)} waits or runs (--force cancels it and submits another)")
             return False
         if run.done.exists() and not force:
-            print(f"{run.root}: done: {run.done.read_text().strip()} (--force runs it on)")
+            print(f"{run.root}: done: {run.weights} (--force runs it on)")
             return False
         jobs.cancel(run.slurm, living)
         check_free(run.lock)

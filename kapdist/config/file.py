@@ -22,7 +22,7 @@ from kapdist.errors import InputError, first_line, shown
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OWN = "kapdist:"  # before the name of a config that comes with the package: kapdist:fashion_mnist/kap.yaml
-DEFAULTS = "the defaults"  # where a value comes from when no file was named
+DEFAULTS = "defaults and overrides"  # where values come from when no file was named
 ARGUMENTS = "arguments"  # where it comes from when a program said it
 BASE = "base"
 LARGEST_BYTES = 1 << 20

@@ -60,6 +60,9 @@ def train_run(job: Job) -> None:
     """Resume, take the steps, write the weights and DONE."""
     step = resume(job)
     log.info("plan: %s", job.plan.in_words())
+    classes, logits = len(job.data.class_names), job.config.model.num_classes
+    if classes < logits:
+        log.warning("the images have %d classes, the network %d (model.num_classes)", classes, logits)
     clock = Clock(job.config.train, job.plan, step)
     job.speed.begin()
     batches = training_batches(job.train_loader, job.plan, job.config, job.ranks.rank, step)

@@ -38,6 +38,7 @@ def test_a_run_leaves_everything_that_a_reader_needs(tiny_config: Path, run_rank
     assert not run.lock.exists()
     assert all(run.rank_log(1, rank).exists() for rank in range(world_size))
     assert "peak memory per rank" in ends[0].output
+    assert "model.num_classes" not in ends[0].output, "there are as many classes as logits"
 
     lines = metrics(run)
     trained = [line for line in lines if line["kind"] == "train"]
@@ -89,8 +90,9 @@ def test_a_validation_on_images_of_the_training_is_an_alarm(
     tiny_config: Path, small_betons: tuple[Path, Path], kapdist
 ) -> None:
     """As of a --held-out that was forgotten, or of two shares: once, behind the first evaluation."""
-    end = kapdist("train", tiny_config, f"data.validation={small_betons[0]}")
+    end = kapdist("train", tiny_config, f"data.validation={small_betons[0]}", "model.num_classes=12")
     assert end.code == 0
+    assert end.output.count("the images have 10 classes, the network 12 (model.num_classes)") == 1
     found = [line for line in metrics(RunDir(tiny_config.parent / "runs" / "tiny")) if line["kind"] == "alarm"]
     assert [(line["step"], line["name"]) for line in found] == [(7, "images in both")]
     assert end.output.count("130 of 130 validation images are in the training") == 1

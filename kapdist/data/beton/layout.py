@@ -104,7 +104,9 @@ def open_beton(path: Path) -> BetonInfo:
 
 def open_with_manifest(path: Path) -> tuple[BetonInfo, Manifest]:
     if not path.is_file():
-        raise InputError(path, "a beton (kapdist data write)", "a directory" if path.is_dir() else "no file")
+        where = "" if path.is_absolute() else f" from {Path.cwd()} on"  # the folder of a run may be another one's
+        found = "a directory" if path.is_dir() else f"no file{where}"
+        raise InputError(path, "a beton (kapdist data write)", found)
     # The header first: it tells a half-written file, which has no manifest yet either.
     header = read_header(path)
     manifest = read_manifest(path)

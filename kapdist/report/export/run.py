@@ -56,7 +56,8 @@ def export(
     wanted = tuple(formats) or FORMATS
     for name in wanted:
         if name not in FORMATS:
-            raise InputError("--format", f"{', '.join(FORMATS)}, or {BUNDLE} alone", name)
+            expected = f"{', '.join(FORMATS)}, or {BUNDLE} alone; of a run's network hub or onnx"
+            raise InputError("--format", expected, name)
     if with_weights:
         raise InputError("--with-weights", f"--format {BUNDLE}, which may hold them", ", ".join(wanted))
     check_outputs(out / "table.tex", keep_folders=False)

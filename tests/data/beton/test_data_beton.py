@@ -188,6 +188,17 @@ def test_bad_betons_are_refused_before_ffcv_opens_them(copied: Path, damage, exp
     assert "\n" not in str(caught.value)
 
 
+def test_a_beton_that_is_not_below_the_current_folder_is_looked_for_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path of a run's config is another one where a command begins in another folder."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=rf"^val.beton: expected a beton .* found no file from {tmp_path} on$"):
+        open_beton(Path("val.beton"))
+    with pytest.raises(InputError, match=r"found no file$"):
+        open_beton(tmp_path / "val.beton")
+
+
 def test_the_manifest_of_another_beton_is_refused(copied: Path, array_source, tmp_path: Path) -> None:
     write_beton(array_source(300, side=32), tmp_path / "other.beton", num_workers=1)
     (tmp_path / "other.beton").rename(copied)

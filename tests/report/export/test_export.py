@@ -750,7 +750,7 @@ def test_the_command_writes_prints_and_refuses_in_one_line(
         ((attack, "--out", "/proc/none"), "/proc/none: expected a place that can be written"),
         (
             (attack, "--out", out, "--format", "xlsx"),
-            "--format: expected model-info, csv, parquet, latex, or bundle alone, found xlsx",
+            "--format: expected model-info, csv, parquet, latex, or bundle alone; of a run's network hub or onnx",
         ),
         ((attack, "--out", out, "--format", "model-info", *words, "--model-id", "../x"), "--model-id: expected"),
         ((attack, attack / "chunks", "--out", out), "chunks: expected an attack directory"),
