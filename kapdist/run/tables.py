@@ -23,7 +23,7 @@ def print_table(console: Console, table: Table) -> None:
         table.title = None
     options = console.options.update(width=ENDLESS)
     measured = [
-        [Measurement.get(console, options, cell) for cell in (column.header, *column.cells)]
+        [Measurement.get(console, options, cell) for cell in (column.header, column.footer, *column.cells)]
         for column in table.columns
     ]
     widest = [max(cell.maximum for cell in cells) for cells in measured]

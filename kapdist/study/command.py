@@ -10,7 +10,7 @@ import typer
 from kapdist.errors import InputError
 from kapdist.run.completion import keys_of
 from kapdist.run.plain_help import PLAIN
-from kapdist.run.standard_output import result, say, screen, work
+from kapdist.run.standard_output import result, say, work
 
 study = typer.Typer(**PLAIN, help="Settings times seeds: trained, attacked, and what is claimed of them decided.")
 
@@ -52,10 +52,10 @@ def study_status(
     if as_json:
         say(found.describe())
         return
-    from kapdist.study.view import render
+    from kapdist.study.view import print_status
 
     with result():
-        screen().print(render(found))
+        print_status(found)
 
 
 @study.command("run")

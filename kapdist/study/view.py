@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kapdist.run.standard_output import screen, sentence
+from kapdist.run.tables import print_table
 from kapdist.study.design import Design
 from kapdist.study.hours import Hours, figure
 from kapdist.study.status import Cell, StudyStatus, read_study_status
@@ -31,15 +32,30 @@ def described(design: Design) -> dict[str, Any]:
 
 
 def print_plan(design: Design) -> None:
-    console = screen()
     found = read_study_status(design)
-    console.print(render(found))
+    print_status(found)
+    console = screen()
     for claim in found.claims:
         sentence(console, f"claim: {claim}")
 
 
+def print_status(found: StudyStatus) -> None:
+    """Print a study's status; on a narrow terminal no setting's name is cut off."""
+    console = screen()
+    for part in parts(found):
+        if isinstance(part, Table):
+            print_table(console, part)
+        else:
+            console.print(part)
+
+
 def render(found: StudyStatus) -> RenderableType:
     """Draw a study's status."""
+    return Group(*parts(found))
+
+
+def parts(found: StudyStatus) -> list[Text | Table]:
+    """Return the title, the table, and the notes below it."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_footer=True)
     table.add_column("seed", Text("all"), no_wrap=True)
     for seed in found.seeds:
@@ -56,7 +72,7 @@ def render(found: StudyStatus) -> RenderableType:
     notes = [Text(f"failed: {words}", style="red") for words in failed]
     units = "commands done of each model; hours of one process (rank): used, lost thereof, left"
     notes.append(Text(units, style="dim"))
-    return Group(title, table, *notes)
+    return [title, table, *notes]
 
 
 def mark(cell: Cell) -> Text:

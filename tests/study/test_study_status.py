@@ -25,6 +25,7 @@ from kapdist.study.frozen import freeze
 from kapdist.study.hours import Hours, hours_of_tasks
 from kapdist.study.status import find_design, read_study_status
 from kapdist.study.tasks import failure_of, run_dir, tasks, write_configs
+from kapdist.study.view import print_status
 from launch import slurm
 from launch.status.study import read_study_jobs
 
@@ -205,3 +206,14 @@ def test_a_look_at_thirty_runs_takes_less_than_a_second_and_no_torch(design: Des
     assert (
         float(said[0]) < 1.5
     )  # of CPU, imports and all, where others are at work; tools/bench_study.py says how long
+
+
+def test_on_a_narrow_terminal_no_setting_s_name_is_cut_off(
+    design: Design, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "30")
+    print_status(read_study_status(design))
+    text = capsys.readouterr().out
+    assert "…" not in text
+    assert all(setting in text for setting in ("plain", "noise_0.1", "noise_0.3", "kap_0.1", "kap_0.2", "kap_0.3"))
