@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
 from kapdist.rng import generator
-from kapdist.statistics.seeds import Interval, around, as_wide_as_images_tell, crossed_interval
-from kapdist.statistics.student import quantile, root, two_sided_p
+from kapdist.statistics.seeds import (
+    Interval,
+    as_wide_as_images_tell,
+    crossed_interval,
+    least_variance,
+    of_two_parts,
+)
+from kapdist.statistics.student import quantile
 
 IMAGE_DRAWS = 300  # their variance is known to a twelfth by then
 SEED_DRAWS = 300
 BAND_POINTS = 25
 STEP = 0.1  # of a seed's weight; a smaller one would blow up the jump where two points change their order
-LEAST_P = 1e-300  # smaller ones are not told apart
+METHOD = "t over seeds and images, of interpolated frontiers"
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,9 @@ def frontier_difference(
     whole, own = distance(*means(first), *means(second)), influences(first, second)
     if whole is None or own is None:
         return None
-    of_seeds = float(np.var(own, ddof=1)) / num_seeds
-    found = of_two_parts(whole.mean, of_seeds, num_seeds - 1, image_variance(first, second, seed), margin)
+    of_seeds = max(float(np.var(own, ddof=1)), least_variance(num_images)) / num_seeds
+    parts, freedoms = (of_seeds, image_variance(first, second, seed)), (num_seeds - 1, num_images - 1)
+    found = of_two_parts(whole.mean, parts, freedoms, METHOD, margin)
     interval = as_wide_as_images_tell(found, whole.mean, num_images, margin)
     return FrontierDifference(whole.mean, tuple((whole.mean + own).tolist()), (whole.low, whole.high), interval)
 
@@ -84,32 +90,6 @@ def influences(first: Frontier, second: Frontier) -> np.ndarray | None:
             return None
         found.append((sides[0].mean - sides[1].mean) / (2 * STEP))
     return np.array(found)
-
-
-def of_two_parts(mean: float, of_seeds: float, freedom: float, of_images: float, margin: float) -> Interval:
-    """Return the interval of a mean that varies by few seeds and many images, and the p-value of the margin.
-
-    Each part of the variance has its own quantile, t's and the normal's (Zou & Donner 2008, Statistics in Medicine
-    27:1693): one t with degrees of freedom that are estimated from three seeds is too narrow.
-    """
-    method = "t over seeds and images, of interpolated frontiers"
-    if of_seeds == 0:
-        return around(mean, math.sqrt(of_images), math.inf, method, margin)
-
-    def tail(t: float) -> float:
-        return max(two_sided_p(t, freedom), LEAST_P)
-
-    def half(t: float) -> float:
-        """Return the half of the interval whose level is that of t."""
-        z = -NormalDist().inv_cdf(tail(t) / 2)
-        return math.hypot(t * math.sqrt(of_seeds), z * math.sqrt(of_images))
-
-    away, most = abs(mean - margin), 1.0
-    while half(most) < away and tail(most) > LEAST_P:
-        most *= 2
-    p = tail(root(lambda t: half(t) - away, 0.0, most)) if away else 1.0
-    reach = half(quantile(0.975, freedom))
-    return Interval(method, max(mean - reach, -1.0), min(mean + reach, 1.0), p)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 MOST_TERMS = 10_000
 RELATIVE_ERROR = 1e-15
+MOST_POWER = 700.0  # of e, that a float holds
 TINY = 1e-300  # in the place of 0, by which the fraction would divide
 
 
@@ -30,6 +31,19 @@ def quantile(probability: float, freedom: float) -> float:
         high *= 2
     t = root(lambda t: two_sided_p(t, freedom) - tail, 0.0, high)
     return t if probability > 0.5 else -t
+
+
+def student_of_normal(z: float, freedom: float) -> float:
+    """Return about the value of T that is as rare as z is of a normal variable: to 0.4% from 10 degrees on.
+
+    With fewer it is too large beyond z = 1, by a third at 95% with one.
+
+    Source: Wallace 1959, Annals of Mathematical Statistics 30:1121, turned round.
+    """
+    if math.isinf(freedom):
+        return z
+    power = (z * (8 * freedom + 3) / (8 * freedom + 1)) ** 2 / freedom
+    return math.copysign(math.sqrt(freedom * math.expm1(min(power, MOST_POWER))), z)
 
 
 def incomplete_beta(x: float, a: float, b: float) -> float:

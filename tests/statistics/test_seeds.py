@@ -46,7 +46,7 @@ def test_the_variance_of_the_mean_is_unbiased() -> None:
     for _ in range(2000):
         seeds, images = random.normal(0, 0.2, (5, 1)), random.normal(0, 1.0, 40)
         values = seeds + images + random.normal(0, 0.5, (5, 40))
-        found.append(variances(values).of_the_mean)
+        found.append(sum(variances(values).of_the_mean))
         means.append(values.mean())
     expected = 0.2**2 / 5 + 1 / 40 + 0.25 / 200
     assert np.var(means) == pytest.approx(expected, rel=0.1)
@@ -57,10 +57,11 @@ def test_seeds_that_agree_leave_the_images_chance_and_the_other_way_round() -> N
     random = np.random.default_rng(2)
     row = random.integers(-1, 2, 200)
     alike = np.repeat(row[None], 3, 0)
-    assert variances(alike).of_the_mean == pytest.approx(np.var(row, ddof=1) / 200)
+    seen = crossed_interval(alike)
+    assert (seen.high - seen.low) / 2 >= stats.t.ppf(0.975, 199) * np.sqrt(np.var(row, ddof=1) / 200)
     assert t_interval(alike.mean(1)).low == t_interval(alike.mean(1)).high  # blind to the images
     column = np.repeat(np.array([[0.0], [1.0], [0.5]]), 200, 1)
-    assert variances(column).of_the_mean == pytest.approx(np.var([0, 1, 0.5], ddof=1) / 3)
+    assert variances(column).of_the_mean == pytest.approx((np.var([0, 1, 0.5], ddof=1) / 3, 0))
 
 
 def test_one_seed_is_the_paired_test_and_says_so() -> None:
@@ -91,7 +92,7 @@ def test_where_no_chance_was_seen_the_images_bound_it_as_for_one_seed() -> None:
     found, tango = seed_difference(all_, all_).decides, compare(all_[0], all_[0])
     assert (found.low, found.high) == pytest.approx((tango.low, tango.high), rel=1e-6)
     assert found.p == 1.0
-    assert seed_difference(all_, none).decides.p < 1e-9
+    assert seed_difference(all_, none).decides.p < 1e-5
     of_ten = seed_difference(
         none[:, :10], none[:, :10], margin=-0.01
     ).decides  # "at most 1 point lost", of ten images
@@ -110,6 +111,15 @@ def test_seeds_that_agree_by_chance_leave_the_chance_of_the_images() -> None:
     alone = stats.ttest_1samp(images.mean(0), 0)
     assert found.decides.p == pytest.approx(alone.pvalue, rel=1e-6)
     assert found.decides.p > 0.3
+
+
+def test_seeds_that_are_equal_to_the_image_are_not_known_to_be_alike() -> None:
+    """Two that happen to gain as much as each other show nothing at the level of one test of fifty."""
+    first, second = np.zeros((2, 256), bool), np.zeros((2, 256), bool)
+    first[:, :40] = True  # the same 40 images: Tango's interval of one seed is far from 0
+    found = seed_difference(first, second).decides
+    assert found.p < 0.05
+    assert found.p > 0.001
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (5,), (0, 5)])
@@ -133,3 +143,17 @@ def test_intervals_cover_and_tests_keep_their_level(num_seeds: int, deviation: f
         rejected += crossed_interval(first.astype(int) - second).p < 0.05
     assert 0.92 < covered / num_studies < 0.99
     assert rejected / num_studies < 0.08
+
+
+@pytest.mark.parametrize(("num_seeds", "most"), [(2, 28), (3, 28)])
+def test_few_seeds_keep_the_levels_that_holm_asks_for(num_seeds: int, most: int) -> None:
+    """Of 1,500 studies without a difference, at 1%: more than 28 come once in 1,000 times. One t for seeds and
+    images together, its degrees of freedom estimated, rejected 107 with two seeds and 41 with three.
+    """
+    from tools.interval_coverage import study
+
+    random, rejected = np.random.default_rng(6), 0
+    for _ in range(1500):
+        first, second = study(random, num_seeds, 256, 0.0, 0.2)
+        rejected += crossed_interval(first.astype(int) - second).p < 0.01
+    assert rejected <= most

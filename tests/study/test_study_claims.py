@@ -21,10 +21,9 @@ from kapdist.statistics.frontier import (
     dominance,
     frontier_difference,
     heights,
-    of_two_parts,
 )
 from kapdist.statistics.holm import holm
-from kapdist.statistics.seeds import seed_difference
+from kapdist.statistics.seeds import Interval, of_two_parts, seed_difference
 from kapdist.study.claims import decide
 from kapdist.study.results import Attacked, Results
 from kapdist.study.settings import Setting
@@ -241,15 +240,19 @@ def test_two_points_of_one_clean_accuracy_do_not_make_an_interval_boundless() ->
     assert max(widths) < 2 * min(widths)
 
 
+def two_parts(mean: float, of_seeds: float, freedom: int, of_images: float, margin: float) -> Interval:
+    return of_two_parts(mean, (of_seeds, of_images), (freedom, math.inf), "t", margin)
+
+
 @pytest.mark.parametrize(("of_seeds", "of_images"), [(1e-3, 0.0), (0.0, 1e-3), (4e-4, 9e-4)])
 @pytest.mark.parametrize("margin", [0.0, 0.02])
 def test_an_interval_of_two_parts(of_seeds: float, of_images: float, margin: float) -> None:
     """SciPy's t and normal where there is one part; with two, p is 5% where the margin is an end."""
-    found = of_two_parts(0.1, of_seeds, 3, of_images, margin)
+    found = two_parts(0.1, of_seeds, 3, of_images, margin)
     half = math.sqrt(stats.t.ppf(0.975, 3) ** 2 * of_seeds + stats.norm.ppf(0.975) ** 2 * of_images)
     assert (found.low, found.high) == pytest.approx((0.1 - half, 0.1 + half))
     for end in (found.low, found.high):
-        assert of_two_parts(0.1, of_seeds, 3, of_images, end).p == pytest.approx(0.05)
+        assert two_parts(0.1, of_seeds, 3, of_images, end).p == pytest.approx(0.05)
     t = (0.1 - margin) / math.sqrt(of_seeds + of_images)
     both = 2 * stats.t.sf(t, 3), 2 * stats.norm.sf(t)
     assert min(both) * (1 - 1e-6) <= found.p <= max(both) * (1 + 1e-6)
@@ -257,10 +260,10 @@ def test_an_interval_of_two_parts(of_seeds: float, of_images: float, margin: flo
         assert found.p == pytest.approx(both[0])
     if not of_seeds:
         assert found.p == pytest.approx(both[1])
-    assert of_two_parts(0.1, of_seeds, 3, of_images, 0.1).p == 1.0
-    assert of_two_parts(1.0, 1e-12, 300, 1e-12, 0.0).p < 1e-100
+    assert two_parts(0.1, of_seeds, 3, of_images, 0.1).p == 1.0
+    assert two_parts(1.0, 1e-12, 300, 1e-12, 0.0).p < 1e-100
     for little in (0.0, 1e-300, 1e-12):  # of two seeds that are alike, by chance or because they are one
-        assert 0 <= of_two_parts(0.5, little, 1, 1e-8, margin).p < 1e-5
+        assert 0 <= two_parts(0.5, little, 1, 1e-8, margin).p < 1e-5
 
 
 def test_the_region_of_a_frontier_holds_it() -> None:
