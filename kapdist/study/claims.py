@@ -223,7 +223,7 @@ def common_seeds(*found: Attacked) -> tuple[int, ...]:
     Raises:
         UndecidedError: fewer than two, or not the same images.
     """
-    if any(not np.array_equal(one.images, found[0].images) for one in found):
+    if not all(one.on_images_of(found[0]) for one in found):
         raise UndecidedError("the two sides were not attacked on the same images")
     seeds = tuple(seed for seed in found[0].seeds if all(seed in one.seeds for one in found))
     if len(seeds) < FEWEST_SEEDS:

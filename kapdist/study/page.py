@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
-import numpy as np
 
 from kapdist.environment import package_version
 from kapdist.errors import InputError
@@ -108,7 +107,7 @@ def bands(results: Results, attack: str, eps: float) -> dict[str, Band]:
         points = [found for setting in settings if (found := results.of(setting, attack))]
         if len(points) < max(2, len(settings)) or any(found.seeds != points[0].seeds for found in points):
             continue
-        if all(np.array_equal(found.images, points[0].images) for found in points):
+        if all(found.on_images_of(points[0]) for found in points):
             regions[arm] = band(frontier_of(points, points[0].seeds, eps))
     return regions
 

@@ -14,6 +14,8 @@ from kapdist.errors import InputError
 from kapdist.records.study import Row
 from kapdist.records.summary import Summary, read_summary
 from kapdist.report.reading import read_rows
+from kapdist.report.words import eps_text
+from kapdist.run.files import mapping_in
 from kapdist.run.paths import AttackDir
 from kapdist.statistics.intervals import wilson
 from kapdist.statistics.seeds import accuracy_interval
@@ -37,6 +39,12 @@ class Attacked:
     """(seeds, images) the eps at which an image fell, infinite where it withstood."""
     summaries: tuple[Summary, ...]
     files: tuple[Path, ...]
+    data: str | None = None
+    """Fingerprint of the data that the ids are of; None where no plan says."""
+
+    def on_images_of(self, other: Attacked) -> bool:
+        """Whether both were attacked on the same images; ids alone do not tell, as they are places in a file."""
+        return self.data == other.data and np.array_equal(self.images, other.images)
 
     def right(self, eps: float) -> np.ndarray:
         """Return (seeds, images) of whether an image withstood all up to this eps; eps 0 asks for no attack."""
@@ -92,8 +100,11 @@ def read_setting(design: Design, setting: Setting, attack: str) -> tuple[Attacke
         place = run_dir(design, run).attack(attack)
         if not place.summary.exists():
             continue
+        if said := otherwise(design, attack, read_summary(place.summary)):
+            notes.append(f"{run.name} was attacked ({attack}) {said}: left out")
+            continue
         rows = read_rows(place.records).sort("image")
-        if merged and not rows["image"].equals(merged[0][2]["image"]):
+        if merged and not (data_of(place) == data_of(merged[0][1]) and rows["image"].equals(merged[0][2]["image"])):
             notes.append(f"{run.name} was attacked ({attack}) on other images than {merged[0][0].name}: left out")
             continue
         merged.append((run, place, rows))
@@ -109,7 +120,26 @@ def read_setting(design: Design, setting: Setting, attack: str) -> tuple[Attacke
         broken_eps=np.stack([broken_at(rows) for rows in tables]),
         summaries=tuple(read_summary(place.summary) for _, place, _ in merged),
         files=tuple(place.records for _, place, _ in merged),
+        data=data_of(merged[0][1]),
     ), notes
+
+
+def otherwise(design: Design, attack: str, found: Summary) -> str:
+    """Say in what an attack that is there is not the one that is asked for; "" where it is.
+
+    What fell at a smaller eps alone would count as withstanding a larger one.
+    """
+    asked = design.attacks[attack]
+    sizes = [sorted({round(eps, 9) for eps in every}) for every in ((step.eps for step in found.sweep), asked.eps)]
+    if found.norm != asked.config.norm or sizes[0] != sizes[1]:
+        return f"at {found.norm} {' and '.join(eps_text(found.norm, step.eps) for step in found.sweep)}"
+    return "" if found.version == asked.config.version else f"by version {found.version}"
+
+
+def data_of(place: AttackDir) -> str | None:
+    """Return the fingerprint of the data that an attack was made on; None where no plan says."""
+    data = mapping_in(place.plan).get("data")
+    return data.get("fingerprint") if isinstance(data, dict) else None
 
 
 def broken_at(rows: pl.DataFrame) -> np.ndarray:

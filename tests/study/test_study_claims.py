@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,6 +107,8 @@ def test_no_result_at_all_and_other_images_decide_nothing() -> None:
     results = study(["a over b, robust accuracy"], one, other)
     del results.found["b", "standard"]
     assert "b under standard has no result for seed 0, 1, 2" in decide(results)[0].why
+    elsewhere = replace(other, data="of another beton")
+    assert "not attacked on the same images" in decide(study(["a over b, robust accuracy"], one, elsewhere))[0].why
     other.images[0] = 10**6
     assert "not attacked on the same images" in decide(study(["a over b, robust accuracy"], one, other))[0].why
 
