@@ -25,7 +25,10 @@ from kapdist.study.settings import (
     check_names,
     in_turns,
     learned,
+    named,
+    opened,
     resolved,
+    same,
     seeds_of,
     trainings,
 )
@@ -179,7 +182,7 @@ def asked_of(
     place, values = f"{path}: {key}", dict(written or {})
     arms, seeds = of_which(place, config, values)
     own = {"name": name, "threads": values.get("threads", 1)}  # part of a plan, which no machine decides
-    return Asked(resolved(place, kind, None, dotted(values) | own), arms, seeds)
+    return Asked(resolved(place, kind, None, opened(place, values) | own), arms, seeds)
 
 
 def of_which(
@@ -238,6 +241,7 @@ def check_claim(path: Path, design: Design, claim: ClaimConfig) -> None:
         check_known(place, "arms", arm, design.config.arms)
         check_attacked(place, attack, arm)
         check_point(place, design, claim, arm)
+    check_where(place, design, claim)
     if claim.eps is not None and not any(abs(claim.eps - eps) < 1e-9 for eps in attack.eps):
         known = ", ".join(map(in_words, attack.eps))
         raise InputError(place, f"an eps of the attack {attack.config.name} ({known})", in_words(claim.eps))
@@ -273,6 +277,23 @@ def check_point(place: str, design: Design, claim: ClaimConfig, arm: str) -> Non
         asked = "a `where` that means one of its settings, or at equal clean accuracy"
         names = ", ".join(point.name for point in points)
         raise InputError(place, asked, f"{len(fitting) or 'none'} of {arm}'s ({names})")
+
+
+def check_where(place: str, design: Design, claim: ClaimConfig) -> None:
+    """Refuse a `where` that tells nothing of either arm, or what an arm with one setting says otherwise of itself.
+
+    That setting is the one that is meant whatever is asked, so the verdict would be about another one than it says.
+    """
+    arms = (claim.first, claim.over)
+    written = {arm: dotted(design.config.arms[arm] or {}) for arm in arms}
+    for asked, wanted in claim.where.items():
+        if not any(named(key, asked) for values in written.values() for key in values):
+            raise InputError(place, f"a `where` with a key of {' or '.join(arms)}", asked)
+        for arm in (arm for arm in arms if not design.of_arm(arm)[0].point):
+            fixed = {key: value for key, value in written[arm].items() if named(key, asked)}
+            if fixed and not any(same(value, wanted) for value in fixed.values()):
+                key, value = next(iter(fixed.items()))
+                raise InputError(place, f"{asked}={wanted} in both arms", f"{key}={shown(value)} in {arm}")
 
 
 def meant(design: Design, claim: ClaimConfig, arm: str) -> Setting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from kapdist.config.study import FORBIDDEN, Seeds, StudyConfig, each_once
 from kapdist.errors import InputError, shown
 from kapdist.run.files import to_json
 from kapdist.run.paths import StudyDir
+
+MOST_TRAININGS = 10_000  # of an arm: --yes allows more than `most_runs`, and not without end
 
 
 @dataclass(frozen=True)
@@ -63,27 +66,46 @@ Default = TypeVar("Default", tuple[int, ...], None)
 def trainings(path: Path, base: Path, config: StudyConfig, arm: str) -> Iterator[Trained]:
     """Yield the trainings of an arm: every point of its grid, with every seed."""
     place = f"{path}: arms.{arm}"
-    values = dotted(config.arms[arm] or {})
+    values = opened(place, config.arms[arm] or {})
     seeds = seeds_of(f"{place}.seeds", values.pop("seeds", None), config.seeds)
     if taken := [key for key in FORBIDDEN if key in values]:
         raise InputError(place, f"keys of what is trained ({taken[0]} is the study's own)", taken[0])
     runs_dir = StudyDir(config.studies_dir / config.name).runs
-    for point in grid(place, base, values):
+    for point in grid(place, base, values, len(seeds)):
         setting = Setting(arm, {key: value for key, value in point.items() if values[key] != value})
         for seed in seeds:
             own = {"name": f"{setting.name}_seed{seed}", "runs_dir": str(runs_dir), "seed": seed}
             yield Trained(setting, seed, resolved(place, Config, base, point | own))
 
 
-def grid(place: str, base: Path, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield every combination; a list is one value where the key takes lists, and several where it does not."""
+def grid(place: str, base: Path, values: Mapping[str, Any], num_seeds: int = 1) -> Iterator[dict[str, Any]]:
+    """Yield every combination; a list is one value where the key takes lists, and several where it does not.
+
+    Raises:
+        InputError: values that are there twice, or more trainings than anybody means: to resolve them takes hours.
+    """
     lists = {key: value for key, value in values.items() if isinstance(value, list)}
     several = {key: value for key, value in lists.items() if not takes(base, key, value)}
     for key, value in several.items():
         if not value or any(value.count(one) > 1 for one in value):
             raise InputError(f"{place}.{key}", "values, each once", shown(value))
+    if (many := num_seeds * math.prod(map(len, several.values()))) > MOST_TRAININGS:
+        raise InputError(place, f"at most {MOST_TRAININGS:,} trainings of an arm", f"{many:,}")
     for combination in itertools.product(*several.values()):
         yield {**values, **dict(zip(several, combination, strict=True))}
+
+
+def opened(place: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {dotted key: value} of what is written with dots, in sections, or both.
+
+    Raises:
+        InputError: a key is there in both ways; one of its values would be dropped.
+    """
+    flat = dotted(values)
+    every = [key for part in values for key in dotted({part: values[part]})]
+    if twice := next((key for key in flat if every.count(key) > 1), None):
+        raise InputError(place, "each key once, with dots or in a section", f"{twice} twice")
+    return flat
 
 
 def takes(base: Path, key: str, value: Any) -> bool:

@@ -103,6 +103,8 @@ def test_a_look_at_a_study_loads_nothing_that_takes_long() -> None:
     assert not {"torch", "polars", "matplotlib", "ffcv"} & set(loaded)
 
 
+MANY = [number / 1000 for number in range(1, 101)]
+
 WRONG = {
     "nothing": ({"arms": "arms: {a: {}, b: {kap.layout: line}}"}, "arms that differ in something, found b and a"),
     "key": ({"arms": "arms: {a: {kap.nose_std: 1}}"}, r"arms\.a: .*nearest: kap\.noise_std"),
@@ -144,6 +146,46 @@ WRONG = {
     "not attacked": ({"claims": "['plain over noise, clean accuracy, under eot']"}, "arms that eot attacks"),
     "which": ({"claims": "['noise over plain, clean accuracy']"}, "a `where` that means one"),
     "none": ({"claims": "['noise over plain, clean accuracy, where noise_std=0.2']"}, "none of noise's"),
+    "where, of no arm": (
+        {"claims": "['noise over plain, clean accuracy, where noise_std=0.1 and K=3']"},
+        "none of noise's",
+    ),
+    "where, of no key": (
+        {
+            "arms": "arms: {a: {}, b: {kap.noise_std: 0.1}}",
+            "attacks": ONE,
+            "claims": "['b over a, clean accuracy, where nois_std=0.1']",
+        },
+        r"a `where` with a key of b or a, found nois_std",
+    ),
+    "where, otherwise": (
+        {
+            "arms": "arms: {a: {}, b: {kap.noise_std: 0.1}}",
+            "attacks": ONE,
+            "claims": "['b over a, clean accuracy, where noise_std=0.3']",
+        },
+        r"noise_std=0\.3 in both arms, found kap\.noise_std=0\.1 in b",
+    ),
+    "where, of one alone": (
+        {
+            "arms": "arms: {fixed: {kap: {pool_size: 3, noise_std: 0.1}}, noise: {kap.noise_std: [0.1, 0.3]}}",
+            "attacks": ONE,
+            "claims": "['fixed over noise, clean accuracy, where noise_std=0.3']",
+        },
+        r"noise_std=0\.3 in both arms, found kap\.noise_std=0\.1 in fixed",
+    ),
+    "written twice": (
+        {"arms": "arms: {a: {kap.noise_std: 0.1, kap: {noise_std: 0.2}}}"},
+        r"arms\.a: expected each key once.*found kap\.noise_std twice",
+    ),
+    "asked twice": (
+        {"attacks": "attacks: {a: {data.beton: a.beton, data: {beton: b.beton}}}"},
+        r"attacks\.a: expected each key once.*found data\.beton twice",
+    ),
+    "without end": (
+        {"arms": f"arms: {{a: {{kap.noise_std: {MANY}, optim.lr: {MANY}, optim.weight_decay: {MANY}}}}}"},
+        r"arms\.a: expected at most 10,000 trainings of an arm, found 2,000,000",
+    ),
     "frontier": (
         {"claims": "['noise over plain, robust accuracy, at equal clean accuracy']"},
         "plain a grid over one key",
