@@ -16,11 +16,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from kapdist.config.file import dump_config
+from kapdist.records.study import read_frozen
 from kapdist.run.files import output, write_atomic
 from kapdist.run.lock import check_free
 from kapdist.run.paths import RunDir, StudyDir
 from kapdist.study.design import Design, check_size, make_design
-from kapdist.study.frozen import freeze
+from kapdist.study.frozen import as_frozen, freeze
 from kapdist.study.settings import Trained
 from kapdist.study.tasks import ATTACK, TRAINING, failure_of, tasks, tasks_of, write_configs
 from launch import jobs, journal, slurm
@@ -75,6 +76,14 @@ class StudyCommand:
         names = {task.run.name for task in tasks(self.design) if not task.done}
         return [run for run in self.design.trained if run.name in names]
 
+    def has_grown(self) -> bool:
+        """Whether the page has nothing yet of what the file says by now, a claim of what is there already.
+
+        Raises:
+            InputError: as `freeze`.
+        """
+        return as_frozen(self.design) != read_frozen(self.directory.frozen)
+
     def dry_run(self) -> str:
         """Return the scripts of the arrays and of the last job."""
         code = self.directory.code / "1"
@@ -91,7 +100,7 @@ class StudyCommand:
     def is_needed(self, force: bool) -> bool:
         """Say so where all is done, or jobs of the study wait or run; `force` cancels those."""
         place = self.directory
-        if place.finished.exists() and not self.missing() and not force:
+        if place.finished.exists() and not self.missing() and not self.has_grown() and not force:
             print(f"{place.root}: done: {place.page} (--force writes the page anew)")
             return False
         lines = jobs.remembered(place.slurm)
@@ -110,13 +119,13 @@ class StudyCommand:
     def queue(self, force: bool = False) -> str:
         """Queue what is missing: trainings, what is asked of each model behind its own, the page behind all."""
         place = self.directory
+        for path in (place.finished, place.failed):  # before it grows: killed in between, it is not done
+            path.unlink(missing_ok=True)
         with output(place.root):
             freeze(self.design)
             write_configs(self.design)
             write_atomic(place.slurm / CLUSTER, dump_config(self.cluster))
         Start("study", place.root).ends.forget()
-        for path in (place.finished, place.failed):
-            path.unlink(missing_ok=True)
         missing = self.missing()
         for run in missing:
             self.prepare(run)

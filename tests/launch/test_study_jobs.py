@@ -11,8 +11,11 @@ import pytest
 from queued import Queue
 from races import Baton
 
+from kapdist.records.study import read_frozen
 from kapdist.run import lock as lock_module
 from kapdist.study.design import make_design
+from kapdist.study.frozen import freeze
+from kapdist.study.tasks import tasks
 from launch import jobs, slurm
 from launch.cluster import ClusterConfig
 from launch.command import submit
@@ -23,6 +26,30 @@ BASE = "data: {train: train.beton, validation: test.beton}\nmodel: {name: resnet
 STUDY = (
     "{train: base.yaml, seeds: 1, arms: {a: {}, b: {kap.noise_std: 0.1}}, attacks: {s: {}}, studies_dir: studies}"
 )
+
+
+def test_a_claim_of_what_is_there_already_needs_the_page_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("base.yaml").write_text(BASE)
+    Path("mine.yaml").write_text(STUDY)
+    monkeypatch.setattr("launch.study.snapshot", lambda *_: tmp_path)
+    monkeypatch.setattr(slurm, "max_array_size", lambda: 1001)
+    design = make_design(Path("mine.yaml"))
+    freeze(design)
+    design.dir.finished.parent.mkdir(parents=True)
+    for path in (design.dir.finished, *(task.result for task in tasks(design))):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    how = argparse.Namespace(dry_run=False, force=False)
+    submit(StudyCommand(design, ClusterConfig()), how)
+    assert "done: " in capsys.readouterr().out
+    claim = "b over a, clean accuracy"
+    submit(StudyCommand(make_design(Path("mine.yaml"), [f"claims=['{claim}']"]), ClusterConfig()), how)
+    assert queue.kinds == ["study"]
+    assert read_frozen(design.dir.frozen).later == (claim,)
+    assert not design.dir.finished.exists()
 
 
 @pytest.mark.parametrize("seed", [3, 8, 14])
