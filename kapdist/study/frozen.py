@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from kapdist.errors import InputError, shown
@@ -10,6 +10,7 @@ from kapdist.records.study import FrozenStudy, read_frozen, write_study_record
 from kapdist.run.lock import locked_in_turn
 from kapdist.study.design import Design
 from kapdist.study.settings import Trained
+from kapdist.study.tasks import run_dir
 
 OTHERWISE = "(or another name=)"
 SUMMARIES = "attacks/*/summary.json"
@@ -41,9 +42,10 @@ def as_frozen(design: Design) -> FrozenStudy:
     """
     path = design.dir.frozen
     now = FrozenStudy.model_validate(design.described())
-    if not path.exists():
+    before = read_frozen(path) if path.exists() else None
+    check_trained(design, () if before is None else before.runs)
+    if before is None:
         return now
-    before = read_frozen(path)
     check_grown(design, before, now)
     begun = any(design.dir.runs.glob(f"*/{SUMMARIES}"))
     added = [text for text in now.claims if text not in before.claims]
@@ -54,6 +56,17 @@ def as_frozen(design: Design) -> FrozenStudy:
             "grown": (*before.grown, *([arms] if arms else [])),
         }
     )
+
+
+def check_trained(design: Design, known: Collection[str]) -> None:
+    """Refuse runs that lie here and began with another config: what they found would stand under this one's name.
+
+    Args:
+        known: runs that this study has begun with, whose commands refuse it themselves.
+    """
+    for run in design.trained:
+        if run.name not in known:
+            run_dir(design, run).check(run.config)
 
 
 def grown(design: Design, before: FrozenStudy) -> tuple[str, ...]:

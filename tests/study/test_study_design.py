@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from kapdist.study.design import Design, make_design
 from kapdist.study.frozen import freeze
 from kapdist.study.page import write_study_report
 from kapdist.study.status import find_design
-from kapdist.study.tasks import tasks, write_configs
+from kapdist.study.tasks import run_dir, tasks, write_configs
 
 BASE = """
 data: {train: train.beton, validation: test.beton}
@@ -329,6 +330,27 @@ def test_who_only_looks_at_a_study_lets_it_not_grow(design, tmp_path: Path, monk
     page = write_study_report(design(seeds="3"))
     assert "plain_seed2/train" in page.with_name("results.json").read_text()
     assert freeze(begun) == frozen
+
+
+def test_what_was_trained_otherwise_is_no_run_of_this_study(design, tmp_path: Path) -> None:
+    """A study whose study.json is gone, or that grows by a seed that somebody trained there by hand."""
+    begun = design()
+    freeze(begun)
+    run = run_dir(begun, begun.trained[0])
+    run.claim(begun.trained[0].config)
+    run.done.touch()
+    begun.dir.frozen.unlink()
+    freeze(begun)  # with the configs that the runs have
+    begun.dir.frozen.unlink()
+    (tmp_path / "base.yaml").write_text(BASE + "train: {epochs: 7}\n")
+    with pytest.raises(InputError, match=r"plain_seed0: expected train\.epochs = \d+ as this run began"):
+        freeze(design())
+    (tmp_path / "base.yaml").write_text(BASE)
+    freeze(design())
+    by_hand = run_dir(begun, begun.trained[0]).root.with_name("plain_seed2")
+    shutil.copytree(run.root, by_hand)
+    with pytest.raises(InputError, match=r"plain_seed2: expected name = 'plain_seed0' as this run began"):
+        freeze(design(seeds="3"))
 
 
 @pytest.mark.parametrize("seed", range(4))
