@@ -18,7 +18,7 @@ from kapdist.study.results import Attacked, Results
 from kapdist.study.settings import Setting
 
 LEVEL = 0.05  # of a claim's test, corrected for all claims of the study
-FEWEST_SEEDS = 2
+FEWEST_SEEDS = FEWEST_IMAGES = 2
 # Below so many, percentiles of a bootstrap cover too little where seeds differ (tools/interval_coverage.py).
 FEW_SEEDS = 10
 ONE_SEED = "one seed, and how much seeds differ is not known"
@@ -221,10 +221,12 @@ def common_seeds(*found: Attacked) -> tuple[int, ...]:
     """Return the seeds that all have.
 
     Raises:
-        UndecidedError: fewer than two, or not the same images.
+        UndecidedError: fewer than two, of seeds or images, or not the same images.
     """
     if not all(one.on_images_of(found[0]) for one in found):
         raise UndecidedError("the two sides were not attacked on the same images")
+    if len(found[0].images) < FEWEST_IMAGES:
+        raise UndecidedError("one image, and how much images differ is not known")
     seeds = tuple(seed for seed in found[0].seeds if all(seed in one.seeds for one in found))
     if len(seeds) < FEWEST_SEEDS:
         raise UndecidedError(ONE_SEED if seeds else "the two sides have no seed in common")

@@ -151,12 +151,14 @@ def broken_at(rows: pl.DataFrame) -> np.ndarray:
 def rows_of(found: Attacked) -> Iterator[Row]:
     for eps in (0.0, *found.eps):
         right = found.right(eps)
-        if len(found.seeds) > 1:
+        num_seeds, num_images = right.shape
+        if min(num_seeds, num_images) > 1:
             interval = accuracy_interval(right)
             low, high, method = max(0.0, interval.low), min(1.0, interval.high), interval.method
         else:
-            alone = wilson(int(right.sum()), right.size)
-            low, high, method = alone.low, alone.high, "Wilson over images, of one seed alone"
+            alone = wilson(float(right.mean(0).sum()), num_images)
+            what = "of one seed alone" if num_seeds == 1 else "of one image"
+            low, high, method = alone.low, alone.high, f"Wilson over images, {what}"
         yield Row(
             arm=found.setting.arm,
             setting=found.setting.name,
@@ -169,6 +171,6 @@ def rows_of(found: Attacked) -> Iterator[Row]:
             low=low,
             high=high,
             method=method,
-            num_images=right.shape[1],
+            num_images=num_images,
             files=tuple(map(str, found.files)),
         )

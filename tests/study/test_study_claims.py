@@ -26,7 +26,7 @@ from kapdist.statistics.frontier import (
 from kapdist.statistics.holm import holm
 from kapdist.statistics.seeds import Interval, of_two_parts, seed_difference
 from kapdist.study.claims import decide
-from kapdist.study.results import Attacked, Results
+from kapdist.study.results import Attacked, Results, rows_of
 from kapdist.study.settings import Setting
 from tools.interval_coverage import STRENGTHS, expected_frontier, frontiers
 
@@ -111,6 +111,19 @@ def test_no_result_at_all_and_other_images_decide_nothing() -> None:
     assert "not attacked on the same images" in decide(study(["a over b, robust accuracy"], one, elsewhere))[0].why
     other.images[0] = 10**6
     assert "not attacked on the same images" in decide(study(["a over b, robust accuracy"], one, other))[0].why
+
+
+def test_one_image_decides_nothing_and_has_a_row_all_the_same() -> None:
+    """Of a beton with one image, all of which are attacked."""
+    one, other = (
+        replace(found, images=found.images[:1], correct=found.correct[:, :1], broken_eps=found.broken_eps[:, :1])
+        for found in (attacked(a("a"), 0.9, 0.5), attacked(a("b"), 0.9, 0.1))
+    )
+    (found,) = decide(study(["a over b, robust accuracy"], one, other))
+    assert (found.verdict, found.why) == ("not decided", "one image, and how much images differ is not known")
+    clean, robust = rows_of(one)
+    assert (clean.value, clean.num_images, clean.method) == (1.0, 1, "Wilson over images, of one image")
+    assert 0 < robust.low < robust.high == 1.0
 
 
 def test_a_claim_that_came_later_says_so() -> None:
