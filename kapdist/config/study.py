@@ -20,6 +20,8 @@ def numbered(value: Any) -> Any:
     numbers = range(value) if type(value) is int and value <= MOST_SEEDS else value
     if not isinstance(numbers, range | list | tuple) or not numbers:
         raise ValueError(f"how many seeds, 1 to {MOST_SEEDS}, or a list of them")
+    if any(isinstance(number, bool) for number in numbers):
+        raise ValueError("a number, not true or false")
     return tuple(numbers)
 
 

@@ -66,8 +66,9 @@ Default = TypeVar("Default", tuple[int, ...], None)
 def trainings(path: Path, base: Path, config: StudyConfig, arm: str) -> Iterator[Trained]:
     """Yield the trainings of an arm: every point of its grid, with every seed."""
     place = f"{path}: arms.{arm}"
-    values = opened(place, config.arms[arm] or {})
-    seeds = seeds_of(f"{place}.seeds", values.pop("seeds", None), config.seeds)
+    written = dict(config.arms[arm] or {})
+    seeds = seeds_of(f"{place}.seeds", written.pop("seeds", None), config.seeds)
+    values = opened(place, written)
     if taken := [key for key in FORBIDDEN if key in values]:
         raise InputError(place, f"keys of what is trained ({taken[0]} is the study's own)", taken[0])
     runs_dir = StudyDir(config.studies_dir / config.name).runs

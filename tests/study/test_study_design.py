@@ -113,6 +113,15 @@ WRONG = {
     "value": ({"arms": "arms: {a: {kap.noise_std: [0.1, 0.1]}}"}, "values, each once"),
     "seed twice": ({"seeds": "[1, 1]"}, "each seed once, not 1 twice"),
     "no seed": ({"seeds": "0"}, "how many seeds"),
+    "own seed no number": (
+        {"arms": "arms: {a: {seeds: [true, 3]}}"},
+        r"arms\.a\.seeds.*a number, not true or false",
+    ),
+    "own seed a mapping": ({"arms": "arms: {a: {seeds: {}}}"}, r"arms\.a\.seeds.*how many seeds"),
+    "attacked seed no number": (
+        {"attacks": "attacks: {a: {seeds: [false]}}"},
+        r"attacks\.a\.seeds.*not true or false",
+    ),
     "own seed twice": ({"arms": "arms: {a: {seeds: [1, 1]}}"}, r"arms\.a\.seeds.*each seed once"),
     "attack": ({"attacks": "attacks: {a: {epz: 1}}"}, r"attacks\.a: .*nearest: eps"),
     "attacked": (
