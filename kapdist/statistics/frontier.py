@@ -3,6 +3,9 @@
 A frontier is a way to train at several strengths of something, such as the deviation of its noise: straight lines
 between its points, in the order of their clean accuracy. The difference of two is the mean vertical distance over
 the clean accuracies that both reach; nothing is extrapolated.
+
+Products of tables are of whole numbers, or summed by NumPy itself: a BLAS rounds otherwise on another CPU, which
+decides whether two points tie; a study's numbers are the same on every machine.
 """
 
 from __future__ import annotations
@@ -85,7 +88,9 @@ def influences(first: Frontier, second: Frontier) -> np.ndarray | None:
     num_seeds, found = first.clean.shape[1], []
     equal = np.full(num_seeds, 1 / num_seeds)
     for towards in np.eye(num_seeds) - equal:
-        sides = [distance(*(table @ (equal + step * towards) for table in tables)) for step in (STEP, -STEP)]
+        sides = [
+            distance(*((table * (equal + step * towards)).sum(1) for table in tables)) for step in (STEP, -STEP)
+        ]
         if sides[0] is None or sides[1] is None:
             return None
         found.append((sides[0].mean - sides[1].mean) / (2 * STEP))
@@ -127,11 +132,11 @@ def means(frontier: Frontier) -> tuple[np.ndarray, np.ndarray]:
 
 def image_variance(first: Frontier, second: Frontier, seed: int) -> float:
     """Return the variance of the distance when the images are drawn again, the same for both and all seeds."""
-    num_images = first.clean.shape[2]
-    tables = [table.mean(1) for table in (first.clean, first.robust, second.clean, second.robust)]
+    num_seeds, num_images = first.clean.shape[1:]
+    tables = [table.sum(1) for table in (first.clean, first.robust, second.clean, second.robust)]
     random = generator(seed, "bootstrap", "images of frontiers")
     counts = random.multinomial(num_images, np.full(num_images, 1 / num_images), size=IMAGE_DRAWS)
-    drawn = [counts @ table.T / num_images for table in tables]
+    drawn = [counts @ table.T / (num_seeds * num_images) for table in tables]
     found = [distance(*(table[n] for table in drawn)) for n in range(IMAGE_DRAWS)]
     return float(np.var([one.mean for one in found if one is not None], ddof=1))
 
@@ -158,12 +163,12 @@ def band(frontier: Frontier, seed: int = 0) -> Band:
     clean, robust = means(frontier)
     at = np.linspace(clean.min(), clean.max(), BAND_POINTS)
     random = generator(seed, "bootstrap", "region of a frontier")
-    images = random.multinomial(num_images, np.full(num_images, 1 / num_images), size=IMAGE_DRAWS) / num_images
-    of_images = variance_of_heights(frontier.clean.mean(1), frontier.robust.mean(1), images, at)
+    images = random.multinomial(num_images, np.full(num_images, 1 / num_images), size=IMAGE_DRAWS)
+    of_images = variance_of_heights(frontier, images, 1, at)
     of_seeds = np.zeros_like(of_images)
     if num_seeds > 1:
-        seeds = random.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=SEED_DRAWS) / num_seeds
-        drawn = variance_of_heights(frontier.clean.mean(2), frontier.robust.mean(2), seeds, at)
+        seeds = random.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=SEED_DRAWS)
+        drawn = variance_of_heights(frontier, seeds, 2, at)
         of_seeds = drawn * num_seeds / (num_seeds - 1)
     parts = zip(of_seeds.tolist(), of_images.tolist(), strict=True)
     freedoms = [freedom_of(*pair, num_seeds, num_images) for pair in parts]
@@ -174,9 +179,16 @@ def band(frontier: Frontier, seed: int = 0) -> Band:
     return Band(at, middle, np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1), method)
 
 
-def variance_of_heights(clean: np.ndarray, robust: np.ndarray, weights: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Return the variance of a frontier's height over draws: (points, units) tables and (draws, units) weights."""
-    drawn = [heights(*pair, at) for pair in zip(weights @ clean.T, weights @ robust.T, strict=True)]
+def variance_of_heights(frontier: Frontier, counts: np.ndarray, over: int, at: np.ndarray) -> np.ndarray:
+    """Return the variance of a frontier's height over draws.
+
+    Args:
+        counts: (draws, units) of how often each image, or seed, is drawn; as many draws as there are of them.
+        over: the axis of the others, 1 of the seeds or 2 of the images.
+    """
+    num_cells = frontier.clean.shape[1] * frontier.clean.shape[2]
+    clean, robust = (counts @ side.sum(over).T / num_cells for side in (frontier.clean, frontier.robust))
+    drawn = [heights(*pair, at) for pair in zip(clean, robust, strict=True)]
     return np.var(drawn, axis=0, ddof=1)
 
 

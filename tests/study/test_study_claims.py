@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -241,6 +244,31 @@ def test_where_clean_accuracy_is_the_same_for_all_seeds_each_says_what_its_own_f
     ]
     assert found.per_seed == pytest.approx(alone, abs=1e-9)
     assert np.mean(found.per_seed) == pytest.approx(found.value)
+
+
+ON_ANOTHER_CPU = """
+import numpy as np
+from kapdist.statistics.frontier import band, frontier_difference
+from tools.interval_coverage import frontiers
+pairs = [frontiers(np.random.default_rng(seed), 5, 256, 0.1, 0.3) for seed in range(4)]
+print([frontier_difference(*pair) for pair in pairs], [band(first).high.tolist() for first, _ in pairs])
+"""
+
+
+def test_a_frontier_s_numbers_are_those_of_every_cpu() -> None:
+    """OpenBLAS has a kernel for each and takes the one that is named, where it is one of x86."""
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", ON_ANOTHER_CPU],
+            env=os.environ | {"OPENBLAS_CORETYPE": core},
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for core in ("Prescott", "Haswell")
+    }
+    assert len(said) == 1
 
 
 def test_two_points_of_one_clean_accuracy_do_not_make_an_interval_boundless() -> None:
