@@ -11,6 +11,7 @@ decides whether two points tie; a study's numbers are the same on every machine.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,7 @@ from kapdist.statistics.student import quantile
 IMAGE_DRAWS = 300  # their variance is known to a twelfth by then
 SEED_DRAWS = 300
 BAND_POINTS = 25
+MEETING = 1.0  # standard errors that what both reach has to be wide
 STEP = 0.1  # of a seed's weight; a smaller one would blow up the jump where two points change their order
 METHOD = "t over seeds and images, of interpolated frontiers"
 
@@ -58,7 +60,7 @@ class FrontierDifference:
 def frontier_difference(
     first: Frontier, second: Frontier, seed: int = 0, margin: float = 0.0
 ) -> FrontierDifference | None:
-    """Compare two frontiers over seeds and images; None where they do not meet.
+    """Compare two frontiers over seeds and images; None where they do not meet, or no more than by chance.
 
     What is compared are the frontiers of all seeds together. Their distance varies by the seeds as the
     infinitesimal jackknife has it (Jaeckel 1972; Efron 1982, "The Jackknife, the Bootstrap and Other Resampling
@@ -73,10 +75,11 @@ def frontier_difference(
         raise ValueError(f"the same seeds, two or more, and images, found {first.clean.shape, second.clean.shape}")
     num_seeds, num_images = first.clean.shape[1:]
     whole, own = distance(*means(first), *means(second)), influences(first, second)
-    if whole is None or own is None:
+    drawn = image_draws(first, second, seed)
+    if whole is None or own is None or meet_by_chance(first, second, drawn):
         return None
     of_seeds = max(float(np.var(own, ddof=1)), least_variance(num_images)) / num_seeds
-    parts, freedoms = (of_seeds, image_variance(first, second, seed)), (num_seeds - 1, num_images - 1)
+    parts, freedoms = (of_seeds, image_variance(drawn)), (num_seeds - 1, num_images - 1)
     found = of_two_parts(whole.mean, parts, freedoms, METHOD, margin)
     interval = as_wide_as_images_tell(found, whole.mean, num_images, margin)
     return FrontierDifference(whole.mean, tuple((whole.mean + own).tolist()), (whole.low, whole.high), interval)
@@ -85,16 +88,39 @@ def frontier_difference(
 def influences(first: Frontier, second: Frontier) -> np.ndarray | None:
     """Return how fast the distance grows with each seed's weight; None where the frontiers hardly meet."""
     tables = [table.mean(2) for table in (first.clean, first.robust, second.clean, second.robust)]
-    num_seeds, found = first.clean.shape[1], []
-    equal = np.full(num_seeds, 1 / num_seeds)
-    for towards in np.eye(num_seeds) - equal:
-        sides = [
-            distance(*((table * (equal + step * towards)).sum(1) for table in tables)) for step in (STEP, -STEP)
-        ]
+    found = []
+    for pair in seed_weights(first.clean.shape[1]):
+        sides = [distance(*((table * weights).sum(1) for table in tables)) for weights in pair]
         if sides[0] is None or sides[1] is None:
             return None
         found.append((sides[0].mean - sides[1].mean) / (2 * STEP))
     return np.array(found)
+
+
+def seed_weights(num_seeds: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield for each seed the weights of all when it counts a little more, and a little less."""
+    equal = np.full(num_seeds, 1 / num_seeds)
+    for towards in np.eye(num_seeds) - equal:
+        yield equal + STEP * towards, equal - STEP * towards
+
+
+def meet_by_chance(first: Frontier, second: Frontier, drawn: Sequence[np.ndarray]) -> bool:
+    """Tell whether what both reach is no wider than the chance of seeds and images moves its ends.
+
+    Points that reach the other frontier as their seeds were less accurate withstand less by the same chance: where
+    two frontiers are one and their ends lie side by side, each tenth study would say that they differ.
+    """
+    tables, own = (first.clean.mean(2), second.clean.mean(2)), []
+    for pair in seed_weights(first.clean.shape[1]):
+        more, less = (common(*((table * weights).sum(1) for table in tables)) for weights in pair)
+        own.append((more - less) / (2 * STEP))
+    variance = np.var(own, ddof=1) / len(own) + np.var(common(drawn[0], drawn[2]), ddof=1)
+    return bool(common(*(table.mean(1) for table in tables)) <= MEETING * math.sqrt(variance))
+
+
+def common(clean: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return how much clean accuracy two frontiers, (..., points) each, have in common; below 0 what is between."""
+    return np.minimum(clean.max(-1), other.max(-1)) - np.maximum(clean.min(-1), other.min(-1))
 
 
 @dataclass(frozen=True)
@@ -130,13 +156,17 @@ def means(frontier: Frontier) -> tuple[np.ndarray, np.ndarray]:
     return frontier.clean.mean((1, 2)), frontier.robust.mean((1, 2))
 
 
-def image_variance(first: Frontier, second: Frontier, seed: int) -> float:
-    """Return the variance of the distance when the images are drawn again, the same for both and all seeds."""
+def image_draws(first: Frontier, second: Frontier, seed: int) -> list[np.ndarray]:
+    """Return four (draws, points) of accuracies on images drawn again, the same ones for all seeds."""
     num_seeds, num_images = first.clean.shape[1:]
     tables = [table.sum(1) for table in (first.clean, first.robust, second.clean, second.robust)]
     random = generator(seed, "bootstrap", "images of frontiers")
     counts = random.multinomial(num_images, np.full(num_images, 1 / num_images), size=IMAGE_DRAWS)
-    drawn = [counts @ table.T / (num_seeds * num_images) for table in tables]
+    return [counts @ table.T / (num_seeds * num_images) for table in tables]
+
+
+def image_variance(drawn: Sequence[np.ndarray]) -> float:
+    """Return the variance of the distance over images drawn again."""
     found = [distance(*(table[n] for table in drawn)) for n in range(IMAGE_DRAWS)]
     return float(np.var([one.mean for one in found if one is not None], ddof=1))
 

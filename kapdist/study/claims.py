@@ -170,7 +170,7 @@ def between_frontiers(results: Results, claim: ClaimConfig, attack: str) -> Comp
     first, second = (frontier_of(points, seeds, eps) for points in arms)
     found = frontier_difference(first, second, margin=claim.margin)
     if found is None:
-        raise UndecidedError("the frontiers have no clean accuracy in common")
+        raise UndecidedError("the frontiers have no clean accuracy in common, or no more than by chance")
     more = lambda *_: f"more seeds than {len(seeds)}, or points of the grid nearer to each other"  # noqa: E731
     return Compared(
         first=claim.first,
