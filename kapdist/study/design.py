@@ -280,20 +280,22 @@ def check_point(place: str, design: Design, claim: ClaimConfig, arm: str) -> Non
 
 
 def check_where(place: str, design: Design, claim: ClaimConfig) -> None:
-    """Refuse a `where` that tells nothing of either arm, or what an arm with one setting says otherwise of itself.
+    """Refuse a `where` that is true of neither setting that is meant.
 
-    That setting is the one that is meant whatever is asked, so the verdict would be about another one than it says.
+    An arm with one setting is meant as it is, whatever is asked: the verdict would be about what it does not say.
     """
+    if not claim.where:
+        return
     arms = (claim.first, claim.over)
-    written = {arm: dotted(design.config.arms[arm] or {}) for arm in arms}
+    values = [(key, value) for arm in arms for key, value in dotted(design.config.arms[arm] or {}).items()]
+    values += [pair for arm in arms for pair in meant(design, claim, arm).point.items()]
     for asked, wanted in claim.where.items():
-        if not any(named(key, asked) for values in written.values() for key in values):
-            raise InputError(place, f"a `where` with a key of {' or '.join(arms)}", asked)
-        for arm in (arm for arm in arms if not design.of_arm(arm)[0].point):
-            fixed = {key: value for key, value in written[arm].items() if named(key, asked)}
-            if fixed and not any(same(value, wanted) for value in fixed.values()):
-                key, value = next(iter(fixed.items()))
-                raise InputError(place, f"{asked}={wanted} in both arms", f"{key}={shown(value)} in {arm}")
+        found = [f"{key}={shown(value)}" for key, value in values if named(key, asked)]
+        if not any(named(key, asked) and same(value, wanted) for key, value in values):
+            expected = f"a `where` that is true of a setting of {' or '.join(arms)}"
+            raise InputError(
+                place, expected, f"{asked}={wanted}, and {' and '.join(found) or 'no such key'} in these"
+            )
 
 
 def meant(design: Design, claim: ClaimConfig, arm: str) -> Setting:
