@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from kapdist.config import AttackConfig
+from kapdist.config import AttackConfig, flatten
 from kapdist.config.certify import CertifyConfig
 from kapdist.config.claims import ClaimConfig
 from kapdist.config.fields import one_word
@@ -287,15 +287,15 @@ def check_where(place: str, design: Design, claim: ClaimConfig) -> None:
     if not claim.where:
         return
     arms = (claim.first, claim.over)
-    values = [(key, value) for arm in arms for key, value in dotted(design.config.arms[arm] or {}).items()]
-    values += [pair for arm in arms for pair in meant(design, claim, arm).point.items()]
+    values: list[tuple[str, Any]] = []
+    for setting in (meant(design, claim, arm) for arm in arms):
+        values += [*setting.point.items(), *dotted(flatten(design.of_setting(setting)[0].config)).items()]
     for asked, wanted in claim.where.items():
-        found = [f"{key}={shown(value)}" for key, value in values if named(key, asked)]
+        found = dict.fromkeys(f"{key}={shown(value)}" for key, value in values if named(key, asked))
         if not any(named(key, asked) and same(value, wanted) for key, value in values):
             expected = f"a `where` that is true of a setting of {' or '.join(arms)}"
-            raise InputError(
-                place, expected, f"{asked}={wanted}, and {' and '.join(found) or 'no such key'} in these"
-            )
+            said = " and ".join(found) or "no such key"
+            raise InputError(place, expected, f"{asked}={wanted}, and {said} in these")
 
 
 def meant(design: Design, claim: ClaimConfig, arm: str) -> Setting:

@@ -85,9 +85,9 @@ def test_the_eps_of_an_attack_follows_its_norm(design) -> None:
 
 
 def test_a_where_means_one_of_a_grid_and_leaves_the_other_arm_as_it_is(design) -> None:
-    """A baseline may say another value of the key."""
+    """A baseline may say another value of the key, and both may have it of what they start from."""
     arms = "arms: {a: {kap.noise_std: 0}, b: {kap.noise_std: [0.1, 0.3]}, c: {kap: {pool_size: 3, noise_std: 0.1}}}"
-    claims = "['b over a, clean accuracy, where noise_std=0.3', 'c over a, clean accuracy, where noise_std=0.10']"
+    claims = "['b over a, clean accuracy, where noise_std=0.3', 'c over a, clean accuracy, where width=0.25']"
     found = design(arms=arms, claims=claims, attacks=ONE)
     sides = [[meant(found, claim, arm).name for arm in (claim.first, claim.over)] for claim in found.config.claims]
     assert sides == [["b_0.3", "a"], ["c", "a"]]
@@ -183,7 +183,7 @@ WRONG = {
             "attacks": ONE,
             "claims": "['b over a, clean accuracy, where noise_std=0.3']",
         },
-        r"a setting of b or a, found noise_std=0\.3, and kap\.noise_std=0\.1 in these",
+        r"a setting of b or a, found noise_std=0\.3, and kap\.noise_std=0\.1 and kap\.noise_std=0\.0 in these",
     ),
     "written twice": (
         {"arms": "arms: {a: {kap.noise_std: 0.1, kap: {noise_std: 0.2}}}"},
