@@ -46,7 +46,7 @@ def print_status(found: StudyStatus) -> None:
         if isinstance(part, Table):
             print_table(console, part)
         else:
-            console.print(part)
+            sentence(console, part)
 
 
 def render(found: StudyStatus) -> RenderableType:
