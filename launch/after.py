@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple, cast
 
 from kapdist.records.sharding import chunks_and_costs, chunks_of, finished_chunks
 from kapdist.run.ends import deaths, end_of, killed_by
-from kapdist.run.files import text_in, write_atomic, write_first
+from kapdist.run.files import first_line_in, text_in, write_atomic, write_first
 from kapdist.run.lock import clear, other_at_work
 from kapdist.run.paths import AttackDir, RunDir, StudyDir
 from launch import jobs, slurm
@@ -143,7 +143,7 @@ def conclude(start: Start, code: int, cluster: ClusterConfig) -> tuple[Verdict, 
     if start.kind == "train":
         if code != HELD:
             write_deaths(start.run, code)
-        reason = reason or first_line(start.failed)
+        reason = reason or first_line_in(start.failed)
     progress, done, name = ENDINGS[start.kind].progress(start)
     what, why = verdict(start.ends.add(End(code, progress, start.job, reason)), done, cluster)
     if what == "again" and code != HELD and start.kind == "train":
@@ -189,10 +189,6 @@ def shard_failed(attack: AttackDir, shard: int) -> Path:
     return attack.slurm / "failed" / f"shard-{shard}"
 
 
-def first_line(path: Path) -> str:
-    return text_in(path).partition("\n")[0]
-
-
 def act(what: Verdict, code: int, cluster: ClusterConfig, failed: Path, cause: str = "") -> int:
     """Requeue if that is the verdict; return the exit code of the batch script.
 
@@ -216,7 +212,7 @@ def act(what: Verdict, code: int, cluster: ClusterConfig, failed: Path, cause: s
         time.sleep(RETRY_SECONDS)
         fate, refusal = start_again(job)
     if fate == "restarted":
-        if first_line(failed).startswith(NOT_AGAIN):
+        if first_line_in(failed).startswith(NOT_AGAIN):
             failed.unlink(missing_ok=True)
         return 0
     if fate == "cancelled":

@@ -13,10 +13,10 @@ from kapdist.config import AttackConfig
 from kapdist.config.file import load_config
 from kapdist.errors import InputError, LockedError
 from kapdist.records.sharding import missing_shards
-from kapdist.run.files import text_in, write_atomic
+from kapdist.run.files import first_line_in, text_in, write_atomic
 from kapdist.run.paths import AttackDir, RunDir
 from launch import jobs, journal, slurm
-from launch.after import CLUSTER, Start, first_line, has_successor, shard_failed
+from launch.after import CLUSTER, Start, has_successor, shard_failed
 from launch.array import AttackJobs, folders_of
 from launch.cluster import load_cluster
 from launch.planned import ATTACK, is_planned_as_submitted
@@ -72,7 +72,7 @@ def was_cancelled(attack: AttackDir, shard: int, key: str, answers: Answers) -> 
     Of a job that never started there is no last word, and without accounts Slurm forgets it; but it has no log, and
     nothing but scancel ends what has not begun.
     """
-    if first_line(shard_failed(attack, shard)).startswith("cancelled"):
+    if first_line_in(shard_failed(attack, shard)).startswith("cancelled"):
         return True
     state = answers.state(key)
     forgotten = state is None and answers.queue is not None

@@ -15,4 +15,5 @@ def what_it_lacks() -> str:
     return ""
 
 
-needs_compiler = pytest.mark.skipif(bool(what_it_lacks()), reason=what_it_lacks())
+LACKING = what_it_lacks()
+needs_compiler = pytest.mark.skipif(bool(LACKING), reason=LACKING)

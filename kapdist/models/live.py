@@ -46,12 +46,12 @@ def given(module: nn.Module) -> Iterator[str]:
         raise InputError(
             f"model {name}", "a module in evaluation mode (model.eval())", f"{training[0]} in training"
         )
+    learnt = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    before = device_of(module)
     with _giving:
         if name in GIVEN:
             raise InputError(f"model {name}", "one such module asked about at a time in a process", "two")
         GIVEN[name] = module
-    learnt = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    before = device_of(module)
     try:
         yield name
     finally:

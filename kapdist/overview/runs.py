@@ -19,7 +19,7 @@ from kapdist.records.hours import training_hours
 from kapdist.records.metrics import exported, parse_line
 from kapdist.records.sealed import read_json
 from kapdist.run.ends import deaths, end_of
-from kapdist.run.files import mapping_in, time_in
+from kapdist.run.files import first_line_in, mapping_in, time_in
 from kapdist.run.lock import holder_of, lives_here
 from kapdist.run.paths import RunDir, as_ended
 
@@ -216,8 +216,7 @@ def state_of(run: RunDir, now: float) -> tuple[str, str]:
     if run.done.exists():
         return "done", ""
     if run.failed.exists():
-        lines = run.failed.read_text(errors="replace").strip().splitlines()
-        return "failed", lines[0] if lines else ""
+        return "failed", first_line_in(run.failed)
     if last.is_dir():
         return "stopped", next(iter(deaths(last)), end_of(last))
     return "not begun", "submitted" if (run.slurm / "jobs.jsonl").exists() else ""

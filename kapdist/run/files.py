@@ -129,6 +129,11 @@ def text_in(path: Path) -> str:
         return ""
 
 
+def first_line_in(path: Path) -> str:
+    """Return how a file begins, "" where there is none."""
+    return text_in(path).partition("\n")[0]
+
+
 @contextlib.contextmanager
 def output(place: Path, refused: frozenset[int] = NOT_WRITABLE | NO_ROOM) -> Iterator[None]:
     """Take an output that cannot be written for the wrong input that it is.

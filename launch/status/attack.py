@@ -10,8 +10,9 @@ from typing import Any
 from kapdist.errors import InputError
 from kapdist.records.sealed import read_json
 from kapdist.records.sharding import finished_chunks, missing_shards, num_chunks
+from kapdist.run.files import first_line_in
 from kapdist.run.paths import AttackDir
-from launch.after import Start, first_line, shard_failed
+from launch.after import Start, shard_failed
 from launch.jobs import time_in
 from launch.journal import last_trouble
 from launch.status.explanation import LogLine, explain
@@ -114,7 +115,7 @@ def verdict(
     waits = [job for job in jobs if job.waits]
     if summary:
         return Verdict("DONE")
-    if why := first_line(directory.failed):
+    if why := first_line_in(directory.failed):
         return Verdict("FAILED", why)
     if runs:
         return Verdict("RUNNING", f"{runs[0].kind}, job {', '.join(job.job for job in runs)}")
@@ -168,7 +169,7 @@ def fate(state: str | None, given_up: bool, *, silent: bool) -> str:
 def failed_shard(directory: AttackDir, shard: int, key: str | None, answers: Answers) -> FailedShard:
     """Look into the sentinel and the log of a shard."""
     marker = shard_failed(directory, shard)
-    reason = first_line(marker) or (answers.state(key) if key else None) or "given up"
+    reason = first_line_in(marker) or (answers.state(key) if key else None) or "given up"
     starts = len(Start("shard", directory.root, shard=shard).ends.read())
     logs = [directory.slurm / f"{key}_0_log.out"] if key else []
     return FailedShard(shard, reason, starts, explain(None, [*logs, directory.shard_log(shard)]))

@@ -9,10 +9,10 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from kapdist.run.files import first_line_in
 from kapdist.run.paths import StudyDir
 from kapdist.study.status import StudyStatus, find_design, read_study_status
 from kapdist.study.view import render
-from launch.after import first_line
 from launch.jobs import remembered
 from launch.journal import last_trouble
 from launch.status.slurm import JobStatus, ask_slurm
@@ -66,7 +66,7 @@ def read_study_jobs(root: Path, now: float) -> StudyJobsStatus:
         study=read_study_status(find_design(root)),
         jobs=[*moving, *found[-1:]],
         slurm_answers=answers.queue is not None,
-        failed=first_line(place.failed),
+        failed=first_line_in(place.failed),
         now=now,
         queueing=last_trouble(place.slurm),
         unknown=answers.queue is None

@@ -15,10 +15,10 @@ from kapdist.errors import InputError
 from kapdist.records.hours import training_hours
 from kapdist.records.metrics import parse_line
 from kapdist.run.ends import deaths
-from kapdist.run.files import mapping_in
+from kapdist.run.files import first_line_in, mapping_in
 from kapdist.run.lock import holder_of, lives_here
 from kapdist.run.paths import RunDir
-from launch.after import CLUSTER, Start, first_line
+from launch.after import CLUSTER, Start
 from launch.cluster import load_cluster
 from launch.jobs import time_in
 from launch.journal import last_trouble
@@ -167,7 +167,7 @@ def verdict(
     waits = [job for job in jobs if job.waits]
     if run.done.exists():
         return Verdict("DONE")
-    if first := first_line(run.failed):
+    if first := first_line_in(run.failed):
         again = runs or waits or at_work(run.launcher, seen_elsewhere=False)
         if first.startswith("given up") or not again:
             return Verdict("FAILED", first)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from races import Baton
 
-from kapdist.run.files import write_atomic
+from kapdist.run.files import first_line_in, write_atomic
 from kapdist.run.paths import RunDir
-from launch.after import Start, conclude, first_line
+from launch.after import Start, conclude
 from launch.cluster import ClusterConfig
 from launch.status.slurm import Answers
 from launch.status.training import read_training
@@ -34,7 +34,7 @@ def test_a_look_at_a_run_that_starts_again_ends_in_no_error(
 
     def look() -> None:
         for _ in range(60):
-            assert first_line(run.failed) in ("", "rank 0")
+            assert first_line_in(run.failed) in ("", "rank 0")
             assert {end.code for end in Start("train", run.root).ends.read()} <= {1}
         states.add(read_training(run, [], Answers(queue={})).verdict.state)
 
