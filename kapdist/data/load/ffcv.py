@@ -40,7 +40,7 @@ try:
         from ffcv.loader import OrderOption
         from ffcv.loader.epoch_iterator import EpochIterator
         from ffcv.memory_managers.os_cache import OSCacheContext, OSCacheManager
-        from ffcv.memory_managers.process_cache.schedule import ScheduleExecutor, compute_schedule
+        from ffcv.memory_managers.process_cache.schedule import compute_schedule
         from ffcv.pipeline.allocation_query import AllocationQuery
         from ffcv.pipeline.compiler import Compiler
         from ffcv.pipeline.state import State
@@ -95,7 +95,6 @@ __all__ = [
     "OrderOption",
     "RGBImageField",
     "Reader",
-    "ScheduleExecutor",
     "SimpleRGBImageDecoder",
     "State",
     "compute_schedule",

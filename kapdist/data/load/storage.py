@@ -7,12 +7,14 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import Protocol
 
 import numpy as np
 
 from kapdist.data.beton.layout import Layout
-from kapdist.errors import InputError
+from kapdist.errors import InputError, TransientError
 
 
 class Storage(Protocol):
@@ -105,45 +107,80 @@ class MappedFile:
 
 
 class PagedFile:
-    """The file's pages that batches need, read whole and ahead by FFCV's threads, dropped after their last batch.
+    """The file's pages that batches need, read whole and ahead by threads, dropped after their last batch.
 
     A page is what the writer filled at a time, and no image reaches over two. Memory is as many pages as are open
     at once, so it wants quasi-random order: in random order that is the whole file.
+
+    FFCV's schedule, and readers of our own: FFCV's open the file by its name, each when it comes to it, look at no
+    read's result, and are waited for when they are gone.
+
+    Raises (from start_batch):
+        TransientError: a page of the batch cannot be read.
     """
 
     def __init__(self, file: StoredFile, batches: Sequence[np.ndarray]) -> None:
-        from kapdist.data.load.ffcv import ScheduleExecutor, compute_schedule
+        from kapdist.data.load.ffcv import compute_schedule
 
-        self.layout = layout = file.layout
-        self.page_bytes = layout.page_bytes
-        pages = [set((layout.offsets[batch] // self.page_bytes).tolist()) for batch in batches]
-        schedule = compute_schedule(pages)
-        memory = np.zeros((schedule.num_slots, self.page_bytes), np.uint8)
-        self.slots = np.zeros(1 + max(schedule.page_to_slot, default=0), np.int64)
-        for page, slot in schedule.page_to_slot.items():
+        self.file, self.layout = file, file.layout
+        self.page_bytes = self.layout.page_bytes
+        pages = [set((self.layout.offsets[batch] // self.page_bytes).tolist()) for batch in batches]
+        self.schedule = compute_schedule(pages)
+        self.memory = np.zeros((self.schedule.num_slots, self.page_bytes), np.uint8)
+        self.slots = np.zeros(1 + max(self.schedule.page_to_slot, default=0), np.int64)
+        for page, slot in self.schedule.page_to_slot.items():
             self.slots[page] = slot
-        self.data = memory.reshape(-1)
+        self.data = self.memory.reshape(-1)
         self.data.flags.writeable = False  # as the decoder's signature wants it; the threads write to `memory`
-        # By its descriptor: a reader that finds no file ends without a word, and would be waited for.
-        self.executor = ScheduleExecutor(f"/proc/self/fd/{file.descriptor}", schedule, memory, num_workers=READERS)
-        self.executor.__enter__()
+        self.asked: dict[int, Future[None]] = {}  # by page
+        self.queue: SimpleQueue[int | None] = SimpleQueue()
+        for _ in range(READERS):  # daemons: one that hangs in a read does not hold the process
+            threading.Thread(target=self.serve, daemon=True, name="kapdist-page").start()
 
     def starts(self, images: np.ndarray) -> np.ndarray:
         page, within = np.divmod(self.layout.offsets[images], self.page_bytes)
         return self.slots[page] * self.page_bytes + within
 
     def unverified(self, images: np.ndarray) -> np.ndarray:
-        # A page is read again in every pass, and FFCV looks at no read's result.
-        return np.ones(len(images), np.bool_)
+        return np.ones(len(images), np.bool_)  # a page is read again in every pass
 
     def note(self, images: np.ndarray) -> None:
         return None
 
     def start_batch(self, batch: int) -> None:
-        self.executor.load_batch(batch)
+        for page in self.schedule.can_prefetch_at[batch]:
+            self.asked[page] = Future()
+            self.queue.put(page)
+        for page in self.schedule.entering_at[batch]:
+            self.asked[page].result()
+
+    def serve(self) -> None:
+        """Read what is asked for until the end: a thread's work, with the file kept open as long as it takes."""
+        while (page := self.queue.get()) is not None:
+            asked = self.asked[page]
+            if not asked.set_running_or_notify_cancel():
+                continue
+            try:
+                self.read(page)
+            except Exception as error:
+                asked.set_exception(error)
+            else:
+                asked.set_result(None)
+
+    def read(self, page: int) -> None:
+        """Fill a page's slot; where the file has no bytes for it, it stays as it was, and no checksum agrees."""
+        left, offset = memoryview(self.memory[self.slots[page]]), page * self.page_bytes
+        try:
+            while count := os.preadv(self.file.descriptor, [left], offset):
+                left, offset = left[count:], offset + count
+        except OSError as error:
+            raise TransientError(f"{self.layout.path}: {error.strerror} at byte {offset}") from error
 
     def close(self) -> None:
-        self.executor.__exit__(None, None, None)
+        for asked in list(self.asked.values()):
+            asked.cancel()
+        for _ in range(READERS):
+            self.queue.put(None)
 
 
 READERS = 4  # threads that read pages: enough to keep a network file system busy

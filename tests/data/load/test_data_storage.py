@@ -1,6 +1,12 @@
 """Where a pass's bytes come from: the map of the file, or pages of it; and resolutions that change by epoch."""
 
+import errno
+import os
+import threading
+import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 
 import numpy as np
 import pytest
@@ -11,8 +17,8 @@ from kapdist.data.beton.layout import open_beton
 from kapdist.data.beton.write import write_beton
 from kapdist.data.load.loader import Loader
 from kapdist.data.load.order import quasi_random_order
-from kapdist.data.load.storage import MappedFile, PagedFile, StoredFile
-from kapdist.errors import InputError
+from kapdist.data.load.storage import READERS, MappedFile, PagedFile, StoredFile
+from kapdist.errors import InputError, TransientError
 from kapdist.plan.training import OPEN_PAGES, Ramp, Room, choose_storage
 
 GIB = 2**30
@@ -59,9 +65,6 @@ def test_the_process_cache_holds_the_open_pages_alone(paged) -> None:
 
 
 def test_leaving_a_pass_over_the_process_cache_ends_its_readers(paged, batches, make_loader) -> None:
-    import threading
-    import time
-
     before = threading.active_count()
     loader = make_loader(paged, resolution=64, order="quasi-random", cache="process")
     running = loader.batches(batches)
@@ -72,6 +75,80 @@ def test_leaving_a_pass_over_the_process_cache_ends_its_readers(paged, batches, 
     while threading.active_count() > before + stay and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() <= before + stay
+
+
+def test_a_page_s_reader_keeps_the_file_open(paged) -> None:
+    """However late it comes to it: the number of a closed file may be another file's, or nobody's."""
+    in_order = np.array_split(np.arange(1200), 40)
+    held = PagedFile(StoredFile(paged.layout), in_order)
+    descriptor = held.file.descriptor
+    wanted = paged.path.read_bytes()
+    held.start_batch(0)
+    held.close()
+    first, begins = paged.layout.page_bytes, held.slots[1] * held.page_bytes
+    assert bytes(held.data[begins : begins + 1000]) == wanted[first : first + 1000]
+    assert is_open(descriptor, paged.path)
+    del held
+    deadline = time.monotonic() + 60
+    while is_open(descriptor, paged.path) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_open(descriptor, paged.path)
+
+
+def is_open(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
+
+
+def test_a_page_that_cannot_be_read_is_said_and_not_waited_for(paged, batches, make_loader, monkeypatch) -> None:
+    """FFCV's readers look at no result, and what a dead one was to read is waited for without an end."""
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    loader = make_loader(paged, resolution=64, order="quasi-random", cache="process")
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(TransientError, match=r"paged.beton: Input/output error at byte \d+"):
+        list(loader.batches(batches))
+    monkeypatch.undo()
+    assert len(list(loader.batches(batches))) == len(batches)
+
+
+def test_a_page_is_read_whole_where_a_file_system_gives_it_in_parts(paged, monkeypatch) -> None:
+    in_order, read = np.array_split(np.arange(1200), 40), os.preadv
+    mapped = MappedFile(StoredFile(paged.layout))
+    monkeypatch.setattr(os, "preadv", lambda file, parts, at: read(file, [parts[0][: 1 << 16]], at))
+    held = PagedFile(StoredFile(paged.layout), in_order)
+    try:
+        held.start_batch(0)
+        for image, start in zip(in_order[0], held.starts(in_order[0]), strict=True):
+            size, offset = int(paged.layout.sizes[image]), int(mapped.starts(image))
+            assert np.array_equal(held.data[start : start + size], mapped.data[offset : offset + size])
+    finally:
+        held.close()
+
+
+def test_closing_lets_go_of_what_waits_to_be_read_and_of_who_waits(paged) -> None:
+    held, may_read, began = PagedFile(StoredFile(paged.layout), [np.arange(1200)]), threading.Event(), Queue()
+    read = held.read
+
+    def slow(page: int) -> None:
+        began.put(page)
+        may_read.wait(60)
+        read(page)
+
+    held.read = slow
+    with ThreadPoolExecutor() as pool:
+        waits = pool.submit(held.start_batch, 0)
+        reading = {began.get(timeout=60) for _ in range(READERS)}
+        held.close()
+        may_read.set()
+        with pytest.raises(CancelledError):
+            waits.result(timeout=60)
+    assert len(held.asked) > len(reading)
+    assert began.empty()
 
 
 def test_damage_in_a_page_is_found(paged, make_loader) -> None:
@@ -174,7 +251,7 @@ def test_a_rank_s_tables_take_34_bytes_per_image(paged, make_loader) -> None:
     assert all(table.base is None or table.base.nbytes == table.nbytes for table in tables)
 
 
-READERS = [
+BACKENDS = [
     {"backend": "ffcv"},
     {"backend": "torch"},
     {"backend": "ffcv", "cache": "process", "order": "quasi-random"},
@@ -197,7 +274,7 @@ def another(beton: Path) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader", BACKENDS)
 @pytest.mark.parametrize("removed", [True, False])
 def test_another_file_in_a_beton_s_place_changes_nothing_for_who_reads_it(
     copied: Path, make_loader, reader: dict[str, str], removed: bool
@@ -210,7 +287,7 @@ def test_another_file_in_a_beton_s_place_changes_nothing_for_who_reads_it(
     assert torch.equal(images_of(loader), before)
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader", BACKENDS)
 def test_what_was_verified_is_verified_anew_where_somebody_writes_into_the_file(
     copied: Path, make_loader, reader: dict[str, str]
 ) -> None:
