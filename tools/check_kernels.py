@@ -7,6 +7,7 @@ Triton's own interpreter runs them on the CPU, at small sizes: what a compiled k
 """
 
 import argparse
+import copy
 import math
 import os
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 if "--interpreter" in sys.argv:  # which Triton wants to know before it is imported
     os.environ["TRITON_INTERPRET"] = "1"
@@ -23,10 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a bare box has n
 
 from kapdist.kap import kapify, noise_state, seed_noise
 from kapdist.kap.ahead import averages_of
+from kapdist.kap.average import kernel_average, transposed_average
 from kapdist.kap.average_gpu import average
 from kapdist.kap.conv import KAPConv2d
 from kapdist.kap.normal import normal
 from kapdist.kap.normal_gpu import add_normal, add_rows
+from kapdist.kap.normed import window_of
+from kapdist.kap.normed_gpu import coefficients, sums, transposed_table
 from kapdist.kap.rows import TILE, rows_of, tables
 
 Checked = tuple[str, float, float]
@@ -106,6 +111,65 @@ def check_averages(device: str) -> Iterator[Checked]:
         yield f"transpose from {dtype}", float((backward.cpu().double() - expected).abs().max()), limit
 
 
+def check_normed(device: str) -> Iterator[Checked]:
+    """Activations normalised, averaged and noisy at once, and the transpose, against float64 and the definition."""
+    limits = {torch.float32: 2e-5, torch.bfloat16: 0.07, torch.float16: 0.01}
+    shapes = [(77, 12, 3, "sheet"), (231, 56, 5, "sheet"), (500, 9, 5, "line"), (9, 1024, 3, "sheet")]
+    shapes += [(7 * 32**2, 256, 3, "sheet"), (49, 2048, 5, "sheet")] if device == "cuda" else []
+    for rows, channels, pool_size, layout in shapes:
+        window = window_of(channels, pool_size, layout)
+        reach, where = (window.sides, window.halves), f"{layout} {window.sides}"
+        z, (mean, variance, weight, bias) = torch.randn(rows, channels, 1, 1), torch.randn(4, channels)
+        there = [each.to(device) for each in (mean, variance.exp(), weight, bias)]
+        deviation, table, shift = coefficients(*there, 1e-5, *reach)  # type: ignore[call-arg]
+        off = deviation.cpu().double() * (variance.exp().double() + 1e-5).sqrt() - 1
+        yield f"normed: deviation, {where}", float(off.abs().max()), 1e-6
+        stream = torch.tensor([KEY, DRAW, 0], device=device)
+        transposed = transposed_table(*reach, torch.device(device))
+        numbers = normal(z.numel(), KEY, DRAW, CPU).view(z.shape).double()
+        for dtype, limit in limits.items():
+            given, out = z.to(dtype).double(), torch.empty(z.numel(), dtype=dtype, device=device)
+            normed = functional.batch_norm(
+                given, mean.double(), variance.exp().double(), weight.double(), bias.double()
+            )
+            clean = kernel_average(normed, pool_size, layout=layout)
+            back = transposed_average(given, pool_size, 1, window.grid, 1)
+            for what, noise, of, plus, expected, allowed in (
+                ("norm and average", None, table, shift, clean, limit),
+                ("with noise", (2.0, stream), table, shift, clean + 2 * numbers, ROUNDING[dtype]),
+                ("transpose", None, transposed, None, back, limit),
+            ):
+                sums(z.to(dtype).flatten().to(device), out, of, plus, *reach, noise)
+                off = (out.cpu().double() - expected.flatten()) / (expected.flatten().abs() / 4).clamp(min=1)
+                yield f"normed: {what}, {dtype}, {where}", float(off.abs().max()), allowed
+            yield "normed: counted once", float((stream.cpu() - torch.tensor([KEY, DRAW + 1, 0])).abs().max()), 0
+            stream[1] = DRAW
+
+
+def check_norm_first(_: str) -> Iterator[Checked]:
+    """Layers with a norm before the average, at once against step by step: outputs, gradients and statistics."""
+    for dtype, layout in product((None, torch.bfloat16, torch.float16), ("line", "sheet")):
+        torch.manual_seed(0)
+        layer = KAPConv2d(16, 64, 3, bias=False, layout=layout, noise_std=0.3, inner_norm=nn.BatchNorm2d(64)).cuda()
+        layer = layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = torch.randn(8, 16, 19, 17, device="cuda").to(memory_format=torch.channels_last)
+        found = []
+        for at_once in (True, False):
+            twin, images = copy.deepcopy(layer), x.clone().requires_grad_()
+            if not at_once:
+                twin.inner_norm.register_forward_hook(lambda *_: None)  # which wants to see the norm's own results
+            with torch.autocast("cuda", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+                out = twin(images)
+            gradients = torch.autograd.grad(out.float().square().mean(), [images, *twin.parameters()])
+            statistics = [twin.inner_norm.running_mean, twin.inner_norm.running_var]
+            found.append([out, *gradients, *statistics, *noise_state(twin).values()])
+        limit = {None: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}[dtype]
+        for name, ours, theirs in zip(("out", "images", "weight", "norm's weight", "norm's bias", "mean",
+                                       "variance", "seed", "draws"), *found, strict=True):  # fmt: skip
+            off = float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max().clamp(min=1e-9))
+            yield f"norm first: {name}, {dtype}, {layout}", off, limit
+
+
 def check_models(_: str) -> Iterator[Checked]:
     """Gradients with the averages made ahead against those with each layer's own, in each format and precision."""
     formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -173,7 +237,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     device = "cpu" if options.interpreter else "cuda"
     failed = 0
-    for check in (check_draws, check_rows, check_averages, *(() if options.interpreter else ON_GPUS)):
+    for check in (check_draws, check_rows, check_averages, check_normed, *(() if options.interpreter else ON_GPUS)):
         for name, off, limit in check(device):
             passed = off <= limit
             failed += not passed
@@ -181,7 +245,7 @@ def main() -> None:
     sys.exit(failed > 0)
 
 
-ON_GPUS = (check_statistics, check_models, check_graph)
+ON_GPUS = (check_statistics, check_models, check_norm_first, check_graph)
 
 if __name__ == "__main__":
     main()

@@ -117,7 +117,7 @@ class _KernelAverage(torch.autograd.Function):
     def forward(z: Tensor, pool_size: int, stride: int, grid: tuple[int, ...], dim: int) -> Tensor:
         sheets = _as_sheets(z, grid, dim)
         if stride == 1 and _shifts_pay(sheets):
-            return _from_flat(shifted_means(_flat(sheets), pool_size, _sides(grid)), z, grid, dim)
+            return _from_flat(shifted_means(_flat(sheets), pool_size, sides_of(grid)), z, grid, dim)
         sizes, strides, paddings = _window(pool_size, stride, grid)
         means = functional.avg_pool2d(sheets, sizes, strides, paddings, count_include_pad=False)
         # Of the means nobody keeps anything, but torch forbids in-place operations on what it takes for a view of
@@ -142,9 +142,9 @@ def transposed_average(grad: Tensor, pool_size: int, stride: int, grid: Sequence
     """The transpose of the average along `dim`."""
     pooled = _as_sheets(grad, [math.ceil(side / stride) for side in grid], dim)
     if stride == 1 and _shifts_pay(pooled):
-        means = shifted_means_transposed(_flat(pooled), pool_size, _sides(grid))
+        means = shifted_means_transposed(_flat(pooled), pool_size, sides_of(grid))
         return _from_flat(means, grad, grid, dim)
-    sheets = pooled if stride == 1 else _spread(pooled, stride, _sides(grid))
+    sheets = pooled if stride == 1 else _spread(pooled, stride, sides_of(grid))
     sizes, strides, paddings = _window(pool_size, 1, grid)
     if pool_size > 1:
         # Of tensors that only stand for others (torch's fake ones) none may be kept for the next call.
@@ -158,7 +158,7 @@ def transposed_average(grad: Tensor, pool_size: int, stride: int, grid: Sequence
 def _edge_shares(pool_size: int, grid: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """(h, w): how much larger than a whole window's the share of each kernel in its mean is, 1 inside."""
     with torch.inference_mode(False), torch.no_grad():
-        whole = torch.ones(1, 1, *_sides(grid), dtype=torch.double, device=device)
+        whole = torch.ones(1, 1, *sides_of(grid), dtype=torch.double, device=device)
         exists = functional.avg_pool2d(whole, *_window(pool_size, 1, grid), count_include_pad=True)
         return exists[0, 0].reciprocal().to(dtype)
 
@@ -171,15 +171,15 @@ def _spread(pooled: Tensor, stride: int, sides: tuple[int, int]) -> Tensor:
     return full.permute(0, 3, 1, 2)
 
 
-def _sides(grid: Sequence[int]) -> tuple[int, int]:
+def sides_of(grid: Sequence[int]) -> tuple[int, int]:
     """A line is a sheet of width 1."""
     return (grid[0], grid[1]) if len(grid) == 2 else (grid[0], 1)
 
 
 def _window(pool_size: int, stride: int, grid: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
     """avg_pool2d's sizes, strides and paddings, none along the width of a line."""
-    sizes = [min(pool_size, side) for side in _sides(grid)]
-    strides = [min(stride, side) for side in _sides(grid)]
+    sizes = [min(pool_size, side) for side in sides_of(grid)]
+    strides = [min(stride, side) for side in sides_of(grid)]
     return sizes, strides, [size // 2 for size in sizes]
 
 
@@ -192,7 +192,7 @@ def _as_sheets(z: Tensor, grid: Sequence[int], dim: int) -> Tensor:
     if _is_channels_last(z):
         z, dim = z.permute(0, 2, 3, 1), (0, 3, 1, 2)[dim]
     before, after = math.prod(z.shape[:dim]), math.prod(z.shape[dim + 1 :])
-    return z.reshape(before, *_sides(grid), after).permute(0, 3, 1, 2)
+    return z.reshape(before, *sides_of(grid), after).permute(0, 3, 1, 2)
 
 
 def _from_sheets(sheets: Tensor, like: Tensor, dim: int) -> Tensor:
@@ -218,7 +218,7 @@ def _flat(sheets: Tensor) -> Tensor:
 
 def _from_flat(flat: Tensor, like: Tensor, grid: Sequence[int], dim: int) -> Tensor:
     """The inverse of `_as_sheets` and `_flat`; no view to autograd, so that it may be changed in place."""
-    return _from_sheets(flat.view(-1, 1, *_sides(grid)), like, dim).detach()
+    return _from_sheets(flat.view(-1, 1, *sides_of(grid)), like, dim).detach()
 
 
 def _is_channels_last(z: Tensor) -> bool:

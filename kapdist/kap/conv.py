@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kapdist.kap.ahead import averages_of
 from kapdist.kap.average import check_window, kernel_average, pooled_channels
 from kapdist.kap.noise import NoiseSource, NoisyLayer, add_noise
+from kapdist.kap.normed import WIDEST, normed_average, pays, window_of
 from kapdist.kap.norms import PLAIN
 
 
@@ -141,11 +142,21 @@ class KAPConv2d(NoisyLayer, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 3:  # one image: nn.Conv2d takes it, and its channels are not dimension 1
             return self.forward(x[None]).squeeze(0)
+        if self.inner_norm is not None and not self.is_frozen:
+            return self._normed(self._conv_forward(x, self.weight, self.bias), self.inner_norm)
         return self._add_noise(self._averaged(x))
 
+    def _normed(self, z: Tensor, norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> Tensor:
+        """A norm(z) + n, where the norm takes the batch's statistics."""
+        if self.pool_stride > 1 or self.pool_size > WIDEST or not pays(norm, z):
+            return self._add_noise(self.average(norm(z), dim=1))
+        window = window_of(self.out_channels, self.pool_size, self.layout)
+        if not self.is_noisy() or self.noise_source.mode != "fresh":
+            return self._add_noise(normed_average(norm, z, window, None))
+        stream = self.noise_source.streams.stream(self.noise_layer, z.device)
+        return normed_average(norm, z, window, (self.noise_std, stream))
+
     def _averaged(self, x: Tensor) -> Tensor:
-        if self.inner_norm is not None and not self.is_frozen:
-            return self.average(self.inner_norm(self._conv_forward(x, self.weight, self.bias)), dim=1)
         if self.groups > 1:
             return self.average(self._conv_forward(x, *self.normed_parameters()), dim=1)
         return self._conv_forward(x, *self.averaged_parameters())

@@ -66,12 +66,16 @@ def _coefficients_for(flat: Tensor, pool_size: int, sides: tuple[int, int]) -> C
 @functools.lru_cache(maxsize=256)
 def _coefficients(pool_size: int, sides: tuple[int, int], dtype: torch.dtype) -> Coefficients:
     with torch.inference_mode(False), torch.no_grad():
-        counts = [_count(side, pool_size // 2) for side in sides]
-        shares = torch.outer(*counts).flatten().reciprocal()
         column = torch.arange(sides[0] * sides[1]) % sides[1]
         shifts = range(1, min(pool_size // 2, sides[1] - 1) + 1)
         exists = tuple((column[:-shift] + shift < sides[1]).to(dtype) for shift in shifts)
-        return Coefficients(shares.to(dtype), exists)
+        return Coefficients(shares(pool_size, sides).to(dtype), exists)
+
+
+def shares(pool_size: int, sides: tuple[int, int]) -> Tensor:
+    """1 / (kernels that exist in its window) for each kernel of a sheet, (height * width,) in float64."""
+    counts = [_count(side, pool_size // 2) for side in sides]
+    return torch.outer(*counts).flatten().reciprocal()
 
 
 def _count(side: int, half: int) -> Tensor:

@@ -41,6 +41,13 @@ class Streams:
 
         Raises: RuntimeError as `fresh` does.
         """
+        add_draw(z, out, std, self.stream(layer, out.device))
+
+    def stream(self, layer: int, device: torch.device) -> Tensor:
+        """The layer's (key, draws, 0) on its device, for whoever draws from it now and counts the draw.
+
+        Raises: RuntimeError as `fresh` does.
+        """
         # A forward within a backward works out again what was not kept, and has to see the same noise. Who seeds
         # anew within the pass says which noise that is.
         if torch._C._current_graph_task_id() not in (-1, self._begun_in):
@@ -49,7 +56,7 @@ class Streams:
                 "other noise there than in the forward pass; use kapdist.kap.noise(model, 'off' or 'fixed'), or "
                 "no checkpointing"
             )
-        add_draw(z, out, std, self._stream(layer, out.device))
+        return self._stream(layer, device)
 
     def fixed(self, shape: tuple[int, ...], layer: int, like: Tensor) -> Tensor:
         """The layer's own noise of this shape, of like's dtype and device."""

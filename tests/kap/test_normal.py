@@ -141,6 +141,7 @@ def test_triton_kernels_by_its_interpreter() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "average to torch.bfloat16" in done.stdout
+    assert "normed: with noise, torch.bfloat16" in done.stdout
 
 
 class Kernel:
