@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from kapdist.records.norms import AcrossNorms
@@ -32,22 +33,29 @@ def norms_views(run: Run) -> tuple[list[NormsView], list[str]]:
         return [], []
     cases = read_worst_cases(run.dir.worst_case)
     apart = f"{run.label}: attacks of several norms are not all in one union: {cases.apart}."
-    return [view(run, found) for found in cases.across], [apart] if cases.apart else []
+    united = {source.name: source.plan_fingerprint for case in cases.cases for source in case.sources}
+    here = {attack.name: attack.summary.plan_fingerprint for attack in run.attacks}
+    gone = {name for name, plan in united.items() if here.get(name) != plan}
+    return [view(run, found, gone) for found in cases.across], [apart] if cases.apart else []
 
 
-def view(run: Run, found: AcrossNorms) -> NormsView:
+def view(run: Run, found: AcrossNorms, gone: Collection[str]) -> NormsView:
+    """Return a union as the page shows it.
+
+    Args:
+        gone: attacks of before that the run has not, or not so.
+    """
     names = enumeration([one.norm for one in found.norms])
     rows = [
         (one.norm, eps_text(one.norm, one.eps), accuracy_text(one.robust_accuracy), ", ".join(one.sources))
         for one in found.norms
     ]
     union = (f"Union of {names}", "–", accuracy_text(found.robust_accuracy), "all of these")
-    here = {attack.name for attack in run.attacks}
-    gone = gone_lines(name for one in found.norms for name in one.sources if name not in here)
+    late = gone_lines(name for one in found.norms for name in one.sources if name in gone)
     lead = (
         f"Clean accuracy {accuracy_text(found.clean_accuracy)} on {plural(found.num_images, 'image')}, "
         f"noise {found.noise}. The union has the images that no attack of any norm broke."
     )
-    lead = " ".join([lead, *gone])
+    lead = " ".join([lead, *late])
     model = f", {found.factory}" if found.factory else ""
     return NormsView(f"{run.label}{model}, {names}", lead, (*rows, union))

@@ -1,5 +1,6 @@
 """The union over norms against the sets of images that each attack broke."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typer.testing import CliRunner
 
 from kapdist.cli import app
 from kapdist.errors import InputError
+from kapdist.records.attack_plan import read_plan
 from kapdist.records.norms import read_across
+from kapdist.records.sealed import write_json
 from kapdist.records.worst import read_worst_cases
 from kapdist.report.page import write_report
 from kapdist.run.paths import AttackDir, RunDir
@@ -56,6 +59,11 @@ def test_an_image_counts_if_no_attack_of_any_norm_broke_it(world: World, short: 
         "Also of attacks that are gone or were made anew since (kapdist attack worst works it out again): second."
     )
     assert page.count(gone) == 2, "of the norm, and of several"
+    worst, plan = RunDir(world.run).worst_case, read_plan(attacks["L2"]).fingerprint
+    write_json(worst, json.loads(worst.read_text().replace(plan, "0" * 64)))  # as if l2 were made anew since
+    page = write_report([world.run], tmp_path / "report").read_text()
+    assert page.count("works it out again): l2.") == 1
+    assert page.count("works it out again): second, l2.") == 1
 
 
 @pytest.mark.parametrize(
