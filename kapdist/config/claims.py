@@ -29,6 +29,9 @@ def pairs(text: str) -> dict[str, str]:
     found = [part.partition("=") for part in re.split(r"\s+and\s+", text.strip())]
     if not all(key and equals and value for key, equals, value in found):
         raise ValueError(f"a claim such as {LIKE}")
+    keys = [key.strip() for key, _, _ in found]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise ValueError(f"a claim that says its {twice} once")
     return {key.strip(): value.strip() for key, _, value in found}
 
 

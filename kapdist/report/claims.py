@@ -16,7 +16,6 @@ from kapdist.report.paired import (
     clean_sentence,
     image_by_image,
     is_one_model,
-    p_text,
     paired,
     paired_text,
     side_by_side,
@@ -26,7 +25,7 @@ from kapdist.report.paired import (
 from kapdist.report.reading import Attack, Images, Run
 from kapdist.report.table import Block, Row
 from kapdist.report.trainings import config_of, differences, outside_noise
-from kapdist.report.words import accuracy_text, enumeration, plural, points
+from kapdist.report.words import accuracy_text, enumeration, p_text, plural, points
 from kapdist.statistics.holm import holm
 from kapdist.statistics.intervals import wilson
 from kapdist.statistics.paired import PairedDifference
@@ -222,7 +221,7 @@ def verdict(gap: Gap, corrected: float | None, num_tests: int) -> str:
     found = gap.paired
     if found is None or corrected is None:
         return why_unpaired(gap.kap, gap.reference)
-    several = f", Holm's over {num_tests} pairs {p_text(corrected)}" if num_tests > 1 else ""
+    several = f", Holm's over {num_tests} pairs {p_text(corrected, LEVEL)}" if num_tests > 1 else ""
     counts = image_by_image(gap.kap, gap.reference, found, several)
     if doubted := doubted_names(gap.kap, gap.reference):
         return f"{counts}: nothing is decided, as the robust accuracy of {doubted} is not to be believed."

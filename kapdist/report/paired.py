@@ -8,7 +8,7 @@ import polars
 
 from kapdist.report.reading import Attack
 from kapdist.report.table import Row
-from kapdist.report.words import enumeration, points
+from kapdist.report.words import enumeration, p_text, points
 from kapdist.statistics.paired import PairedDifference, compare
 
 OTHER_IMAGES = "The two were not given the same images, so nothing is decided."
@@ -58,15 +58,7 @@ def image_by_image(first: Row, second: Row, found: PairedDifference, corrected: 
 def paired_text(found: PairedDifference) -> str:
     """Say a paired difference, its interval and the test: +5.0 points [+0.4, +9.9], McNemar's exact p = 0.031."""
     low, high = (points(bound).removesuffix(" points") for bound in (found.low, found.high))
-    return f"{points(found.value)} [{low}, {high}], McNemar's exact {p_text(found.p)}"
-
-
-def p_text(p: float) -> str:
-    """Say a p-value in two digits, or in as many as show on which side of LEVEL it is."""
-    if p < 1e-4:
-        return "p < 0.0001"
-    rounded = (f"{p:.{digits}g}" for digits in range(2, 18))
-    return f"p = {next(text for text in rounded if (float(text) < LEVEL) == (p < LEVEL))}"
+    return f"{points(found.value)} [{low}, {high}], McNemar's exact {p_text(found.p, LEVEL)}"
 
 
 def clean_sentence(first: Row, second: Row) -> str:

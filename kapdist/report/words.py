@@ -43,6 +43,14 @@ def points(share: float) -> str:
     return f"{rounded:+.1f} points".replace("-", "−")
 
 
+def p_text(p: float, level: float) -> str:
+    """Say a p-value in two digits, or in as many as show whether it is below a level."""
+    if p < 1e-4:
+        return "p < 0.0001"
+    rounded = (f"{p:.{digits}g}" for digits in range(2, 18))
+    return f"p = {next(text for text in rounded if (float(text) < level) == (p < level))}"
+
+
 def plural(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 

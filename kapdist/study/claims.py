@@ -9,6 +9,7 @@ import numpy as np
 
 from kapdist.config.claims import ClaimConfig
 from kapdist.records.study import Decision
+from kapdist.report.words import p_text
 from kapdist.statistics.frontier import Frontier, dominance, frontier_difference
 from kapdist.statistics.holm import holm
 from kapdist.statistics.power import detectable_by_seeds, seeds_needed
@@ -21,6 +22,7 @@ LEVEL = 0.05  # of a claim's test, corrected for all claims of the study
 FEWEST_SEEDS = FEWEST_IMAGES = 2
 # Below so many, percentiles of a bootstrap cover too little where seeds differ (tools/interval_coverage.py).
 FEW_SEEDS = 10
+SHOWN = 3  # models that a reason names
 ONE_SEED = "one seed, and how much seeds differ is not known"
 
 
@@ -139,6 +141,7 @@ def between_settings(results: Results, claim: ClaimConfig, attack: str) -> Compa
     sides = [meant(results.design, claim, arm) for arm in (claim.first, claim.over)]
     first, second = (complete(results, side, attack) for side in sides)
     seeds = common_seeds(first, second)
+    check_believed(claim, seeds, first, second)
     eps = eps_of(results.design, claim, attack)
     ours, theirs = first.right(eps)[first.of_seeds(seeds)], second.right(eps)[second.of_seeds(seeds)]
     found = seed_difference(ours, theirs, margin=claim.margin)
@@ -166,6 +169,7 @@ def between_frontiers(results: Results, claim: ClaimConfig, attack: str) -> Comp
         for arm in (claim.first, claim.over)
     ]
     seeds = common_seeds(*arms[0], *arms[1])
+    check_believed(claim, seeds, *arms[0], *arms[1])
     eps = eps_of(results.design, claim, attack)
     first, second = (frontier_of(points, seeds, eps) for points in arms)
     found = frontier_difference(first, second, margin=claim.margin)
@@ -199,8 +203,9 @@ def dominance_in_words(claim: ClaimConfig, first: Frontier, second: Frontier) ->
     found = [(dominance(mine, theirs), name, other) for name, other, mine, theirs in ways]
     p, name, other = min(found)
     if p <= LEVEL:
-        return f"{name} dominates {other}: better on both accuracies than each of its settings (p = {p:.2g})"
-    return f"neither arm dominates the other (p = {found[0][0]:.2g} and {found[1][0]:.2g})"
+        return f"{name} dominates {other}: better on both accuracies than each of its settings ({p_text(p, LEVEL)})"
+    said = [p_text(one[0], LEVEL).removeprefix("p = ") for one in found]
+    return f"neither arm dominates the other (p = {said[0]} and {said[1]})"
 
 
 def complete(results: Results, setting: Setting, attack: str) -> Attacked:
@@ -231,6 +236,18 @@ def common_seeds(*found: Attacked) -> tuple[int, ...]:
     if len(seeds) < FEWEST_SEEDS:
         raise UndecidedError(ONE_SEED if seeds else "the two sides have no seed in common")
     return seeds
+
+
+def check_believed(claim: ClaimConfig, seeds: tuple[int, ...], *found: Attacked) -> None:
+    """Refuse to decide by a robust accuracy of which stronger attacks left less, as `kapdist attack sanity` found.
+
+    Raises:
+        UndecidedError: names the models.
+    """
+    names = [f"{one.setting.name}_seed{seed}" for one in found for seed in seeds if seed in one.doubted]
+    if names and claim.measure == "robust":
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        raise UndecidedError(f"the robust accuracy of {', '.join(names[:SHOWN])}{more} is not to be believed")
 
 
 def eps_of(design: Design, claim: ClaimConfig, attack: str) -> float:

@@ -14,7 +14,7 @@ from kapdist.config.claims import ClaimConfig
 from kapdist.config.fields import one_word
 from kapdist.config.file import beside, load_config, merged, read_layers
 from kapdist.config.following import dotted
-from kapdist.config.study import StudyConfig
+from kapdist.config.study import FORBIDDEN, StudyConfig
 from kapdist.errors import InputError, shown
 from kapdist.run.files import fingerprint
 from kapdist.run.paths import StudyDir
@@ -283,13 +283,15 @@ def check_where(place: str, design: Design, claim: ClaimConfig) -> None:
     """Refuse a `where` that is true of neither setting that is meant.
 
     An arm with one setting is meant as it is, whatever is asked: the verdict would be about what it does not say.
+    Nor is it about one seed, name or folder of a setting's trainings.
     """
     if not claim.where:
         return
     arms = (claim.first, claim.over)
     values: list[tuple[str, Any]] = []
     for setting in (meant(design, claim, arm) for arm in arms):
-        values += [*setting.point.items(), *dotted(flatten(design.of_setting(setting)[0].config)).items()]
+        trained = dotted(flatten(design.of_setting(setting)[0].config))
+        values += [*setting.point.items(), *(pair for pair in trained.items() if pair[0] not in FORBIDDEN)]
     for asked, wanted in claim.where.items():
         found = dict.fromkeys(f"{key}={shown(value)}" for key, value in values if named(key, asked))
         if not any(named(key, asked) and same(value, wanted) for key, value in values):

@@ -10,8 +10,9 @@ from pathlib import Path
 import polars as pl
 
 from kapdist.records.study import Decision, Row, StudyResults
-from kapdist.report.words import eps_text, percent, points
+from kapdist.report.words import eps_text, p_text, percent, points
 from kapdist.run.files import write_atomic
+from kapdist.study.claims import LEVEL
 
 MARK = "†"
 ONE_SEED = f"{MARK} One seed: the interval is over images alone, and another seed may lie outside of it."
@@ -53,7 +54,7 @@ def sentence(found: Decision) -> str:
     against = f" (against {points(found.margin)})" if found.margin else ""
     several = found.p_holm != found.p
     alone = " (95%, this test alone)" if several else ""
-    p = p_text(found.p) + (f", corrected {p_text(found.p_holm)}" if several else "")
+    p = p_text(found.p, LEVEL) + (f", corrected {p_text(found.p_holm, LEVEL)}" if several else "")
     more = f" {found.more[0].upper()}{found.more[1:]}." if found.more else ""
     pair = f"{found.first} over {found.over}"
     which = "" if pair in found.claim else f"{found.first} against {found.over}: "
@@ -64,10 +65,6 @@ def difference(found: Decision) -> str:
     """Return what was found, with its interval."""
     low, high = (points(bound or 0).removesuffix(" points") for bound in (found.low, found.high))
     return f"{points(found.difference or 0)} [{low}, {high}]"
-
-
-def p_text(p: float) -> str:
-    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
 
 
 def csv_text(rows: Sequence[Row]) -> str:
@@ -107,8 +104,12 @@ def latex(rows: Sequence[Row]) -> str:
 
 
 def markdown(found: StudyResults) -> str:
-    """Return claims with their verdicts, and the table: mean over seeds, its 95% interval, each seed's own."""
+    """Return claims with their verdicts, what is to be said of the numbers, and the table.
+
+    Of each setting the mean over seeds, its 95% interval, each seed's own.
+    """
     lines = [f"- **{one.verdict}**: {one.claim}. {sentence(one)}" for one in found.decisions]
+    lines += [f"- {note[0].upper()}{note[1:]}." for note in found.notes]
     for attack, settings in tables(found.rows).items():
         heads = [f"{column(row)}, % | each seed" for row in max(settings.values(), key=len)]
         lines += ["", " | ".join([f"| under {attack}", *heads]) + " |", "|---|" + "---:|---|" * len(heads)]

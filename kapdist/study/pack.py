@@ -18,7 +18,7 @@ from kapdist.run.files import check_outputs, mapping_in, to_json, written_aside
 from kapdist.run.paths import AttackDir, RunDir
 from kapdist.study.design import Design
 from kapdist.study.page import write_study_report
-from kapdist.study.tasks import SANITY, TRAINING, Task, tasks
+from kapdist.study.tasks import ATTACK, SANITY, TOPOGRAPHY, TRAINING, Task, tasks
 
 TOLD = "host", "device", "platform", "python", "packages"
 """Of a machine; variables, command lines and what was not committed are nobody else's."""
@@ -55,9 +55,14 @@ def files_of(design: Design, missing: Collection[str]) -> Iterator[tuple[Path, b
     """
     place = design.dir
     yield from there(place.frozen, place.config, place.base, *sorted(place.configs.rglob("*.yaml")))
-    for task in tasks(design):
-        if task.name not in missing:
-            yield from (trained if task.kind == TRAINING else asked)(task)
+    every = tasks(design)
+    examined = {task.result for task in every if task.kind == SANITY}
+    for task in every:
+        if task.name in missing:
+            continue
+        yield from (trained if task.kind == TRAINING else asked)(task)
+        if task.kind == ATTACK and (own := AttackDir(task.result.parent).sanity) not in examined:
+            yield from there(own)  # that somebody made by hand: the page reads it too
 
 
 def trained(task: Task) -> Iterator[tuple[Path, bytes]]:
@@ -72,17 +77,23 @@ def asked(task: Task) -> Iterator[tuple[Path, bytes]]:
     made = AttackDir(task.result.parent)
     if task.kind != SANITY:
         if made.plan.is_file():
-            yield made.plan, plan_told(made.plan)
+            yield made.plan, without_folders(made.plan)
         yield from there(made.records)
-    yield from there(task.result)
+    if task.kind == TOPOGRAPHY and task.result.is_file():
+        yield task.result, without_folders(task.result)
+    else:
+        yield from there(task.result)
 
 
-def plan_told(path: Path) -> bytes:
-    """Return a plan without the folder that its images lie in, which decides nothing and is no fingerprint's."""
-    plan = read_json(path)
-    if "path" in plan.get("data", {}):
-        plan["data"] |= {"path": Path(plan["data"]["path"]).name}
-    return json_bytes(plan)
+def without_folders(path: Path) -> bytes:
+    """Return a plan or a record without the folders that its images lie in, which decide nothing and are no
+    fingerprint's."""
+    told = read_json(path)
+    subject, published = told.get("subject", told), told.get("published") or {}
+    for part, key in ((subject.get("data"), "path"), (told, "data"), (published, "folder"), (told, "frost_folder")):
+        if isinstance(part, dict) and isinstance(part.get(key), str):
+            part[key] = Path(part[key]).name
+    return json_bytes(told)
 
 
 def there(*paths: Path) -> Iterator[tuple[Path, bytes]]:

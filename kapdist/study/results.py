@@ -10,9 +10,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from kapdist.config import AttackConfig
+from kapdist.config.attack import attack_of_stage
 from kapdist.errors import InputError
+from kapdist.records.attack_plan import SCREEN
 from kapdist.records.study import Row
 from kapdist.records.summary import Summary, read_summary
+from kapdist.report import reading
 from kapdist.report.reading import read_rows
 from kapdist.report.words import eps_text
 from kapdist.run.files import mapping_in
@@ -41,6 +45,8 @@ class Attacked:
     files: tuple[Path, ...]
     data: str | None = None
     """Fingerprint of the data that the ids are of; None where no plan says."""
+    doubted: Mapping[int, str] = field(default_factory=dict)
+    """{seed: what stronger attacks left of its robust accuracy}, of those that are not to be believed."""
 
     def on_images_of(self, other: Attacked) -> bool:
         """Whether both were attacked on the same images; ids alone do not tell, as they are places in a file."""
@@ -94,46 +100,70 @@ def read_results(design: Design) -> Results:
 
 def read_setting(design: Design, setting: Setting, attack: str) -> tuple[Attacked | None, list[str]]:
     """Return the seeds of a setting that are attacked, and what is to be said of them."""
-    merged: list[tuple[Trained, AttackDir, pl.DataFrame]] = []
+    merged: list[tuple[Trained, AttackDir, Summary, pl.DataFrame]] = []
     notes = []
     for run in design.attacked(setting, attack):
         place = run_dir(design, run).attack(attack)
         if not place.summary.exists():
             continue
-        if said := otherwise(design, attack, read_summary(place.summary)):
+        summary = read_summary(place.summary)
+        if said := otherwise(design.attacks[attack].config, summary):
             notes.append(f"{run.name} was attacked ({attack}) {said}: left out")
             continue
         rows = read_rows(place.records).sort("image")
-        if merged and not (data_of(place) == data_of(merged[0][1]) and rows["image"].equals(merged[0][2]["image"])):
+        if merged and not on_same_images(merged[0][1], merged[0][3], place, rows):
             notes.append(f"{run.name} was attacked ({attack}) on other images than {merged[0][0].name}: left out")
             continue
-        merged.append((run, place, rows))
+        merged.append((run, place, summary, rows))
     if not merged:
         return None, notes
-    tables = [rows for _, _, rows in merged]
+    tables = [rows for *_, rows in merged]
+    doubted = {
+        run.seed: doubt.in_words()
+        for run, place, summary, _ in merged
+        if (doubt := reading.Attack(place, summary).doubt)
+    }
+    notes += [
+        f"the robust accuracy of {run.name} under {attack} is not to be believed: {doubted[run.seed]}"
+        for run, *_ in merged
+        if run.seed in doubted
+    ]
     return Attacked(
         setting=setting,
         attack=attack,
-        seeds=tuple(run.seed for run, _, _ in merged),
+        seeds=tuple(run.seed for run, *_ in merged),
         images=tables[0]["image"].to_numpy(),
         correct=np.stack([(rows["clean_prediction"] == rows["label"]).to_numpy() for rows in tables]),
         broken_eps=np.stack([broken_at(rows) for rows in tables]),
-        summaries=tuple(read_summary(place.summary) for _, place, _ in merged),
-        files=tuple(place.records for _, place, _ in merged),
+        summaries=tuple(summary for _, _, summary, _ in merged),
+        files=tuple(place.records for _, place, *_ in merged),
         data=data_of(merged[0][1]),
+        doubted=doubted,
     ), notes
 
 
-def otherwise(design: Design, attack: str, found: Summary) -> str:
+def on_same_images(first: AttackDir, rows: pl.DataFrame, other: AttackDir, others: pl.DataFrame) -> bool:
+    return data_of(first) == data_of(other) and rows["image"].equals(others["image"])
+
+
+def otherwise(asked: AttackConfig, found: Summary) -> str:
     """Say in what an attack that is there is not the one that is asked for; "" where it is.
 
     What fell at a smaller eps alone would count as withstanding a larger one.
     """
-    asked = design.attacks[attack]
-    sizes = [sorted({round(eps, 9) for eps in every}) for every in ((step.eps for step in found.sweep), asked.eps)]
-    if found.norm != asked.config.norm or sizes[0] != sizes[1]:
+    every = asked.eps if isinstance(asked.eps, tuple) else (asked.eps,)
+    sizes = [sorted({round(eps, 9) for eps in them}) for them in ((step.eps for step in found.sweep), every)]
+    if found.norm != asked.norm or sizes[0] != sizes[1]:
         return f"at {found.norm} {' and '.join(eps_text(found.norm, step.eps) for step in found.sweep)}"
-    return "" if found.version == asked.config.version else f"by version {found.version}"
+    if found.version != asked.version:
+        return f"by version {found.version}"
+    stages = {attack_of_stage(stage.name, stage.eps): None for stage in found.attacks}
+    listed = [name for name in stages if name != SCREEN]
+    if found.version == "custom" and set(listed) != set(asked.listed):
+        return f"by {', '.join(listed)}"
+    if found.noise != asked.noise:
+        return f"with noise {found.noise}"
+    return f"on a mean of {found.eot} draws" if asked.eot and found.eot != asked.eot else ""
 
 
 def data_of(place: AttackDir) -> str | None:

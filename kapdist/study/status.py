@@ -148,7 +148,7 @@ def failure(design: Design, own: Sequence[Task]) -> tuple[str, str]:
     if place.failed.exists():
         return own[0].name, first_line_in(place.failed)
     missing = [task for task in own if not task.done]
-    if missing and place.not_asked.exists():
-        return missing[0].name, ""
     found = ((task.name, failure_of(design, task)) for task in missing if not task.at_work)
-    return next(((name, first_line_in(file)) for name, file in found if file.exists()), ("", ""))
+    if told := next(((name, first_line_in(file)) for name, file in found if file.exists()), None):
+        return told
+    return (missing[0].name, first_line_in(place.not_asked)) if missing and place.not_asked.exists() else ("", "")

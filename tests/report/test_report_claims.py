@@ -9,8 +9,8 @@ import pytest
 
 from kapdist.report import comparison
 from kapdist.report.claims import NO_NOISE, gaps, lead
-from kapdist.report.paired import OTHER_IMAGES, p_text
-from kapdist.report.words import points
+from kapdist.report.paired import LEVEL, OTHER_IMAGES
+from kapdist.report.words import p_text, points
 from kapdist.run.paths import RunDir
 
 MakeRun = Callable[..., Any]
@@ -172,7 +172,7 @@ def test_two_attacks_on_one_model_are_no_two_models(make_run: MakeRun) -> None:
 
 
 def test_a_p_value_shows_on_which_side_of_the_level_it_is() -> None:
-    found = [p_text(p) for p in (0.0499, 0.049996, 0.05, 0.0501, 0.031, 1.0, 0.00009)]
+    found = [p_text(p, LEVEL) for p in (0.0499, 0.049996, 0.05, 0.0501, 0.031, 1.0, 0.00009)]
     assert found == [
         f"p {text}" for text in ("= 0.0499", "= 0.049996", "= 0.05", "= 0.05", "= 0.031", "= 1", "< 0.0001")
     ]

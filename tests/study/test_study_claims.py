@@ -129,6 +129,39 @@ def test_one_image_decides_nothing_and_has_a_row_all_the_same() -> None:
     assert 0 < robust.low < robust.high == 1.0
 
 
+def test_a_robust_accuracy_that_is_not_to_be_believed_decides_nothing() -> None:
+    """A clean accuracy does as before, and the others' correction too: the claim still counts as one."""
+    one, other = attacked(a("a"), 0.9, 0.5), attacked(a("b"), 0.7, 0.1)
+    claims = ["a over b, robust accuracy", "a over b, clean accuracy"]
+    before = decide(study(claims, one, other))
+    assert [found.verdict for found in before] == ["shown", "shown"]
+    doubted = replace(one, doubted=dict.fromkeys((0, 1), "50.0% robust; with averaged gradients 1.0% are left"))
+    robust, clean = decide(study(claims, doubted, other))
+    assert (robust.verdict, robust.p) == ("not decided", None)
+    assert robust.why == "the robust accuracy of a_seed0, a_seed1 is not to be believed"
+    assert (clean.verdict, clean.p) == ("shown", before[1].p)
+    assert (
+        "and 1 more is not to be believed"
+        in decide(study(claims, doubted, replace(other, doubted=dict.fromkeys((0, 2), "none are left"))))[0].why
+    )
+
+
+def test_a_frontier_with_a_doubted_point_decides_nothing() -> None:
+    arms = [
+        attacked(a(name, s=x), 0.9 - x, 0.2 + x + higher)
+        for name, higher in (("a", 0.1), ("b", 0.0))
+        for x in (0.1, 0.3)
+    ]
+    claim = ["a over b, robust accuracy, at equal clean accuracy"]
+    assert decide(study(claim, *arms))[0].verdict == "shown"
+    arms[3] = replace(arms[3], doubted={2: "none are left"})
+    (found,) = decide(study(claim, *arms))
+    assert (found.verdict, found.why) == (
+        "not decided",
+        "the robust accuracy of b_0.3_seed2 is not to be believed",
+    )
+
+
 def test_a_claim_that_came_later_says_so() -> None:
     sides = attacked(a("a"), 0.9, 0.5), attacked(a("b"), 0.9, 0.1)
     claims = ["a over b, robust accuracy", "a over b, clean accuracy"]

@@ -185,6 +185,18 @@ WRONG = {
         },
         r"a setting of b or a, found noise_std=0\.3, and kap\.noise_std=0\.1 and kap\.noise_std=0\.0 in these",
     ),
+    "where, of one seed": (
+        {
+            "arms": "arms: {a: {}, b: {kap.noise_std: 0.1}}",
+            "attacks": ONE,
+            "claims": "['b over a, clean accuracy, where seed=0']",
+        },
+        r"true of a setting of b or a, found seed=0, and no such key in these",
+    ),
+    "where, twice": (
+        {"claims": "['noise over plain, clean accuracy, where noise_std=0.3 and noise_std=0.1']"},
+        "a claim that says its noise_std once",
+    ),
     "written twice": (
         {"arms": "arms: {a: {kap.noise_std: 0.1, kap: {noise_std: 0.2}}}"},
         r"arms\.a: expected each key once.*found kap\.noise_std twice",

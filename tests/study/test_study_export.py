@@ -45,6 +45,7 @@ def row(setting: str, eps: float, *per_seed: float) -> Row:
     [
         ({}, "−10.0 points [−15.0, +0.0] (95%, this test alone), p = 0.04, corrected p = 0.12: t over"),
         ({"p_holm": 0.04}, "[−15.0, +0.0], p = 0.04: t over"),
+        ({"p_holm": 0.0497}, "p = 0.04, corrected p = 0.0497: t over"),  # decided, which 0.05 would not be
         ({"p": 1e-9, "p_holm": 2e-9}, ", p < 0.0001, corrected p < 0.0001: t over"),
         (
             {"clean": (0.5, 0.625), "margin": -0.02},
@@ -63,9 +64,10 @@ def test_the_table_as_markdown() -> None:
     rows = row("a", 0, 0.5, 0.75), row("a", 8 / 255, 0.25, 0.3), row("b", 0, 0.5)
     decision = Decision.model_validate(TESTED)
     results = {"name": "s", "fingerprint": "f", "num_tasks": 1, "num_done": 1, "missing": ()}
-    found = StudyResults(**results, rows=rows, decisions=(decision,))
+    found = StudyResults(**results, rows=rows, decisions=(decision,), notes=("a doubt of a",))
     assert markdown(found).splitlines() == [
         f"- **not decided**: a over b, robust accuracy. {sentence(decision)}",
+        "- A doubt of a.",
         "",
         "| under standard | clean, % | each seed | Linf 8/255, % | each seed |",
         "|---|---:|---|---:|---|",

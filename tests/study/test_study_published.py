@@ -1,19 +1,27 @@
 """The studies that the documentation tells of: their files, their numbers and the words about them are one."""
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kapdist.config import AttackConfig
 from kapdist.forecast.gather import describes_study
+from kapdist.records.attack_plan import read_plan
 from kapdist.records.record import read_record
+from kapdist.records.sealed import json_bytes, write_json
 from kapdist.records.study import StudyResults
+from kapdist.records.summary import read_summary
+from kapdist.run.paths import AttackDir
 from kapdist.study.claims import decide
 from kapdist.study.design import Design, make_design
 from kapdist.study.export import csv_text, difference, markdown
+from kapdist.study.pack import pack_study, without_folders
 from kapdist.study.page import write_study_report
-from kapdist.study.results import read_results
+from kapdist.study.results import otherwise, read_results
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["fashion_mnist", "fashion_mnist_inputs", "fashion_mnist_layers"]
@@ -97,6 +105,91 @@ def test_an_attack_at_another_eps_is_not_the_one_that_is_asked_for(unpacked: Pat
     found = read_results(design)
     assert not found.rows
     assert "plain_seed5 was attacked (standard) at Linf 8/255: left out" in found.notes
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("noise: fresh", "with noise off"),
+        ("version: custom, attacks: [apgd-ce]", "by version standard"),
+        ("noise: fresh, eot: 4", "with noise off"),
+    ],
+)
+def test_an_attack_of_another_kind_is_not_the_one_that_is_asked_for(unpacked: Path, keys: str, said: str) -> None:
+    config = f"attacks={{standard: {{eps: 8/255, num_images: 256, chunk_size: 128, {keys}}}}}"
+    file = ROOT / "configs" / "fashion_mnist" / "study_inputs.yaml"
+    found = read_results(make_design(file, [config, "claims=[]"]))
+    assert not found.rows
+    assert f"plain_seed5 was attacked (standard) {said}: left out" in found.notes
+
+
+@pytest.mark.parametrize(
+    ("done", "asked", "said"),
+    [
+        ({"version": "custom"}, {"version": "custom", "attacks": ("apgd-ce", "square")}, ""),
+        ({"version": "custom"}, {"version": "custom", "attacks": ("apgd-ce",)}, "by apgd-ce, square"),
+        ({"noise": "fresh", "eot": 4}, {"noise": "fresh", "eot": 4}, ""),
+        ({"noise": "fresh", "eot": 2}, {"noise": "fresh", "eot": 4}, "on a mean of 2 draws"),
+        ({"noise": "fresh", "eot": 1}, {"noise": "fresh"}, ""),
+    ],
+)
+def test_an_attack_is_known_by_its_list_and_its_draws(
+    unpacked: Path, done: dict[str, Any], asked: dict[str, Any], said: str
+) -> None:
+    summary = read_summary(unpacked / "plain_seed5" / "attacks" / "standard" / "summary.json")
+    stages = [
+        summary.attacks[0].model_copy(update={"name": f"{name}@{eps:.6g}", "eps": eps})
+        for eps in (2 / 255, 8 / 255)
+        for name in ("screen", "apgd-ce", "square")
+    ]
+    sweep = [summary.sweep[0].model_copy(update={"eps": eps}) for eps in (2 / 255, 8 / 255)]
+    found = summary.model_copy(update={"attacks": stages, "sweep": sweep} | done)
+    config = AttackConfig.model_validate({"name": "standard", "eps": (2 / 255, 8 / 255)} | asked)
+    assert otherwise(config, found) == said
+
+
+def test_what_stronger_attacks_speak_against_decides_nothing_and_is_packed(unpacked: Path, tmp_path: Path) -> None:
+    """Though nobody asked the study for it: a report that somebody made of one attack by hand."""
+    design, attack = design_of(NAMES[1]), unpacked / "kap_seed7" / "attacks" / "standard"
+    plan = read_plan(AttackDir(attack)).fingerprint
+    acted = {"attack": "PGD", "plan_fingerprint": plan, "num_images": 64, "num_robust": 9, "num_left": 2}
+    remedy = {"attack": "more iterations", "causes": ["weak"], "num_attacked": 9, "num_broken": 7}
+    with zipfile.ZipFile(PACKED[1]) as others:
+        report = others.read(f"{NAMES[2]}/runs/noise_0.4_seed10/attacks/standard/sanity.json")
+    write_json(attack / "sanity.json", json.loads(report) | {"acted": acted | {"remedies": [remedy]}})
+    found = read_results(design)
+    decided = {one.claim: one for one in decide(found)}
+    robust = decided["kap over plain, robust accuracy at 8/255"]
+    assert (robust.verdict, robust.p) == ("not decided", None)
+    assert robust.why == "the robust accuracy of kap_seed7 is not to be believed"
+    said = "PGD said 14.1% robust of 64 images; with more iterations 3.1% are left"
+    assert found.notes == (f"the robust accuracy of kap_seed7 under standard is not to be believed: {said}",)
+    pack_study(design, tmp_path / "records.zip")
+    page = (unpacked.parent / "report" / "index.html").read_text()
+    assert f"{found.notes[0]}." in page
+    shutil.rmtree(unpacked.parent)
+    zipfile.ZipFile(tmp_path / "records.zip").extractall("studies")
+    assert write_study_report(design).read_text() == page
+
+
+def test_no_folder_of_images_is_packed(tmp_path: Path) -> None:
+    """Of plans whose subject has the images, of the photographs of frost, of a record that names its beton."""
+    home = "/home/me/data"
+    told: dict[str, dict[str, Any]] = {
+        "attack": {"data": {"path": f"{home}/test.beton", "fingerprint": "f"}, "published": None},
+        "certificate": {"subject": {"data": {"path": f"{home}/test.beton"}}, "sigmas": [0.25]},
+        "corruptions": {
+            "subject": {"data": {"path": f"{home}/test.beton"}},
+            "published": {"folder": f"{home}/CIFAR-10-C"},
+            "frost_folder": f"{home}/frost",
+        },
+        "topography": {"data": f"{home}/test.beton", "data_fingerprint": "f"},
+    }
+    for name, value in told.items():
+        write_json(tmp_path / f"{name}.json", value)
+        packed = without_folders(tmp_path / f"{name}.json")
+        assert home not in packed.decode()
+        assert packed == json_bytes(json.loads(json.dumps(value).replace(f"{home}/", "")))
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "fashion_mnist_layers"])

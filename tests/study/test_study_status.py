@@ -157,6 +157,14 @@ def test_what_was_given_up_is_named_until_somebody_is_at_work_on_it(design: Desi
         return [(cell.failed, cell.why) for cell in read_study_status(design).cells if cell.failed]
 
     assert failed() == [(training.name, "train: no"), (attack.name, "attack: no")]
+    given_up = run_dir(design, second).not_asked  # of its job on Slurm, which knows less of it
+    given_up.parent.mkdir(parents=True)
+    given_up.write_text("no progress; exit code 75 (job 7)\n")
+    assert failed()[1] == (attack.name, "attack: no")
+    failure_of(design, attack).unlink()
+    assert failed()[1] == (attack.name, "no progress; exit code 75 (job 7)")
+    given_up.unlink()
+    failure_of(design, attack).write_text("attack: no\n")
     with locked(attack.lock):
         assert failed() == [(training.name, "train: no")]
     write_json(attack.result, {"seconds": 60.0})
