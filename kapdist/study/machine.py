@@ -13,10 +13,12 @@ from kapdist.attack.devices import device_kind
 from kapdist.environment import package_versions
 from kapdist.run.files import last_number, mapping_in
 from kapdist.run.lock import locked
-from kapdist.study.design import Design
+from kapdist.study.design import Asked, Design
 from kapdist.study.tasks import ATTACK, SANITY, TRAINING, Task
 
-ON_CPU = "device=cpu"  # what a machine without a GPU has to be told of a model that was trained on one
+ON_CPU = "device=cpu"
+"""What a machine without a GPU has to be told of a model that was trained on one, and one with a GPU of a plan for
+CPUs, which its own plan would be refused for."""
 
 
 @cache
@@ -27,7 +29,10 @@ def here() -> str:
 
 def words_here(design: Design, task: Task) -> tuple[str, ...]:
     """Return the words of a command as this machine can follow them."""
-    if task.kind not in (ATTACK, SANITY) or design.attacks[task.attack].config.device != "auto":
+    asked: Asked[Any] | None = design.others.get(task.kind)
+    if task.kind in (ATTACK, SANITY):
+        asked = design.attacks[task.attack]
+    if asked is None or asked.config.device != "auto":
         return task.words
     on_cpu = "cpu" in (here(), read_subject(task.lock.parent / "plan.json").get("device"))
     return (*task.words, ON_CPU) if on_cpu else task.words

@@ -278,6 +278,21 @@ def test_a_machine_without_a_gpu_attacks_what_was_trained_on_one(
     assert ("device=cpu" in asked["plain_seed0/attack/quick"]) == said
 
 
+@pytest.mark.parametrize("kind", ["certificate", "corruptions"])
+def test_what_a_machine_without_a_gpu_began_goes_on_beside_one(begun, monkeypatch, kind: str) -> None:
+    """Certificates and corruptions have plans, too: for the GPU they would be refused, try after try."""
+    _, _, asked = begun
+    Path("mine.yaml").write_text(STUDY.format(more="certificate: {sigma: 0.25}\ncorruptions: {}"))
+    design = make_design(Path("mine.yaml"), ["seeds=1"])
+    place = {task.kind: task for task in tasks(design) if task.run.name == "plain_seed0"}[kind].result.parent
+    place.mkdir(parents=True)
+    write_json(place / "plan.json", {"subject": {"device": "cpu", "packages": {}}})
+    monkeypatch.setattr("kapdist.study.machine.here", lambda: "GPU")
+    run_study(design)
+    assert [name for name, words in asked.items() if "device=cpu" in words] == [f"plain_seed0/{kind}"]
+    assert not design.dir.elsewhere.exists()
+
+
 def test_a_lock_of_which_nothing_says_whether_it_is_held_is_not_waited_for(begun) -> None:
     design, attack, asked = begun
     attack.root.mkdir(parents=True)
