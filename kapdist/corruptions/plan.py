@@ -71,9 +71,14 @@ def new_plan(
         side=nearest_side(subject.data.resolution, subject.data.resolution),
         frost=frost.name if "frost" in wanted.kinds else NOT_ASKED,
         frost_folder=frost.folder,
-        libraries={"opencv": cv2.__version__, "pillow": PIL.__version__},
+        libraries=libraries(),
         notes=(*notes_on(subject, config), *(published.notes if published else ())),
     )
+
+
+def libraries() -> dict[str, str]:
+    """Return the versions of what makes the pixels."""
+    return {"opencv": cv2.__version__, "pillow": PIL.__version__}
 
 
 def kept(config: AttackConfig, before: AttackPlan) -> dict[str, int]:

@@ -34,24 +34,29 @@ def words_here(design: Design, task: Task) -> tuple[str, ...]:
         asked = design.attacks[task.attack]
     if asked is None or asked.config.device != "auto":
         return task.words
-    on_cpu = "cpu" in (here(), read_subject(task.lock.parent / "plan.json").get("device"))
+    on_cpu = "cpu" in (here(), subject_in(mapping_in(task.lock.parent / "plan.json")).get("device"))
     return (*task.words, ON_CPU) if on_cpu else task.words
 
 
 def planned_elsewhere(task: Task) -> str:
     """Say on what a command's work was planned that this machine has not; "" where it may go on here."""
-    plan = read_subject(task.lock.parent / "plan.json") if task.kind != TRAINING else {}
+    whole = mapping_in(task.lock.parent / "plan.json") if task.kind != TRAINING else {}
+    plan = subject_in(whole)
     if plan.get("device", "cpu") not in (here(), "cpu"):
         return str(plan["device"])
-    packages = plan.get("packages", {})
-    found = package_versions(tuple(packages))
-    return next((f"{name} {planned}" for name, planned in packages.items() if found[name] != planned), "")
+    planned = plan.get("packages", {})
+    found: dict[str, str | None] = package_versions(tuple(planned))
+    if "libraries" in whole:  # of corruptions, whose pixels they make
+        from kapdist.corruptions.plan import libraries
+
+        planned, found = planned | whole["libraries"], {**found, **libraries()}
+    return next((f"{name} {version}" for name, version in planned.items() if found.get(name) != version), "")
 
 
-def read_subject(path: Path) -> dict[str, Any]:
-    """Return what a plan says of the model and the machine; nothing where there is none, or a damaged one."""
-    plan = mapping_in(path)
-    return plan.get("subject", plan)
+def subject_in(plan: dict[str, Any]) -> dict[str, Any]:
+    """Return what a plan says of the model and the machine."""
+    subject: dict[str, Any] = plan.get("subject", plan)
+    return subject
 
 
 def set_aside(design: Design, task: Task) -> Path:
