@@ -13,6 +13,7 @@ from typing import Literal
 
 import polars as pl
 
+from kapdist.config.attack import size_name
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import AttackPlan
 from kapdist.records.norms import AcrossNorms, Member, across_norms, check_alike, likeness, read_member
@@ -152,7 +153,8 @@ def worst_case(members: list[Member]) -> WorstCase:
     breaks = broken.join(clean.filter("ok"), on="image", how="semi")
     earliest = breaks.sort("eps", "source", "order", "image").unique("image", keep="first", maintain_order=True)
     num_images, num_correct = len(clean), int(clean["ok"].sum())
-    sizes = sorted({eps for plan in plans for eps in plan.sweep})
+    # By their names: 0.0313725 and 8/255 are one size, at the larger of which both have fallen.
+    sizes = {size_name(eps): eps for eps in sorted(eps for plan in plans for eps in plan.sweep)}
     return WorstCase(
         norm=plans[0].norm,
         weights_sha256=plans[0].model.weights_sha256,
@@ -160,7 +162,7 @@ def worst_case(members: list[Member]) -> WorstCase:
         sources=tuple(source_of(attack, plan) for attack, plan, _ in members),
         num_images=num_images,
         num_clean_correct=num_correct,
-        sweep=tuple(worst_at(eps, plans, clean, earliest) for eps in sizes),
+        sweep=tuple(worst_at(eps, plans, clean, earliest) for eps in sizes.values()),
         first=first_breaks(breaks, earliest),
         notes=notes_on(plans, num_images),
     )
@@ -176,7 +178,8 @@ def worst_at(eps: float, plans: list[AttackPlan], clean: pl.DataFrame, earliest:
         clean: (image, ok), whether every source says that it is right.
         earliest: (image, eps), where it fell.
     """
-    tried = {image for plan in plans if eps in plan.sweep for image in plan.images}
+    at_it = [plan for plan in plans if size_name(eps) in map(size_name, plan.sweep)]
+    tried = {image for plan in at_it for image in plan.images}
     fallen = earliest.filter(pl.col("eps") <= eps)
     right = set(clean.filter("ok")["image"]) - set(fallen["image"])
     left = len(tried & right)

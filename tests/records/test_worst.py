@@ -116,6 +116,16 @@ def test_only_what_was_attacked_at_an_eps_has_withstood_it(
     assert [(at.num_images, at.num_robust) for at in case.sweep] == [(15, 13), (11, 2)]
 
 
+def test_a_size_is_the_same_however_many_digits_it_was_written_in(
+    tmp_path: Path, make_plan: Callable[..., AttackPlan]
+) -> None:
+    """What fell to either attack at 8 of 255 has not withstood everything at it; the page calls both sizes so."""
+    for name, eps, images, fallen in (("a", 0.0313725, range(12), 0), ("b", 8 / 255, range(6), 1)):
+        written(tmp_path, make_plan("Linf", eps, ("apgd-ce",), name=name), images, {fallen: eps})
+    (case,) = write_worst_case(tmp_path).cases
+    assert [(at.eps, at.num_images, at.num_robust) for at in case.sweep] == [(8 / 255, 12, 10)]
+
+
 def test_a_case_of_before_says_that_it_may_count_what_was_not_attacked(
     tmp_path: Path, make_plan: Callable[..., AttackPlan]
 ) -> None:
