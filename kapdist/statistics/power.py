@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from statistics import NormalDist
 
 from kapdist.statistics.intervals import Z_95
 from kapdist.statistics.seeds import Variances
-from kapdist.statistics.student import quantile, root
+from kapdist.statistics.student import quantile, root, student_of_normal
 
 POWER = 0.8  # share of studies that would show a difference of the smallest detectable size
 Z_POWER = 0.8416212335729143  # 80th percentile of the normal distribution
@@ -44,29 +45,39 @@ def images_needed(difference: float, discordant: float) -> int:
     return math.ceil((spread / size) ** 2)
 
 
-def variance_with(found: Variances, num_seeds: int, num_images: int) -> float:
-    """Return the variance that the mean difference would have with other numbers of seeds and images."""
+def parts_with(found: Variances, num_seeds: int, num_images: int) -> tuple[float, float, float]:
+    """Return the parts of the variance that the mean difference would have with other numbers of seeds and images.
+
+    Of the seeds, of the images, and of both together.
+    """
     seeds = max(0.0, found.seeds - found.rest / found.num_images)
     images = max(0.0, found.images - found.rest / found.num_seeds)
-    return seeds / num_seeds + images / num_images + found.rest / (num_seeds * num_images)
+    return seeds / num_seeds, images / num_images, found.rest / (num_seeds * num_images)
 
 
 def detectable_by_seeds(found: Variances, num_seeds: int, num_images: int, level: float = 0.05) -> float:
-    """Return the smallest difference that the t-test over seeds and images would show.
+    """Return the smallest difference that the test over seeds and images (`seeds.crossed_interval`) mostly shows.
 
-    The degrees of freedom are those of the seeds, which is on the safe side.
+    Each part of the variance has its own quantile, as there: with the seeds' for both a study of three seeds would
+    be said to show nothing below nearly twice what it does, where images vary by more.
 
     Args:
         level: of the test; 0.05 divided by the number of tests, where one is corrected for others.
 
     Raises:
-        ValueError: fewer than two seeds, with which nothing is known of seeds.
+        ValueError: fewer than two seeds or images, with which nothing is known of them.
     """
-    if num_seeds < 2:
-        raise ValueError(f"at least 2 seeds, found {num_seeds}")
-    freedom = num_seeds - 1
-    factor = quantile(1 - level / 2, freedom) + quantile(POWER, freedom)
-    return factor * math.sqrt(variance_with(found, num_seeds, num_images))
+    if min(num_seeds, num_images) < 2:
+        raise ValueError(f"at least 2 seeds and 2 images, found {num_seeds} and {num_images}")
+    seeds, images, both = parts_with(found, num_seeds, num_images)
+
+    def reach(probability: float) -> tuple[float, float]:
+        """Return how far the difference reaches, over both and over the images alone."""
+        few = quantile(probability, num_seeds - 1)
+        many = student_of_normal(NormalDist().inv_cdf(probability), num_images - 1)
+        return math.hypot(few * math.sqrt(seeds + both), many * math.sqrt(images)), many * math.sqrt(images + both)
+
+    return max(reach(1 - level / 2)) + reach(POWER)[0]
 
 
 def seeds_needed(found: Variances, difference: float, num_images: int, level: float = 0.05) -> int | None:
