@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from kapdist.config import AttackConfig
+from kapdist.config import AttackConfig, flatten
 from kapdist.config.attack import attack_of_stage
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import SCREEN
@@ -19,13 +20,21 @@ from kapdist.records.summary import Summary, read_summary
 from kapdist.report import reading
 from kapdist.report.reading import read_rows
 from kapdist.report.words import eps_text
-from kapdist.run.files import mapping_in
-from kapdist.run.paths import AttackDir
+from kapdist.run.files import mapping_in, to_json
+from kapdist.run.paths import FACTORY, AttackDir
 from kapdist.statistics.intervals import wilson
 from kapdist.statistics.seeds import accuracy_interval
 from kapdist.study.design import Design
 from kapdist.study.settings import Setting, Trained
 from kapdist.study.tasks import run_dir
+
+SHOWN = 3  # runs that a note names
+RECORDED = {
+    "data.train": ("data", "on other images"),
+    "train.batch_size": ("batch_size", "in other batches"),
+    "model.factory": (FACTORY, "another network"),
+}
+"""Keys whose values say less than what plan.json has of them: under which name, and what another one comes to."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ def read_results(design: Design) -> Results:
     Raises:
         InputError: a file is damaged, or not what its name says.
     """
-    found, notes = {}, []
+    found, notes = {}, list(trained_otherwise(design))
     for name in design.attacks:
         for setting in design.settings:
             attacked, said = read_setting(design, setting, name)
@@ -96,6 +105,25 @@ def read_results(design: Design) -> Results:
             if attacked is not None:
                 found[setting.name, name] = attacked
     return Results(design, found, tuple(notes))
+
+
+def trained_otherwise(design: Design) -> Iterator[str]:
+    """Say of runs that what one key of their configs stands for was something else when they were trained.
+
+    A path says less than the images behind it: who writes a beton anew between two trainings compares these, too.
+    """
+    for key, (recorded, what) in RECORDED.items():
+        firsts: dict[str, tuple[str, Any]] = {}
+        others: dict[str, list[str]] = {}
+        for run in design.trained:
+            found, flat = run_dir(design, run).recorded().get(recorded), flatten(run.config)
+            if found is not None:  # a batch that nobody wrote follows from the number of images
+                first, known = firsts.setdefault(to_json([flat[key], flat["data.train"]]), (run.name, found))
+                others.setdefault(first, []).extend([run.name] if found != known else [])
+        for first, names in others.items():
+            if names:
+                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+                yield f"{', '.join(names[:SHOWN])}{more} trained {what} than {first}, though {key} is the same"
 
 
 def read_setting(design: Design, setting: Setting, attack: str) -> tuple[Attacked | None, list[str]]:

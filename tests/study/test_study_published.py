@@ -108,6 +108,27 @@ def test_an_attack_at_another_eps_is_not_the_one_that_is_asked_for(unpacked: Pat
 
 
 @pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("data", "on other images than plain_seed5, though data.train is the same"),
+        ("batch_size", "in other batches than plain_seed5, though train.batch_size is the same"),
+    ],
+)
+def test_a_beton_that_was_written_anew_between_two_trainings_is_told(unpacked: Path, key: str, said: str) -> None:
+    """The path says nothing of it, nor would the page else: half of a study on other images than the rest."""
+    design = design_of(NAMES[1])
+    assert read_results(design).notes == ()
+    for run in unpacked.iterdir():
+        told = json.loads((run / "plan.json").read_text())
+        late = int(run.name.rpartition("_seed")[2]) > 6
+        (run / "plan.json").write_text(json.dumps(told | {key: f"written {'late' if late else 'early'}"}))
+    shutil.rmtree(unpacked / "plain_seed9")  # what is not trained yet tells nothing
+    (note,) = read_results(design).notes
+    assert note.startswith("plain_seed7, ")
+    assert note.endswith(f" more trained {said}")
+
+
+@pytest.mark.parametrize(
     ("keys", "said"),
     [
         ("noise: fresh", "with noise off"),
