@@ -299,7 +299,9 @@ def report(
 
 def file_and_overrides(words: list[str], name: str) -> tuple[Path | None, list[str]]:
     """Tell a config file from the overrides that follow it; without a file the config is called `name`."""
-    if words and "=" not in words[0]:
+    from kapdist.config.file import names_a_file
+
+    if words and names_a_file(words[0]):
         return Path(words[0]), words[1:]
     named = any(word.startswith("name=") for word in words)
     return None, words if named else [f"name={name}", *words]

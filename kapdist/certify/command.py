@@ -33,9 +33,9 @@ def certify(
         raise InputError("--plan, --shard, --merge", "one of them", "several")
     words = words or []
     from kapdist.config.certify import CertifyConfig
-    from kapdist.config.file import load_config
+    from kapdist.config.file import load_config, names_a_file
 
-    named = bool(words) and "=" not in words[0]
+    named = bool(words) and names_a_file(words[0])
     config = load_config(CertifyConfig, Path(words[0]) if named else None, words[named:])
     from kapdist.certify import run as certifying
     from kapdist.certify.view import print_certificate

@@ -8,6 +8,7 @@ package is ``kapdist:fashion_mnist/kap.yaml``.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_origin
@@ -217,6 +218,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(path, "a mapping of keys to values", "a list or a single value")
     return values
+
+
+def names_a_file(word: str) -> bool:
+    """Tell the file of a config from an override; a file, or a folder above it, may have a = in its name."""
+    key, equals, _ = word.partition("=")
+    return not equals or os.sep in key or (word.endswith((".yaml", ".yml")) and os.path.isfile(word))
 
 
 def unique(overrides: Sequence[str]) -> Sequence[str]:

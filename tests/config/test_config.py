@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
+from kapdist.cli import app
 from kapdist.config import MAY_CHANGE, AttackConfig, Config, Section, dotted_keys, flatten
 from kapdist.config.certify import CertifyConfig
 from kapdist.config.evaluation import EvaluationConfig
 from kapdist.config.fields import kinds_in
-from kapdist.config.file import dump_config, load_config
+from kapdist.config.file import dump_config, load_config, names_a_file
 from kapdist.config.plain_yaml import parse
 from kapdist.errors import InputError
 from kapdist.plan.training import make_plan
@@ -44,6 +46,21 @@ def test_defaults_then_file_then_overrides(write) -> None:
     config = load_config(Config, path, ["optim.lr=0.125", "train.epochs=3"])
     assert (config.optim.lr, config.optim.momentum, config.train.epochs) == (0.125, 0.5, 3)
     assert config.optim.label_smoothing == Config.model_fields["optim"].default.label_smoothing
+
+
+def test_a_file_may_have_an_equals_sign_in_its_path(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As below a folder of a sweep, lr=0.1."""
+    folder = write("", "eps=1.yaml").parent
+    monkeypatch.chdir(folder)
+    (folder / "lr=0.1").mkdir()
+    write("epz: 1", "lr=0.1/aa.yaml")
+    files = ("aa.yaml", "lr=0.1/aa.yaml", "/out/lr=0.1/mine/configs/attacks/aa.yaml", "eps=1.yaml")
+    assert all(map(names_a_file, files))
+    long = "model.arguments={a: " + "1" * 9999 + ".yaml"
+    assert not any(map(names_a_file, ("eps=8/255", "name=mine", "data.beton=a/b.beton", "eps=2.yaml", long)))
+    for command in (["certify"], ["attack", "run"], ["attack", "sanity"]):
+        error = CliRunner().invoke(app, [*command, "run", "lr=0.1/aa.yaml", "seed=1"]).exception
+        assert str(error).startswith("lr=0.1/aa.yaml: epz: expected a known key")
 
 
 def test_a_run_is_named_after_its_file(write) -> None:
