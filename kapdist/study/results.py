@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -97,14 +97,30 @@ def read_results(design: Design) -> Results:
     Raises:
         InputError: a file is damaged, or not what its name says.
     """
-    found, notes = {}, list(trained_otherwise(design))
+    strange = {run.name: said for run in design.trained if (said := trained_as_another(design, run))}
+    found, notes = {}, [*strange.values(), *trained_otherwise(design)]
     for name in design.attacks:
         for setting in design.settings:
-            attacked, said = read_setting(design, setting, name)
-            notes += said
+            attacked, told = read_setting(design, setting, name, strange)
+            notes += told
             if attacked is not None:
                 found[setting.name, name] = attacked
     return Results(design, found, tuple(notes))
+
+
+def trained_as_another(design: Design, run: Trained) -> str:
+    """Say in what a run that is there was trained otherwise than the study says; "" where it was not.
+
+    Nobody gives a run that is done its command again, which would be refused.
+    """
+    place = run_dir(design, run)
+    try:
+        place.check(run.config)
+    except InputError as error:
+        return (
+            f"{run.name} was trained with another config ({str(error).removeprefix(f'{place.root}: ')}): left out"
+        )
+    return ""
 
 
 def trained_otherwise(design: Design) -> Iterator[str]:
@@ -126,13 +142,19 @@ def trained_otherwise(design: Design) -> Iterator[str]:
                 yield f"{', '.join(names[:SHOWN])}{more} trained {what} than {first}, though {key} is the same"
 
 
-def read_setting(design: Design, setting: Setting, attack: str) -> tuple[Attacked | None, list[str]]:
-    """Return the seeds of a setting that are attacked, and what is to be said of them."""
+def read_setting(
+    design: Design, setting: Setting, attack: str, strange: Collection[str] = ()
+) -> tuple[Attacked | None, list[str]]:
+    """Return the seeds of a setting that are attacked, and what is to be said of them.
+
+    Args:
+        strange: runs that are not what the study says.
+    """
     merged: list[tuple[Trained, AttackDir, Summary, pl.DataFrame]] = []
     notes = []
     for run in design.attacked(setting, attack):
         place = run_dir(design, run).attack(attack)
-        if not place.summary.exists():
+        if run.name in strange or not place.summary.exists():
             continue
         summary = read_summary(place.summary)
         if said := otherwise(design.attacks[attack].config, summary):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kapdist.config import AttackConfig
+from kapdist.config.file import read_yaml
 from kapdist.forecast.gather import describes_study
 from kapdist.records.attack_plan import read_plan
 from kapdist.records.record import read_record
@@ -105,6 +106,21 @@ def test_an_attack_at_another_eps_is_not_the_one_that_is_asked_for(unpacked: Pat
     found = read_results(design)
     assert not found.rows
     assert "plain_seed5 was attacked (standard) at Linf 8/255: left out" in found.notes
+
+
+def test_a_run_that_somebody_trained_otherwise_under_its_name_is_left_out(unpacked: Path) -> None:
+    """As one that diverged and was trained by hand at another rate: it is done, and no command asks again."""
+    config = unpacked / "kap_seed7" / "config.yaml"
+    lr = read_yaml(config)["optim"]["lr"]
+    config.write_text(config.read_text().replace(f"lr: {lr}", "lr: 0.0123"))
+    found = read_results(design_of(NAMES[1]))
+    (note,) = found.notes
+    assert note.startswith(
+        "kap_seed7 was trained with another config (expected optim.lr = 0.0123 as this run began"
+    )
+    assert note.endswith(f"found {lr}): left out")
+    decided = {one.claim: one.why for one in decide(found)}
+    assert decided["kap over plain, robust accuracy at 8/255"] == "kap under standard has no result for seed 7"
 
 
 @pytest.mark.parametrize(
