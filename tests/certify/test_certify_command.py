@@ -40,14 +40,15 @@ def run(tmp_path: Path, small_betons: tuple[Path, Path]) -> Path:
     made = RunDir(tmp_path / "run")
     made.root.mkdir()
     made.config.write_text(dump_config(config))
-    save_weights(undecided(build_model(config.model, config.kap)), made.weights)
+    save_weights(undecided(config), made.weights)
     return made.root
 
 
-def undecided(model: nn.Module) -> nn.Module:
-    """Let a network that has learned nothing change its mind from one noisy image to the next."""
+def undecided(config: Config) -> nn.Module:
+    """Return a network that has learned nothing and changes its mind from one noisy image to the next."""
     with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
+        torch.manual_seed(0)  # its first weights, too: of some draws every noisy image is of one class
+        model = build_model(config.model, config.kap)
         for _ in range(20):  # statistics of its norms
             model.train()(torch.rand(16, 3, 32, 32))
         nn.init.normal_(model.fc.weight, std=5)
