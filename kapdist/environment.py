@@ -152,6 +152,14 @@ def package_version(name: str) -> str | None:
         return None
 
 
+def pixel_libraries() -> dict[str, str]:
+    """Return the versions of what makes the pixels of corrupted images, as these libraries say them themselves."""
+    import cv2
+    import PIL
+
+    return {"opencv": cv2.__version__, "pillow": PIL.__version__}
+
+
 def version_in_words() -> str:
     """Return the version, and of a checkout or a snapshot of one the commit, and whether anything was changed."""
     state = git_state()

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
-import PIL
-
 from kapdist.attack.notes import notes_of_factory
 from kapdist.attack.plan import config_of, image_set_of, make_plan, protocol_of
 from kapdist.config import AttackConfig
@@ -17,6 +14,7 @@ from kapdist.config.noises import described, noises_of
 from kapdist.corruptions.frost import DRAWN, FrostSource
 from kapdist.corruptions.levels import SIDES, nearest_side
 from kapdist.corruptions.published import plan_published
+from kapdist.environment import pixel_libraries
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import AttackPlan, first_difference
 from kapdist.records.corruptions import (
@@ -71,14 +69,9 @@ def new_plan(
         side=nearest_side(subject.data.resolution, subject.data.resolution),
         frost=frost.name if "frost" in wanted.kinds else NOT_ASKED,
         frost_folder=frost.folder,
-        libraries=libraries(),
+        libraries=pixel_libraries(),
         notes=(*notes_on(subject, config), *(published.notes if published else ())),
     )
-
-
-def libraries() -> dict[str, str]:
-    """Return the versions of what makes the pixels."""
-    return {"opencv": cv2.__version__, "pillow": PIL.__version__}
 
 
 def kept(config: AttackConfig, before: AttackPlan) -> dict[str, int]:

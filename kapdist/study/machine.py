@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kapdist.attack.devices import device_kind
-from kapdist.environment import package_versions
+from kapdist.environment import package_versions, pixel_libraries
 from kapdist.run.files import last_number, mapping_in
 from kapdist.run.lock import locked
 from kapdist.study.design import Asked, Design
@@ -47,9 +47,7 @@ def planned_elsewhere(task: Task) -> str:
     planned = plan.get("packages", {})
     found: dict[str, str | None] = package_versions(tuple(planned))
     if "libraries" in whole:  # of corruptions, whose pixels they make
-        from kapdist.corruptions.plan import libraries
-
-        planned, found = planned | whole["libraries"], {**found, **libraries()}
+        planned, found = planned | whole["libraries"], {**found, **pixel_libraries()}
     return next((f"{name} {version}" for name, version in planned.items() if found.get(name) != version), "")
 
 

@@ -16,7 +16,7 @@ import pytest
 from processes import Process, end_ranks, start_ranks
 from typer.testing import CliRunner
 
-from kapdist.corruptions.plan import libraries
+from kapdist.environment import pixel_libraries
 from kapdist.errors import InputError, TransientError
 from kapdist.records.study import StudyCosts, StudyResults
 from kapdist.run.files import write_json
@@ -245,11 +245,11 @@ def test_corruptions_by_another_opencv_begin_anew(begun, capsys) -> None:
     _, _, asked = begun
     Path("mine.yaml").write_text(STUDY.format(more="corruptions: {}"))
     design = make_design(Path("mine.yaml"), ["seeds=1"])
-    for run, version in zip(design.trained, ("4.0.0", libraries()["opencv"]), strict=False):
+    for run, version in zip(design.trained, ("4.0.0", pixel_libraries()["opencv"]), strict=False):
         place = run_dir(design, run).corrupted("corruptions")
         place.root.mkdir(parents=True)
         subject = {"device": "cpu", "packages": {}}
-        write_json(place.plan, {"subject": subject, "libraries": libraries() | {"opencv": version}})
+        write_json(place.plan, {"subject": subject, "libraries": pixel_libraries() | {"opencv": version}})
     run_study(design)
     assert [path.name for path in design.dir.elsewhere.iterdir()] == ["plain_seed0-corruptions-1"]
     assert "plain_seed0/corruptions: begun with opencv 4.0.0, begins anew here" in capsys.readouterr().err
