@@ -71,3 +71,5 @@ MAY_DIFFER = {
     "workers",
     "timeout_minutes",
 }
+# What ranks may be told otherwise, host by host: the images and the weights that they find are compared.
+OF_A_HOST = {"model.weights", "data.beton", "device", "threads", "workers", "timeout_minutes"}

@@ -239,8 +239,11 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
 def refuse_shared_gpus(ranks: Ranks, store: dist.Store, timeout: timedelta) -> None:
     """Tell the others which GPU this rank has; two ranks on one would wait for each other in NCCL.
 
+    One without any, as where a node has lost its driver, would wait for the others in gloo, and they in NCCL.
+
     Raises:
         InputError: this rank has the GPU of another; the first such rank says so, the others leave (SystemExit 2).
+        TransientError: this rank has none, and others have; the first says so, the others leave (SystemExit 1).
     """
     mine = ""  # a rank on the CPU shares nothing
     if ranks.device.type == "cuda":
@@ -251,7 +254,16 @@ def refuse_shared_gpus(ranks: Ranks, store: dist.Store, timeout: timedelta) -> N
         all_of_them = store.multi_get([f"gpu-{rank}" for rank in range(ranks.world_size)])
     except dist.DistError as error:
         raise TransientError(f"not all of {ranks.world_size} ranks came in {in_words(timeout)}") from error
-    sharing = sharers([gpu.decode() for gpu in all_of_them])
+    gpus = [gpu.decode() for gpu in all_of_them]
+    bare, equipped = ([rank for rank, gpu in enumerate(gpus) if bool(gpu) == there] for there in (False, True))
+    if bare and equipped:
+        if ranks.rank == bare[0]:
+            where = f"{socket.gethostname()}, and rank {equipped[0]} has one"
+            raise TransientError(
+                f"engine.device: rank {', '.join(map(str, bare))} without a GPU, this one on {where}"
+            )
+        raise SystemExit(1)
+    sharing = sharers(gpus)
     if sharing and ranks.rank == sharing[0]:
         expected = f"a GPU for each of the {ranks.local_world_size} ranks of a node"
         seen = f"one of the {torch.cuda.device_count()} that rank {ranks.rank} sees"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kapdist import kap
 from kapdist.attack.averaged import log_mean
 from kapdist.config import EngineConfig, flatten
-from kapdist.config.evaluation import MAY_DIFFER, OF_A_FACTORY, EvaluationConfig
+from kapdist.config.evaluation import MAY_DIFFER, OF_A_FACTORY, OF_A_HOST, EvaluationConfig
 from kapdist.engine import join
 from kapdist.errors import InputError
 from kapdist.records.evaluation import ClassCount, EvaluatedImages, EvaluationInputs, EvaluationResult
@@ -23,6 +23,7 @@ from kapdist.rng import derive_seed
 from kapdist.run.files import check_outputs, output
 from kapdist.run.paths import RunDir
 from kapdist.tracking.sender import tell
+from kapdist.train.alike import check_alike, check_told
 from kapdist.train.evaluate import TOP, Evaluation, evaluate
 from kapdist.train.evaluated import Evaluated, of_factory, of_run
 
@@ -34,15 +35,18 @@ def evaluate_run(path: Path, config: EvaluationConfig) -> EvaluationResult | Non
 
     Raises:
         InputError: no finished run, a beton of other classes, a network that takes no images of that size, weights
-            that give no finite logits, or a result of that name of other settings.
+            that give no finite logits, a result of that name of other settings, or ranks that were told different
+            things or find different images or weights.
     """
     run = RunDir(path)
     engine = EngineConfig(device=config.device, threads=config.threads, timeout_minutes=config.timeout_minutes)
     with join(engine) as ranks:
+        check_told(config, ranks, OF_A_HOST)
         factory = config.model.factory
         known = None if factory is not None else ranks.together(lambda: run.load_config())
         ranks.from_first(lambda: check_outputs(run.evaluation(config.name)))
         what = ranks.together(lambda: of_run(run, known, config) if known else of_factory(run, config))
+        check_alike(lambda: {"images": what.info.fingerprint, "weights": what.weights().sha256}, ranks)
         inputs = ranks.from_first(lambda: inputs_of(run, what, config))
         model = ranks.together(lambda: what.load(ranks.device))
         loader = ranks.together(lambda: what.loader(config, ranks))

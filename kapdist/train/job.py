@@ -36,6 +36,7 @@ from kapdist.rng import derive_seed
 from kapdist.run.paths import FACTORY, RunDir, weights_sha256
 from kapdist.train import checkpoint
 from kapdist.train.adversarial import Adversary
+from kapdist.train.alike import check_alike
 from kapdist.train.attempt import Attempt
 from kapdist.train.batches import InputNoise
 from kapdist.train.best import BestWeights
@@ -105,6 +106,7 @@ def prepare(config: Config, ranks: Ranks, this: Attempt, stop: Stop, watchdog: W
     """Open the data, make the plan, build model and engine; what is wrong with the input is found here."""
     data, validation = ranks.together(lambda: open_data(config))
     ranks.from_first(lambda: check_images(this.run, data, validation))
+    check_alike(lambda: images_by_key(data, validation), ranks)
     data, validation = stage(config.data.stage, (data, validation), ranks, stop, watchdog)
     network = known_network(config.model.factory, ranks, this.run)
     room = ranks.from_first(lambda: room_for(config, data, ranks, this.run))
@@ -189,6 +191,13 @@ def described_images(data: BetonInfo, validation: BetonInfo) -> dict[str, Any]:
     """Return what plan.json says of the images: what tells them from others, and what their labels mean."""
     fingerprints = {"data": data.fingerprint, "validation": validation.fingerprint}
     return fingerprints | {"classes": list(data.class_names)}
+
+
+def images_by_key(data: BetonInfo, validation: BetonInfo) -> dict[str, str]:
+    """Return the fingerprints of a rank's betons, by the keys that name them: its host may have others there."""
+    return dict(
+        zip((f"images of {key}" for key in MAY_MOVE), (data.fingerprint, validation.fingerprint), strict=True)
+    )
 
 
 def check_images(run: RunDir, data: BetonInfo, validation: BetonInfo) -> None:

@@ -21,6 +21,7 @@ from kapdist.tracking.sender import followed
 from kapdist.tracking.trackers import check_trackers
 from kapdist.train.adversarial import Adversary, Part
 from kapdist.train.alarms import images_in_both
+from kapdist.train.alike import check_told
 from kapdist.train.attempt import apart_is_failure, attempt
 from kapdist.train.batches import training_batches
 from kapdist.train.checkpoint import diverged
@@ -41,15 +42,19 @@ def train(config: Config) -> None:
     """Train as the config says, on every rank of the job, from the newest checkpoint on if there is one.
 
     Raises:
+        InputError: among others, ranks were told different things.
         StoppedError: a signal asked for it; all ranks have saved.
     """
     check_limits(config)
     need("tensorboard")
     check_trackers(config.train)
-    with apart_is_failure(config), join(config.engine) as ranks, attempt(config, ranks) as this:
-        if this.run.done.exists():
-            log.info("%s is done, there is nothing to do (another name= is another run)", this.run.root)
-        else:
+    with apart_is_failure(config), join(config.engine) as ranks:
+        check_told(config, ranks)
+        with attempt(config, ranks) as this:
+            # Rank 0 looks: another host may still see a DONE that was moved, or see none yet.
+            if ranks.from_first(this.run.done.exists):
+                log.info("%s is done, there is nothing to do (another name= is another run)", this.run.root)
+                return
             limit_seconds = 60 * config.train.stall_minutes
             with Watchdog(this.folder, ranks, limit_seconds, this.run.failed) as watchdog, Stop(ranks) as stop:
                 stop.leave_if_early()

@@ -238,7 +238,26 @@ def test_ranks_tell_one_another_which_gpu_they_have(monkeypatch: pytest.MonkeyPa
     with pytest.raises(SystemExit, match="2"):
         refuse_shared_gpus(Ranks(rank=1, **place), store, SOON)
     store.set("gpu-1", "another GPU-1")
-    refuse_shared_gpus(Ranks(rank=0, **place | {"device": torch.device("cpu")}), store, SOON)
+    refuse_shared_gpus(Ranks(rank=0, **place), store, SOON)
+
+
+def test_a_rank_without_a_gpu_among_others_with_one_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node whose driver is lost: its rank would wait in gloo and the others in NCCL, until the time limit."""
+
+    class Gpu:
+        uuid = "GPU-1"
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Gpu)
+    store = dist.HashStore()
+    store.set("gpu-1", "")
+    store.set("gpu-2", "")
+    store.set("gpu-0", "first GPU-0")
+    place = {"world_size": 3, "device": torch.device("cpu")}
+    with pytest.raises(TransientError, match=rf"rank 1, 2 without .*{socket.gethostname()}.*, and rank 0 has one"):
+        refuse_shared_gpus(Ranks(rank=1, **place), store, SOON)
+    for rank, device in ((2, place["device"]), (0, torch.device("cuda", 0))):
+        with pytest.raises(SystemExit, match="1"):
+            refuse_shared_gpus(Ranks(rank=rank, **place | {"device": device}), store, SOON)
 
 
 def test_a_group_of_one_is_left_after_an_error_too() -> None:
