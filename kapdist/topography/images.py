@@ -12,7 +12,7 @@ from torch import Tensor
 from kapdist.config import Config
 from kapdist.data.beton.classes import ClassList, classes_of, first_difference, with_classes
 from kapdist.data.beton.layout import check_labels, open_beton
-from kapdist.data.load.loader import Loader
+from kapdist.data.load.loader import Loader, read_once
 from kapdist.errors import InputError
 from kapdist.rng import permutation
 from kapdist.run.files import fingerprint
@@ -68,13 +68,12 @@ def read_images(subject: Subject, asked: int | None, seed: int) -> Images:
     ids = permutation(info.num_images, seed, "topography images")[:count]
     loader = Loader(
         info,
-        subject.config.data,
+        read_once(subject.config.data),
         training=False,
         seed=subject.config.seed,
         max_batch_size=min(BATCH, count),
         device=torch.device("cpu"),
         channels_last=False,
-        cache="page",
     )
     parts = np.array_split(ids, -(-count // BATCH))
     batches = [(batch.images.clone(), batch.labels.clone()) for batch in loader.batches(parts)]

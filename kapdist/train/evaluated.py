@@ -20,7 +20,7 @@ from kapdist.config.images import SHAPE, ImagesConfig
 from kapdist.config.noises import NOISE_KEYS, noises
 from kapdist.data.beton.classes import classes_of, with_classes
 from kapdist.data.beton.layout import BetonInfo, check_labels, open_beton
-from kapdist.data.load.loader import Batch, Loader
+from kapdist.data.load.loader import Batch, Loader, read_once
 from kapdist.data.load.tensors import Tensors, is_tensors
 from kapdist.engine import Ranks
 from kapdist.errors import InputError
@@ -61,14 +61,13 @@ class Evaluated:
             return TensorLoader(self.info, ranks.device)
         return Loader(
             self.info,
-            self.settings,
+            read_once(self.settings),
             training=False,
             seed=self.seed,
             max_batch_size=config.batch_size,
             device=ranks.device,
             num_workers=config.workers or ranks.decoders,
             channels_last=self.channels_last,
-            local_ranks=ranks.local_world_size,
         )
 
 

@@ -19,9 +19,10 @@ from torch import Tensor
 from kapdist import kap
 from kapdist.config import Config
 from kapdist.config.evaluation import EvaluationConfig
-from kapdist.config.file import load_config
+from kapdist.config.file import dump_config, load_config
 from kapdist.data.beton.layout import open_beton
 from kapdist.data.beton.manifest import content_fingerprint, manifest_path
+from kapdist.data.load import backend, resident
 from kapdist.engine import Ranks
 from kapdist.errors import InputError
 from kapdist.models.build import build_model
@@ -223,6 +224,20 @@ def test_classes_by_name_are_the_same_images(run: RunDir, tmp_path: Path) -> Non
     result = evaluated(run, f"data={swapped}", "data.classes=by-name")
     assert [one["num_top1"] for one in result["classes"]] == expected["classes"]
     assert [one["name"] for one in result["classes"]] == names
+
+
+@pytest.mark.parametrize("words", [["backend=ffcv"], ["cache=process", "order=quasi-random"], ["on_device=true"]])
+def test_how_the_training_read_its_images_is_not_asked_of_another_machine(
+    run: RunDir, tiny_config: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    """No FFCV there, or too little memory for all images at once: none of it decides a pixel."""
+    expected = evaluated(run)["num_top1"]
+    run.evaluation("evaluation").unlink()
+    more = ["model.stem=cifar", f"runs_dir={run.root.parent}", *(f"data.{word}" for word in words)]
+    run.config.write_text(dump_config(load_config(Config, tiny_config, more)))
+    monkeypatch.setattr(backend, "why_no_ffcv", lambda: "No module named 'ffcv'")
+    monkeypatch.setattr(resident, "memory_bytes", lambda: 2**10)
+    assert evaluated(run)["num_top1"] == expected
 
 
 def test_two_ranks_write_the_same_file_as_one(run: RunDir, run_ranks: Callable) -> None:

@@ -164,6 +164,15 @@ class Loader:
             raise TimeoutError(f"{place} did not come within data.timeout_seconds = {limit:g}") from None
 
 
+def read_once(config: DataConfig) -> DataConfig:
+    """Return how the images of a run are read by whoever reads each once, on whatever machine: to the same pixels.
+
+    FFCV, a cache of its own and memory for all images are what the training's machine had.
+    """
+    backend = "torch" if config.backend == "torch" else "auto"
+    return config.model_copy(update={"backend": backend, "cache": "page", "on_device": False})
+
+
 @contextlib.contextmanager
 def damage_named(info: BetonInfo) -> Iterator[None]:
     """Raise InputError for a damaged image."""
