@@ -130,13 +130,18 @@ def take_steps(job: Job, batches: Iterator[Batch], step: int, clock: Clock, metr
 
 
 def evaluate_now(job: Job, step: int, metrics: MetricsLog) -> None:
-    """Evaluate, keep the best weights; a signal in the middle leaves the evaluation to the next attempt."""
+    """Evaluate, keep the best weights; a signal in the middle leaves the evaluation to the next attempt.
+
+    Raises:
+        LockedError: another attempt has begun since, whose metrics and best weights there are from then on.
+    """
     found = validate(job, step)
     attacks = job.robust is not None and job.robust.plan.is_due(step)
     robust = withstood(job, step) if attacks and found is not None else None
     if found is None or (attacks and robust is None):
         save_and_leave(job, step)
         return
+    job.ranks.from_first(lambda: job.run.check_last(job.saver.attempt))
     values = found.describe()
     common = {"epoch": step / job.plan.steps_per_epoch, "weights": "model" if job.ema is None else "ema"}
     metrics.write("evaluate", step, noise="off", **common, **values)

@@ -140,7 +140,10 @@ class Lines:
 
 
 def forget_after(run: RunDir, step: int) -> None:
-    """Drop the lines of steps that will be taken again; set aside those that are none, and say so."""
+    """Drop the lines of steps that will be taken again; set aside those that are none, and say so.
+
+    The file is another one afterwards in any case: to the old one an attempt may write on that Slurm has lost.
+    """
     if not run.metrics.exists():
         return
     content = run.metrics.read_bytes()
@@ -149,9 +152,7 @@ def forget_after(run: RunDir, step: int) -> None:
         with run.damaged_metrics.open("ab") as file:
             file.writelines(line if line.endswith(b"\n") else line + b"\n" for line in damaged)
         log.warning("%s: %d damaged lines are in %s now", run.metrics, len(damaged), run.damaged_metrics.name)
-    kept = b"".join(line for line, found in lines if found is not None and found <= step)
-    if kept != content:
-        write_atomic(run.metrics, kept)
+    write_atomic(run.metrics, b"".join(line for line, found in lines if found is not None and found <= step))
 
 
 def step_of(line: bytes) -> int | None:

@@ -10,8 +10,10 @@ import pytest
 from kapdist.config import Config
 from kapdist.config.file import load_config
 from kapdist.errors import LockedError
+from kapdist.run.files import lines_in
 from kapdist.run.paths import RunDir
 from kapdist.train import loop
+from kapdist.train.metrics import MetricsLog
 
 
 @pytest.mark.parametrize(("begun_at", "newest"), [(5, 5), (14, 10)])
@@ -43,6 +45,37 @@ def test_an_attempt_that_was_overtaken_writes_neither_checkpoints_nor_done(
         loop.train(load_config(Config, tiny_config, words))
     assert run.newest_step() == newest
     assert not any(path.exists() for path in (run.done, run.failed, run.weights, run.lock))
+
+
+def test_what_an_attempt_that_was_overtaken_finds_is_not_the_run_s(
+    tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights would lie in the place of the best ones, though the other's metrics do not know of them."""
+    monkeypatch.chdir(tiny_config.parent)
+    run = RunDir(tiny_config.parent / "runs" / "tiny")
+    take_step = loop.train_step
+
+    def overtaken(job: Any, batches: Any, step: int, **more: Any) -> Any:
+        if step == 3:
+            run.rank_log(2, 0).parent.mkdir()
+        return take_step(job, batches, step, **more)
+
+    monkeypatch.setattr(loop, "train_step", overtaken)
+    with pytest.raises(LockedError, match="attempt 2, begun since"):
+        loop.train(load_config(Config, tiny_config))
+    assert not run.best_weights.exists()
+    assert all(entry["kind"] == "train" for entry in lines_in(run.metrics))
+
+
+def test_the_attempt_that_goes_on_has_metrics_that_the_other_does_not_write_to(tmp_path: Path) -> None:
+    """Also where there is nothing that it would forget of them."""
+    run = RunDir(tmp_path)
+    with MetricsLog(run, 0, 10, active=True) as lost:
+        lost.write("train", 2, loss=1.0)
+        with MetricsLog(run, 2, 10, active=True) as goes_on:
+            lost.write("train", 4, loss=0.5)
+            goes_on.write("train", 4, loss=0.4)
+    assert [(line["step"], line["loss"]) for line in lines_in(run.metrics)] == [(2, 1.0), (4, 0.4)]
 
 
 def test_what_ends_an_attempt_that_was_overtaken_is_no_failure_of_the_run(
