@@ -184,7 +184,12 @@ def git_state() -> dict[str, str] | None:
 def git(*words: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30
+            ["git", *words],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",  # a difference has the bytes of files, whatever they are written in
+            timeout=30,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

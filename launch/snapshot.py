@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -51,11 +52,10 @@ def code_files() -> list[str]:
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
         capture_output=True,
-        text=True,
         timeout=30,
     )
     if listed.returncode == 0 and (ROOT / ".git").exists():
-        names = [name for name in listed.stdout.split("\0") if name]
+        names = [name for name in os.fsdecode(listed.stdout).split("\0") if name]
     else:
         folders = (ROOT / "kapdist", ROOT / "launch")
         paths = [path for folder in folders for path in folder.rglob("*") if "__pycache__" not in path.parts]

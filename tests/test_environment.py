@@ -108,3 +108,20 @@ def test_a_checkout_of_something_else_around_it_is_not_its_own(
     assert version_in_words() == f"kapdist {kapdist.__version__}"
     subprocess.run([*git, "add", "-f", str(installed)], check=True)
     assert git_state() is not None
+
+
+def test_files_that_are_not_in_utf_8_may_be_changed_in_the_checkout(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Their difference is of bytes that are no text, and a run began with a traceback."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    write(tmp_path / "environment.py", "")
+    (tmp_path / "notes.txt").write_bytes(b"caf\xe9\n")
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "ours"]):
+        subprocess.run([*git, *words], check=True)
+    (tmp_path / "notes.txt").write_bytes(b"caf\xe9 noir\n")
+    monkeypatch.setattr(environment, "SNAPSHOT", tmp_path / "absent")
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
+    state = git_state()
+    assert state is not None
+    assert "+caf\N{REPLACEMENT CHARACTER} noir\n" in state["diff"]

@@ -49,7 +49,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def write_first(path: Path, content: str) -> None:
     """Write a whole file unless there is one: of several that write at once the first is believed."""
     with contextlib.suppress(FileExistsError), written_aside(path, os.link) as aside:
-        aside.write_text(content)
+        aside.write_bytes(content.encode(errors="backslashreplace"))  # a traceback has names of files, as they are
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -172,6 +172,9 @@ class LogFile(logging.FileHandler):
 
     full = False
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")  # whatever the user's locale is
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
         with contextlib.suppress(OSError):
             if not self.full:

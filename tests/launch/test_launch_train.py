@@ -167,6 +167,8 @@ def test_a_snapshot_is_what_the_checkout_was(tmp_path: Path) -> None:
     subprocess.run(["git", "clone", "-q", ROOT, checkout], check=True)
     (checkout / "kapdist" / "rng.py").write_text("changed = 1\n")
     (checkout / "new.py").write_text("new = 1\n")
+    other = os.fsdecode(b"caf\xe9.txt")  # of a system whose names are not in UTF-8
+    (checkout / other).write_bytes(b"caf\xe9\n")
     (checkout / "runs").mkdir()
     (checkout / "runs" / "huge").write_text("ignored")
     program = "import sys; from pathlib import Path; from launch.snapshot import snapshot; "
@@ -179,6 +181,7 @@ def test_a_snapshot_is_what_the_checkout_was(tmp_path: Path) -> None:
     assert (copy / "new.py").read_text() == "new = 1\n"
     assert (copy / "kapdist" / "rng.py").read_text() == "changed = 1\n"
     assert (copy / "launch" / "rank.py").exists()
+    assert (copy / other).read_bytes() == b"caf\xe9\n"
     assert not (copy / "runs").exists()
     assert "changed = 1" in (tmp_path / "code" / "1.diff").read_text()
 

@@ -26,6 +26,16 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_what_failed_is_written_down_whatever_the_locale_and_the_names_of_files(tmp_path: Path) -> None:
+    program = "import sys; from pathlib import Path; from kapdist.run.files import write_first\n"
+    program += r"write_first(Path(sys.argv[1]), 'no file /caf\udce9 \u2192 \xe4\n')"
+    ascii_alone = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    words = [sys.executable, "-c", program, str(tmp_path / "FAILED")]
+    done = subprocess.run(words, env=os.environ | ascii_alone, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "FAILED").read_bytes() == b"no file /caf\\udce9 \xe2\x86\x92 \xc3\xa4\n"
+
+
 def test_a_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
     assert fingerprint({"a": 1, "b": [2.5]}) == fingerprint({"b": [2.5], "a": 1}) != fingerprint({"a": 1})
 
