@@ -6,7 +6,7 @@ import contextlib
 import gc
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -143,7 +143,7 @@ def join(config: EngineConfig) -> Iterator[Ranks]:
     Raises:
         InputError: cuda is asked for and there is none, two ranks have one GPU, or ranks are many and nothing says
             where they meet.
-        TransientError: the other ranks did not come within the time limit.
+        TransientError: the other ranks did not come within the time limit; GPUs that should be there are not.
     """
     place = place_from(os.environ)
     device = choose_device(config.device, place.local_rank)
@@ -222,18 +222,32 @@ def leave_groups(config: EngineConfig) -> None:
     dist.destroy_process_group()
 
 
-def choose_device(wanted: str, local_rank: int) -> torch.device:
+def choose_device(wanted: str, local_rank: int, environ: Mapping[str, str] = os.environ) -> torch.device:
     """Return the device of a rank, made current if it is a GPU.
 
     A rank may see all GPUs of the node, or its own alone; whether two ended up with one is seen when they meet.
+
+    Raises:
+        InputError: cuda is asked for and there is none.
+        TransientError: Slurm gave this job GPUs and CUDA finds none, as where a node has lost its driver.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError("engine.device", "a CUDA device, as the config says", "none on this machine")
     if wanted == "cpu" or not torch.cuda.is_available():
+        if wanted == "auto" and torch.version.cuda and (given := gpus_given(environ)):
+            where = f"CUDA finds none of the {given} GPUs that Slurm gave this job on {socket.gethostname()}"
+            raise TransientError(f"{where} (nvidia-smi tells more; on the CPU all the same: device cpu, not auto)")
         return torch.device("cpu")
     device = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
+
+
+def gpus_given(environ: Mapping[str, str]) -> int:
+    """Return how many GPUs of this node Slurm gave this process's job; 0 where somebody hides them all."""
+    word = environ.get("SLURM_GPUS_ON_NODE", "")
+    hidden = environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles")
+    return int(word) if word.isdecimal() and not hidden else 0
 
 
 def refuse_shared_gpus(ranks: Ranks, store: dist.Store, timeout: timedelta) -> None:

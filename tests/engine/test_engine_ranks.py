@@ -19,7 +19,7 @@ import torch.distributed as dist
 from kapdist.config import EngineConfig
 from kapdist.engine import Ranks, join
 from kapdist.engine.place import Place, place_from
-from kapdist.engine.ranks import refuse_shared_gpus, sharers
+from kapdist.engine.ranks import choose_device, refuse_shared_gpus, sharers
 from kapdist.engine.rendezvous import look_up, loopback, master, meeting, publish
 from kapdist.errors import InputError, TransientError
 
@@ -221,8 +221,6 @@ def test_two_ranks_on_one_gpu_are_refused_by_the_first_of_them() -> None:
 
 
 def test_ranks_tell_one_another_which_gpu_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     class Gpu:
         uuid = "GPU-1"
 
@@ -239,6 +237,24 @@ def test_ranks_tell_one_another_which_gpu_they_have(monkeypatch: pytest.MonkeyPa
         refuse_shared_gpus(Ranks(rank=1, **place), store, SOON)
     store.set("gpu-1", "another GPU-1")
     refuse_shared_gpus(Ranks(rank=0, **place), store, SOON)
+
+
+def test_gpus_that_slurm_gave_and_cuda_does_not_find_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that has lost its driver: on its CPUs a training would go on, a hundred times as slowly."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    given = {"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    with pytest.raises(TransientError, match=rf"none of the 4 GPUs .* on {socket.gethostname()} \(nvidia-smi"):
+        choose_device("auto", 0, given)
+    for wanted, environ in (
+        ("cpu", given),
+        ("auto", {}),
+        ("auto", given | {"CUDA_VISIBLE_DEVICES": ""}),
+        ("auto", given | {"SLURM_GPUS_ON_NODE": "0"}),
+    ):
+        assert choose_device(wanted, 0, environ).type == "cpu"
+    monkeypatch.setattr(torch.version, "cuda", None)  # torch for CPUs
+    assert choose_device("auto", 0, given).type == "cpu"
 
 
 def test_a_rank_without_a_gpu_among_others_with_one_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
