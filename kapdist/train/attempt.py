@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,10 +21,12 @@ from kapdist.environment import environment
 from kapdist.errors import InputError, StoppedError, TransientError
 from kapdist.run.ends import DIED, deaths, end_of, fatal_file, say_end, stacks_at_death
 from kapdist.run.files import NOT_WRITABLE, check_outputs, output, write_first, write_json
-from kapdist.run.lock import locked
+from kapdist.run.lock import POLL_SECONDS, content, locked
 from kapdist.run.paths import RunDir
 
 log = logging.getLogger(__name__)
+
+SEEN_SECONDS = 60.0  # as long as a client of a file server may show what was there before (acdirmax in man 5 nfs)
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,12 @@ def attempt(config: Config, ranks: Ranks) -> Iterator[Attempt]:
     """Open the run directory for one attempt; what goes wrong inside is written to FAILED.
 
     Raises:
-        InputError: the directory belongs to another config, or another process is at work in it.
+        InputError: the directory belongs to another config, another process is at work in it, or ranks see others.
     """
     run = RunDir(config.runs_dir / config.name)
     with contextlib.ExitStack() as stack:
         number, before = ranks.from_first(lambda: begin(run, config, stack))
+        check_shared(run, ranks)
         stack.enter_context(rank_log(run, number, ranks))
         if before:
             log.warning("%s", before)
@@ -128,6 +133,36 @@ def begin(run: RunDir, config: Config, stack: contextlib.ExitStack) -> tuple[int
         run.rank_log(number, 0).parent.mkdir(parents=True)
         run.failed.unlink(missing_ok=True)
     return number, before
+
+
+def check_shared(run: RunDir, ranks: Ranks) -> None:
+    """See that all ranks have one run directory before them, by the lock that the first holds in it.
+
+    On a disk of a node's own the others' parts of checkpoints would lie where nobody looks for them.
+
+    Raises:
+        InputError: names a host where it is another, or none.
+    """
+    if ranks.world_size == 1:
+        return
+    held = ranks.from_first(lambda: content(run.lock))
+    ranks.together(lambda: wait_to_see(run, held, ranks))
+
+
+def wait_to_see(run: RunDir, held: bytes | None, ranks: Ranks) -> None:
+    deadline = time.monotonic() + SEEN_SECONDS
+    while seen(run.lock) != held:
+        if time.monotonic() > deadline:
+            found = f"another, or none, on {socket.gethostname()} (rank {ranks.rank})"
+            raise InputError(run.root.absolute(), "a directory that all ranks share (runs_dir)", found)
+        time.sleep(POLL_SECONDS)
+
+
+def seen(lock: Path) -> bytes | None:
+    """Return what a lock says as far as this host sees it."""
+    with contextlib.suppress(OSError):
+        return content(lock)
+    return None
 
 
 def kind_of(ranks: Ranks) -> str:

@@ -26,6 +26,8 @@ Ranks = Callable[..., list[Finished]]
 PROGRAM = """
 import os, sys
 from kapdist.cli import main
+from kapdist.train import attempt
+attempt.SEEN_SECONDS = 0.5
 folder, last, *words = sys.argv[1:]
 os.chdir(f"{folder}/host-{os.environ['RANK']}")
 is_last = int(os.environ["RANK"]) + 1 == int(os.environ["WORLD_SIZE"])
@@ -107,7 +109,22 @@ def test_how_a_host_does_it_and_where_its_images_lie_may_differ(
     assert RunDir(hosts / "runs" / "tiny").done.exists()
 
 
-def test_what_may_differ_is_a_key(hosts: Path) -> None:
+@pytest.mark.parametrize("others", [False, True])
+def test_a_run_directory_on_a_host_s_own_disk_is_none(
+    hosts: Path, tiny_config: Path, run_ranks: Ranks, others: bool
+) -> None:
+    """The host may have one of that name, in which its ranks' parts of checkpoints would lie unseen."""
+    own = hosts / "host-1" / "runs" / "tiny"
+    if others:
+        RunDir(own).rank_log(1, 0).parent.mkdir(parents=True)
+    words = [word for word in train_words(hosts, tiny_config) if not word.startswith("runs_dir=")]
+    ends = run_ranks([str(hosts / "program.py"), str(hosts), "", *words], 2)
+    refused(ends, f"{own}: expected a directory that all ranks share (runs_dir), found another, or none, on ")
+    run = RunDir(hosts / "host-0" / "runs" / "tiny")
+    assert not any(path.exists() for path in (run.lock, run.plan, RunDir(own).lock))
+
+
+def test_what_may_differ_is_a_key() -> None:
     assert set(dotted_keys(Config)) >= OF_A_HOST
 
 
