@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,12 +23,12 @@ from launch.jobs import time_in
 from launch.journal import last_trouble
 from launch.restarts import End
 from launch.status.explanation import LogLine, explain, last_line, tail
+from launch.status.pace import images_per_second, pause_per_step
 from launch.status.slurm import Answers, JobStatus
 
 SILENT_SECONDS = 30.0  # a rank says that it lives every five seconds
 IDLE_SECONDS = 120.0
 METRICS_BYTES = 2**20
-RECENT_LINES = 10
 SHOWN_ATTEMPTS = 20
 SHOWN_KINDS = ("evaluate", "robust", "alarm")
 
@@ -94,7 +93,9 @@ class Training:
     epoch: float | None = None
     epochs: int | None = None
     images_per_second: float | None = None
+    """Of the newest steps alone."""
     seconds_left: float | None = None
+    """Evaluations included."""
     train: dict[str, Any] = field(default_factory=dict)
     """The last line of metrics of the training."""
     evaluation: dict[str, Any] = field(default_factory=dict)
@@ -264,9 +265,9 @@ def progress(run: RunDir, ranks: list[Rank], runs: bool) -> dict[str, Any]:
     if plan:
         total, per_epoch = plan["total_steps"], plan["steps_per_epoch"]
         found |= {"total_steps": total, "epochs": plan["epochs"], "epoch": step / per_epoch}
-        if runs and trained:
-            rate = statistics.harmonic_mean([line["images_per_second"] for line in trained[-RECENT_LINES:]])
-            left = (total - step) * plan["num_images"] / per_epoch / rate
+        if runs and (rate := images_per_second(lines)):
+            images = plan["num_images"] / per_epoch
+            left = (total - step) * (images / rate + pause_per_step(lines, images))
             found |= {"images_per_second": rate, "seconds_left": left}
     return found
 

@@ -29,6 +29,7 @@ from launch.jobs import remember, remembered, time_in
 from launch.restarts import End, Restarts
 from launch.status.attack import Attack, read_attack
 from launch.status.explanation import explain
+from launch.status.pace import images_per_second, pause_per_step
 from launch.status.run import Status, read_status
 from launch.status.slurm import Answers, ask_slurm
 from launch.status.table import duration, render
@@ -113,7 +114,9 @@ def test_a_run_by_hand_from_its_first_steps_to_a_kill(tiny_config: Path, no_slur
     assert now.epoch == now.step / 7
     rates = [line["images_per_second"] for line in lines if line["kind"] == "train"][-10:]
     assert now.images_per_second == pytest.approx(len(rates) / sum(1 / rate for rate in rates))
-    assert now.seconds_left == pytest.approx((3500 - now.step) * 130 / 7 / now.images_per_second)
+    pause = pause_per_step(lines, 130 / 7)
+    steps_alone = (3500 - now.step) * 130 / 7 / now.images_per_second
+    assert now.seconds_left == pytest.approx(steps_alone + (3500 - now.step) * pause)
     newest = max(int(path.name.removeprefix("step-")) for path in run.checkpoints.glob("step-*"))
     assert now.checkpoint_step == newest
     assert [rank.rank for rank in now.ranks] == [0, 1]
@@ -128,6 +131,24 @@ def test_a_run_by_hand_from_its_first_steps_to_a_kill(tiny_config: Path, no_slur
     text = drawn(silent)
     assert "rank 1 silent" in text
     assert "images/s" in text
+
+
+def test_the_time_that_is_left_has_evaluations_in_it() -> None:
+    """Ten steps of 100 images in 20 s, an evaluation of 30 s behind each ten, and a night between two starts."""
+    lines: list[dict[str, Any]] = []
+    now = 0.0
+    for number in range(1, 8):
+        now += 20 + (8 * 3600 if number == 4 else 0)
+        lines.append({"kind": "train", "step": 10 * number, "images_per_second": 50.0, "time": now})
+        now += 30
+        lines.append({"kind": "evaluate", "step": 10 * number, "time": now})
+    assert images_per_second(lines) == pytest.approx(50)
+    assert pause_per_step(lines, 100) == pytest.approx(3)
+    assert pause_per_step(lines[:3], 100) == pytest.approx(3)
+    assert pause_per_step(lines[:2], 100) == 0, "no line behind it tells when it ended"
+    damaged = [*lines, {"kind": "train", "step": 75}, {"kind": "train", "step": 76, "images_per_second": None}]
+    assert images_per_second(damaged) == pytest.approx(50)
+    assert images_per_second([]) is None
 
 
 def test_a_run_that_is_done(tiny_config: Path, kapdist) -> None:
