@@ -159,8 +159,8 @@ def queued(
 def accounted(jobs: Iterable[str], seconds: float = SECONDS) -> dict[str, str]:
     """Return {job or array element: state} of the jobs that have accounts; none where Slurm keeps none."""
     words = ("sacct", "-X", "-n", "-P", "-j", ",".join(jobs), "-o", "JobID,State")
-    rows = (line.split("|") for line in (ask(*words, seconds=seconds) or "").splitlines())
-    return {job: state.split()[0] for name, state, *_ in rows if state for job in elements(name)}
+    rows = (line.partition("|") for line in (ask(*words, seconds=seconds) or "").splitlines())
+    return {job: state.split()[0] for name, _, state in rows if state.strip() for job in elements(name)}
 
 
 def elements(name: str) -> list[str]:

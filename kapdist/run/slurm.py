@@ -35,8 +35,8 @@ def start_lives(job: str, restart: int, step: str | None, own: bool) -> bool | N
     if done is None or done.returncode:
         forgotten = done is not None and FORGOTTEN in done.stderr
         return False if (forgotten and own) or ended_by_accounts(job) else None
-    rows = [line.split() for line in done.stdout.splitlines()]
-    states = [(state, int(count)) for number, state, count in rows if number == job]
+    rows = re.findall(rf"^ *{re.escape(job)} +(\S+) +(\d+) *$", done.stdout, re.MULTILINE)  # whatever else is said
+    states = [(state, int(count)) for state, count in rows]
     if not states:  # left out, whyever: only a job that is spoken of is known
         return False if ended_by_accounts(job) else None
     if any(state in RUNS - {"RUNNING"} for state, _ in states):
@@ -56,7 +56,8 @@ def step_lives(job: str, step: str) -> bool | None:
 def ended_by_accounts(job: str) -> bool:
     """Return whether the accounts, which need no controller, say that a job has ended."""
     done = answer("sacct", "-X", "-n", "-P", "-j", job, "-o", "State")
-    states = [line.split()[0] for line in done.stdout.splitlines() if line] if done and not done.returncode else []
+    said = done.stdout.splitlines() if done and not done.returncode else []
+    states = [words[0] for line in said if (words := line.split())]
     return bool(states) and ENDED.issuperset(states)
 
 

@@ -133,6 +133,12 @@ def test_a_run_by_hand_from_its_first_steps_to_a_kill(tiny_config: Path, no_slur
     assert "images/s" in text
 
 
+def test_what_a_site_says_beside_the_accounts_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "\na word of the site\n7_0|COMPLETED\n7_1|CANCELLED by 0\n7_2| \n"
+    monkeypatch.setattr(slurm, "ask", lambda *words, seconds: said)
+    assert slurm.accounted(["7"]) == {"7_0": "COMPLETED", "7_1": "CANCELLED"}
+
+
 def test_the_time_that_is_left_has_evaluations_in_it() -> None:
     """Ten steps of 100 images in 20 s, an evaluation of 30 s behind each ten, and a night between two starts."""
     lines: list[dict[str, Any]] = []

@@ -149,6 +149,8 @@ def test_without_proc_a_process_that_is_there_holds_its_lock(tmp_path: Path, hel
         ({"squeue": "echo 7 COMPLETING 1"}, False),  # about to
         ({"squeue": "echo 7 SUSPENDED 0"}, False),
         ({"squeue": "echo 7 FAILED 0"}, True),
+        ({"squeue": "echo; echo a word of the site; echo 7 FAILED 0"}, True),
+        ({"squeue": SILENT, "sacct": "echo ' '; echo COMPLETED"}, True),
         ({"squeue": FORGOTTEN}, True),
         ({"squeue": SILENT}, False),
         ({"squeue": SILENT, "sacct": "echo 'CANCELLED by 0'"}, True),
