@@ -82,7 +82,8 @@ def place(plain: np.ndarray, out: np.ndarray, down: int, right: int, mirror: boo
     """Copy plain into out, both (side, side, 3), moved and then mirrored; black where nothing lands."""
     side = out.shape[0]
     # Columns of out that something lands on: the inner loop has no test, for it decides the speed.
-    first, last = max(0, right), min(side, side + right)
+    # Moved by more than a side nothing does, and a negative end of a slice would leave what was in out before.
+    first, last = min(side, max(0, right)), max(0, min(side, side + right))
     if mirror:
         first, last = side - last, side - first
     for y in range(side):

@@ -53,10 +53,13 @@ def test_memory_format(fashion, make_loader, channels_last: bool) -> None:
     assert batch.images.is_contiguous() != channels_last
 
 
-def test_flip_and_translation_equal_the_reference(fashion, pixels, augmented, read_all) -> None:
+@pytest.mark.parametrize("pad", [3, 33, 64])
+def test_flip_and_translation_equal_the_reference(fashion, pixels, make_loader, read_all, pad: int) -> None:
+    """Also where an image moves out of its frame: what was in the buffer before would show else."""
     key = augment.epoch_key(5, 4)
-    expected = np.stack([reference(image, key, index, 3) for index, image in enumerate(pixels)])
-    assert np.array_equal(read_all(augmented, BATCHES, epoch=4), expected)
+    expected = np.stack([reference(image, key, index, pad) for index, image in enumerate(pixels)])
+    loader = make_loader(fashion, seed=5, flip=True, translate=pad)
+    assert np.array_equal(read_all(loader, BATCHES, epoch=4), expected)
 
 
 def without_hole(image: np.ndarray, key: int, index: int, cutout: int) -> np.ndarray:

@@ -80,7 +80,7 @@ def test_kept_on_the_device_the_pixels_are_the_loader_s(
 RECIPES = st.fixed_dictionaries(
     {
         "flip": st.booleans(),
-        "translate": st.integers(0, 5),
+        "translate": st.integers(0, 5) | st.just(64),
         "cutout": st.integers(0, 20),
         "erasing": st.sampled_from([0.0, 0.5, 1.0]),
         "rand_augment": st.integers(0, 4),
