@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 
@@ -65,14 +65,57 @@ def import_file(path: Path) -> ModuleType:
     return module
 
 
+_beside: dict[Path, dict[str, ModuleType]] = {}
+"""What was imported from a folder while it was first on the path, by folder and name."""
+_aside: dict[Path, dict[str, ModuleType]] = {}
+"""Of these, what another folder's modules of the same name have taken the place of."""
+
+
 @contextlib.contextmanager
 def first_on_path(folder: Path) -> Iterator[None]:
+    """Have modules be found in a folder first, though another folder's of the same name were imported before.
+
+    Python keeps modules by name alone: of two files that import `layers` from beside them the second would get the
+    first one's.
+    """
+    make_way_for(folder)
+    before = set(sys.modules)
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(str(folder))
+        note_imported(folder, before)
+
+
+def make_way_for(folder: Path) -> None:
+    for other, modules in _beside.items():
+        if other == folder:
+            continue
+        for name, module in modules.items():
+            if sys.modules.get(name) is module and PathFinder.find_spec(top_of(name), [str(folder)]):
+                _aside.setdefault(other, {})[name] = sys.modules.pop(name)
+    sys.modules.update(_aside.pop(folder, {}))
+
+
+def note_imported(folder: Path, before: set[str]) -> None:
+    own = _beside.setdefault(folder, {})
+    for name in set(sys.modules) - before:
+        top = top_of(name)
+        if top in own or (top not in before and lies_in(sys.modules.get(top), folder)):
+            own[name] = sys.modules[name]
+
+
+def top_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def lies_in(module: ModuleType | None, folder: Path) -> bool:
+    """Tell whether a module or a package lies in a folder itself, and not deeper, as what is installed may."""
+    file = getattr(module, "__file__", None)
+    places = [*getattr(module, "__path__", [file] if file else [])]
+    return any(Path(place).resolve().parent == folder for place in places)
 
 
 def said(error: Exception | SystemExit) -> str:

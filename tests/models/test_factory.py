@@ -76,6 +76,31 @@ def test_a_file_that_changed_at_the_same_time_and_size_is_the_one_that_runs(here
     assert found == [3, 4]
 
 
+def test_two_files_get_what_lies_beside_each_whatever_it_is_called(here: Path) -> None:
+    """Python keeps modules by name: the second file's network was made of the first one's parts."""
+    for folder, width in (("one", 2), ("two", 3)):
+        package = here / folder / "parts_of_nets"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text("")
+        (package / "linear.py").write_text(f"import torch\ndef make():\n    return torch.nn.Linear({width}, 5)\n")
+        (here / folder / "width_of_nets.py").write_text(f"WIDTH = {width}\n")
+        (here / folder / "net.py").write_text(
+            "import torch\n"
+            "import width_of_nets\n"
+            "def build():\n"
+            "    from parts_of_nets.linear import make\n"
+            "    return torch.nn.Sequential(make(), torch.nn.Linear(5, width_of_nets.WIDTH))\n"
+        )
+    for folder, width in (("one", 2), ("two", 3), ("one", 2), ("two", 3), ("two", 3)):
+        first, last = call_factory(f"{folder}/net.py:build")
+        assert (first.in_features, last.out_features) == (width, width)
+    own = sys.modules["parts_of_nets.linear"]
+    (here / "two" / "torch").mkdir()  # what was imported before stays, whatever a folder has
+    call_factory("two/net.py:build")
+    assert sys.modules["torch"] is torch
+    assert sys.modules["parts_of_nets.linear"] is own
+
+
 def test_it_sees_normalised_images_and_keeps_its_keys() -> None:
     plain = call_factory("net.py:build", ARGUMENTS).eval()
     keys = list(plain.state_dict())
