@@ -12,9 +12,10 @@ from kapdist.models.factory import said
 from kapdist.models.shown import check_images_kept, check_logits, shown_images
 
 BATCH_ROUNDING = 1e-3  # of the largest logit: what other sizes of a batch may round, cuDNN's and folded models' too
-COPIES, CALLS = 6, 16
-# Times the variance among copies: by chance not one in a million of normal noise, and rare events hardly.
-MOST_SHARED = 8.0
+FEWEST_COPIES, MOST_COPIES, CALLS = 6, 64, 16
+# Times the variance among copies: by chance not one in a million of normal noise, and rare events hardly. Of what a
+# batch shares it leaves a tenth of what each row draws, as 64 times the one stands against the other.
+MOST_SHARED = 4.0
 PASSES = 12
 MOST_APART = 50.0  # times the variance of such means: of one number that a batch shares not one in 100,000
 ROW_ROUNDING = 1e-5  # of the largest logit
@@ -135,19 +136,24 @@ def check_same(logits: Tensor, whole: Tensor, most: Tensor, place: object, size:
     raise InputError(place, "predictions of an image that do not depend on the rest of its batch", found)
 
 
-def noise_differs_by_row(model: nn.Module, resolution: int) -> bool:
+def noise_differs_by_row(model: nn.Module, resolution: int, most_rows: int = MOST_COPIES) -> bool:
     """Tell whether the copies of an image in one batch get noise of their own, and hardly any that they share.
 
     Models that draw once for the whole batch, a random size for one or a member, do not; their draws need passes
     of their own. One pair of passes does not tell: two of a few members are often the same one. So the logits'
     variance between several passes is compared with that among the copies, as in an analysis of variance: what
-    every copy draws for itself leaves both alike. A function of the model and of its noise's seed.
+    every copy draws for itself leaves both alike. The copies are many: their mean has what they share in full, and
+    little of what is their own. A function of the model and of its noise's seed.
+
+    Args:
+        most_rows: of a pass.
     """
-    images = shown_images(model, resolution)[:1].repeat(COPIES, 1, 1, 1)
+    copies = max(FEWEST_COPIES, min(MOST_COPIES, most_rows))
+    images = shown_images(model, resolution)[:1].repeat(copies, 1, 1, 1)
     with RandomStream(images.device, 0), torch.no_grad():
         logits = torch.stack([model(images).double() for _ in range(CALLS)])
     rounding = (ROW_ROUNDING * logits.abs().max()) ** 2
     logits = logits - logits[0, 0].clone()  # of a model that draws nothing zeros are left
     among = logits.var(1).mean(0).sum()
-    between = COPIES * logits.mean(1).var(0).sum()
+    between = copies * logits.mean(1).var(0).sum()
     return bool(between <= MOST_SHARED * among + rounding)

@@ -184,10 +184,10 @@ def checked(plan: AttackPlan, run: Path, examined: bool) -> AttackPlan:
             if not examined:
                 check_deterministic(network, place, plan.data.resolution)
                 check_batches(network, place, plan.data.resolution)
-        else:
-            if not examined and plan.model.by_others:
+        elif plan.model.by_others:  # of kapdist's own layers each row draws for itself
+            if not examined:
                 check_batches_of_noise(network, place, plan.data.resolution)
-            together = noise_differs_by_row(network, plan.data.resolution)
+            together = noise_differs_by_row(network, plan.data.resolution, plan.images_per_pass)
             plan = plan.model_copy(update={"draws_together": together})
     try_functions(plan, network, load_functions(plan))
     return plan

@@ -178,6 +178,18 @@ class OneSizeAndNoise(nn.Module):
         return (images * (1 + torch.rand(())) + 0.05 * torch.randn_like(images)).flatten(1)[:, :5]
 
 
+class SharedAndOwn(nn.Module):
+    """Normal noise on the logits: of each row, and of the whole batch a share of that deviation."""
+
+    def __init__(self, shared: float) -> None:
+        super().__init__()
+        self.shared = shared
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = images.flatten(1)[:, :5]
+        return logits + self.shared * torch.randn(1, 5) + torch.randn_like(logits)
+
+
 class Seldom(nn.Module):
     """Hardly ever noisy, each row for itself."""
 
@@ -190,6 +202,9 @@ def test_noise_that_a_batch_shares_is_told_from_noise_of_each_row() -> None:
         torch.manual_seed(seed)
         for shared in (OneSizeForAll(), OneSizeAndNoise(), OneMemberForAll(2), OneMemberForAll(10)):
             assert not noise_differs_by_row(shared, 8)
+            assert not noise_differs_by_row(shared, 8, most_rows=1)
+        assert not noise_differs_by_row(SharedAndOwn(0.5), 8)  # a quarter of the variance that each row has alone
+        assert noise_differs_by_row(SharedAndOwn(0), 8)
         assert noise_differs_by_row(Seldom(), 8)
         assert noise_differs_by_row(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), 8)  # of no noise at all
     for _, network in noisy_networks():
