@@ -45,6 +45,9 @@ class AveragedModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         call, self.calls = self.calls, self.calls + 1
+        if not len(images):  # Square asks so, where every margin that is left is exactly 0
+            nobodys: Tensor = self.model(images)
+            return nobodys
         if images.requires_grad and torch.is_grad_enabled() and len(list(self.parts(len(images)))) > 1:
             averaged: Tensor = _Recomputed.apply(images, self, call)
             return averaged

@@ -92,6 +92,8 @@ class Ensemble(nn.Module):
 
     def _of_drawn(self, x: Tensor, drawn: Tensor) -> Tensor:
         """Each image's logits by its own member, a pass in which members share the batch."""
+        if not len(x):
+            return self._mean([self.members[0](x)])
         rows = [(drawn == number).nonzero().squeeze(1) for number in range(len(self.members))]
         parts = [self._mean([member(x[of])]) for member, of in zip(self.members, rows, strict=True) if len(of)]
         return torch.cat(parts)[torch.cat(rows).argsort()]

@@ -178,6 +178,25 @@ class OneSizeAndNoise(nn.Module):
         return (images * (1 + torch.rand(())) + 0.05 * torch.randn_like(images)).flatten(1)[:, :5]
 
 
+class Votes(nn.Module):
+    """Says one of two classes by chance, and nothing in between."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        said = (torch.rand(len(images)) < 0.5).long()
+        return 10 * F.one_hot(said, 4).float() + 0 * images.flatten(1)[:, :1]
+
+
+def test_no_image_at_all_is_asked_about_too(make_plan: MakePlan) -> None:
+    """As many draws for either class are a margin of 0, of which Square leaves nothing to ask about."""
+    for _, network in noisy_networks():
+        for images in (torch.zeros(0, 3, 8, 8), torch.zeros(0, 3, 8, 8, requires_grad=True)):
+            assert averaged(network, 7)(images).shape == (0, 5)
+    images, labels = torch.rand(1, 3, 8, 8), torch.tensor([0])
+    for seed in range(30):  # two of which begin with a tie
+        plan = make_plan("Linf", 0.1, ("square",), noise="fresh", num_classes=4, eot=20, rescore=0, seed=seed)
+        assert attack_chunk(Votes().eval(), images, labels, plan, 0).adversarial.shape == images.shape
+
+
 class SharedAndOwn(nn.Module):
     """Normal noise on the logits: of each row, and of the whole batch a share of that deviation."""
 
