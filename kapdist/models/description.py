@@ -96,7 +96,7 @@ def check_description(model: nn.Module, said: Mapping[str, str], path: Path, sta
         return
     if NORM_FIRST not in said and said.get(POOL, "1") != "1" and said.get(NOISE, "0.0") != "0.0":
         check_older(said, path, start)
-    own = describe(model)
+    own = describe(model if MEAN in said else networks(model)[0])  # one network's, of which an ensemble starts
     plain = said.get(POOL) == "1" and not said.get("kap.layout")
     for key, value in own.items():
         if said.get(key, value) == value:

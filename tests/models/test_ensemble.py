@@ -177,6 +177,15 @@ def test_weights_of_single_networks_start_the_members(tmp_path: Path, caplog: py
     assert all(torch.equal(m.fc.weight, singles[0].fc.weight) for m in ensemble.members)
 
 
+def test_weights_of_one_network_start_members_whose_layers_are_not_all_alike(tmp_path: Path) -> None:
+    some = {"pool_size": 3, "where": ("layer1.*",)}
+    save_weights(single := build(1, some), tmp_path / "one.safetensors")
+    load_weights(ensemble := build(2, some, seed=5), tmp_path / "one.safetensors", start=True)
+    assert all(torch.equal(member.fc.weight, single.fc.weight) for member in ensemble.members)
+    with pytest.raises(InputError, match=r"kap.pool_size 3 \(the model's\), found weights made for .*\"conv1\": 1"):
+        load_weights(build(2, {"pool_size": 3}), tmp_path / "one.safetensors", start=True)
+
+
 def test_weights_of_another_number_of_members_are_refused(tmp_path: Path) -> None:
     for count in (1, 2):
         save_weights(build(count), tmp_path / f"{count}")
