@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kapdist.attack.counted import RandomStream
+from kapdist.attack.counted import CountedModel, RandomStream
 from kapdist.attack.watch import turned
 from kapdist.errors import InputError
 from kapdist.models.factory import said
@@ -79,6 +79,25 @@ def check_deterministic(model: nn.Module, place: object, resolution: int) -> Non
     if not torch.allclose(first, second, rtol=1e-4, atol=1e-6):
         found = f"logits {(first - second).abs().max().item():g} apart in two passes of the same images"
         raise InputError(place, "a deterministic model (else noise=fresh, and version=eot-standard)", found)
+
+
+def check_seeded(model: nn.Module, place: object, resolution: int) -> None:
+    """Raise InputError unless a noisy model's draws follow from seeds, those of its noise and of global generators.
+
+    Draws of a generator of its own, or of the system's, are others in each process and at each start, and in the
+    second pass that a gradient of many draws takes.
+    """
+    images = shown_images(model, resolution)
+    counted, found = CountedModel(model, images.device, 0), []
+    with torch.no_grad():
+        for _ in range(2):
+            counted.reseed(0)
+            found.append(counted(images))
+    first, second = found
+    if not torch.allclose(first, second, rtol=1e-4, atol=1e-6):
+        apart = f"logits {(first - second).abs().max().item():g} apart in two passes from one seed"
+        expected = "a noisy model that draws from torch's, Python's or NumPy's global generator, which attacks seed"
+        raise InputError(place, expected, f"{apart} (a generator of its own, or a count of its calls?)")
 
 
 def check_batches(model: nn.Module, place: object, resolution: int) -> None:

@@ -14,6 +14,7 @@ from kapdist.attack.classifier import (
     check_classifier,
     check_deterministic,
     check_evaluation_mode,
+    check_seeded,
     noise_differs_by_row,
 )
 from kapdist.attack.devices import check_precision, device_kind, refuse_auto_elsewhere
@@ -186,6 +187,7 @@ def checked(plan: AttackPlan, run: Path, examined: bool) -> AttackPlan:
                 check_batches(network, place, plan.data.resolution)
         elif plan.model.by_others:  # of kapdist's own layers each row draws for itself
             if not examined:
+                check_seeded(network, place, plan.data.resolution)
                 check_batches_of_noise(network, place, plan.data.resolution)
             together = noise_differs_by_row(network, plan.data.resolution, plan.images_per_pass)
             plan = plan.model_copy(update={"draws_together": together})

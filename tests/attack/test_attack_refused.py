@@ -59,6 +59,21 @@ class NoisyInPairs(InPairs):
     def forward(self, images):
         return super().forward(images * (1 + 0.02 * torch.rand(())))
 
+class OwnGenerator(Model):
+    def __init__(self):
+        super().__init__()
+        self.random = torch.Generator().manual_seed(0)
+
+    def forward(self, images):
+        return super().forward(images + 0.1 * torch.randn(images.shape, generator=self.random))
+
+class Counts(Model):
+    calls = 0
+
+    def forward(self, images):
+        self.calls += 1
+        return super().forward(images * (1 + 0.1 * (self.calls % 2)))
+
 class Squeezes(Model):
     def forward(self, images):
         return self.layers(images).squeeze()
@@ -102,6 +117,14 @@ def test_a_noisy_model_whose_predictions_depend_on_the_batch_is_refused(world: W
     (world.folder / "strange.py").write_text(STRANGE)
     words = r"do not depend on the rest of its batch, found mean logits of 12 noisy passes .* apart, alone and in"
     with pytest.raises(InputError, match=words):
+        plan_attack(world.run, world.config(model={"factory": f"strange.py:{name}"}, noise="fresh"))
+
+
+@pytest.mark.parametrize("name", ["OwnGenerator", "Counts"])
+def test_a_noisy_model_whose_draws_no_seed_decides_is_refused(world: World, name: str) -> None:
+    """Its verdicts were others at every start, and the gradients of averages those of other draws."""
+    (world.folder / "strange.py").write_text(STRANGE)
+    with pytest.raises(InputError, match=r"which attacks seed, found logits .* apart in two passes from one seed"):
         plan_attack(world.run, world.config(model={"factory": f"strange.py:{name}"}, noise="fresh"))
 
 
