@@ -173,6 +173,7 @@ def checked(plan: AttackPlan, run: Path, examined: bool) -> AttackPlan:
     if isinstance(network, StraightThrough):
         whose = f"{GRADIENT_OF}={plan.gradient_of}"
         check_classifier(network.smooth, whose, plan.model.num_classes, plan.data.resolution, True)
+        check_seeded(network.smooth, whose, plan.data.resolution)
     with noise(network, plan.noise, seed=plan.seed):
         dtype = check_classifier(
             network, place, plan.model.num_classes, plan.data.resolution, plan.passes_gradients
@@ -285,7 +286,9 @@ def plan_outside_surrogate(
     update = {"model": outside, "noise": "off", "num_classes": model.num_classes}
     here = Path()  # where no run is
     surrogate = plan_model(here, config.model_copy(update=update), None, image_set)
-    check_classifier(load_model(surrogate, here), place, model.num_classes, image_set.data.resolution, True)
+    network, side = load_model(surrogate, here), image_set.data.resolution
+    check_classifier(network, place, model.num_classes, side, True)
+    check_seeded(network, place, side)
     return surrogate
 
 

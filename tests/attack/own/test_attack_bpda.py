@@ -106,6 +106,9 @@ FUNCTIONS = {
     "model.weight.data.zero_(); return model": "which stays as it is (copy.deepcopy(model)), found weight changed",
     "return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))": "= (6, 5), found (6, 4)",
     "return Returns(5, lambda logits: logits.detach())": "differentiably on the images, found logits without",
+    "own = torch.Generator()\n    return Returns(5, lambda logits: logits + torch.rand(5, generator=own))": (
+        "which attacks seed, found logits"
+    ),
 }
 
 

@@ -43,6 +43,15 @@ def same():
 def four():
     return Linear(4)
 
+class Unseeded(Linear):
+    random = torch.Generator().manual_seed(0)
+
+    def forward(self, images):
+        return super().forward(images + 0.1 * torch.randn(images.shape, generator=self.random))
+
+def unseeded():
+    return Unseeded(5)
+
 def noisy():
     torch.manual_seed(1)
     noisy = KAPConv2d(3, 4, 3, stride=3, pool_size=1, layout="line", noise_std=0.5)
@@ -111,6 +120,7 @@ def test_a_surrogate_s_noise_is_off_and_who_attacked_before_decides_nothing(surr
 REFUSED = {
     "others.py:four": r"logits \(batch, classes\) = \(6, 5\), found \(6, 4\)",
     "others.py:absent": "expected a function absent in others.py, found no such name",
+    "others.py:unseeded": "which attacks seed, found logits .* apart in two passes from one seed",
     "absent.py:four": "expected the file absent.py, found no such file",
 }
 
