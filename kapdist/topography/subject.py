@@ -153,8 +153,7 @@ def frozen(network: nn.Module, device: torch.device) -> nn.Module:
 def moments_of(subject: Subject) -> Iterator[Moment]:
     """Yield what is left of a training but the measured weights: its first, those of checkpoints, its best."""
     config, run = subject.config, subject.run
-    if config.model.weights is None or config.model.weights.exists():
-        yield Moment(0, "before the first step", lambda device: frozen(initial(config), device))
+    yield Moment(0, "before the first step", lambda device: initial(config, device))
     for folder in reversed(sealed(run)):
         path = folder / SHARED
         if path != subject.weights and is_whole(folder):
@@ -163,10 +162,17 @@ def moments_of(subject: Subject) -> Iterator[Moment]:
         yield Moment(best_step(subject), "best evaluation", of_file(subject, run.best_weights))
 
 
-def initial(config: Config) -> nn.Module:
-    """Return the network that a run began with: its weights follow from the config's seed, or are a file's."""
-    with torch.random.fork_rng(devices=[]):
-        return initial_model(config, Ranks())
+def initial(config: Config, device: torch.device) -> nn.Module | None:
+    """Return the network that a run began with: its weights follow from the config's seed, or are those of files.
+
+    None: these files are gone, or others that do not fit by now.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return frozen(initial_model(config, Ranks()), device)
+    except InputError as error:
+        log.warning("the network before the first step is passed over: %s", error)
+        return None
 
 
 def of_checkpoint(subject: Subject, path: Path) -> Callable[[torch.device], nn.Module | None]:

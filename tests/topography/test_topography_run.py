@@ -297,9 +297,26 @@ def test_the_best_weights_are_of_the_step_that_the_training_found_best(trained, 
 def test_the_first_weights_are_those_that_the_run_began_with_and_no_stream_moves(trained) -> None:
     run = trained("kap", SHEET)
     state = torch.get_rng_state()
-    first = initial(run.config).state_dict()
+    first = initial(run.config, torch.device("cpu")).state_dict()
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(first[key], value) for key, value in run.network.state_dict().items())
+
+
+def test_the_first_step_of_members_is_that_of_their_files_and_is_passed_over_without_them(trained) -> None:
+    run = trained("kap", SHEET)
+    files = {"members": 2, "weights": run.dir.root / "{member}.safetensors"}
+    run.config = run.config.model_copy(update={"model": run.config.model.model_copy(update=files)})
+    for number in range(2):
+        save_weights(run.network, run.dir.root / f"{number}.safetensors")
+    run.dir.config.write_text(dump_config(run.config))
+    run.network = initial_model(run.config, Ranks())
+    run.finished()
+    steps = []
+    for _ in range(2):
+        found = run_topography(run.dir.root, [], Asked(**QUICK | {"images": 4, "draws": 0}))
+        steps.append([stage.step for stage in found.subject.stages])
+        (run.dir.root / "1.safetensors").write_bytes(b"others by now")
+    assert steps == [[0, 9], [9]]
 
 
 def test_a_record_repeats(trained) -> None:
