@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
-from importlib.machinery import PathFinder, SourceFileLoader
+from importlib.machinery import SourceFileLoader, all_suffixes
 from pathlib import Path
 from types import CodeType, ModuleType
 
@@ -65,57 +65,62 @@ def import_file(path: Path) -> ModuleType:
     return module
 
 
-_beside: dict[Path, dict[str, ModuleType]] = {}
-"""What was imported from a folder while it was first on the path, by folder and name."""
+SUFFIXES = tuple(f".{suffix.rpartition('.')[2]}" for suffix in all_suffixes())
+KEPT = ("__main__", __name__.partition(".")[0])  # names that are never another's
+_folders: set[Path] = set()
+"""Those that were first on the path so far."""
 _aside: dict[Path, dict[str, ModuleType]] = {}
-"""Of these, what another folder's modules of the same name have taken the place of."""
+"""What was imported from each under names that are another's outside of it."""
 
 
 @contextlib.contextmanager
 def first_on_path(folder: Path) -> Iterator[None]:
-    """Have modules be found in a folder first, though another folder's of the same name were imported before.
+    """Have a folder's modules be found first, though other people's or the program's own are called the same.
 
     Python keeps modules by name alone: of two files that import `layers` from beside them the second would get the
-    first one's.
+    first one's. Afterwards names mean what they meant before.
     """
-    make_way_for(folder)
-    before = set(sys.modules)
+    clashing = names_of_others(folder)
+    others = taken_out(clashing)
+    sys.modules.update(_aside.pop(folder, {}))
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(str(folder))
-        note_imported(folder, before)
+        _folders.add(folder)
+        if clashing:
+            _aside[folder] = taken_out(clashing)
+            sys.modules.update(others)
 
 
-def make_way_for(folder: Path) -> None:
-    for other, modules in _beside.items():
-        if other == folder:
-            continue
-        for name, module in modules.items():
-            if sys.modules.get(name) is module and PathFinder.find_spec(top_of(name), [str(folder)]):
-                _aside.setdefault(other, {})[name] = sys.modules.pop(name)
-    sys.modules.update(_aside.pop(folder, {}))
+def names_of_others(folder: Path) -> set[str]:
+    """Return the names of a folder's modules and packages under which those of another such folder are loaded."""
+    found = set()
+    with contextlib.suppress(OSError):
+        others = {*_folders, Path.cwd(), *folders_of(sys.modules["__main__"])} - {folder}
+        for path in folder.iterdir():
+            name = path.name.partition(".")[0]
+            if name in sys.modules and name not in KEPT and is_code(path):
+                found |= set() if others.isdisjoint(folders_of(sys.modules[name])) else {name}
+    return found
 
 
-def note_imported(folder: Path, before: set[str]) -> None:
-    own = _beside.setdefault(folder, {})
-    for name in set(sys.modules) - before:
-        top = top_of(name)
-        if top in own or (top not in before and lies_in(sys.modules.get(top), folder)):
-            own[name] = sys.modules[name]
+def is_code(path: Path) -> bool:
+    return any(path.glob("*.py")) if path.is_dir() else path.suffix in SUFFIXES
 
 
-def top_of(name: str) -> str:
-    return name.partition(".")[0]
+def taken_out(names: set[str]) -> dict[str, ModuleType]:
+    """Take the modules of these names, and what lies in those that are packages, from what is loaded."""
+    found = [name for name in list(sys.modules) if name.partition(".")[0] in names]
+    return {name: sys.modules.pop(name) for name in found}
 
 
-def lies_in(module: ModuleType | None, folder: Path) -> bool:
-    """Tell whether a module or a package lies in a folder itself, and not deeper, as what is installed may."""
+def folders_of(module: ModuleType) -> set[Path]:
+    """Return the folders that a module or a package lies in."""
     file = getattr(module, "__file__", None)
-    places = [*getattr(module, "__path__", [file] if file else [])]
-    return any(Path(place).resolve().parent == folder for place in places)
+    return {Path(place).resolve().parent for place in getattr(module, "__path__", [file] if file else [])}
 
 
 def said(error: Exception | SystemExit) -> str:

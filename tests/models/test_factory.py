@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import sys
@@ -76,7 +77,7 @@ def test_a_file_that_changed_at_the_same_time_and_size_is_the_one_that_runs(here
     assert found == [3, 4]
 
 
-def test_two_files_get_what_lies_beside_each_whatever_it_is_called(here: Path) -> None:
+def test_two_files_get_what_lies_beside_each_whatever_it_is_called(here: Path, monkeypatch) -> None:
     """Python keeps modules by name: the second file's network was made of the first one's parts."""
     for folder, width in (("one", 2), ("two", 3)):
         package = here / folder / "parts_of_nets"
@@ -91,14 +92,15 @@ def test_two_files_get_what_lies_beside_each_whatever_it_is_called(here: Path) -
             "    from parts_of_nets.linear import make\n"
             "    return torch.nn.Sequential(make(), torch.nn.Linear(5, width_of_nets.WIDTH))\n"
         )
+    (here / "width_of_nets.py").write_text("WIDTH = 4\n")  # the program's own
+    monkeypatch.syspath_prepend(here)
+    own = importlib.import_module("width_of_nets")
+    monkeypatch.delitem(sys.modules, "parts_of_nets", raising=False)
+    (here / "two" / "torch").mkdir()  # what is installed stays, whatever a folder has
     for folder, width in (("one", 2), ("two", 3), ("one", 2), ("two", 3), ("two", 3)):
         first, last = call_factory(f"{folder}/net.py:build")
         assert (first.in_features, last.out_features) == (width, width)
-    own = sys.modules["parts_of_nets.linear"]
-    (here / "two" / "torch").mkdir()  # what was imported before stays, whatever a folder has
-    call_factory("two/net.py:build")
-    assert sys.modules["torch"] is torch
-    assert sys.modules["parts_of_nets.linear"] is own
+        assert (sys.modules["width_of_nets"], sys.modules["torch"]) == (own, torch)
 
 
 def test_it_sees_normalised_images_and_keeps_its_keys() -> None:
