@@ -73,7 +73,7 @@ def own_network(model: ModelConfig) -> nn.Module:
 
 def outside_network(model: ModelConfig, factory: str) -> nn.Module:
     said = stated(factory)
-    if said and (model.mean, model.std) != (IMAGENET_MEAN, IMAGENET_STD):
+    if said and (tuple(model.mean), tuple(model.std)) != (IMAGENET_MEAN, IMAGENET_STD):  # lists, where JSON says it
         found = f"mean {model.mean} and std {model.std}"
         raise InputError("model.mean", f"none beside {factory}, whose own configuration states it", found)
     network = call_factory(factory, with_classes(factory, model.arguments, model.num_classes))

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from publish.conftest import AVERAGE, CLASSES, SMALL, MakeRun, by_chance, lay_run, logits_of
+from torch import nn
 
 from kapdist.errors import InputError
 from kapdist.kap import KAPConv2d
 from kapdist.kap.noise import layers_with_noise
-from kapdist.models import from_pretrained
+from kapdist.models import from_pretrained, zoo
 from kapdist.publish.card import Card
 from kapdist.publish.form import form_of
 from kapdist.publish.run import publish
@@ -87,7 +88,7 @@ class Absent:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
 import torch
-from kapdist.models import from_pretrained
+from kapdist.models import from_pretrained, zoo
 print(from_pretrained(sys.argv[1])(torch.zeros(2, 3, 16, 16)).shape)
 """
     command = [sys.executable, "-c", program, str(folder)]
@@ -226,6 +227,25 @@ def test_timm_loads_the_folder(kap: dict[str, Any], tmp_path: Path) -> None:
         found, expected = theirs((images - normalise[0]) / normalise[1]), from_pretrained(tmp_path / "hub")(images)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert theirs.pretrained_cfg["label_names"] == CLASSES
+
+
+def test_a_network_of_a_zoo_comes_back_and_normalises_as_the_zoo_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def published(name: str, factory: str) -> zoo.Published:
+        stated = zoo.Stated(16, 1.0, "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        return zoo.Published(small_network, "torch.nn", stated, fetch="")
+
+    def small_network(num_classes: int) -> nn.Module:
+        pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(9, num_classes)
+        return nn.Sequential(nn.Conv2d(3, 9, 3, bias=False), nn.BatchNorm2d(9), nn.ReLU(), *pooled)
+
+    monkeypatch.setitem(zoo.ZOOS, "timm", published)
+    run = lay_run(tmp_path / "runs" / "zoo", {"factory": "timm:small_of_a_test", "num_classes": 3}, AVERAGE)
+    publish(run.root, tmp_path / "hub", ["hub"], Card())
+    back = from_pretrained(tmp_path / "hub")
+    assert back.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert_same(logits_of(back), logits_of(by_chance(run)))
 
 
 def test_the_best_weights_and_their_absence(make_run: MakeRun, tmp_path: Path) -> None:
