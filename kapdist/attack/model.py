@@ -17,7 +17,7 @@ from kapdist.models.factory import call_factory, check_factory, check_state
 from kapdist.models.imported import place_of
 from kapdist.models.normalised import as_stated
 from kapdist.models.weights import load_weights
-from kapdist.models.zoo import with_classes
+from kapdist.models.zoo import as_published, with_classes
 from kapdist.records.attack_plan import PlannedModel
 from kapdist.run.paths import FACTORY, RunDir, weights_sha256
 
@@ -53,7 +53,8 @@ def load_model(source: PlannedModel, run: Path) -> nn.Module:
 
 
 def outside_model(source: PlannedModel, factory: str) -> nn.Module:
-    model = call_factory(factory, with_classes(factory, source.arguments, source.num_classes))
+    arguments = as_published(factory, with_classes(factory, source.arguments, source.num_classes))
+    model = call_factory(factory, arguments)
     check_factory(factory, source.factory_sha256)
     check_state(model, place_of(factory))
     if source.mean is None or source.std is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -23,6 +23,8 @@ from kapdist.models.imported import import_module, place_of
 
 # Functions that were named so before there were zoos.
 NO_NETWORKS = ("timm:create_model",)
+# torchvision's that undo its normalisation for their own, which was TensorFlow's, once their weights are loaded.
+TRANSFORMED = ("googlenet", "inception_v3")
 SQUASHED = "was published for whole images squashed into a square, from which a centre crop differs"
 
 
@@ -54,6 +56,8 @@ class Published:
     """Python that writes its published weights to a file, where there is an internet."""
     remark: str = ""
     """What its numbers were published with and no config can say."""
+    beside_weights: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments that the zoo itself builds it with for its published weights, and not for weights by chance."""
 
 
 def zoo_of(factory: str) -> str | None:
@@ -95,6 +99,11 @@ def with_classes(factory: str, arguments: Mapping[str, Any], num_classes: int) -
     """Return what a factory is called with: the number of classes too where the zoo is known to ask for it."""
     asked = {"num_classes": num_classes} if zoo_of(factory) in ("timm", "torchvision") else {}
     return asked | dict(arguments)
+
+
+def as_published(factory: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a factory is called with for its published weights, where the arguments say nothing else."""
+    return {**published(factory).beside_weights, **arguments} if zoo_of(factory) else dict(arguments)
 
 
 def check_weights_named(factory: str, weights: object) -> None:
@@ -171,6 +180,7 @@ def of_torchvision(name: str, factory: str) -> Published:
         module=models.get_model_builder(base).__module__,
         stated=Stated(crop, crop / scaled, said.interpolation.value, tuple(said.mean), tuple(said.std)),
         fetch=f"import torch, torchvision.models as m; {save}",
+        beside_weights={"transform_input": True} if base in TRANSFORMED else {},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from kapdist.attack.model import load_model
 from kapdist.attack.plan import plan_attack
 from kapdist.attack.shard import run_shard
 from kapdist.errors import InputError
+from kapdist.models import zoo
 from kapdist.models.factory import call_factory
 from kapdist.records.attack_plan import read_plan, run_of
 from kapdist.run.paths import AttackDir
@@ -86,6 +88,30 @@ def test_without_weights_it_says_where_they_come_from(world: World, weights: Pat
         plan_attack(world.run, world.config(model={"factory": "timm:small"}))
     assert str(caught.value).startswith("model.weights: expected a file with the weights of timm:small, found none")
     assert "import timm, torch; torch.save(timm.create_model('small', pretrained=True)" in str(caught.value)
+
+
+def test_torchvision_s_inceptions_take_their_images_as_their_weights_were_trained(
+    world: World, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = importlib.import_module("torchvision.models")
+    build, given = models.get_model, []
+
+    def get_model(name: str, weights: None, transform_input: bool = False, **options: Any) -> Any:
+        given.append(transform_input)
+        return build(name, weights, **options)
+
+    monkeypatch.setattr(models, "get_model", get_model)
+    for transformed, own, expected in (
+        (True, {}, True),
+        (True, {"transform_input": False}, False),
+        (False, {}, False),
+    ):
+        monkeypatch.setattr(zoo, "TRANSFORMED", ("small",) if transformed else ())
+        zoo.published.cache_clear()
+        given.clear()
+        values = {"factory": "torchvision:small", "weights": weights, "arguments": {"channels": 8} | own}
+        plan_attack(world.run, world.config(name=f"{transformed}-{len(own)}", model=values))
+        assert set(given) == {expected}
 
 
 def test_a_normalisation_that_nobody_applies_is_told(world: World, weights: Path) -> None:
