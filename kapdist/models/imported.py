@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import site
 import sys
+import sysconfig
 from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader, all_suffixes
 from pathlib import Path
@@ -67,6 +69,7 @@ def import_file(path: Path) -> ModuleType:
 
 SUFFIXES = tuple(f".{suffix.rpartition('.')[2]}" for suffix in all_suffixes())
 KEPT = ("__main__", __name__.partition(".")[0])  # names that are never another's
+INSTALLED = {Path(place).resolve() for place in (*sysconfig.get_paths().values(), site.getusersitepackages())}
 _folders: set[Path] = set()
 """Those that were first on the path so far."""
 _aside: dict[Path, dict[str, ModuleType]] = {}
@@ -99,7 +102,7 @@ def names_of_others(folder: Path) -> set[str]:
     """Return the names of a folder's modules and packages under which those of another such folder are loaded."""
     found = set()
     with contextlib.suppress(OSError):
-        others = {*_folders, Path.cwd(), *folders_of(sys.modules["__main__"])} - {folder}
+        others = {*_folders, Path.cwd(), *folders_of(sys.modules["__main__"])} - {folder, *INSTALLED}
         for path in folder.iterdir():
             name = path.name.partition(".")[0]
             if name in sys.modules and name not in KEPT and is_code(path):
