@@ -261,8 +261,8 @@ def notes_on(subject: Subject, layers: Sequence[LayerTopography]) -> list[str]:
     notes = []
     if not subject.run.saved():
         notes.append(
-            "no checkpoint is left: of its way there are the first step's weights and the last's, and the best's "
-            "where they are kept"
+            "no checkpoint is left: of its way there are the first step's weights, where they can be had, the "
+            "last's, and the best's where they are kept"
         )
     if not subject.is_final:
         notes.append("the run has not finished: its newest checkpoint was looked at")
