@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import ctypes
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -124,14 +126,17 @@ def give_up() -> None:
     os.close(nowhere)
 
 
+WRITTEN = "kapdist-written"  # how codecs know `as_it_can_be_written`
 STANDARD = ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w"))
 
 
 def open_standard_streams() -> None:
     """Give what is closed of standard input, output and error (`>&- 2>&-`) to /dev/null.
 
-    Python has None for such a stream, and the next file that is opened would get what libraries print.
+    Python has None for such a stream, and the next file that is opened would get what libraries print. What an
+    encoding lacks, in a locale that is not UTF-8's, keeps no line from being printed (`as_it_can_be_written`).
     """
+    codecs.register_error(WRITTEN, as_it_can_be_written)
     for number, name, mode in STANDARD:
         try:
             os.fstat(number)
@@ -144,3 +149,15 @@ def open_standard_streams() -> None:
                 os.close(null)
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
+        stream = getattr(sys, name)
+        if mode == "w" and isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(OSError):  # a file when it was opened, a pipe by now: set all the same
+                stream.reconfigure(errors=WRITTEN)
+
+
+def as_it_can_be_written(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Return a file's name as the bytes that it has on disk, and any other letter as Python writes it."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.backslashreplace_errors(error)

@@ -44,6 +44,24 @@ def test_the_command_line_without_standard_streams(tmp_path: Path) -> None:
     assert subprocess.run(["bash", "-c", words], cwd=tmp_path, timeout=90).returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("encoding", "printed"),
+    [
+        ("ascii", b"\\u03c3 caf\\xe9 \xff"),
+        ("ascii:surrogateescape", b"\\u03c3 caf\\xe9 \xff"),
+        ("latin-1", b"\\u03c3 caf\xe9 \xff"),
+        ("utf-8", "\u03c3 caf\u00e9 ".encode() + b"\xff"),
+    ],
+)
+def test_what_an_encoding_lacks_is_printed_all_the_same(encoding: str, printed: bytes) -> None:
+    """And a file's name as the bytes that it has on disk, so that another program finds it."""
+    words = "from kapdist.run.standard_output import open_standard_streams as opened; opened(); "
+    words += r"print('\u03c3 caf\xe9 \udcff')"
+    environ = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, env=environ, timeout=90)
+    assert done.stdout.strip() == printed, done.stderr
+
+
 def test_a_user_without_a_name_and_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
     assert cache_root() == Path("/elsewhere/kapdist")
