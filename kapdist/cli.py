@@ -204,7 +204,7 @@ def attack_plan(run: Run, words: ConfigWords = None) -> None:
 def attack_shard(
     directory: AttackDirectory,
     shard: Annotated[int, typer.Option(help="Number of this shard, from 0.")] = 0,
-    num_shards: Annotated[int, typer.Option(help="How many shards share the work.")] = 1,
+    num_shards: Annotated[int, typer.Option(help="How many shards share the work.", min=1)] = 1,
 ) -> None:
     """Attack one shard's chunks; chunks that are done are skipped."""
     from kapdist.attack.shard import run_shard
@@ -324,6 +324,9 @@ def main() -> None:
     except (StoppedError, InputError, TransientError) as end:
         tell(end)
         sys.exit(RESUME if isinstance(end, StoppedError) else 2 if isinstance(end, InputError) else 1)
+    except FloatingPointError as end:  # a training that diverged; FAILED has where
+        tell(one_line(str(end)))
+        sys.exit(1)
 
 
 def run_command() -> None:

@@ -18,8 +18,8 @@ from kapdist.overview.attacks import OF_ANOTHER_KIND, Result, results_of
 from kapdist.records.hours import training_hours
 from kapdist.records.metrics import exported, parse_line
 from kapdist.records.sealed import read_json
-from kapdist.run.ends import deaths, end_of
-from kapdist.run.files import first_line_in, mapping_in, time_in
+from kapdist.run.ends import deaths, end_of, why_failed
+from kapdist.run.files import mapping_in, time_in
 from kapdist.run.lock import holder_of, lives_here
 from kapdist.run.paths import RunDir, as_ended
 
@@ -216,7 +216,7 @@ def state_of(run: RunDir, now: float) -> tuple[str, str]:
     if run.done.exists():
         return "done", ""
     if run.failed.exists():
-        return "failed", first_line_in(run.failed)
+        return "failed", why_failed(run.failed)
     if last.is_dir():
         return "stopped", next(iter(deaths(last)), end_of(last))
     return "not begun", "submitted" if (run.slurm / "jobs.jsonl").exists() else ""

@@ -28,6 +28,7 @@ FAULTS = {
     "Illegal instruction": "SIGILL",
 }
 DIED = "died of"
+TRACEBACK = "Traceback (most recent call last):\n"
 OUTRIGHT = "SIGKILL, as when memory runs out, or its machine is gone"
 
 
@@ -97,3 +98,15 @@ def end_of(folder: Path) -> str:
     with contextlib.suppress(OSError):  # a look at a run ends for none of them
         return text_in(folder / "END").strip()
     return ""
+
+
+def why_failed(failed: Path) -> str:
+    """Return in one line why there is no going on, as a file FAILED has it; "" where there is none.
+
+    Who failed, or was given up, stands in its first line; where a traceback follows, it ends with the error.
+    """
+    text = text_in(failed)
+    said = text.partition("\n")[0]
+    last = text.rpartition(TRACEBACK)[2] if TRACEBACK in text else ""
+    error = next((line for line in last.splitlines() if line and not line[0].isspace()), "")
+    return f"{said}: {error}" if error else said

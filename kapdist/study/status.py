@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kapdist.errors import InputError
+from kapdist.run.ends import why_failed
 from kapdist.run.files import first_line_in
 from kapdist.run.paths import StudyDir
 from kapdist.study.design import Design, make_design
@@ -146,7 +147,7 @@ def failure(design: Design, own: Sequence[Task]) -> tuple[str, str]:
     """Return which of a model's commands was given up, and why, as far as that is known; nothing if none was."""
     place = design.dir.run(own[0].run.name)
     if place.failed.exists():
-        return own[0].name, first_line_in(place.failed)
+        return own[0].name, why_failed(place.failed)
     missing = [task for task in own if not task.done]
     found = ((task.name, failure_of(design, task)) for task in missing if not task.at_work)
     if told := next(((name, first_line_in(file)) for name, file in found if file.exists()), None):

@@ -88,8 +88,12 @@ def told(this: Attempt, ranks: Ranks) -> Iterator[None]:
         say_end(this.folder, f"wrong input: {error}")
         raise
     except BaseException as error:
-        log.exception("rank %d failed", ranks.rank)
-        say_end(this.folder, f"rank {ranks.rank} failed: {type(error).__name__}: {error}")
+        end = f"rank {ranks.rank} failed: {type(error).__name__}: {error}"
+        if isinstance(error, FloatingPointError):  # no fault of a line of code: the message is all there is to say
+            log.error("%s", end)
+        else:
+            log.exception("rank %d failed", ranks.rank)
+        say_end(this.folder, end)
         if this.run.last_attempt() == this.number:  # else the run is another's by now
             say_failed(this.run, f"rank {ranks.rank}, attempt {this.number}\n{traceback.format_exc()}")
         raise

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -152,6 +153,20 @@ def test_a_run_that_stopped_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     found = the_line(tmp_path)
     assert (found.state, found.why, found.step) == ("stopped", "asked to stop by SIGUSR2", 91)
     assert found.lost_hours == pytest.approx(2 * SECONDS / 3600 * 10 / 100)  # of steps 1 to 101 those beyond 91
+
+
+@pytest.mark.parametrize("given_up", ["", "given up: no progress in 3 starts\n"])
+def test_a_run_that_failed_says_the_error_that_its_traceback_ends_with(tmp_path: Path, given_up: str) -> None:
+    try:
+        try:
+            raise OSError("the cause")
+        except OSError:
+            raise FloatingPointError("the loss is nan at step 7\n  and more of it") from None
+    except FloatingPointError:
+        text = f"rank 0, attempt 1\n{traceback.format_exc()}"
+    make(tmp_path / "one", 50).failed.write_text(given_up + text)
+    who = given_up.strip() or "rank 0, attempt 1"
+    assert the_line(tmp_path).why == f"{who}: FloatingPointError: the loss is nan at step 7"
 
 
 def test_a_run_that_failed_says_why_and_one_that_somebody_trains_runs(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_one_screen_says_who_is_done_at_work_and_failed(design: Design, tmp_path
             task.result.parent.mkdir(parents=True, exist_ok=True)
             write_json(task.result, {"seconds": 60.0})
     failed.root.mkdir(parents=True)
-    failed.failed.write_text("why\n")
+    failed.failed.write_text("rank 0\nTraceback (most recent call last):\n  File\nKeyError: 3\n")
     at_work.root.mkdir(parents=True)
     with locked(at_work.lock):
         found = read_study_status(design)
@@ -136,7 +136,7 @@ def test_one_screen_says_who_is_done_at_work_and_failed(design: Design, tmp_path
     words = {row[0]: row[1] for line in said.output.splitlines() if len(row := line.split()) > 3}
     names = [setting.name for setting in design.settings]
     assert [words[name] for name in names[:4]] == ["done", "fail", "0%", "1/3"]
-    assert f"failed: {failed.name}/train: why\n" in said.output
+    assert f"failed: {failed.name}/train: rank 0: KeyError: 3\n" in said.output
     assert read_study_jobs(design.root, time.time()).ended
     as_json = json.loads(CliRunner().invoke(study, ["status", str(design.root), "--json"]).output)
     assert (as_json["done"], as_json["commands"]) == (found.done, len(tasks(design)))

@@ -101,7 +101,9 @@ def test_a_validation_on_images_of_the_training_is_an_alarm(
 def test_a_loss_that_is_not_finite_fails_the_run(tiny_config: Path, kapdist) -> None:
     end = kapdist("train", tiny_config, "optim.lr=1e30", "optim.warmup_epochs=0")
     assert end.code == 1
-    assert "FloatingPointError: the loss is nan at step" in end.output
+    assert "rank 0 failed: FloatingPointError: the loss is nan at step" in end.output
+    assert end.output.splitlines()[-1].startswith("kapdist: the loss is nan at step")
+    assert "Traceback" not in end.output  # FAILED has it
     run = RunDir(tiny_config.parent / "runs" / "tiny")
     assert "FloatingPointError" in run.failed.read_text()
     assert not run.done.exists()
