@@ -19,7 +19,8 @@ from kapdist.config.fields import Interpolation
 from kapdist.config.noise_form import check_noise_form
 from kapdist.config.surrogates import TRANSFER
 from kapdist.errors import InputError
-from kapdist.records.record import Exact, read_record
+from kapdist.records.planned import AN_ATTACK, read_planned
+from kapdist.records.record import Exact
 from kapdist.records.sealed import write_json
 from kapdist.run.files import fingerprint
 from kapdist.run.paths import AttackDir, RunDir
@@ -28,7 +29,6 @@ SCREEN = "screen"
 OWN_ATTACKS = frozenset({SCREEN, "random-noise", "hard-label", TRANSFER, "fmn"})
 GRADIENT_FREE = frozenset({"square", "random-noise", "hard-label", TRANSFER})
 Norm = Literal["Linf", "L2", "L1"]
-PLAN_AGAIN = "remove it and plan again: chunks of the same plan are kept"
 LATER = ("gradient_of", "functions", "precision")
 """Keys of the plan that older ones lack: what has their default has the fingerprint that it always had."""
 OF_NO_VERDICT = {"name", "run", "notes", "costs", "images", "chosen", "list_sha256"}  # images_sha256 says which
@@ -326,9 +326,7 @@ def read_plan(attack: AttackDir) -> AttackPlan:
     Raises:
         InputError: there is none, it is not one, or a model of it had its noise before its average.
     """
-    if not attack.plan.is_file():
-        raise InputError(attack.root, "an attack directory (kapdist attack plan RUN CONFIG)", "no plan.json")
-    plan = read_record(AttackPlan, attack.plan, PLAN_AGAIN)
+    plan = read_planned(AttackPlan, attack, AN_ATTACK)
     check_models(plan, attack.plan)
     if fingerprint(list(plan.images)) != plan.images_sha256:
         raise InputError(attack.plan, f"images with sha256 {plan.images_sha256[:12]}", "another list")

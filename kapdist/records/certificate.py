@@ -28,9 +28,9 @@ from typing import Any, Literal, NamedTuple
 import polars as pl
 from pydantic import Field
 
-from kapdist.errors import InputError
-from kapdist.records.attack_plan import PLAN_AGAIN, AttackPlan, check_models
+from kapdist.records.attack_plan import AttackPlan, check_models
 from kapdist.records.corruptions import NOT_OURS
+from kapdist.records.planned import read_planned
 from kapdist.records.record import Count, Exact, Record, read_record
 from kapdist.records.sealed import read_unit
 from kapdist.run.files import fingerprint
@@ -122,9 +122,7 @@ def read_plan(directory: CertificateDir) -> CertificatePlan:
     Raises:
         InputError: there is none, it is not one, or its model had its noise before its average.
     """
-    if not directory.plan.is_file():
-        raise InputError(directory.root, "a directory of `kapdist certify`", "no plan.json")
-    plan = read_record(CertificatePlan, directory.plan, PLAN_AGAIN)
+    plan = read_planned(CertificatePlan, directory, "a directory of `kapdist certify`")
     check_models(plan.subject, directory.plan)
     return plan
 

@@ -14,7 +14,8 @@ from pydantic import Field
 
 from kapdist.config.fields import Interpolation
 from kapdist.errors import InputError
-from kapdist.records.attack_plan import PLAN_AGAIN, AttackPlan, check_models
+from kapdist.records.attack_plan import AttackPlan, check_models
+from kapdist.records.planned import read_planned
 from kapdist.records.record import Count, Exact, Record, read_record
 from kapdist.records.sealed import read_unit
 from kapdist.run.files import fingerprint
@@ -173,9 +174,7 @@ def read_plan(directory: CorruptionsDir) -> CorruptionPlan:
     Raises:
         InputError: there is none, it is not one, or its model had its noise before its average.
     """
-    if not directory.plan.is_file():
-        raise InputError(directory.root, "a directory of `kapdist attack corruptions`", "no plan.json")
-    plan = read_record(CorruptionPlan, directory.plan, PLAN_AGAIN)
+    plan = read_planned(CorruptionPlan, directory, "a directory of `kapdist attack corruptions`")
     check_models(plan.subject, directory.plan)
     if plan.published and fingerprint(list(plan.published.images)) != plan.published.images_sha256:
         expected = f"published images with sha256 {plan.published.images_sha256[:12]}"

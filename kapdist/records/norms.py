@@ -97,6 +97,7 @@ def read_across(directories: Sequence[Path]) -> AcrossNorms:
     members = []
     for path in {Path(path).resolve(): path for path in directories}.values():
         if not AttackDir(path).records.is_file():
+            read_plan(AttackDir(path))  # what is no attack cannot be merged
             raise InputError(path, f"a merged attack (kapdist attack merge {path})", "none")
         members.append(read_member(AttackDir(path)))
     return across_norms(members)

@@ -53,6 +53,7 @@ def invalid(path: Path, error: ValidationError, remedy: str = "") -> InputError:
     """Return what to say of a file whose values do not fit."""
     first = error.errors()[0]
     key = ".".join(map(str, first["loc"]))
-    expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    found = repr(first["input"]) if key and first["type"] != "missing" else "something else"
+    missing = first["type"] == "missing"
+    expected = "a value" if missing else first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    found = "nothing" if missing else repr(first["input"]) if key else "something else"
     return InputError(f"{path}: {key}" if key else path, f"{expected} ({remedy})" if remedy else expected, found)

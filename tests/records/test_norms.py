@@ -89,5 +89,5 @@ def test_other_images_models_or_noise_are_refused_by_name(
     assert cases.across == ()
     with pytest.raises(InputError, match="attacks of at least two norms, found Linf"):
         read_across([one.root, one.root])
-    with pytest.raises(InputError, match="a merged attack"):
+    with pytest.raises(InputError, match=r"an attack directory .*found no plan.json"):
         read_across([one.root, world.folder])
