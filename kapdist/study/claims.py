@@ -265,7 +265,9 @@ def seeds_in_words(differences: np.ndarray, found: Interval, distance: float, te
     parts, (num_seeds, num_images) = variances(differences), differences.shape
     half = (found.high - found.low) / 2  # also where no chance was seen
     smallest = max(half, detectable_by_seeds(parts, num_seeds, num_images, LEVEL / tests))
-    said = f"{num_seeds} seeds and {num_images} images show a difference of {100 * smallest:.1f} points or more"
+    points = f"a difference of {100 * smallest:.1f} points or more"
+    shown = points if smallest <= 1 else "no difference, however large"
+    said = f"{num_seeds} seeds and {num_images} images show {shown}"
     if not distance:
         return said
     needed = seeds_needed(parts, distance, num_images, LEVEL / then)

@@ -28,7 +28,7 @@ from kapdist.statistics.frontier import (
 )
 from kapdist.statistics.holm import holm
 from kapdist.statistics.seeds import Interval, of_two_parts, seed_difference
-from kapdist.study.claims import decide
+from kapdist.study.claims import decide, seeds_in_words
 from kapdist.study.results import Attacked, Results, rows_of
 from kapdist.study.settings import Setting
 from tools.interval_coverage import STRENGTHS, expected_frontier, frontiers
@@ -75,6 +75,14 @@ def test_a_claim_is_shown_refuted_or_not_decided() -> None:
     assert found[0].difference == -found[1].difference
     assert "points or more" in found[2].more
     assert [one.p_holm for one in found] == pytest.approx(holm([one.p for one in found]))
+
+
+def test_too_few_seeds_are_not_said_to_show_more_points_than_there_are() -> None:
+    """Two seeds that disagree: t with one degree of freedom asks for hundreds of points."""
+    apart = np.zeros((2, 16))
+    apart[0, :8], apart[1, :8] = 1, -1
+    found = seeds_in_words(apart, Interval("t", -1.0, 1.0), 0.0, 1, 1)
+    assert found == "2 seeds and 16 images show no difference, however large"
 
 
 def test_a_margin_moves_what_is_tested() -> None:
