@@ -272,7 +272,7 @@ def test_what_is_refused(run: RunDir, tmp_path: Path) -> None:
     names = list(open_beton(own).class_names)
     swapped = renamed(own, tmp_path, [names[1], names[0], *names[2:]])
     train = run.load_config().data.train
-    expected = f"class 0 to be {names[0]!r}, as of {train} (or classes = by-name), found {names[1]!r}"
+    expected = f"class 0 to be {names[0]!r}, as of {train} (or data.classes=by-name), found {names[1]!r}"
     refused(run, [f"data={swapped}"], expected)
     more = renamed(own, tmp_path, [*names, "hat"])
     refused(run, [f"data={more}"], f"class 10 to be none, as of {train}, found 'hat' (11 classes, not 10)")

@@ -55,7 +55,7 @@ def with_classes(info: BetonInfo, known: ClassList, rule: ClassRule) -> BetonInf
     if rule == "exact":
         raise InputError(info.path, *first_difference(info.class_names, known, part=not unknown))
     if unknown:
-        expected = f"no class but those of {known.whose} (classes = by-name)"
+        expected = f"no class but those of {known.whose} (data.classes=by-name)"
         raise InputError(info.path, expected, f"{unknown[0]!r} ({len(unknown)} such classes)")
     labels = np.array([number[name] for name in info.class_names], np.int64)[info.labels]
     return replace(info, class_names=known.names, labels=labels)
@@ -67,6 +67,6 @@ def first_difference(found: tuple[str, ...], known: ClassList, part: bool) -> tu
     place = min(len(found), len(known.names)) if place is None else place
     here = repr(found[place]) if place < len(found) else "none"
     there = repr(known.names[place]) if place < len(known.names) else "none"
-    hint = " (or classes = by-name)" if part else ""
+    hint = " (or data.classes=by-name)" if part else ""
     counted = "" if len(found) == len(known.names) else f" ({len(found)} classes, not {len(known.names)})"
     return f"class {place} to be {there}, as of {known.whose}{hint}", here + counted
