@@ -5,6 +5,7 @@ Pinned memory is dear to get, and a thread that begins anew has cold caches and,
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -50,29 +51,31 @@ def serve(queue: SimpleQueue[Work | None]) -> None:
 
 
 class Rings:
-    """As many rings as passes have been open at once; one that nobody has is taken before another is made."""
+    """As many rings as passes have been open at once; one that nobody has is taken before another is made.
+
+    Without a lock, as single operations on a list need none: a pass that was forgotten is closed by a collection,
+    which may come in the midst of any of these, and would wait for its own thread.
+    """
 
     def __init__(self, make: Callable[[], Ring]) -> None:
         self.make = make
-        self.lock, self.closed = threading.Lock(), False
+        self.closed = False
         self.idle: list[Ring] = []
 
     def take(self) -> Ring:
-        with self.lock:
-            if self.idle:
-                return self.idle.pop()
-        return self.make()
+        try:
+            return self.idle.pop()
+        except IndexError:
+            return self.make()
 
     def give_back(self, ring: Ring) -> None:
-        with self.lock:
-            if not self.closed:
-                self.idle.append(ring)
-                return
-        ring.end()
+        self.idle.append(ring)
+        if self.closed:
+            self.close()
 
     def close(self) -> None:
         """Let the threads end: of idle rings now, of others when they come back."""
-        with self.lock:
-            self.closed, idle, self.idle = True, self.idle, []
-        for ring in idle:
-            ring.end()
+        self.closed = True
+        with contextlib.suppress(IndexError):
+            while True:
+                self.idle.pop().end()

@@ -134,6 +134,7 @@ class PagedFile:
         self.data.flags.writeable = False  # as the decoder's signature wants it; the threads write to `memory`
         self.asked: dict[int, Future[None]] = {}  # by page
         self.queue: SimpleQueue[int | None] = SimpleQueue()
+        self.closed = False
         for _ in range(READERS):  # daemons: one that hangs in a read does not hold the process
             threading.Thread(target=self.serve, daemon=True, name="kapdist-page").start()
 
@@ -151,6 +152,8 @@ class PagedFile:
         for page in self.schedule.can_prefetch_at[batch]:
             self.asked[page] = Future()
             self.queue.put(page)
+        if self.closed:  # meanwhile, by who gave this thread up: nobody reads any more
+            self.cancel()
         for page in self.schedule.entering_at[batch]:
             self.asked[page].result()
 
@@ -177,10 +180,14 @@ class PagedFile:
             raise TransientError(f"{self.layout.path}: {error.strerror} at byte {offset}") from error
 
     def close(self) -> None:
-        for asked in list(self.asked.values()):
-            asked.cancel()
+        self.closed = True
+        self.cancel()
         for _ in range(READERS):
             self.queue.put(None)
+
+    def cancel(self) -> None:
+        for asked in list(self.asked.values()):
+            asked.cancel()
 
 
 READERS = 4  # threads that read pages: enough to keep a network file system busy

@@ -151,6 +151,19 @@ def test_closing_lets_go_of_what_waits_to_be_read_and_of_who_waits(paged) -> Non
     assert began.empty()
 
 
+def test_nobody_waits_for_a_page_that_was_asked_for_after_the_end(paged) -> None:
+    """As a thread may that was given up and comes back; it would hang for ever, and keep the loader."""
+    held = PagedFile(StoredFile(paged.layout), [np.arange(1200)])
+    held.close()
+    with ThreadPoolExecutor() as pool:
+        waits = pool.submit(held.start_batch, 0)
+        try:
+            with pytest.raises(CancelledError):
+                waits.result(timeout=60)
+        finally:
+            held.cancel()
+
+
 def test_damage_in_a_page_is_found(paged, make_loader) -> None:
     paged.checksums[700] ^= np.uint64(1)
     try:
