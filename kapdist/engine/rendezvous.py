@@ -18,7 +18,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from kapdist.errors import InputError, TransientError
-from kapdist.run.files import to_json, write_atomic
+from kapdist.run.files import text_in, to_json, write_atomic
 
 VARIABLE = "KAPDIST_RENDEZVOUS"
 LOOPBACKS = ("127.0.0.1", "::1")
@@ -95,11 +95,11 @@ def publish(path: Path, world_size: int, timeout: timedelta) -> dist.TCPStore:
 def look_up(path: Path, world_size: int, timeout: timedelta) -> dist.TCPStore:
     """Wait for the address of rank 0 and connect to it by the first of its names that answers."""
     deadline = time.monotonic() + timeout.total_seconds()
-    while not path.exists():
+    while not (text := text_in(path)):  # rank 0 takes it away as soon as it has failed
         if time.monotonic() > deadline:
             raise TransientError(f"rank 0 left no address in {path} within {in_words(timeout)}")
         time.sleep(POLL_SECONDS)
-    found = json.loads(path.read_text())
+    found = json.loads(text)
     names = [*found["hosts"], *(LOOPBACKS if socket.gethostname() in found["hosts"] else ())]
     host = next((name for name in names if answers(name, found["port"])), None)
     if host is None:

@@ -129,6 +129,8 @@ class Saver:
             if self.ranks.first:
                 shutil.rmtree(aside, ignore_errors=True)  # room for the next one
             elif isinstance(error, FileNotFoundError):
+                if self.run.checkpoint(step).exists():
+                    return  # rank 0 saw this rank's file and sealed it all before this rank had looked back
                 raise OSError(errno.ENOSPC, "rank 0 has given this checkpoint up") from error
             else:
                 with contextlib.suppress(OSError):  # an empty file needs no room; without it rank 0 waits in vain

@@ -145,7 +145,10 @@ class Patience:
         self.path, self.size, self.since = path, -1, time.monotonic()
 
     def over(self) -> bool:
-        size = self.path.stat().st_size if self.path.exists() else -1
+        try:
+            size = self.path.stat().st_size
+        except FileNotFoundError:  # not begun, or done just now
+            size = -1
         if size != self.size:
             self.size, self.since = size, time.monotonic()
         return time.monotonic() - self.since > PATIENCE_SECONDS

@@ -56,7 +56,7 @@ stage.staged(Path(sys.argv[1]), Path(sys.argv[2]), ended)
 
 
 def test_what_a_killed_copier_left_is_never_used(fashion: BetonInfo, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED, str(fashion.path), str(tmp_path)], timeout=60)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(fashion.path), str(tmp_path)], timeout=240)
     assert done.returncode == -signal.SIGKILL
     left = sorted(path.name.rpartition(".")[2] for path in tmp_path.iterdir() if not path.name.startswith("."))
     assert left == ["lock", "partial"]
@@ -104,6 +104,12 @@ def test_a_copier_that_hangs_is_not_waited_for(fashion: BetonInfo, tmp_path: Pat
     with staging.locked(lock):  # and nothing grows
         assert staged(fashion.path, tmp_path) == fashion.path
     assert "is read where it is" in caplog.text
+
+
+def test_a_copy_that_is_done_between_two_looks_at_it_is_no_error(tmp_path: Path, monkeypatch) -> None:
+    """It has another name by then; whoever waited for it would have ended with the training."""
+    monkeypatch.setattr(Path, "exists", lambda path: True)  # as it was just now
+    assert not staging.Patience(tmp_path / "renamed.partial").over()
 
 
 def test_without_room_it_is_read_where_it_is(fashion: BetonInfo, tmp_path: Path, monkeypatch, caplog) -> None:
