@@ -22,6 +22,7 @@ from kapdist.attack.devices import own_gpu
 from kapdist.errors import InputError
 from kapdist.records.attack_plan import AttackPlan
 from kapdist.records.sharding import chunks_of
+from kapdist.run.asked import started_here
 from kapdist.run.ends import cause_in, fatal_file, killed_by, stacks_at_death
 from kapdist.run.files import output
 from kapdist.run.installed import extras_named
@@ -166,7 +167,8 @@ def start_shard(work: Work[Unit], shard: int, num_shards: int) -> subprocess.Pop
     """Start a process with the plan's threads and, where the plan is for GPUs, one of this machine's."""
     log, subject = work.directory.shard_log(shard), work.subject
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": str(subject.threads)} | own_gpu(subject.device, shard)
+    variables = {"OMP_NUM_THREADS": str(subject.threads)} | own_gpu(subject.device, shard)
+    environment = os.environ | variables | started_here()
     command = shard_command(work, shard, num_shards)
     with log.open("wb") as file:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
+
+from kapdist.run.lock import exists, process_start
 
 # USR2 is what Slurm is told to send before a time-out, TERM what it sends at a preemption, HUP what comes when a
 # terminal is closed.
@@ -49,7 +52,21 @@ def leave(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
+STARTER = "KAPDIST_STARTED_BY"
+
+
+def started_here() -> dict[str, str]:
+    """Return the variables by which a child that ends with its parent knows it."""
+    return {STARTER: str(os.getpid())}
+
+
 def end_with_parent() -> None:
-    """Ask the kernel to end this process when the one that started it is gone, even by kill -9 (Linux)."""
+    """Ask the kernel to end this process when the one that started it is gone, even by kill -9 (Linux).
+
+    The interpreter takes a while to come here: the kernel does not tell of one that was gone before.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        starter = os.environ.get(STARTER, "")
+        if starter.isdecimal() and process_start(int(starter)) is None and not exists(int(starter)):
+            raise SystemExit(128 + signal.SIGTERM)

@@ -16,7 +16,7 @@ from kapdist.attack.devices import own_gpu
 from kapdist.attack.units import end
 from kapdist.environment import usable_cpus
 from kapdist.errors import RESUME, InputError, LockedError, TransientError
-from kapdist.run.asked import ended_by_sigterm
+from kapdist.run.asked import ended_by_sigterm, started_here
 from kapdist.run.files import check_outputs, write_atomic
 from kapdist.run.lock import is_alive, locked, other_at_work
 from kapdist.run.progress import Progress
@@ -189,7 +189,7 @@ class Queue:
         words = words_here(self.design, task)
         if task.kind == TRAINING:
             words = (*words, f"engine.threads={self.threads}")
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)} | own_gpu_of(slot)
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)} | own_gpu_of(slot) | started_here()
         command = [sys.executable, "-m", "kapdist.study.task", *words]
         with log.open("ab") as file:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment)

@@ -25,6 +25,7 @@ from kapdist.attack.run import run_attack
 from kapdist.attack.shard import run_shard
 from kapdist.errors import InputError
 from kapdist.models.factory import call_factory
+from kapdist.run.asked import STARTER, started_here
 from kapdist.run.paths import AttackDir
 
 World = Any
@@ -188,7 +189,7 @@ from kapdist.run.lock import locked
 from kapdist.run.paths import AttackDir
 
 child = "import sys, time; from kapdist.run.asked import end_with_parent; end_with_parent();"
-child += "open(sys.argv[1], 'w').write('up'); time.sleep(60)"
+child += "open(sys.argv[1], 'w').write('up'); time.sleep(600)"
 units.shard_command = lambda work, shard, n: [sys.executable, "-c", child, f"up-{shard}"]
 attack = AttackDir(Path(sys.argv[1]))
 with locked(attack.lock), ended_by_sigterm():
@@ -202,13 +203,13 @@ def test_ending_the_attack_ends_its_shards(world: World, number: signal.Signals)
     attack = AttackDir(world.run / "attacks" / "aa")
     (world.folder / "parent.py").write_text(PARENT)
     parent = WarmProcess(["parent.py", str(attack.root)], world.folder, dict(os.environ))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while len(list(world.folder.glob("up-*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     children = children_of(parent.pid)
     assert len(children) == 2
     parent.send_signal(number)
-    assert parent.wait(30) != 0
+    assert parent.wait(240) != 0
     while any(is_alive(child) for child in children) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(is_alive(child) for child in children)
@@ -224,7 +225,20 @@ import kapdist.run.asked as asked
 asked.end_with_parent = lambda: sys.exit("torch" in sys.modules)
 runpy.run_module("kapdist.{module}", run_name="__main__")
 """
-    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], timeout=240).returncode == 0
+
+
+def test_a_child_whose_parent_went_before_it_could_say_so_goes_too() -> None:
+    """Killed while the child's interpreter started: the kernel tells of no death before it is asked to."""
+    program = "from kapdist.run.asked import end_with_parent; end_with_parent(); print('stays')"
+    gone = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, gone.pid, os.WEXITED | os.WNOWAIT)  # its number is nobody else's yet
+    stayed, left = (0, "stays\n"), (128 + signal.SIGTERM, "")
+    for variables, end in (({}, stayed), (started_here(), stayed), ({STARTER: str(gone.pid)}, left)):
+        command, environment = [sys.executable, "-c", program], os.environ | variables
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=120)
+        assert (done.returncode, done.stdout) == end
+    gone.wait()
 
 
 def children_of(pid: int) -> list[int]:
