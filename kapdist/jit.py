@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ _LOADING = (
     *("augment", "decode", "erase", "operations", "pixels", "rand_augment", "resample", "resize", "simplejpeg"),
     *("resident", "stored", "ycbcr"),
 )
+_one_at_a_time = threading.RLock()  # numba's settings are the process's: threads would take each other's folder
 JITTED = ("jit", "data/beton/checksum", "kap/normal_cpu", *(f"data/load/{name}" for name in _LOADING))
 
 
@@ -45,12 +47,13 @@ def compiled(function: Callable[..., Any], signature: Any) -> Callable[..., Any]
 
 
 def cached(function: Callable[..., Any], signature: Any, directory: Path) -> Callable[..., Any]:
-    usual = config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES
-    config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = str(directory), f"{__name__}.{ByCode.__name__}"
-    try:
-        return numba.njit(signature, nogil=True, cache=True)(function)
-    finally:
-        config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = usual
+    with _one_at_a_time:
+        usual = config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES
+        config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = str(directory), f"{__name__}.{ByCode.__name__}"
+        try:
+            return numba.njit(signature, nogil=True, cache=True)(function)
+        finally:
+            config.CACHE_DIR, config.CACHE_LOCATOR_CLASSES = usual
 
 
 def cache_directory() -> Path | None:
