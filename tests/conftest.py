@@ -74,7 +74,7 @@ def process_left_as_it_was(pytestconfig: pytest.Config) -> Iterator[None]:
 def run_ranks(tmp_path: Path) -> Callable[..., list[Finished]]:
     """Run `python WORDS` on some ranks, in tmp_path, within a time limit in seconds; see start_ranks for cold."""
 
-    def run(words: Sequence[str], world_size: int = 1, timeout: float = 90, cold: bool = False) -> list[Finished]:
+    def run(words: Sequence[str], world_size: int = 1, timeout: float = 240, cold: bool = False) -> list[Finished]:
         return end_ranks(start_ranks(words, world_size, tmp_path, cold), timeout)
 
     return run
@@ -84,7 +84,7 @@ def run_ranks(tmp_path: Path) -> Callable[..., list[Finished]]:
 def kapdist(run_ranks: Callable[..., list[Finished]]) -> Callable[..., Finished]:
     """Run the command line in one process within a time limit."""
 
-    def kapdist(*words: object, timeout: float = 90) -> Finished:
+    def kapdist(*words: object, timeout: float = 240) -> Finished:
         command = ["-m", "kapdist.cli", *map(str, words)]
         return run_ranks(command, timeout=timeout)[0]
 

@@ -22,12 +22,16 @@ import pytest
 from warm_python import ask
 
 import kapdist
+from kapdist.errors import RESUME
 
 ROOT = Path(kapdist.__file__).parents[1]
 WARM_START = Path(__file__).with_name("warm_start.py")
 WARM_PYTHON = Path(__file__).with_name("warm_python.py")
 SERVED = "KAPDIST_TESTS_WARM_START"  # the socket of a server that all workers of pytest-xdist share
 SERVERS: list[tuple[subprocess.Popen[bytes], socket.socket]] = []  # with its lifeline
+
+
+AFTER_A_FAILURE_SECONDS = 15.0  # for the others to say that they fail too, on a machine that is busy
 
 
 class Finished(NamedTuple):
@@ -42,6 +46,7 @@ class WarmProcess:
 
     def __init__(self, words: Sequence[str], cwd: Path, environment: dict[str, str]) -> None:
         self.output = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the object)
+        self.port: socket.socket | None = None
         place, written = str(warm_start()), self.output.fileno()
         with open(os.devnull) as nothing:
             files = nothing.fileno(), written, written
@@ -136,6 +141,7 @@ class ColdProcess(subprocess.Popen[bytes]):
 
     def __init__(self, words: Sequence[str], cwd: Path, environment: dict[str, str]) -> None:
         self.output = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the object)
+        self.port: socket.socket | None = None
         super().__init__(
             [sys.executable, *words],
             cwd=cwd,
@@ -154,9 +160,7 @@ def start_ranks(words: Sequence[str], world_size: int, cwd: Path, cold: bool = F
 
     They find torch and kapdist imported (tests/warm_start.py) unless they are to start cold, as a user starts them.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = held_port()
     processes: list[Process] = []
     for rank in range(world_size):
         variables = {
@@ -165,24 +169,40 @@ def start_ranks(words: Sequence[str], world_size: int, cwd: Path, cold: bool = F
             "WORLD_SIZE": world_size,
             "LOCAL_WORLD_SIZE": world_size,
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
+            "MASTER_PORT": port.getsockname()[1],
         }
         environment = os.environ | {key: str(value) for key, value in variables.items()}
         processes.append((ColdProcess if cold else WarmProcess)(words, cwd, environment))
+        processes[-1].port = port
     return processes
 
 
+def held_port() -> socket.socket:
+    """Return a socket whose port the system gives to nobody else while it is open, though ranks may listen on it.
+
+    A port that was only looked up is taken now and then, in the seconds until rank 0 is there, by one of the many
+    processes beside: then rank 0 says that it is not free. Who listens allows the address to be used again, too.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
+
+
 def end_ranks(processes: Sequence[Process], timeout: float) -> list[Finished]:
-    """Wait for all; when one fails the others have five seconds more, and no process is left behind."""
+    """Wait for all; when one fails the others have some seconds more, and no process is left behind.
+
+    Who was asked to stop and has saved did not fail, nor do the others that are about to.
+    """
     deadline = time.monotonic() + timeout
     while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
-        if any(process.poll() not in (None, 0) for process in processes):
-            deadline = min(deadline, time.monotonic() + 5)
+        if any(process.poll() not in (None, 0, RESUME) for process in processes):
+            deadline = min(deadline, time.monotonic() + AFTER_A_FAILURE_SECONDS)
         time.sleep(0.02)
     late = [rank for rank, process in enumerate(processes) if process.poll() is None]
     kill_ranks(processes)
     ended = [Finished(process.wait(), read_output(process)) for process in processes]
-    if late and all(end.code in (0, -signal.SIGKILL) for end in ended):
+    if late and all(end.code in (0, RESUME, -signal.SIGKILL) for end in ended):
         pytest.fail(f"ranks {late} took longer than {timeout} s:\n" + "\n".join(end.output for end in ended))
     return ended
 
@@ -195,8 +215,8 @@ def kill_ranks(processes: Sequence[Process]) -> None:
 
 
 def kill_ranks_after(path: Path, processes: Sequence[Process]) -> None:
-    """Kill at a random instant after a file is there, or after a minute."""
-    deadline = time.monotonic() + 60
+    """Kill at a random instant after a file is there, or after two minutes; none must be at its end by then."""
+    deadline = time.monotonic() + 120
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(random.uniform(0, 0.1))  # a fast machine is at its end half a second later

@@ -85,7 +85,7 @@ def test_the_eps_of_an_attack_follows_its_norm(net: nn.Module) -> None:
 def test_importing_it_imports_nothing() -> None:
     heavy = ("torch", "numpy", "pydantic", "polars", "kapdist.api", "kapdist.attack")
     program = f"import sys, kapdist; sys.exit(any(name in sys.modules for name in {heavy}))"
-    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], timeout=240).returncode == 0
 
 
 def test_rooms_are_packages_and_functions() -> None:

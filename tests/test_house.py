@@ -146,7 +146,7 @@ def writes_json_without_nan(path: Path) -> None:
 def modules_after(statement: str) -> set[str]:
     program = f"import sys; {statement}; print(' '.join(sys.modules))"
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True, cwd=ROOT)
     return {part for name in done.stdout.split() for part in (name, name.split(".")[0])}
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from processes import warm_python
+import pytest
+from processes import held_port, warm_python
 
 import kapdist
 
@@ -54,7 +56,7 @@ def look(python: Path | str, folder: Path, prefix: tuple[str, ...] = ()) -> tupl
         input="given",
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=240,
     )
     return json.loads(done.stdout), done.stderr, done.returncode
 
@@ -86,15 +88,27 @@ def test_it_ends_what_it_leaves_as_a_cold_one_does(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(LEAVES)
     for python in (warm_python(), sys.executable):
         (tmp_path / "written").unlink(missing_ok=True)
-        done = subprocess.run([str(python), "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=90)
+        done = subprocess.run(
+            [str(python), "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=240
+        )
         assert (done.stdout, done.stderr, done.returncode) == ("joined atexit taken apart ", "", 6)
         assert (tmp_path / "written").read_text() == "all of it"
+
+
+def test_the_port_of_ranks_is_theirs_before_they_listen() -> None:
+    """However late they come: the system gives it to none of the processes beside."""
+    with held_port() as held, socket.socket() as other, socket.socket() as rank:
+        with pytest.raises(OSError, match="Address already in use"):
+            other.bind(held.getsockname())
+        rank.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch's store does
+        rank.bind(held.getsockname())
+        rank.listen()
 
 
 def waiting(folder: Path) -> subprocess.Popen[bytes]:
     (folder / "waits.py").write_text(WAITS)
     process = subprocess.Popen([str(warm_python()), "waits.py"], cwd=folder)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not (folder / "up").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     return process
@@ -103,12 +117,12 @@ def waiting(folder: Path) -> subprocess.Popen[bytes]:
 def test_signals_are_passed_on(tmp_path: Path) -> None:
     process = waiting(tmp_path)
     process.terminate()
-    assert process.wait(60) == 7
+    assert process.wait(240) == 7
 
 
 def test_what_is_killed_takes_its_warm_process_along(tmp_path: Path) -> None:
     process = waiting(tmp_path)
     process.send_signal(signal.SIGKILL)
-    assert process.wait(60) == -signal.SIGKILL
+    assert process.wait(240) == -signal.SIGKILL
     time.sleep(4)
     assert not (tmp_path / "still there").exists()

@@ -15,11 +15,11 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,7 @@ class Patterns:
 
 def start(folder: Path, name: str, ranks: int) -> list[subprocess.Popen[bytes]]:
     """Start all ranks of a run in process groups of their own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    meeting = folder / f"meeting-{uuid.uuid4().hex}.json"  # no port is looked up, which another process might take
     processes = []
     for rank in range(ranks):
         variables: dict[str, object] = {
@@ -74,7 +72,7 @@ def start(folder: Path, name: str, ranks: int) -> list[subprocess.Popen[bytes]]:
             "WORLD_SIZE": ranks,
             "LOCAL_WORLD_SIZE": ranks,
         }
-        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        variables |= {"KAPDIST_RENDEZVOUS": meeting}
         command = [sys.executable, "-m", "kapdist.cli", "train", "config.yaml", f"name={name}"]
         environment = os.environ | {key: str(value) for key, value in variables.items()}
         with (folder / f"{name}-{rank}.log").open("ab") as log:

@@ -89,13 +89,23 @@ def test_a_chunk_that_is_done_is_not_done_again_and_a_damaged_one_is(finished: A
     assert records(attack).equals(before)
 
 
+# After three chunks, until it is killed: else the test has to be quicker than it is.
+WAITS = """
+import time
+from kapdist.run.progress import Progress
+
+Progress.show = lambda self, done, note="": time.sleep(120 * (done >= 3))
+"""
+
+
 def test_kill_9_in_the_middle_changes_nothing(world: World, finished: AttackDir) -> None:
     merge(finished.root)
     whole = records(finished)
     attack = planned(world, "killed")
+    (world.folder / "child.py").write_text(WAITS + (world.folder / "child.py").read_text())
     command = world.child_command(attack.root, 0, 1)
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while len(list(attack.chunks.glob("*.parquet"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)

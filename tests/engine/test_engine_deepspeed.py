@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from held import held
 from processes import end_ranks, start_ranks
 from results import numbers
 from safetensors.torch import load_file
@@ -38,27 +39,19 @@ def test_every_stage_is_ddp_to_rounding_and_continues_exactly(run_ranks, tmp_pat
 @pytest.mark.slow
 def test_a_run_that_was_stopped_continues_bit_by_bit(tiny_config: Path, run_ranks: Callable) -> None:
     folder = tiny_config.parent
-    words = [
-        "-m",
-        "kapdist.cli",
-        "train",
-        "tiny.yaml",
-        *DEEPSPEED,
-        "engine.zero_stage=2",
-        "train.log_every_steps=1",
-    ]
+    words = ["train", "tiny.yaml", *DEEPSPEED, "engine.zero_stage=2", "train.log_every_steps=1"]
     whole, stopped = RunDir(folder / "runs" / "whole"), RunDir(folder / "runs" / "stopped")
-    assert all(end.code == 0 for end in run_ranks([*words, "name=whole"], 2))
+    assert all(end.code == 0 for end in run_ranks(["-m", "kapdist.cli", *words, "name=whole"], 2))
 
-    processes = start_ranks([*words, "name=stopped"], 2, folder)
-    deadline = time.monotonic() + 60
+    processes = start_ranks([*held(folder, 1), *words, "name=stopped"], 2, folder)
+    deadline = time.monotonic() + 240
     while not (stopped.metrics.exists() and stopped.metrics.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(processes[1].pid, signal.SIGTERM)
-    ends = end_ranks(processes, 60)
+    ends = end_ranks(processes, 240)
     assert [end.code for end in ends] == [RESUME, RESUME], ends
 
-    ends = end_ranks(start_ranks([*words, "name=stopped"], 2, folder), 90)
+    ends = end_ranks(start_ranks(["-m", "kapdist.cli", *words, "name=stopped"], 2, folder), 240)
     assert [end.code for end in ends] == [0, 0], ends
     assert "continuing from" in ends[0].output
     first, second = load_file(whole.weights), load_file(stopped.weights)
@@ -100,7 +93,7 @@ def test_zero_goes_with_deepspeed(tiny_config: Path, kapdist: Callable) -> None:
 
 def test_ddp_does_not_import_deepspeed() -> None:
     program = "import sys, kapdist.engine; sys.exit('deepspeed' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], timeout=240).returncode == 0
 
 
 def test_one_process_meets_nobody_and_leaves_no_group(monkeypatch: pytest.MonkeyPatch) -> None:

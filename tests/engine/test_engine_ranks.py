@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from processes import held_port
 
 from kapdist.config import EngineConfig
 from kapdist.engine import Ranks, join
@@ -119,9 +120,12 @@ def test_ranks_that_wait_in_vain_may_be_started_again(
     path = tmp_path / "meeting.json"
     with pytest.raises(TransientError, match=r"rank 0 left no address in .*meeting\.json within 0.3 s"):
         look_up(path, 2, SOON)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "exists", lambda path: True)  # it was there a moment ago, of a rank 0 that has failed
+        with pytest.raises(TransientError, match="rank 0 left no address"):
+            look_up(path, 2, SOON)
+    held = held_port()  # and nobody listens
+    port = held.getsockname()[1]
     path.write_text(json.dumps({"hosts": ["127.0.0.1"], "port": port}))
     with pytest.raises(TransientError, match=f"rank 0 does not answer on port {port} of 127.0.0.1"):
         look_up(path, 2, SOON)
@@ -133,6 +137,7 @@ def test_ranks_that_wait_in_vain_may_be_started_again(
     with pytest.raises(TransientError, match=f"not all of 2 ranks came to localhost port {port}"):
         with meeting(0, 2, os.environ, SOON):
             pass
+    held.close()
 
 
 AS_RANK = """

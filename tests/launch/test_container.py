@@ -90,7 +90,7 @@ def test_a_job_s_ranks_run_in_apptainer_and_its_last_word_outside(
     what = training(tmp_path, tiny_config, *APPTAINER, "container=image.sif")
     script = what.script().replace("/login/python", str(tools / "login"))
     environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, timeout=30)
+    subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, timeout=240)
     given = (tmp_path / "given").read_text().splitlines()
     assert given[:2] == ["exec", "--nv"]
     assert f"{tmp_path}:{tmp_path}" in given[2].removeprefix("--bind=").split(",")

@@ -27,7 +27,7 @@ def launch(
     """Run launch/SCRIPT.py; `path` takes the place of PATH."""
     command = [warm_python(), ROOT / "launch" / f"{script}.py", *map(str, words)]
     environment = os.environ | ({"PATH": path} if path is not None else {})
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
 
 
 def test_a_dry_run_prints_the_script_and_writes_nothing(tiny_config: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_rank_that_is_told_to_stop_before_it_met_the_others_takes_them_along(
     run.claim(load_config(Config, tiny_config, [f"runs_dir={run.root.parent}", "train.epochs=1"]))
     program = tiny_config.parent / "told_early.py"
     program.write_text(TOLD_EARLY)
-    ends = end_ranks(start_ranks([str(program), str(run.root), told], 2, tiny_config.parent), 60)
+    ends = end_ranks(start_ranks([str(program), str(run.root), told], 2, tiny_config.parent), 240)
     assert [end.code for end in ends] == [0, 0], ends
     assert not run.failed.exists()
     assert run.done.exists() == (told == "none")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -47,7 +48,7 @@ def status(*words: object, code: int = 0) -> str:
         env=os.environ | {"PATH": "/nonexistent", "COLUMNS": "160"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
@@ -71,14 +72,14 @@ def queue(folder: Path, job: str, elements: int = 0, **about: Any) -> None:
     remember(folder, job, what)
 
 
-def wait_until(condition: Any, what: str, seconds: float = 60) -> None:
+def wait_until(condition: Any, what: str, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
         time.sleep(0.05)
 
 
-def wait_for(terminal: int, words: str, seconds: float = 60) -> None:
+def wait_for(terminal: int, words: str, seconds: float = 240) -> None:
     """Read what a terminal shows until some words are among it."""
     shown, deadline = "", time.monotonic() + seconds
     while words not in shown:
@@ -122,7 +123,8 @@ def test_a_run_by_hand_from_its_first_steps_to_a_kill(tiny_config: Path, no_slur
     assert [rank.rank for rank in now.ranks] == [0, 1]
     assert now.silent == []
     assert silent.training is not None
-    assert [line.split(",")[0] for line in silent.training.silent] == ["rank 1 silent for 100 s"]
+    (line,) = silent.training.silent
+    assert re.match(r"rank 1 silent for 1[0-5]\d s, ", line)  # and what it took to look
 
     killed = read_status(run.root)
     assert (killed.verdict.state, killed.verdict.why) == ("STOPPED", "not queued; attempt 1 has ended")
@@ -591,7 +593,7 @@ def test_watching_ends_by_control_c(tmp_path: Path) -> None:
             run.rank_log(1, 0).parent.mkdir(parents=True)
             wait_for(terminal, "attempts")
             watcher.send_signal(signal.SIGINT)
-            assert watcher.wait(timeout=60) == 0
+            assert watcher.wait(timeout=240) == 0
         finally:
             watcher.kill()
             watcher.wait()
@@ -611,7 +613,7 @@ def test_through_a_pipe_every_look_comes_at_once_and_a_stop_is_the_last(tmp_path
         except BaseException:
             watcher.kill()
             raise
-    rest, _ = watcher.communicate(timeout=60)
+    rest, _ = watcher.communicate(timeout=240)
     assert watcher.returncode == 0
     assert "stopped: not queued; never started" in rest.decode()
     assert b"\x1b" not in rest

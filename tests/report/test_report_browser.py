@@ -48,7 +48,7 @@ def chromium() -> str:
 
 def browse(chromium: str, page: Path, profile: Path, *flags: str) -> str:
     command = [chromium, *FLAGS, f"--user-data-dir={profile}", *flags, page.resolve().as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=240).stdout
 
 
 def probe_of(chromium: str, page: Path, folder: Path, width: int, printed: bool = False) -> dict[str, Any]:

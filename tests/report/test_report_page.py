@@ -266,7 +266,7 @@ def test_values_stand_above_the_names_of_their_own_attacks(make_run: Callable[..
 
 def test_the_report_imports_no_torch() -> None:
     code = "import json, sys, kapdist.report; print(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240)
     assert not {"torch", "ffcv", "pyautoattack", "matplotlib.pyplot"} & set(json.loads(done.stdout))
 
 

@@ -43,5 +43,5 @@ def test_the_shell_s_own_question(tmp_path: Path) -> None:
     asked = {"COMP_WORDS": "kapdist train mine.yaml optim.mom", "COMP_CWORD": "3"}
     command = [sys.executable, "-c", "import sys; sys.argv[0] = 'kapdist'; from kapdist.cli import main; main()"]
     environment = os.environ | asked | {"_KAPDIST_COMPLETE": "complete_bash"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.stdout.split() == ["optim.momentum=", "optim.momentum=0.9"]

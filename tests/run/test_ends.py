@@ -27,7 +27,7 @@ with stacks_at_death(fatal_file(Path(sys.argv[1]), 3)):
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL"])
 def test_a_process_that_dies_of_a_signal_leaves_its_stacks(tmp_path: Path, name: str) -> None:
     number = getattr(signal, name)
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path), str(int(number))], timeout=60)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path), str(int(number))], timeout=240)
     assert done.returncode == -number
     assert killed_by(done.returncode) == killed_by(128 + number) == name
     assert deaths(tmp_path) == [f"rank 3 died of {name} (stacks in {tmp_path / 'fatal-3.txt'})"]
@@ -36,7 +36,7 @@ def test_a_process_that_dies_of_a_signal_leaves_its_stacks(tmp_path: Path, name:
 
 def test_one_that_is_killed_leaves_an_empty_file(tmp_path: Path) -> None:
     number = int(signal.SIGKILL)
-    subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path), str(number)], timeout=60)
+    subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path), str(number)], timeout=240)
     assert [line.partition(" (")[0] for line in deaths(tmp_path)] == ["rank 3 ended without a word"]
     (tmp_path / "fatal-5.txt").write_text("Fatal Python error: Bus error\n\nCurrent thread ...\n")
     assert deaths(tmp_path) == [

@@ -104,7 +104,7 @@ def test_a_living_process_of_the_same_job_keeps_its_lock(tmp_path, held, in_job,
     with pytest.raises(LockedError, match=rf"process {held.pid} on .* \(Slurm job 7\)"), locked(tmp_path / "LOCK"):
         pass
     held.kill()
-    held.wait(10)
+    held.wait(240)
     with locked(tmp_path / "LOCK"):
         pass
 
@@ -132,7 +132,7 @@ def test_without_proc_a_process_that_is_there_holds_its_lock(tmp_path: Path, hel
     with pytest.raises(LockedError):
         check_free(tmp_path / "LOCK")
     held.kill()
-    held.wait(10)
+    held.wait(240)
     check_free(tmp_path / "LOCK")
 
 

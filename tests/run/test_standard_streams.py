@@ -32,7 +32,7 @@ def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
     words = f"exec {shlex.quote(sys.executable)} -c '{CLOSED}' <&- >&- 2>&-"
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        ["bash", "-c", words], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)}, timeout=90
+        ["bash", "-c", words], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)}, timeout=240
     )
     assert done.returncode == 0
     assert int((tmp_path / "file").read_text()) > 2
@@ -41,7 +41,7 @@ def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
 def test_the_command_line_without_standard_streams(tmp_path: Path) -> None:
     """The exit code says it alone; there is no bar to show and nowhere to say why."""
     words = f"exec {shlex.quote(sys.executable)} -m kapdist.cli data check absent.beton >&- 2>&-"
-    assert subprocess.run(["bash", "-c", words], cwd=tmp_path, timeout=90).returncode == 2
+    assert subprocess.run(["bash", "-c", words], cwd=tmp_path, timeout=240).returncode == 2
 
 
 @pytest.mark.parametrize(

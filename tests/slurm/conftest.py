@@ -48,7 +48,7 @@ class Sandbox:
         self.environment = own | {"SLURM_CONF": self.facts["slurm_conf"]}
 
     def run(
-        self, words: Sequence[object], timeout: float = 60, cwd: Path | None = None, check: bool = True
+        self, words: Sequence[object], timeout: float = 180, cwd: Path | None = None, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside the sandbox; unless told otherwise its failure fails the test, with its words."""
         command = [*self.prefix, *map(str, words)]
@@ -74,13 +74,13 @@ class Sandbox:
         words = self.run(["scontrol", "show", "job", "-o", job], check=False).stdout.split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait_for_state(self, job: str, states: Collection[str], timeout: float = 60) -> str:
+    def wait_for_state(self, job: str, states: Collection[str], timeout: float = 180) -> str:
         """Wait until a job is in one of some states (PENDING, RUNNING, COMPLETED, ...); return which."""
         wanted = {states} if isinstance(states, str) else set(states)
         self.wait_until(lambda: self.job(job).get("JobState") in wanted, f"job {job} is {sorted(wanted)}", timeout)
         return self.job(job).get("JobState", "")
 
-    def wait_until(self, condition: Callable[[], bool], what: str, timeout: float = 60) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str, timeout: float = 180) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > deadline:
@@ -108,7 +108,7 @@ class Sandbox:
     def start_node(self, node: str = "n2") -> None:
         self._tool("start-node", node)
 
-    def restore(self, timeout: float = 60) -> None:
+    def restore(self, timeout: float = 180) -> None:
         """End all jobs, mend the link, start both nodes, wait until these are idle: a clean start for a test."""
         if self.facts["namespaces"]:
             self.mend()

@@ -75,7 +75,7 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_page(folder: 
         wait_for_a_command(folder, before, process)
         time.sleep(later)
         end_it(process.pid, number)
-        process.wait(60)
+        process.wait(240)
     (end,) = end_ranks(start_ranks(WORDS, 1, folder), 240)
     assert end.code == 0, end
     reports = [root / "studies" / "mine" / "report" for root in (folder, whole)]
@@ -101,7 +101,7 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_page(folder: 
     design = make_design(folder / "mine.yaml")
     made = {task.name: os.stat(folder / task.result).st_mtime_ns for task in tasks(design)}
     page = (reports[0] / "index.html").read_bytes()
-    (end,) = end_ranks(start_ranks(WORDS, 1, folder), 60)
+    (end,) = end_ranks(start_ranks(WORDS, 1, folder), 240)
     assert {task.name: os.stat(folder / task.result).st_mtime_ns for task in tasks(design)} == made  # nothing again
     assert (reports[0] / "index.html").read_bytes() == page  # hours and all
     assert_others_can_write_it_again(folder, tmp_path_factory.mktemp("reader"))
@@ -128,7 +128,7 @@ def assert_others_can_write_it_again(folder: Path, reader: Path) -> None:
         shutil.copy(folder / name, reader)
     packs = []
     for home in (folder, reader):
-        (end,) = end_ranks(start_ranks(["-m", "kapdist.cli", "study", "pack", "mine.yaml"], 1, home), 60)
+        (end,) = end_ranks(start_ranks(["-m", "kapdist.cli", "study", "pack", "mine.yaml"], 1, home), 240)
         assert (end.code, end.output.splitlines()[-1]) == (0, "records.zip"), end
         packs.append((home / "records.zip").read_bytes())
         if home == folder:

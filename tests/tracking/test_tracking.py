@@ -446,7 +446,7 @@ def test_a_training_waits_for_no_tracker(tiny_config: Path, alone: None, monkeyp
         monkeypatch.setattr(loop, "train_step", fails)
         with pytest.raises(RuntimeError, match="killed"):
             loop.train(load_config(Config, tiny_config, [*words, "train.tracker_seconds=2"]))
-        assert time.monotonic() - failed[0] < 20  # 2, on a machine that others use too
+        assert time.monotonic() - failed[0] < 60  # 2, on a machine that others use too
     assert run.rank_log(1, 0).read_text().count("Weights & Biases: ") == 1
     assert f"`kapdist track {run.root}`" in run.rank_log(1, 0).read_text()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from held import held
 from processes import Finished, end_ranks, kill_ranks_after, start_ranks
 from safetensors.torch import load_file
 
@@ -67,9 +68,9 @@ def test_two_ranks_are_killed_and_continued_to_the_same_bits_and_the_run_is_atta
     assert [end.code for end in ends] == [0, 0], ends
     assert "no gradient reaches unused.weight and 1 more: not trained" in ends[0].output
     whole, killed = RunDir(folder / "runs" / "whole"), RunDir(folder / "runs" / "killed")
-    kill_ranks_after(killed.latest, start_ranks([*WORDS, "name=killed"], 2, folder))
+    kill_ranks_after(killed.latest, start_ranks([*held(folder, 13), *WORDS[2:], "name=killed"], 2, folder))
     assert not killed.done.exists()
-    ends = end_ranks(start_ranks([*WORDS, "name=killed"], 2, folder), 90)
+    ends = end_ranks(start_ranks([*WORDS, "name=killed"], 2, folder), 240)
     assert [end.code for end in ends] == [0, 0], ends
     assert "continuing from" in ends[0].output
     first, second = load_file(whole.weights), load_file(killed.weights)

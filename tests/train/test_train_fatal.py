@@ -30,7 +30,7 @@ def test_the_next_start_says_what_the_last_one_died_of(tiny_config: Path) -> Non
     processes = start_ranks(WORDS, 1, folder)
     wait_for(run.latest)
     os.kill(processes[0].pid, signal.SIGSEGV)
-    assert end_ranks(processes, 60)[0].code == -signal.SIGSEGV
+    assert end_ranks(processes, 240)[0].code == -signal.SIGSEGV
     fatal = run.attempts / "1" / "fatal-0.txt"
     assert "Segmentation fault" in fatal.read_text()
     assert "take_steps" in fatal.read_text()
@@ -38,7 +38,7 @@ def test_the_next_start_says_what_the_last_one_died_of(tiny_config: Path) -> Non
     again = start_ranks(WORDS, 1, folder)
     wait_for(run.rank_log(2, 0), "continuing from")
     again[0].send_signal(signal.SIGTERM)
-    assert end_ranks(again, 60)[0].code == RESUME
+    assert end_ranks(again, 240)[0].code == RESUME
     kill_ranks(again)
     assert "attempt 1: rank 0 died of SIGSEGV (stacks in " in run.rank_log(2, 0).read_text()
     assert end_of(run.attempts / "1").startswith("rank 0 died of SIGSEGV")

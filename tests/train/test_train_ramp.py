@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from held import held
 from processes import end_ranks, kill_ranks_after, start_ranks
 from safetensors.torch import load_file
 
@@ -35,12 +36,12 @@ def test_killed_in_the_ramp_and_continued_is_bitwise_equal(tiny_config: Path, ru
     assert end.code == 0, end
     assert "order random, cache page: beton of 0.0 GiB" in end.output
     whole, killed = RunDir(folder / "runs" / "whole"), RunDir(folder / "runs" / "killed")
-    kill_ranks_after(killed.latest, start_ranks([*WORDS, "name=killed"], 1, folder))
+    kill_ranks_after(killed.latest, start_ranks([*held(folder, 20), *WORDS[2:], "name=killed"], 1, folder))
     assert killed.latest.exists()
     assert not killed.done.exists()
     # Continued with the images on the device, from the node's own disk: they are the same.
     other = ["data.on_device=true", f"data.stage={folder / 'node'}"]
-    (end,) = end_ranks(start_ranks([*WORDS, "name=killed", *other], 1, folder), 90)
+    (end,) = end_ranks(start_ranks([*WORDS, "name=killed", *other], 1, folder), 240)
     assert end.code == 0, end
     assert len(list((folder / "node").glob("*.beton"))) == 2
     first, second = load_file(whole.weights), load_file(killed.weights)

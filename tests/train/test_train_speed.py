@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,40 +31,64 @@ class OneOfThree(Ranks):
         return values + torch.tensor([[0.0, 0.4, 0.1], [0.0, 1.0, 3.0]], dtype=torch.float64)
 
 
-def test_the_rank_that_others_wait_for_is_named() -> None:
+class Clock:
+    """A clock that goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("kapdist.train.speed.time", made)
+    return made
+
+
+def test_the_rank_that_others_wait_for_is_named(clock: Clock) -> None:
     speed = Speed(OneOfThree(0, 3), 1e12, [1e9, 2e9, 2e9].__getitem__)
-    speed.begun -= 10
+    clock.pass_by(10)
     speed.waiting.seconds, speed.forward.seconds = 0.2, 0.6
     found = speed.describe({0: 2000, 1: 2000, 2: 2001})
-    assert found["images_per_second"] == pytest.approx(600, rel=1e-2)
-    assert found["data_wait"] == pytest.approx(0.4 / 10, rel=1e-2)
+    assert found["images_per_second"] == pytest.approx(600.1)
+    assert found["data_wait"] == pytest.approx(0.4 / 10)
     assert found["straggler"] == 2
-    assert found["straggler_lag"] == pytest.approx((3.0 - 1.0) / 10, rel=1e-2)
-    assert found["flop_share"] == pytest.approx((200 * 1e9 + 400 * 2e9) / 3e12, rel=1e-2)
+    assert found["straggler_lag"] == pytest.approx((3.0 - 1.0) / 10)
+    assert found["flop_share"] == pytest.approx((200 * 1e9 + 400.1 * 2e9) / 3e12)
     assert speed.waiting.seconds == speed.forward.seconds == 0
 
 
-def test_time_is_taken_in_its_block_alone() -> None:
+def test_time_is_taken_in_its_block_alone(clock: Clock) -> None:
     speed = Speed(Ranks(), None, lambda step: None)
     with speed.waiting.running():
-        time.sleep(0.05)
-    time.sleep(0.05)
+        clock.pass_by(1)
+    clock.pass_by(3)
     found = speed.describe({0: 1})
     assert found.keys() == {"images_per_second", "data_wait"}
-    assert 0.05 / 2 > 0 < found["data_wait"] < 0.75
+    assert found["images_per_second"] == pytest.approx(1 / 4)
+    assert found["data_wait"] == pytest.approx(1 / 4)
     assert speed.describe({1: 1})["data_wait"] == 0
     assert Speed(Ranks(), 1e12, [1e9, None].__getitem__).describe({0: 1, 1: 1}).keys() == found.keys()
 
 
-def test_what_lies_between_steps_is_no_part_of_their_time() -> None:
+def test_what_lies_between_steps_is_no_part_of_their_time(clock: Clock) -> None:
     """An epoch of few steps and a long evaluation would be told as one of slow steps."""
     speed = Speed(Ranks(), None, lambda step: None)
+    clock.pass_by(7)
     speed.begin()
-    time.sleep(0.05)
+    clock.pass_by(4)
     with speed.outside():
-        time.sleep(2)
-    found = speed.describe({0: 10, 1: 10})
-    assert 20 / 2 < found["images_per_second"] <= 20 / 0.05
+        clock.pass_by(100)
+    clock.pass_by(1)
+    assert speed.describe({0: 10, 1: 10})["images_per_second"] == pytest.approx(20 / 5)
 
 
 def test_a_run_tells_the_rate_of_its_steps_alone(tiny_config: Path, kapdist) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -52,7 +53,13 @@ def test_one_rank_of_each_node_reads_all_the_others_that_one(tmp_path: Path) -> 
     assert mine.stuck() == []
     live(mine, 100)
     beat(tmp_path, 5)
-    assert mine.stuck() == ["rank 3 gave no sign of life for 100 s, at step 7"]
+    assert_silent(mine, 3)
+
+
+def assert_silent(dog: Watchdog, rank: int) -> None:
+    """For 100 seconds, and those that the test itself may have taken."""
+    (line,) = dog.stuck()
+    assert re.fullmatch(rf"rank {rank} gave no sign of life for 1[0-5]\d s, at step 7", line)
 
 
 @pytest.mark.parametrize("jump", [-3600, 3600])
@@ -69,7 +76,7 @@ def test_a_clock_that_is_set_ends_nobody_and_hides_nobody(tmp_path: Path, jump: 
     live(mine, 50)
     for rank in (0, 1, 2, 4, 5):
         beat(tmp_path, rank, age=jump - 1)
-    assert mine.stuck() == ["rank 3 gave no sign of life for 100 s, at step 7"]
+    assert_silent(mine, 3)
 
 
 def test_where_no_heartbeat_can_be_written_nobody_is_silent(tmp_path: Path) -> None:
@@ -98,13 +105,13 @@ from kapdist.train.watchdog import Watchdog
 
 folder = Path(sys.argv[1])
 with Watchdog(folder, Ranks(), 3.0, folder / "FAILED") as dog:
-    for step in range(1, 11):
+    for step in range(1, 101):  # each so short that it has its time however many processes share the CPUs
         dog.beat(step)
         begun = time.process_time()
-        while time.process_time() < begun + 0.3:  # no sleep, which would be over when the process goes on
+        while time.process_time() < begun + 0.03:  # no sleep, which would be over when the process goes on
             pass
     (folder / "went on").touch()
-    time.sleep(60)
+    time.sleep(240)
 """
 
 
@@ -112,14 +119,14 @@ def test_a_process_that_was_suspended_is_not_stuck(tmp_path: Path) -> None:
     """SIGSTOP and SIGCONT, as Slurm suspends a job for another and Ctrl-Z does; what stops afterwards is ended."""
     process = subprocess.Popen([sys.executable, "-c", SUSPENDED, str(tmp_path)])
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not (tmp_path / "heartbeat-0.json").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(0.3)
         process.send_signal(signal.SIGSTOP)
         time.sleep(4)
         process.send_signal(signal.SIGCONT)
-        assert process.wait(50) == 1
+        assert process.wait(240) == 1
     finally:
         process.kill()
     assert (tmp_path / "went on").exists()
@@ -133,12 +140,23 @@ from kapdist.config import Config
 from kapdist.config.file import load_config
 from kapdist.train import loop
 
+DOGS = []
+
+class Watchdog(loop.Watchdog):
+    # Of three seconds, but not before the end: a step may take longer where processes share the CPUs.
+    def __init__(self, *words):
+        super().__init__(*words)
+        self.later, self.limit_seconds = self.limit_seconds, 600.0
+        DOGS.append(self)
+
 @contextlib.contextmanager
 def followed(run, train, step, active):
     yield
+    for dog in DOGS:
+        dog.limit_seconds = dog.later
     time.sleep(6 * active)
 
-loop.followed = followed
+loop.followed, loop.Watchdog = followed, Watchdog
 loop.train(load_config(Config, Path("tiny.yaml"), ["train.stall_minutes=0.05", "train.epochs=1"]))
 """
 
@@ -180,13 +198,20 @@ def test_a_heartbeat_says_from_where_to_where_and_how_long(tmp_path: Path) -> No
     assert 0.2 <= last["seconds"] < 60
 
 
+def often_looking(folder: Path) -> Watchdog:
+    """One that looks often, and leaves everybody a minute: what it would end is the process of these tests."""
+    dog = watchdog(folder, 0)
+    dog.interval = 0.05
+    return dog
+
+
 def test_a_first_beat_that_cannot_be_written_ends_no_watchdog(tmp_path: Path) -> None:
     folder = tmp_path / "not yet"
-    with watchdog(folder, 0, limit_seconds=0.2) as dog:
+    with often_looking(folder) as dog:
         time.sleep(3 * dog.interval)
         assert dog.thread.is_alive()
         folder.mkdir()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not dog.path(0).exists() and time.monotonic() < deadline:
             dog.beat(1)
             time.sleep(0.01)
@@ -200,9 +225,10 @@ def test_a_look_that_fails_is_said_once_and_repeated(tmp_path: Path, monkeypatch
         looks.append(1)
         raise ZeroDivisionError("of the look")
 
-    with watchdog(tmp_path, 0, limit_seconds=0.2) as dog:
-        monkeypatch.setattr(dog, "stuck", fail)
-        deadline = time.monotonic() + 60
+    mine = often_looking(tmp_path)
+    monkeypatch.setattr(mine, "stuck", fail)
+    with mine as dog:
+        deadline = time.monotonic() + 240
         while len(looks) < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert dog.thread.is_alive()

@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import multiprocessing
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import torch
 from numba import types
 from processes import warm_program
 
+from kapdist import jit
 from kapdist.data.beton.check import check
 from kapdist.data.beton.checksum import checksums
 from kapdist.data.beton.layout import open_beton, stored_bytes
@@ -34,7 +37,7 @@ from kapdist.jit import HERE, JITTED, cache_directory, cached
 BATCHES = np.array_split(np.arange(300), 30)
 
 
-def python(code: str, timeout: float = 60, **environment: str) -> str:
+def python(code: str, timeout: float = 240, **environment: str) -> str:
     """Run code in a process of its own, with a time limit; return what it printed."""
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=timeout
@@ -186,7 +189,7 @@ write_beton(fashion_mnist("test"), Path(sys.argv[1]), num_workers=1, progress=ki
 
 def test_a_killed_writer_leaves_nothing_that_could_be_opened(tmp_path: Path) -> None:
     path = tmp_path / "x.beton"
-    killed = subprocess.run([*warm_program(tmp_path, KILLED), str(path)], timeout=60, capture_output=True)
+    killed = subprocess.run([*warm_program(tmp_path, KILLED), str(path)], timeout=240, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
     assert not path.exists()
     (tmp_path / "x.beton.writing" / "beton").rename(path)
@@ -210,12 +213,26 @@ def test_an_error_in_a_writer_worker_names_the_image(array_source, tmp_path: Pat
     assert {path.name for path in tmp_path.iterdir()} <= {"x.beton.writing"}
 
 
-def test_a_writer_worker_that_hangs_is_given_up(array_source, tmp_path: Path) -> None:
-    source = array_source(bad={3: lambda: time.sleep(600)})
+def test_a_writer_worker_that_hangs_is_given_up(array_source, tmp_path: Path, monkeypatch) -> None:
+    hangs = multiprocessing.get_context("fork").Event()
+
+    class Clock:
+        """Stands still until the worker hangs: whatever it takes until then, on a busy machine, is no hanging."""
+
+        sleep = staticmethod(time.sleep)
+
+        def monotonic(self) -> float:
+            return time.monotonic() if hangs.is_set() else 0.0
+
+    def hang() -> None:
+        hangs.set()
+        time.sleep(600)
+
+    monkeypatch.setattr("kapdist.data.beton.writer.time", Clock())
     begin = time.monotonic()
     with pytest.raises(WriterError, match=r"no writer worker moved for 0\.5 s: .*at array-3 \(image 3\)"):
-        write_beton(source, tmp_path / "x.beton", num_workers=1, timeout_seconds=0.5)
-    assert time.monotonic() - begin < 20
+        write_beton(array_source(bad={3: hang}), tmp_path / "x.beton", num_workers=1, timeout_seconds=0.5)
+    assert time.monotonic() - begin < 60
 
 
 def test_batches_outlive_the_ring_of_buffers(fashion, pixels, make_loader) -> None:
@@ -352,6 +369,29 @@ def test_a_damaged_cache_of_compiled_code_is_passed_over(tmp_path: Path) -> None
     for path in files:
         path.write_bytes(path.read_bytes()[:50])
     python(COMPILED, **environment)
+
+
+def test_threads_that_compile_at_once_keep_apart(monkeypatch, tmp_path: Path) -> None:
+    """numba has one place for the folder: one thread's code went to another's, and the last one's stayed."""
+    usual, seen = jit.config.CACHE_DIR, []
+
+    def njit(*_: object, **named: object):
+        def compiled(function):
+            before = jit.config.CACHE_DIR
+            time.sleep(0.3)
+            seen.append((before, jit.config.CACHE_DIR))
+
+        return compiled
+
+    monkeypatch.setattr(jit, "numba", SimpleNamespace(njit=njit))
+    folders = [tmp_path / name for name in "abc"]
+    threads = [threading.Thread(target=cached, args=(len, None, folder)) for folder in folders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(seen) == [(str(folder), str(folder)) for folder in folders]
+    assert usual == jit.config.CACHE_DIR
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path: Path) -> None:
