@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -34,7 +35,8 @@ def snapshot(folder: Path, runs_dir: Path) -> Path:
         if runs_dir.resolve() in source.resolve().parents or not source.is_file():
             continue
         (aside / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, aside / name)
+        with contextlib.suppress(FileNotFoundError):  # gone since it was listed: an editor's own, of a moment
+            shutil.copy2(source, aside / name)
     state = git_state()
     write_json(aside / "GIT.json", state)
     write_atomic(folder / f"{number}.diff", state["diff"] if state else "")
@@ -61,10 +63,12 @@ def code_files() -> list[str]:
         paths = [path for folder in folders for path in folder.rglob("*") if "__pycache__" not in path.parts]
         names = [str(path.relative_to(ROOT)) for path in paths]
     for name in names:
-        path = ROOT / name
-        if path.is_file() and path.stat().st_size > LARGEST_BYTES:
-            size = f"{path.stat().st_size / 2**20:.0f} MiB (ignore it in .gitignore, or move it)"
-            raise InputError(path, f"code files of at most {LARGEST_BYTES >> 20} MiB", size)
+        path, size = ROOT / name, 0
+        with contextlib.suppress(OSError):
+            size = path.stat().st_size
+        if size > LARGEST_BYTES:
+            found = f"{size / 2**20:.0f} MiB (ignore it in .gitignore, or move it)"
+            raise InputError(path, f"code files of at most {LARGEST_BYTES >> 20} MiB", found)
     return names
 
 

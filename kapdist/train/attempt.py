@@ -193,6 +193,7 @@ def rank_log(run: RunDir, number: int, ranks: Ranks) -> Iterator[None]:
     if ranks.first:
         handlers.append(logging.StreamHandler(sys.stderr))
     logger = logging.getLogger("kapdist")
+    level, propagate = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
     logger.propagate = False
     for handler in handlers:
@@ -204,6 +205,8 @@ def rank_log(run: RunDir, number: int, ranks: Ranks) -> Iterator[None]:
         for handler in handlers:
             logger.removeHandler(handler)
             handler.close()
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 class LogFile(logging.FileHandler):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from kapdist.config import Config
 from kapdist.config.file import dump_config, load_config
 from kapdist.run.lock import locked
 from kapdist.run.paths import RunDir
+from launch import snapshot as snapshots
 from launch.jobs import remembered
 
 ROOT = Path(__file__).parents[2]
@@ -184,6 +186,23 @@ def test_a_snapshot_is_what_the_checkout_was(tmp_path: Path) -> None:
     assert (copy / other).read_bytes() == b"caf\xe9\n"
     assert not (copy / "runs").exists()
     assert "changed = 1" in (tmp_path / "code" / "1.diff").read_text()
+
+
+def test_a_file_that_is_gone_before_it_is_copied_is_no_code(tmp_path: Path, monkeypatch) -> None:
+    """As an editor's own are, which git lists and which live for a moment."""
+    for name in ("code.py", "code.py~"):
+        (tmp_path / name).write_text(name)
+    copy = shutil.copy2
+
+    def late(source: Path, target: Path) -> None:
+        (tmp_path / "code.py~").unlink(missing_ok=True)
+        copy(source, target)
+
+    monkeypatch.setattr(snapshots, "ROOT", tmp_path)
+    monkeypatch.setattr(snapshots, "code_files", lambda: ["code.py~", "code.py"])
+    monkeypatch.setattr(shutil, "copy2", late)
+    made = snapshots.snapshot(tmp_path / "code", tmp_path / "runs")
+    assert sorted(path.name for path in made.iterdir()) == ["GIT.json", "code.py"]
 
 
 TOLD_EARLY = """

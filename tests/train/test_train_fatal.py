@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 import signal
@@ -15,10 +16,11 @@ import pytest
 from processes import end_ranks, kill_ranks, start_ranks
 from races import Baton
 
+from kapdist.engine import Ranks
 from kapdist.errors import RESUME
 from kapdist.run.ends import end_of
 from kapdist.run.paths import RunDir
-from kapdist.train.attempt import Attempt, told
+from kapdist.train.attempt import Attempt, rank_log, told
 
 WORDS = ["-m", "kapdist.cli", "train", "tiny.yaml", "train.epochs=400", "train.checkpoint_every_steps=3"]
 
@@ -65,6 +67,16 @@ def test_of_three_ranks_that_fail_at_once_the_first_is_believed(
     assert len(seen) == 1
     assert end_of(this.folder).partition(" failed")[0] in ("rank 0", "rank 1", "rank 2")
     assert os.listdir(this.folder) == ["END"]
+
+
+def test_an_attempt_leaves_the_log_of_its_process_as_it_was(tmp_path: Path) -> None:
+    """Else what a program says after a training of its own goes to nobody."""
+    logger, run = logging.getLogger("kapdist"), RunDir(tmp_path)
+    run.rank_log(1, 0).parent.mkdir(parents=True)
+    before = (logger.level, logger.propagate, list(logger.handlers))
+    with rank_log(run, 1, Ranks()):
+        assert not logger.propagate
+    assert (logger.level, logger.propagate, list(logger.handlers)) == before
 
 
 def wait_for(path: Path, words: str = "", seconds: float = 120) -> None:
