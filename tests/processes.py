@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 import random
@@ -68,7 +69,8 @@ class WarmProcess:
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has ended just now, and whoever forked it knows
+                os.kill(self.pid, number)
 
 
 @functools.cache
@@ -210,7 +212,8 @@ def end_ranks(processes: Sequence[Process], timeout: float) -> list[Finished]:
 def kill_ranks(processes: Sequence[Process]) -> None:
     for process in processes:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # as above
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 

@@ -20,7 +20,7 @@ RANKS = "torchrun --standalone --nproc-per-node 2 -m kapdist.cli"
 def test_stamps_go_all_the_way(run_ranks: Callable, tmp_path: Path) -> None:
     if not STAMPS.is_dir():
         pytest.skip("Debian's tuxpaint-stamps-default is not installed")
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     said = []
     for line in BLOCK.strip().splitlines():
         ranks = 2 if line.startswith(RANKS) else 1

@@ -44,7 +44,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, small_betons) -> Path:
     """A folder as the README's reader has it, but for fewer images: what it writes stays in it."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("configs", "examples", "launch", "tools"):
-        shutil.copytree(ROOT / name, folder / name)
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "kapdist").symlink_to(ROOT / "kapdist")  # what is the same code starts warm
     for config in (folder / "configs" / "fashion_mnist").glob("*.yaml"):
         text = config.read_text()

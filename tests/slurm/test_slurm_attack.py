@@ -63,11 +63,10 @@ def test_a_bad_shard_a_killed_one_and_a_preempted_one(slurm, trained: RunDir) ->
     arrays = [line["job"] for line in lines(attack, "shards")]
     assert [line["shards"] for line in lines(attack, "shards")] == [[0, 1, 2], [3]]
 
-    slurm.wait_until(lambda: bool(finished_chunks(attack)), "a first chunk", 240)
+    slurm.wait_until(lambda: slurm.job(f"{arrays[0]}_1").get("JobState") == "RUNNING", "shard 1", 240)
     first = slurm.job(f"{arrays[0]}_1")["JobId"]
-    conf = slurm.facts["slurm_conf"]
-    slurm.wait_until(lambda: bool(ranks_of_job(conf, first)), "shard 1", 240)
-    os.kill(ranks_of_job(conf, first)[0], signal.SIGKILL)
+    slurm.wait_until(lambda: bool(finished_chunks(attack) & {1, 5}), "one of the two chunks of shard 1", 240)
+    os.kill(ranks_of_job(slurm.facts["slurm_conf"], first)[0], signal.SIGKILL)
     slurm.submit("-p", "high", "-w", "n1", "--exclusive", "--wrap", "sleep 1")
 
     slurm.wait_until(lambda: attack.failed.exists(), "the verdict of the aggregation", 480)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from processes import warm_python
+from unhurried import unhurried
 
 from kapdist.run.paths import RunDir
 from launch.jobs import remembered
@@ -43,6 +44,7 @@ def test_two_seeds_are_trained_and_attacked_though_the_command_was_killed(
     slurm, tmp_path: Path, tiny_config: Path, small_betons: tuple[Path, Path]
 ) -> None:
     slurm.restore()
+    tiny_config.write_text(unhurried(tiny_config.read_text(), tmp_path, 0.05))  # not done too soon
     (tmp_path / "quick.yaml").write_text(ATTACK)
     (tmp_path / "image.sif").touch()
     words = [
