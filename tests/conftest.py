@@ -22,7 +22,10 @@ MAY_BE_ABSENT = ("torchvision", "timm", "imagecorruptions", "CUDA", "GPU", "AVX-
 # cores, spinning keeps the other from coming, and a model on two threads takes up to a hundred times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-hypothesis.settings.register_profile("kapdist", deadline=None)  # the machine is shared: no test is timed
+# The machine is shared: no test is timed, nor what makes up its examples.
+hypothesis.settings.register_profile(
+    "kapdist", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("kapdist")
 
 
