@@ -1,5 +1,6 @@
 """The studies that the documentation tells of: their files, their numbers and the words about them are one."""
 
+import functools
 import json
 import shutil
 import zipfile
@@ -34,6 +35,7 @@ def read(path: Path) -> StudyResults:
     return read_record(StudyResults, path, "no other")
 
 
+@functools.cache
 def design_of(name: str) -> Design:
     """The study of a name among configs/, as it is run from the checkout."""
     files = [path for path in sorted(ROOT.glob("configs/*/*.yaml")) if describes_study(path)]
