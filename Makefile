@@ -11,7 +11,7 @@ quickstart: setup
 
 test:
 	tools/setup.sh --test
-	# The tests of Slurm come first and mostly wait: three workers on two cores, and the checks of lint beside them.
+	# Those of Slurm mostly wait, on a worker of their own: three workers on two cores, and the checks of lint beside them.
 	$(MAKE) --no-print-directory -j 2 lint tests
 
 # Bytecode is written also where the environment asks for none: every job's snapshot would be compiled by each process.
