@@ -119,19 +119,18 @@ def check_normed(device: str) -> Iterator[Checked]:
     for rows, channels, pool_size, layout in shapes:
         window = window_of(channels, pool_size, layout)
         reach, where = (window.sides, window.halves), f"{layout} {window.sides}"
-        z, (mean, variance, weight, bias) = torch.randn(rows, channels, 1, 1), torch.randn(4, channels)
-        there = [each.to(device) for each in (mean, variance.exp(), weight, bias)]
-        deviation, table, shift = coefficients(*there, 1e-5, *reach)  # type: ignore[call-arg]
-        off = deviation.cpu().double() * (variance.exp().double() + 1e-5).sqrt() - 1
+        z, (mean, weight, bias) = torch.randn(rows, channels, 1, 1), torch.randn(3, channels)
+        variance = torch.randn(channels).exp()
+        norm = mean.to(device), variance.to(device), weight.to(device), bias.to(device), 1e-5
+        deviation, table, shift = coefficients(*norm, *reach)
+        off = deviation.cpu().double() * (variance.double() + 1e-5).sqrt() - 1
         yield f"normed: deviation, {where}", float(off.abs().max()), 1e-6
         stream = torch.tensor([KEY, DRAW, 0], device=device)
         transposed = transposed_table(*reach, torch.device(device))
         numbers = normal(z.numel(), KEY, DRAW, CPU).view(z.shape).double()
         for dtype, limit in limits.items():
             given, out = z.to(dtype).double(), torch.empty(z.numel(), dtype=dtype, device=device)
-            normed = functional.batch_norm(
-                given, mean.double(), variance.exp().double(), weight.double(), bias.double()
-            )
+            normed = functional.batch_norm(given, mean.double(), variance.double(), weight.double(), bias.double())
             clean = kernel_average(normed, pool_size, layout=layout)
             back = transposed_average(given, pool_size, 1, window.grid, 1)
             for what, noise, of, plus, expected, allowed in (

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kapdist.kap.ahead import averages_of
 from kapdist.kap.average import check_window, kernel_average, pooled_channels
 from kapdist.kap.noise import NoiseSource, NoisyLayer, add_noise
-from kapdist.kap.normed import WIDEST, normed_average, pays, window_of
+from kapdist.kap.normed import normed_average, pays, window_of
 from kapdist.kap.norms import PLAIN
 
 
@@ -148,7 +148,7 @@ class KAPConv2d(NoisyLayer, nn.Conv2d):
 
     def _normed(self, z: Tensor, norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> Tensor:
         """A norm(z) + n, where the norm takes the batch's statistics."""
-        if self.pool_stride > 1 or self.pool_size > WIDEST or not pays(norm, z):
+        if not pays(norm, z, self.pool_size, self.pool_stride):
             return self._add_noise(self.average(norm(z), dim=1))
         window = window_of(self.out_channels, self.pool_size, self.layout)
         if not self.is_noisy() or self.noise_source.mode != "fresh":

@@ -97,6 +97,15 @@ def _add_tile(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _count(state, draw):  # type: ignore[no-untyped-def]
+    """The last program to come here counts the draw: every other one has read the count before."""
+    tl.debug_barrier()
+    if tl.atomic_add(state + 2, 1) == tl.num_programs(0) - 1:
+        tl.store(state + 2, 0)
+        tl.store(state + 1, draw + 1)
+
+
+@triton.jit
 def _add_normal(  # type: ignore[no-untyped-def]
     z, out, state, std, numel, adds: tl.constexpr, step: tl.constexpr,
     lanes: tl.constexpr, angle: tl.constexpr, ln: tl.constexpr, fast: tl.constexpr,
@@ -107,11 +116,7 @@ def _add_normal(  # type: ignore[no-untyped-def]
     while tile < tiles:
         _add_tile(z, out, key, draw, tile, std, numel, adds, step, lanes, angle, ln, fast)
         tile += tl.num_programs(0)
-    # The last program to come here counts the draw: every other one has read the count before.
-    tl.debug_barrier()
-    if tl.atomic_add(state + 2, 1) == tl.num_programs(0) - 1:
-        tl.store(state + 2, 0)
-        tl.store(state + 1, draw + 1)
+    _count(state, draw)
 
 
 @triton.jit

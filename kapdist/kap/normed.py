@@ -18,8 +18,6 @@ from kapdist.kap.average import check_window, kernel_average, sides_of, transpos
 from kapdist.kap.draw import HAS_TRITON, add_draw
 
 WIDEST = 3  # the kernel has code for each place of a window, which takes long to compile for many
-
-
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 
 
@@ -51,11 +49,10 @@ Noise = tuple[float, Tensor]
 """Standard deviation and stream."""
 
 
-def pays(norm: nn.BatchNorm2d | nn.SyncBatchNorm, z: Tensor) -> TypeGuard[nn.BatchNorm2d]:
-    """Whether activations (batch, channels, height, width) go through a norm and its average at once.
-
-    Of windows it takes those with stride 1 and up to `WIDEST` kernels a side.
-    """
+def pays(
+    norm: nn.BatchNorm2d | nn.SyncBatchNorm, z: Tensor, pool_size: int, stride: int
+) -> TypeGuard[nn.BatchNorm2d]:
+    """Whether activations (batch, channels, height, width) go through a norm and its average at once."""
     tensors = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
     return (
         _worthwhile(z.device)
@@ -68,6 +65,8 @@ def pays(norm: nn.BatchNorm2d | nn.SyncBatchNorm, z: Tensor) -> TypeGuard[nn.Bat
         and z.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and z.is_contiguous(memory_format=torch.channels_last)
         and z.numel() > z.shape[1]  # else torch's own error
+        and pool_size <= WIDEST
+        and stride == 1
     )
 
 
@@ -90,8 +89,8 @@ def normed_average(norm: nn.BatchNorm2d, z: Tensor, window: Window, noise: Noise
     with torch.no_grad():
         if norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
-        momentum = 0.0 if norm.momentum is None else norm.momentum
-        mean, variance = torch.batch_norm_update_stats(z, norm.running_mean, norm.running_var, momentum)
+        assert norm.momentum is not None
+        mean, variance = torch.batch_norm_update_stats(z, norm.running_mean, norm.running_var, norm.momentum)
     out: Tensor = _NormedAverage.apply(z, norm.weight, norm.bias, mean, variance, norm.eps, window, noise)
     return out
 

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kapdist.kap.average_gpu import _window
 from kapdist.kap.normal import BLOCK, RUN
 from kapdist.kap.normal_gpu import (
     _ANGLE,
@@ -22,12 +23,24 @@ from kapdist.kap.normal_gpu import (
     _INT32,
     _MINUS_2_LN_2,
     _MOST_PROGRAMS,
+    _count,
     _pair,
     _philox,
     _zero_like,
     launch,
 )
 from kapdist.kap.shifts import shares
+
+
+@triton.jit
+def _neighbour(  # type: ignore[no-untyped-def]
+    y, x, k: tl.constexpr, height: tl.constexpr, width: tl.constexpr, half_h: tl.constexpr, half_w: tl.constexpr
+):  # fmt: skip
+    """How many kernels on the k-th one of the window about (y, x) lies, and whether there is one."""
+    down: tl.constexpr = k // (2 * half_w + 1) - half_h
+    right: tl.constexpr = k % (2 * half_w + 1) - half_w
+    exists = (y + down >= 0) & (y + down < height) & (x + right >= 0) & (x + right < width)
+    return down * width + right, exists
 
 
 @triton.jit
@@ -39,16 +52,13 @@ def _coefficients(  # type: ignore[no-untyped-def]
     channel = tl.program_id(0) * lanes + tl.arange(0, lanes)
     here = channel < channels
     y, x = channel // width, channel % width
-    rows = tl.minimum(y, half_h) + tl.minimum(height - 1 - y, half_h) + 1
-    count = rows * (tl.minimum(x, half_w) + tl.minimum(width - 1 - x, half_w) + 1)
-    share = 1 / tl.maximum(count, 1).to(tl.float32)
+    share = 1 / _window(y, x, height, width, half_h, half_w).to(tl.float32)
     own = 1 / tl.sqrt(tl.load(variance + channel, mask=here, other=1) + eps)
     tl.store(deviation + channel, own, mask=here)
     total = tl.zeros((lanes,), tl.float32)
     for k in tl.static_range((2 * half_h + 1) * (2 * half_w + 1)):
-        down, right = k // (2 * half_w + 1) - half_h, k % (2 * half_w + 1) - half_w
-        exists = here & (y + down >= 0) & (y + down < height) & (x + right >= 0) & (x + right < width)
-        other = channel + down * width + right
+        on, exists = _neighbour(y, x, k, height, width, half_h, half_w)
+        other, exists = channel + on, exists & here
         scale = share / tl.sqrt(tl.load(variance + other, mask=exists, other=1) + eps)
         if has_weight:
             scale *= tl.load(weight + other, mask=exists, other=0)
@@ -65,13 +75,12 @@ def _sum(  # type: ignore[no-untyped-def]
     z, table, shift, places, channel, numel, shifted: tl.constexpr, height: tl.constexpr, width: tl.constexpr,
     half_h: tl.constexpr, half_w: tl.constexpr,
 ):  # fmt: skip
-    """Of z times its coefficient over the window about each place, whose channels are a row for all of them."""
+    """Of z times its coefficient over the window about each place; a column of places has one channel."""
     y, x = channel // width, channel % width
     total = tl.zeros(places.shape, tl.float32)
     for k in tl.static_range((2 * half_h + 1) * (2 * half_w + 1)):
-        down, right = k // (2 * half_w + 1) - half_h, k % (2 * half_w + 1) - half_w
-        exists = (y + down >= 0) & (y + down < height) & (x + right >= 0) & (x + right < width)
-        value = tl.load(z + places + down * width + right, mask=exists & (places < numel), other=0)
+        on, exists = _neighbour(y, x, k, height, width, half_h, half_w)
+        value = tl.load(z + places + on, mask=exists & (places < numel), other=0)
         total += value.to(tl.float32) * tl.load(tl.broadcast_to(table + k * height * width + channel, places.shape))
     if shifted:
         total += tl.load(tl.broadcast_to(shift + channel, places.shape))
@@ -122,11 +131,8 @@ def _sums(  # type: ignore[no-untyped-def]
         _sum_tile(z, out, table, shift, key, draw, tile, std, numel, noisy, shifted, height, width, half_h, half_w,
                   apart, step, lanes, angle, ln, fast)  # fmt: skip
         tile += tl.num_programs(0)
-    if noisy:  # the last program to come here counts the draw
-        tl.debug_barrier()
-        if tl.atomic_add(state + 2, 1) == tl.num_programs(0) - 1:
-            tl.store(state + 2, 0)
-            tl.store(state + 1, draw + 1)
+    if noisy:
+        _count(state, draw)
 
 
 def coefficients(

@@ -132,7 +132,7 @@ HAVE_MORE = {
 def test_a_norm_that_does_more_is_called(what: str) -> None:
     norm = HAVE_MORE[what]()
     z = torch.randn(2, 12, 5, 5).to(memory_format=torch.channels_last)
-    assert not normed.pays(norm, z)
+    assert not normed.pays(norm, z, 3, 1)
 
 
 @pytest.mark.parametrize("hooks", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
@@ -161,10 +161,10 @@ def test_what_the_kernel_is_not_for_goes_step_by_step(taken: list[Tensor], other
 
 def test_other_memory_and_other_precision_go_step_by_step(taken: list[Tensor]) -> None:
     norm, z = nn.BatchNorm2d(12), torch.randn(2, 12, 5, 5).to(memory_format=torch.channels_last)
-    assert normed.pays(norm, z)
-    assert not normed.pays(norm, z.contiguous())
-    assert not normed.pays(norm, z.double())
-    assert not normed.pays(norm, nn.Parameter(z))
+    assert normed.pays(norm, z, 3, 1)
+    assert not normed.pays(norm, z.contiguous(), 3, 1)
+    assert not normed.pays(norm, z.double(), 3, 1)
+    assert not normed.pays(norm, nn.Parameter(z), 3, 1)
 
 
 def test_where_torch_follows_a_pass_it_goes_step_by_step(taken: list[Tensor]) -> None:
@@ -177,7 +177,7 @@ def test_where_torch_follows_a_pass_it_goes_step_by_step(taken: list[Tensor]) ->
         warnings.simplefilter("ignore")
         torch.jit.trace(conv, x, check_trace=False)
     seen = []
-    torch.func.vmap(lambda z: seen.append(normed.pays(conv.inner_norm, z[None])) or z)(expected.detach())
+    torch.func.vmap(lambda z: seen.append(normed.pays(conv.inner_norm, z[None], 3, 1)) or z)(expected.detach())
     assert seen == [False]
     compiled = torch.compile(conv, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), expected, rtol=1e-5, atol=1e-5)
