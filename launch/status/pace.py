@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 RECENT_LINES = 10
@@ -11,7 +12,7 @@ RECENT_LINES = 10
 
 def images_per_second(lines: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the rate of the newest steps, evaluations left out; None where no line tells it."""
-    rates = [line["images_per_second"] for line in trained(lines)]
+    rates = [line["images_per_second"] for line in lines if tells_a_rate(line)]
     return statistics.harmonic_mean(rates[-RECENT_LINES:]) if rates else None
 
 
@@ -21,24 +22,33 @@ def pause_per_step(lines: Sequence[Mapping[str, Any]], images_per_step: float) -
     Between two lines of steps lie the steps, by the rate of the second, and the evaluation in their midst.
     The median is taken: where a start has ended lies the time until the next one too.
     """
-    places = [place for place, line in enumerate(lines) if line["kind"] == "evaluate" and line["step"] > 0]
-    pauses = [pause for place in places if (pause := pause_at(place, lines, images_per_step)) is not None]
-    if not pauses:
+    steps = [line["step"] for line in lines if is_evaluation(line)]
+    found = list(pauses(lines, images_per_step))
+    if not found:
         return 0.0
-    *_, earlier, last = sorted({0, *(lines[place]["step"] for place in places)})
-    return statistics.median(pauses) / (last - earlier)
+    *_, earlier, last = sorted({0, *steps})
+    return statistics.median(found) / (last - earlier)
 
 
-def pause_at(place: int, lines: Sequence[Mapping[str, Any]], images_per_step: float) -> float | None:
-    before, after = trained(lines[:place])[-1:], trained(lines[place:])[:1]
-    if not before or not after:
-        return None
-    steps = (after[0]["step"] - before[0]["step"]) * images_per_step / after[0]["images_per_second"]
-    return max(0.0, after[0]["time"] - before[0]["time"] - steps)
+def pauses(lines: Sequence[Mapping[str, Any]], images_per_step: float) -> Iterator[float]:
+    """Yield the seconds of each evaluation that has lines of steps before and behind it."""
+    before, evaluations = None, 0
+    for line in lines:
+        evaluations += is_evaluation(line)
+        if not tells_a_rate(line):
+            continue
+        if before is not None:
+            steps = (line["step"] - before["step"]) * images_per_step / line["images_per_second"]
+            yield from repeat(max(0.0, line["time"] - before["time"] - steps), evaluations)
+        before, evaluations = line, 0
 
 
-def trained(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the lines of steps that tell a rate and a time; one that is damaged tells none."""
-    numbers = ("images_per_second", "time")
-    whole = [line for line in lines if all(isinstance(line.get(key), int | float) for key in numbers)]
-    return [line for line in whole if line["kind"] == "train" and line["images_per_second"] > 0]
+def is_evaluation(line: Mapping[str, Any]) -> bool:
+    return bool(line["kind"] == "evaluate" and line["step"] > 0)
+
+
+def tells_a_rate(line: Mapping[str, Any]) -> bool:
+    """Tell a line of steps that has a rate and a time; one that is damaged has none."""
+    numbers = (line.get("images_per_second"), line.get("time"))
+    whole = all(isinstance(number, int | float) for number in numbers)
+    return whole and line["kind"] == "train" and line["images_per_second"] > 0

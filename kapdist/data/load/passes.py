@@ -21,7 +21,7 @@ from kapdist.data.load.task import Asked, Task
 T = TypeVar("T")
 
 PARTS = 16  # of the time that a batch has
-LOADING = "kapdist-"  # how the names of threads begin that decode
+OURS = "kapdist-"  # how the names of threads begin that decode, save or watch
 CLOSE_SECONDS = 30.0  # far more than a batch takes; a thread that hangs is a daemon and left to itself
 
 OPEN: WeakSet[Pass] = WeakSet()
@@ -124,14 +124,14 @@ class Pass:
         """End the pass and wait for it; no longer than the batch it is at. Whoever holds a slot gave it back.
 
         A collection closes a pass that was forgotten, in whatever thread it comes: one that decodes for the pass
-        would wait for itself.
+        would wait for itself, and no other of ours has the time.
         """
         if self not in OPEN:
             return
         OPEN.discard(self)
         self.ending.set()
         self.free.put(None)
-        if not threading.current_thread().name.startswith(LOADING):
+        if not threading.current_thread().name.startswith(OURS):
             self.ended.wait(CLOSE_SECONDS)
         if self.ended.is_set():
             self.rings.give_back(self.ring)
