@@ -21,8 +21,8 @@ config: Any = numba_config  # its settings are made at run time
 
 HERE = Path(__file__).parent
 _LOADING = (
-    *("augment", "decode", "erase", "operations", "pixels", "rand_augment", "resample", "resize", "simplejpeg"),
-    *("resident", "stored", "ycbcr"),
+    *("augment", "decode", "erase", "floats", "lanes", "operations", "pixels", "rand_augment", "resample"),
+    *("resident", "resize", "simplejpeg", "stored", "ycbcr"),
 )
 _one_at_a_time = threading.RLock()  # numba's settings are the process's: threads would take each other's folder
 JITTED = ("jit", "data/beton/checksum", "kap/normal_cpu", *(f"data/load/{name}" for name in _LOADING))

@@ -32,10 +32,10 @@ def rotate(value: np.uint64, bits: int) -> np.uint64:
 
 @njit(nogil=True)
 def little_endian(data: np.ndarray, at: int, count: int) -> np.uint64:
-    # Byte by byte, since stored images begin anywhere; the compiler makes one load of it.
+    # Byte by byte, since stored images begin anywhere; where no index can be negative, it becomes one load.
     value = np.uint64(0)
     for index in range(count):
-        value |= np.uint64(data[at + index]) << np.uint64(8 * index)
+        value |= np.uint64(data[np.uintp(at) + np.uintp(index)]) << np.uint64(8 * index)
     return value
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kapdist.data.load.floats import compiled_divide
+
 # Private, and in every torch from 2.1 on; without it memory is not used again.
 num_holders: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
 
@@ -101,5 +103,7 @@ class Mover:
         count, height, width, channels = pixels.shape
         memory = self.memory.take(pixels.numel())
         if self.channels_last:
-            return memory.view(pixels.shape).copy_(pixels).div_(255).permute(0, 3, 1, 2)
+            images = memory.view(pixels.shape)
+            compiled_divide()(pixels.numpy(), images.numpy())
+            return images.permute(0, 3, 1, 2)
         return memory.view(count, channels, height, width).copy_(pixels.permute(0, 3, 1, 2)).div_(255)

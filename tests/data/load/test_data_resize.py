@@ -53,6 +53,20 @@ def test_every_pixel_is_the_mean_of_its_footprint(data) -> None:
     assert np.array_equal(resized(image, window, side, mirror=True), found[:, ::-1])
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("side", [1, 2, 3, 40])
+@pytest.mark.parametrize("width", [20.0, 75.5, 100.0, 200.0])  # two, three and more columns under a pixel
+def test_the_images_beside_one_in_a_batch_are_left_alone(side: int, width: float, mirror: bool) -> None:
+    """Pixels are put four bytes at a time."""
+    image = np.random.default_rng(0).integers(0, 256, (90, 200, 3), np.uint8)
+    batch = np.full((3, side, side, 3), 77, np.uint8)
+    area_resize(image.reshape(90, -1), 3.5, 0.0, 80.0, width, mirror, batch[1])
+    assert (batch[0] == 77).all()
+    assert (batch[2] == 77).all()
+    expected = reference(image, (3.5, 0.0, 80.0, width), side)
+    assert np.abs(batch[1] - (expected[:, ::-1] if mirror else expected)).max() <= 0.51
+
+
 @pytest.mark.parametrize(("height", "width"), [(333, 250), (160, 160), (167, 320), (500, 161)])
 def test_shrinking_is_opencv_s_area_interpolation(height: int, width: int) -> None:
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
