@@ -111,6 +111,7 @@ def rates(options: argparse.Namespace) -> Iterator[str]:
     images, labels = given(model, options)
     graphs = options.batch if options.device != "cpu" and options.graphs else 0
     forms: nn.Module = Forms(model, options.precision, graphs) if graphs or options.precision != "fp32" else model
+    medians, bare = {}, []
     for attack in options.attacks:
         plan = planned(options, [attack], 1e-6)
         if options.device != "cpu":
@@ -123,11 +124,28 @@ def rates(options: argparse.Namespace) -> Iterator[str]:
             forwards, backwards = passes_of(outcome)
             alone = (forwards - backwards) * forward + backwards * both
             ratios.append(alone / options.batch / took)
+            bare.append((forward, both))
+        medians[attack] = statistics.median(ratios)
         yield (
             f"{attack}: {statistics.median(ratios):.3f} of the bare rate (median of {len(ratios)}, "
             f"{min(ratios):.3f} to {max(ratios):.3f}); {forwards} forward, {backwards} back in {took:.2f} s; "
             f"bare forward {1e3 * forward:.2f} ms, with its way back {1e3 * both:.2f} ms"
         )
+    if {"apgd-ce", "fab-t", "square"} <= medians.keys():
+        yield f"standard as a whole: {as_standard(medians, *map(statistics.median, zip(*bare, strict=True))):.3f}"
+
+
+def as_standard(rates: dict[str, float], forward: float, both: float) -> float:
+    """Return the rate of AutoAttack standard on a model that no attack breaks, from those of its attacks.
+
+    Args:
+        rates: of the bare rate; apgd-t passes as apgd-ce does.
+        forward, both: seconds of a bare pass, and with its way back.
+    """
+    passes = {"apgd-ce": (0, 101), "apgd-t": (0, 9 * 101), "fab-t": (9 * 102, 9 * 100), "square": (5001, 0)}
+    alone = {attack: forwards * forward + backs * both for attack, (forwards, backs) in passes.items()}
+    rates = rates | {"apgd-t": rates["apgd-ce"]}
+    return sum(alone.values()) / sum(seconds / rates[attack] for attack, seconds in alone.items())
 
 
 def passes_of(outcome: ChunkOutcome) -> tuple[int, int]:

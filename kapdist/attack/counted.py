@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kapdist.attack.fused import fused
 from kapdist.attack.own.bpda import StraightThrough
 from kapdist.kap import seed_noise
 
@@ -27,7 +29,8 @@ class CountedModel(nn.Module):
     Rough passes are those of `Forms`.
 
     Args:
-        inference: pass without a gradient in inference mode; not for models that may keep a tensor for later.
+        inference: pass without a gradient in inference mode, and fused on CPUs; for networks of kapdist's own
+            layers alone, as others may keep a tensor for later.
         drawless: it draws no random numbers, so that none need to be kept apart.
     """
 
@@ -36,6 +39,8 @@ class CountedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.inference, self.drawless = model, inference, drawless
+        form = fused(model) if inference and device.type == "cpu" else model
+        self.bare: Callable[[Tensor], Tensor] = form.__call__  # no module of this one: its layers are there already
         self.stream = RandomStream(device, seed)
         self.forwards = 0
         self.backwards = 0
@@ -52,7 +57,8 @@ class CountedModel(nn.Module):
         bare = self.inference and not torch.is_grad_enabled()
         stream = contextlib.nullcontext() if self.drawless else self.stream
         with stream, torch.inference_mode() if bare else contextlib.nullcontext():
-            logits: Tensor = self.model.rough(images) if rough else self.model(images)  # type: ignore[operator]
+            exact: Callable[[Tensor], Tensor] = self.bare if bare else self.model
+            logits: Tensor = self.model.rough(images) if rough else exact(images)  # type: ignore[operator]
             self.dtype, logits = self.dtype if rough else logits.dtype, logits.float()
         if bare:
             logits = logits.clone()  # an ordinary tensor again: Square writes into it

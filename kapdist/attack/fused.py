@@ -1,0 +1,149 @@
+"""A network's passes without a gradient on a CPU: convolutions in oneDNN's own order, additions in their loop.
+
+Weights lie as oneDNN reads them, and a shortcut is added while the sums are in registers. All is rounded as it was,
+or a convolution stays as it was: the logits are the same, bit by bit. (Cutting off below zero there as well would
+make 0 of what is not a number.)
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, fx, nn
+
+from kapdist.kap.left_out import traced
+
+ADDITIONS = operator.add, operator.iadd, torch.add
+NOTHING = nn.Identity, nn.Dropout  # in evaluation mode
+FEWEST = 2  # rows: a single one is passed otherwise by torch, with other sums
+
+_FORMS: WeakKeyDictionary[nn.Module, nn.Module | None] = WeakKeyDictionary()
+
+
+def fused(network: nn.Module) -> nn.Module:
+    """Return a network's fused form, one for all who ask; the network where it cannot be read or has none.
+
+    Args:
+        network: frozen, in evaluation mode, on a CPU, of kapdist's own layers alone, without randomness.
+    """
+    if network not in _FORMS:
+        _FORMS[network] = fused_form(network)
+    return _FORMS[network] or network
+
+
+def fused_form(network: nn.Module) -> nn.Module | None:
+    if not torch.backends.mkldnn.is_available():
+        return None
+    try:
+        graph, modules = traced(network)
+    except ValueError:
+        return None
+    convolutions = {node: module for node, module in modules.items() if isinstance(module, nn.Conv2d)}
+    if not convolutions or not all(map(is_plain, convolutions.values())):
+        return None
+    form = fx.GraphModule(network, graph)
+    for number, (node, conv) in enumerate(convolutions.items()):
+        fuse(form, node, conv, f"fused_{number}")
+    form.graph.eliminate_dead_code()
+    form.recompile()
+    return form
+
+
+def is_plain(conv: nn.Conv2d) -> bool:
+    plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    return plain and conv.weight.dtype == torch.float32
+
+
+def fuse(form: fx.GraphModule, node: fx.Node, conv: nn.Conv2d, name: str) -> None:
+    """Let one module do a convolution and the addition that alone follows it, if one does."""
+    last, inputs = node, node.args
+    addition = sole_user(form, node)
+    if addition is not None and (shortcut := other_term(form, addition, node)) is not None:
+        last, inputs = addition, (*inputs, shortcut)
+    form.add_submodule(name, Convolution(conv))
+    with form.graph.inserting_before(last):
+        whole = form.graph.call_module(name, inputs)
+    last.replace_all_uses_with(whole)
+
+
+def sole_user(form: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """Return who alone uses what a node computes, behind modules that do nothing."""
+    while len(node.users) == 1:
+        (node,) = node.users
+        if not does_nothing(form, node):
+            return node
+    return None
+
+
+def other_term(form: fx.GraphModule, addition: fx.Node, node: fx.Node) -> fx.Node | None:
+    """Return what a sum adds to what a node computes; None where it is no sum of two tensors."""
+    terms = [term for term in addition.args if isinstance(term, fx.Node)]
+    others = [term for term in terms if before(form, term) is not node]
+    return (
+        others[0]
+        if addition.target in ADDITIONS and not addition.kwargs and len(others) == 1 < len(terms)
+        else None
+    )
+
+
+def before(form: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """Return who computes what a node has, before modules that do nothing."""
+    while does_nothing(form, node):
+        (node,) = node.all_input_nodes
+    return node
+
+
+def does_nothing(form: fx.GraphModule, node: fx.Node) -> bool:
+    return node.op == "call_module" and type(form.get_submodule(str(node.target))) in NOTHING
+
+
+class Convolution(nn.Module):
+    """A convolution, plus a shortcut where it is given one: in one, if that gives what the two give one by one.
+
+    It is tried at the first pass, on its batch and on two rows of it: torch adds up many channels in another order
+    where a batch is small.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+        self.packed: Tensor | None = None
+        """The weights as oneDNN reads them for batches of the size of the first."""
+        self.fits: bool | None = None
+
+    def forward(self, images: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        if len(images) < FEWEST:
+            return self.one_by_one(images, shortcut)
+        if self.fits is None:
+            self.fits = self.try_out(images, shortcut)
+        return self.in_one(images, shortcut) if self.fits else self.one_by_one(images, shortcut)
+
+    def try_out(self, images: Tensor, shortcut: Tensor | None) -> bool:
+        for rows in (slice(None), slice(FEWEST)):
+            some = images[rows], None if shortcut is None else shortcut[rows]
+            try:
+                if not torch.equal(self.in_one(*some), self.one_by_one(*some)):
+                    return False
+            except RuntimeError:  # what oneDNN does not take
+                return False
+        return True
+
+    def one_by_one(self, images: Tensor, shortcut: Tensor | None) -> Tensor:
+        sums: Tensor = self.conv(images)
+        return sums if shortcut is None else sums + shortcut
+
+    def in_one(self, images: Tensor, shortcut: Tensor | None) -> Tensor:
+        conv, operators = self.conv, torch.ops.mkldnn._convolution_pointwise
+        geometry: tuple[Any, ...] = conv.padding, conv.stride, conv.dilation, conv.groups
+        if self.packed is None:
+            reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # torch's stubs lack its last argument
+            self.packed = reorder(conv.weight.to_mkldnn(), *geometry, list(images.shape))
+        how = self.packed, conv.bias, *geometry
+        if shortcut is None:
+            sums: Tensor = operators.default(images, *how, "none", [], "")
+        else:
+            sums = operators.binary(images, shortcut, *how, "add", 1.0, None, [], None)
+        return sums
