@@ -33,7 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "topography": {"config", "run", "statistics", "records", "kap", "models", "engine", "data", "train", "report"},
     "report": {"config", "run", "statistics", "records", "data", "tracking"},
     "overview": {"config", "run", "records"},
-    "doctor": {"run"},
+    "doctor": {"run", "kap"},
     "forecast": {"config", "run", "records", "plan", "kap", "models", "data", "attack"},
     "publish": {"config", "run", "statistics", "records", "kap", "models", "data", "attack", "report"},
     "study": {"config", "run", "statistics", "records", "attack", "report"},

@@ -1,4 +1,4 @@
-"""torch itself, imported, and a convolution on every device: what takes longer than a look, and is asked for."""
+"""torch, imported, and a convolution on every device, KAP's layers on GPUs: what takes longer than a look."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 from kapdist.doctor.finding import Finding, judged, wrong
+from kapdist.doctor.layers import layers
 
 SIDE, CHANNELS, KERNELS, VALUE, WEIGHT = 8, 3, 2, 2.0, 3.0
 
@@ -21,6 +22,8 @@ def computing() -> Iterator[Finding]:
     yield judged("torch imports", found)
     for device in ("cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))):
         yield computes(device)
+        if device != "cpu":
+            yield layers(device)
 
 
 def computes(device: str) -> Finding:

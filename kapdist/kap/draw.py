@@ -15,7 +15,8 @@ from torch import Tensor
 
 from kapdist.kap.normal import BLOCK, normal
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+HAS_TRITON = importlib.util.find_spec("triton") is not None and os.environ.get("KAPDIST_TRITON") != "0"
+"""Whether kernels of kapdist's own are used on GPUs: where Triton is, and nobody asks that they be left out."""
 _AT_ONCE = 256 * BLOCK  # of a precision other than float32: what is drawn for it stays in the cache
 _LEAST_FOR_A_THREAD = 64 * BLOCK
 

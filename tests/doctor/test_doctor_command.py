@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kapdist.cli import app
-from kapdist.doctor import computing
+from kapdist.doctor import computing, layers
 from kapdist.doctor.examinations import EXAMINATIONS
 
 COMMAND = [sys.executable, "-m", "kapdist.cli", "doctor", "--seconds", "60"]  # of a machine that others use too
@@ -52,6 +52,34 @@ def test_devices_compute_what_they_should() -> None:
         patch.setattr(torch.nn.functional, "conv2d", lambda *words: convolve(*words) + 1e-4)
         assert computing.computes("cpu").status == "wrong"
     assert computing.computes("meta").status == "wrong"  # which has shapes and no numbers
+
+
+def test_layers_are_compared_with_those_of_the_cpu() -> None:
+    """By a device that computes as the CPU does, one whose draws are others, and one that has no numbers."""
+    import torch
+
+    from kapdist.kap import seed_noise
+
+    assert layers.layers("cpu").status == "ok"
+    own, seeds = seed_noise, iter([1, 1, 1, 2])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kapdist.kap.seed_noise", lambda model, _: own(model, next(seeds)))
+        assert layers.layers("cpu").status == "wrong"  # of the second network alone
+    told = layers.layers("meta")
+    assert told.status == "wrong"
+    assert "KAPDIST_TRITON=0" in told.remedy
+    one = torch.tensor([1.0, 2.0])
+    assert layers.distance(one, one + 0.02) == pytest.approx(0.01)
+    assert not layers.distance(one, one * torch.nan) <= layers.LIMIT
+
+
+@pytest.mark.gpu
+def test_layers_on_a_gpu_are_those_of_the_cpu() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    assert layers.layers("cuda").status == "ok"
 
 
 def test_a_controller_that_hangs_is_wrong_and_hangs_nothing(tmp_path: Path) -> None:

@@ -183,3 +183,13 @@ def test_a_kernel_is_for_the_alignment_of_each_tensor(launched) -> None:
     for z, out in ((odd, even), (odd, odd), (even, odd), (even, even), (odd, even)):
         launched.add_normal(z, out, 0.1, state)
     assert (len(launched._add_normal.first), len(launched._add_normal.again)) == (4, 1)
+
+
+@pytest.mark.parametrize(("variable", "used"), [(None, "True"), ("1", "True"), ("0", "False")])
+def test_kernels_of_our_own_can_be_left_out(variable: str | None, used: str, tmp_path: Path) -> None:
+    (tmp_path / "triton.py").write_text("")
+    environment = {name: value for name, value in os.environ.items() if name != "KAPDIST_TRITON"}
+    environment |= {"PYTHONPATH": str(tmp_path)} | ({} if variable is None else {"KAPDIST_TRITON": variable})
+    words = [sys.executable, "-c", "from kapdist.kap.draw import HAS_TRITON; print(HAS_TRITON)"]
+    told = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == used
