@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from kapdist.config import AttackConfig, Config, check_limits
 from kapdist.config.file import dump_config, load_config
+from kapdist.config.vain import in_vain
 from kapdist.errors import InputError
 from kapdist.run.files import output, write_atomic
 from kapdist.run.lock import check_free
@@ -48,6 +49,8 @@ def main() -> None:
     parser.add_argument("--then", type=Path, action="append", default=[], help="YAML file of an attack to follow")
     arguments, config, cluster = parse(parser, Config)
     check_limits(config)
+    for line in in_vain(config):  # jobs read a config that was written down whole, where nobody could tell
+        print(f"kapdist: {line}", file=sys.stderr)
     for option in ("seeds", "then"):
         if arguments.local and getattr(arguments, option):
             raise InputError(f"--{option}", "jobs of Slurm's (no --local)", "--local")

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from kapdist.config import Config, check_limits
+from kapdist.config.vain import in_vain
 from kapdist.data.load.loader import Batch
 from kapdist.engine import StepResult, join
 from kapdist.run.files import file_sha256, to_json, write_atomic
@@ -65,6 +66,8 @@ def train_run(job: Job) -> None:
     """Resume, take the steps, write the weights and DONE."""
     step = resume(job)
     log.info("plan: %s", job.plan.in_words())
+    for line in in_vain(job.config):
+        log.warning(line)
     classes, logits = len(job.data.class_names), job.config.model.num_classes
     if classes < logits:
         log.warning("the images have %d classes, the network %d (model.num_classes)", classes, logits)

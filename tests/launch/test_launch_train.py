@@ -36,6 +36,7 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(tiny_config: Path) -> No
     words = ["cluster.nodes=3", "cluster.ranks_per_node=2", "cluster.gpus_per_node=2", "cluster.time_minutes=90"]
     words += ["cluster.partition=a b", "cluster.sbatch={gres: 'gpu:x:2', exclusive: true}", "cluster.memory_gb=1.5"]
     words += ["cluster.environment={NCCL_IB_HCA: mlx5}", "cluster.setup=[module load cuda]", "seed=4"]
+    words += ["robust.eps=8/255"]
     done = launch(tiny_config, *words, "--dry-run", cwd=tiny_config.parent)
     assert done.returncode == 0, done.stderr
     script, _, config = done.stdout.partition("# " + str(RunDir(tiny_config.parent / "runs" / "tiny").config))
@@ -47,6 +48,7 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(tiny_config: Path) -> No
     assert script.index("module load cuda") < script.index("srun ")
     resolved = [line.removeprefix("#   ") for line in config.splitlines() if line.startswith("#   ")]
     assert yaml.safe_load("\n".join(resolved))["seed"] == 4
+    assert done.stderr == "kapdist: robust.eps says nothing: robust.every_epochs is 0\n"
     assert not (tiny_config.parent / "runs").exists()
     checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
     assert checked.returncode == 0, checked.stderr

@@ -90,8 +90,10 @@ def test_a_validation_on_images_of_the_training_is_an_alarm(
     tiny_config: Path, small_betons: tuple[Path, Path], kapdist
 ) -> None:
     """As of a --held-out that was forgotten, or of two shares: once, behind the first evaluation."""
-    end = kapdist("train", tiny_config, f"data.validation={small_betons[0]}", "model.num_classes=12")
+    words = f"data.validation={small_betons[0]}", "model.num_classes=12", "robust.eps=8/255"
+    end = kapdist("train", tiny_config, *words)
     assert end.code == 0
+    assert end.output.count("robust.eps says nothing: robust.every_epochs is 0") == 1
     assert end.output.count("the images have 10 classes, the network 12 (model.num_classes)") == 1
     found = [line for line in metrics(RunDir(tiny_config.parent / "runs" / "tiny")) if line["kind"] == "alarm"]
     assert [(line["step"], line["name"]) for line in found] == [(7, "images in both")]
