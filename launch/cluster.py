@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from kapdist.config.fields import Name, Natural, NonNegative, Section, one_word
 from kapdist.config.file import load_config
+from kapdist.errors import InputError
 
 PREFIX = "cluster."
 Kind = Literal["train", "plan", "shard", "aggregate", "model", "study"]
@@ -222,12 +223,16 @@ class ClusterConfig(Section):
 
 
 def load_cluster(path: Path | None, overrides: Sequence[str] = ()) -> ClusterConfig:
-    """Read a cluster's file, or the defaults where there is none, and apply `key=value` words.
+    """Read a cluster's file, or the defaults where there is none, and apply `key=value` words, without `cluster.`.
 
     Raises:
         InputError: as `load_config`.
     """
-    return load_config(ClusterConfig, path, overrides)
+    try:
+        return load_config(ClusterConfig, path, overrides)
+    except InputError as error:
+        error.args = (str(error).replace("override '", f"override '{PREFIX}", 1),)  # as it was typed
+        raise
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:

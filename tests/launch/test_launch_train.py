@@ -120,10 +120,10 @@ def test_without_slurm_the_command_says_so(tiny_config: Path, tmp_path: Path, sc
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
-        ("cluster.nodes=0", "nodes"),
+        ("cluster.nodes=0", "override 'cluster.nodes=0': expected"),
         ("cluster.node=2", "nearest: nodes"),
         ("model.nmae=x", "nearest: model.name"),
-        ("cluster.time_minutes=soon", "time_minutes"),
+        ("cluster.time_minutes=soon", "override 'cluster.time_minutes=soon'"),
     ],
 )
 def test_wrong_words_are_one_line_and_exit_code_2(tiny_config: Path, word: str, expected: str) -> None:
