@@ -31,7 +31,8 @@ def fused(network: nn.Module) -> nn.Module:
     """
     if network not in _FORMS:
         _FORMS[network] = fused_form(network)
-    return _FORMS[network] or network
+    form = _FORMS[network]
+    return network if form is None else form
 
 
 def fused_form(network: nn.Module) -> nn.Module | None:
