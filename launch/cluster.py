@@ -231,7 +231,7 @@ def load_cluster(path: Path | None, overrides: Sequence[str] = ()) -> ClusterCon
     try:
         return load_config(ClusterConfig, path, overrides)
     except InputError as error:
-        error.args = (str(error).replace("override '", f"override '{PREFIX}", 1),)  # as it was typed
+        error.args = (re.sub(r"^(override ['\"]?)", rf"\1{PREFIX}", str(error)),)  # as it was typed
         raise
 
 

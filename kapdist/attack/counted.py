@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -39,8 +38,7 @@ class CountedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.inference, self.drawless = model, inference, drawless
-        form = fused(model) if inference and device.type == "cpu" else model
-        self.bare: Callable[[Tensor], Tensor] = form.__call__  # no module of this one: its layers are there already
+        self.fused = fused(model) if inference and device.type == "cpu" else None
         self.stream = RandomStream(device, seed)
         self.forwards = 0
         self.backwards = 0
@@ -57,8 +55,10 @@ class CountedModel(nn.Module):
         bare = self.inference and not torch.is_grad_enabled()
         stream = contextlib.nullcontext() if self.drawless else self.stream
         with stream, torch.inference_mode() if bare else contextlib.nullcontext():
-            exact: Callable[[Tensor], Tensor] = self.bare if bare else self.model
-            logits: Tensor = self.model.rough(images) if rough else exact(images)  # type: ignore[operator]
+            if rough:
+                logits: Tensor = self.model.rough(images)  # type: ignore[operator]
+            else:
+                logits = self.fused(self.model, images) if bare and self.fused else self.model(images)
             self.dtype, logits = self.dtype if rough else logits.dtype, logits.float()
         if bare:
             logits = logits.clone()  # an ordinary tensor again: Square writes into it

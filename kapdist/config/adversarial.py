@@ -29,7 +29,10 @@ STARTS = {
 
 
 class AdversarialConfig(Section):
-    """Owner: train/adversarial.py, train/pgd.py, trades.py, mart.py, awp.py. With mode off no other key counts."""
+    """Owner: train/adversarial.py, train/pgd.py, trades.py, mart.py, awp.py.
+
+    With mode off no other key counts, but for norm and eps where `robust` has them from here.
+    """
 
     mode: Annotated[Literal["off", "pgd", "fast", "free", "trades", "mart"], Off] = "off"
     """pgd: images after some steps of projected gradient ascent (Madry 2018); fast: after one step from a random

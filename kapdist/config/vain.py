@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from kapdist.config.adversarial import AdversarialConfig
 from kapdist.config.fields import Section
@@ -36,8 +35,13 @@ def in_vain(config: Config) -> Iterator[str]:
     for switch, keys in SAY_NOTHING.items():
         name, key = switch.split(".")
         section: Section = getattr(config, name)
-        written: Any = section.model_fields_set
+        written = section.model_fields_set - taken_by_others(config, name)
         if key not in written:
             value = getattr(section, key)
             off = "not given" if value is None else f"{value}"
             yield from (f"{name}.{other} says nothing: {switch} is {off}" for other in keys if other in written)
+
+
+def taken_by_others(config: Config, section: str) -> set[str]:
+    """Return the keys of a section that count for another one's sake: robust validation has its size from there."""
+    return {"norm", "eps"} if section == "adversarial" and config.robust.every_epochs else set()

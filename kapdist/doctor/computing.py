@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from kapdist.doctor.finding import Finding, judged, wrong
 from kapdist.doctor.layers import layers
+from kapdist.errors import first_line
 
 SIDE, CHANNELS, KERNELS, VALUE, WEIGHT = 8, 3, 2, 2.0, 3.0
 
@@ -45,9 +46,7 @@ def computes(device: str) -> Finding:
         inner = images.grad[:, :, 2:-2, 2:-2]
         same = bool(right and (inner == 9 * KERNELS * WEIGHT).all())
     except RuntimeError as error:
-        return wrong(
-            f"on {device}", str(error).splitlines()[0], "this torch cannot compute there: another build, or driver"
-        )
+        return wrong(f"on {device}", first_line(error), "this torch cannot compute there: another build, or driver")
     found = f"a convolution and its gradients in {time.monotonic() - began:.1f} s"
     return judged(
         f"on {device}", found, (not same, "wrong", "its numbers are wrong: use nothing that this device says")

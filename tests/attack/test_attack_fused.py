@@ -1,5 +1,6 @@
 """Fused networks: the logits of the ones that they were made of, bit by bit."""
 
+import functools
 import gc
 import operator
 import warnings
@@ -8,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from kapdist.attack.counted import CountedModel
 from kapdist.attack.fused import Convolution, fused
@@ -31,13 +32,16 @@ def frozen(network: nn.Module) -> nn.Module:
 
 
 @torch.inference_mode()
-def same(network: nn.Module, form: nn.Module, channels: int = 3) -> bool:
+def same(network: nn.Module, channels: int = 3) -> bool:
+    """Whether the fused form, or what stands in its place, is the network."""
     batches = [images(rows, channels) for rows in reversed(ROWS)]
-    return all(torch.equal(network(batch), form(batch)) for batch in batches)
+    return all(torch.equal(network(batch), fused(network)(network, batch)) for batch in batches)
 
 
-def in_one(form: nn.Module) -> list[bool]:
-    return [bool(module.fits) for module in form.modules() if isinstance(module, Convolution)]
+def in_one(network: nn.Module) -> list[bool]:
+    form = fused(network).form
+    modules = [] if form is None else form.modules()
+    return [bool(module.fits) for module in modules if isinstance(module, Convolution)]
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -48,10 +52,8 @@ def test_every_network_of_ours_keeps_its_logits(name: str) -> None:
         warnings.simplefilter("ignore")
         network.train()(images(8))  # statistics that are not the identity
         network = frozen(fold(network, norms=True))
-    form = fused(network)
-    assert form is not network
-    assert same(network, form)
-    done = in_one(form)
+    assert same(network)
+    done = in_one(network)
     assert len(done) == sum(isinstance(module, nn.Conv2d) for module in network.modules())
     assert any(done)
 
@@ -75,6 +77,7 @@ GRAPHS: dict[str, tuple[Callable[..., Tensor], int]] = {
     "a shortcut": (lambda g, x: g.relu(g.two(g.one(x)) + x), 1),
     "on the left": (lambda g, x: g.relu(x + g.two(g.one(x))), 1),
     "in place": (lambda g, x: g.relu(operator.iadd(g.two(g.one(x)), x)), 1),
+    "keyword": (lambda g, x: torch.add(g.one(x), other=x), 0),
     "behind nothing": (lambda g, x: g.dropout(g.nothing(g.two(g.relu(g.one(x))))) + x, 1),
     "two convolutions": (lambda g, x: g.one(x) + g.two(x), 1),
     "of itself": (lambda g, x: (lambda y: y + y)(g.one(x)), 0),
@@ -93,8 +96,9 @@ def test_what_is_added_is_added_once_and_to_the_same_bits(name: str) -> None:
     join, additions = GRAPHS[name]
     torch.manual_seed(0)
     network = frozen(Graph(join))
-    form = fused(network)
-    assert same(network, form, 8)
+    assert same(network, 8)
+    form = fused(network).form
+    assert isinstance(form, fx.GraphModule)
     given = [node for node in form.graph.nodes if "fused" in str(node.target)]
     assert sum(len(node.args) == 2 for node in given) == additions
 
@@ -110,7 +114,8 @@ def test_what_is_added_is_added_once_and_to_the_same_bits(name: str) -> None:
 )
 def test_every_geometry(conv: nn.Conv2d) -> None:
     network = frozen(Graph(lambda g, x: g.two(g.one(x)) + x, conv))
-    assert same(network, fused(network), 8)
+    assert same(network, 8)
+    assert in_one(network)
 
 
 @pytest.mark.parametrize(
@@ -124,15 +129,64 @@ def test_every_geometry(conv: nn.Conv2d) -> None:
     ],
 )
 def test_what_cannot_be_fused_stays_itself(network: nn.Module) -> None:
-    frozen(network)
-    assert fused(network) is network
+    assert fused(frozen(network)).form is None
+
+
+MISREAD: dict[str, Callable[..., Tensor]] = {
+    "nobody uses what a statement changed": lambda g, x: (lambda y: (g.relu(y), g.two(y))[1])(g.one(x)),
+    "what a convolution reads is changed before the sum": lambda g, x: (
+        lambda y: (lambda c: c + g.relu(y))(g.two(y))
+    )(g.one(x)),
+    "another name of what is added to": lambda g, x: (
+        lambda y: (lambda alias: operator.iadd(y, g.two(x)) * alias)(y.view(y.shape))
+    )(x * 2),
+    "a number of the shape": lambda g, x: g.one(x) + x.size(2),
+    "one number for all": lambda g, x: g.one(x) + x.mean(),
+}
+
+
+@pytest.mark.parametrize("name", MISREAD)
+def test_a_network_that_is_read_wrongly_is_passed_as_it_is(name: str) -> None:
+    torch.manual_seed(0)
+    assert same(frozen(Graph(MISREAD[name])), 8)
+
+
+@torch.inference_mode()
+def test_other_memory_formats_keep_their_logits() -> None:
+    """Of a network whose weights are not in channels_last the next convolution would see another layout."""
+    torch.manual_seed(0)
+    network = fold(MODELS["resnet18"](num_classes=10, width=0.125).eval(), norms=True).requires_grad_(False)
+    for rows in (2, 17, 3, 6):
+        batch = images(rows).contiguous()
+        assert torch.equal(network(batch), fused(network)(network, batch))
+
+
+@torch.inference_mode()
+def test_what_is_tried_are_drawn_numbers() -> None:
+    """Of black images any order of adding up is right."""
+    torch.manual_seed(0)
+    network = frozen(nn.Sequential(nn.Conv2d(8, 512, 3, bias=False), nn.ReLU(), nn.Conv2d(512, 64, 1, bias=False)))
+    fused(network)(network, torch.zeros_like(images(17, 8)))
+    assert same(network, 8)
+
+
+def test_hooks_are_called_and_changed_weights_seen() -> None:
+    network = frozen(Graph(lambda g, x: g.two(g.one(x)) + x))
+    assert same(network, 8)
+    first = fused(network)
+    network.get_submodule("two").weight.mul_(2)
+    assert fused(network) is not first
+    assert same(network, 8)
+    hooked = frozen(Graph(lambda g, x: g.two(g.one(x)) + x))
+    hooked.get_submodule("one").register_forward_hook(lambda module, words, out: out * 2)
+    assert fused(hooked).form is None
 
 
 def test_a_convolution_that_rounds_otherwise_stays_as_it_was() -> None:
-    """Of 512 channels on one pixel torch makes another sum where there are few rows."""
+    """A convolution of 1 x 1 over 512 channels makes another sum where there are few rows."""
     torch.manual_seed(0)
     network = frozen(nn.Sequential(nn.Conv2d(8, 512, 3), nn.ReLU(), nn.Conv2d(512, 16, 1)))
-    assert same(network, fused(network), 8)
+    assert same(network, 8)
 
 
 @torch.inference_mode()
@@ -146,18 +200,18 @@ def test_one_that_is_wrong_for_few_rows_or_fails_is_not_used(monkeypatch: pytest
     for instead in (wrong, fails):
         monkeypatch.setattr(Convolution, "in_one", instead)
         network = frozen(Graph(lambda g, x: g.two(g.one(x)) + x))
-        form = fused(network)
-        assert torch.equal(form(images(7, 8)), network(images(7, 8)))
-        assert not any(in_one(form))
-        assert torch.equal(form(images(2, 8)), network(images(2, 8)))
+        assert same(network, 8)
+        assert len(in_one(network)) == 2
+        assert not any(in_one(network))
 
 
 @torch.inference_mode()
 def test_what_is_not_a_number_stays_none() -> None:
     """oneDNN's own way to cut off below zero would make 0 of it, and a broken network would have fine logits."""
     network = frozen(Graph(lambda g, x: g.relu(g.two(g.relu(g.one(x))) + x)))
-    form = fused(network)
+    form = functools.partial(fused(network), network)
     form(images(7, 8))
+    assert all(in_one(network))
     batch = images(7, 8)
     batch[2, 0, 3, 3], batch[4, 0, 3, 3], batch[4, 1, 3, 3] = torch.nan, torch.inf, -torch.inf
     expected = network(batch)
@@ -167,22 +221,20 @@ def test_what_is_not_a_number_stays_none() -> None:
 
 
 def test_passes_without_a_gradient_are_fused_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[bool] = []
+    seen: list[int] = []
     forward = Convolution.forward
-    monkeypatch.setattr(
-        Convolution, "forward", lambda *given: (seen.append(torch.is_inference_mode_enabled()), forward(*given))[1]
-    )
+    monkeypatch.setattr(Convolution, "forward", lambda *given: (seen.append(len(given[1])), forward(*given))[1])
     network = frozen(Graph(lambda g, x: (g.two(g.one(x)) + x).mean((2, 3))))
     counted, stock = CountedModel(network, CPU, 0, inference=True), CountedModel(network, CPU, 0)
     batch = images(5, 8)
     with torch.no_grad():
         assert torch.equal(counted(batch), network(batch))
-        assert seen == [True, True]
+        assert seen == [5, 5, 2, 2, 5, 5]  # tried, and passed
         stock(batch)
     logits = counted(batch.requires_grad_())
     logits.sum().backward()
     assert batch.grad is not None
-    assert seen == [True, True]
+    assert len(seen) == 6
     assert (counted.forwards, counted.backwards) == (10, 5)
     assert [*counted.children()] == [network]  # else its layers would be found twice
 

@@ -44,6 +44,7 @@ def test_a_key_that_waits_for_another_is_named(word: str, line: str) -> None:
         ("adversarial.eps=8/255", "adversarial.mode=off"),  # said, so known
         ("robust.steps=20", "train.best=robust"),  # every_epochs follows
         ("adversarial.start_magnitude=2", "adversarial.mode=fast"),
+        ("adversarial.eps=8/255", "adversarial.norm=L2", "robust.every_epochs=1"),  # whose size it is
         ("data.crop_ratio=0.9", "data.min_resolution=32", "data.max_resolution=64"),  # crop follows
         ("kap.noise_std=0.3", "kap.where=[layer1.*]"),
         ("optim.ema_decay=0.9",),

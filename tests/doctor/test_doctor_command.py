@@ -7,9 +7,11 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from kapdist.cli import app
@@ -44,7 +46,6 @@ def test_a_time_that_is_none_is_wrong_input(seconds: str) -> None:
 
 def test_devices_compute_what_they_should() -> None:
     """Twos under a 3 x 3 kernel of threes over three channels are 162; a wrong one is seen."""
-    import torch
 
     assert computing.computes("cpu").status == "ok"
     convolve = torch.nn.functional.conv2d
@@ -56,7 +57,6 @@ def test_devices_compute_what_they_should() -> None:
 
 def test_layers_are_compared_with_those_of_the_cpu() -> None:
     """By a device that computes as the CPU does, one whose draws are others, and one that has no numbers."""
-    import torch
 
     from kapdist.kap import seed_noise
 
@@ -70,12 +70,31 @@ def test_layers_are_compared_with_those_of_the_cpu() -> None:
     assert "KAPDIST_TRITON=0" in told.remedy
     one = torch.tensor([1.0, 2.0])
     assert layers.distance(one, one + 0.02) == pytest.approx(0.01)
-    assert not layers.distance(one, one * torch.nan) <= layers.LIMIT
+
+
+def broken(how: str) -> Callable[..., list[torch.Tensor]]:
+    own = layers.step
+
+    def step(device: str, norm_first: bool) -> list[torch.Tensor]:
+        found = own("cpu", norm_first)
+        if device == "cpu":
+            return found
+        if how == "does not compile":
+            raise OSError("")  # as of a compiler that is not there; Triton's own are no RuntimeError either
+        return [*found[:-1], found[-1] * torch.nan]  # the statistics of one layer, at the very end
+
+    return step
+
+
+@pytest.mark.parametrize("how", ["is no number", "does not compile"])
+def test_a_gpu_whose_layers_are_broken_is_wrong(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "step", broken(how))
+    told = layers.layers("cuda")
+    assert (told.status, told.remedy) == ("wrong", layers.WITHOUT)
 
 
 @pytest.mark.gpu
 def test_layers_on_a_gpu_are_those_of_the_cpu() -> None:
-    import torch
 
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")

@@ -124,6 +124,7 @@ def test_without_slurm_the_command_says_so(tiny_config: Path, tmp_path: Path, sc
         ("cluster.node=2", "nearest: nodes"),
         ("model.nmae=x", "nearest: model.name"),
         ("cluster.time_minutes=soon", "override 'cluster.time_minutes=soon'"),
+        ("cluster.account='a' b", """kapdist: override "cluster.account='a' b": expected"""),
     ],
 )
 def test_wrong_words_are_one_line_and_exit_code_2(tiny_config: Path, word: str, expected: str) -> None:

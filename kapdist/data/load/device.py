@@ -104,6 +104,6 @@ class Mover:
         memory = self.memory.take(pixels.numel())
         if self.channels_last:
             images = memory.view(pixels.shape)
-            compiled_divide()(pixels.numpy(), images.numpy())
+            compiled_divide()(pixels.contiguous().numpy(), images.numpy())
             return images.permute(0, 3, 1, 2)
         return memory.view(count, channels, height, width).copy_(pixels.permute(0, 3, 1, 2)).div_(255)

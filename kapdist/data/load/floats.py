@@ -1,4 +1,4 @@
-"""Bytes to floats on a CPU in one pass: a batch's floats are more than its caches hold, and torch passes twice."""
+"""Bytes to floats on a CPU in one pass, in one thread: a batch is more than caches hold, and torch passes twice."""
 
 from __future__ import annotations
 
