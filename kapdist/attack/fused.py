@@ -20,10 +20,8 @@ from kapdist.kap.left_out import traced
 ADDITIONS = operator.add, torch.add
 NOTHING = nn.Identity, nn.Dropout  # in evaluation mode
 FEWEST = 2  # rows: a single one is passed otherwise by torch, with other sums
-TRIED = (
-    slice(None),
-    slice(FEWEST),
-)  # rows of a batch: torch adds up many channels in another order where they are few
+# Rows of a batch; where they are few, torch adds up channels in another order.
+TRIED = (slice(None), slice(FEWEST))
 
 State = tuple[tuple[int, int], ...]
 """Where each parameter lies, and how often it was written to."""

@@ -56,7 +56,7 @@ def test_bench_ensemble_prints_ratios_of_forms_that_compute_the_same(monkeypatch
 
 
 def test_the_rate_of_a_standard_attack_is_its_passes_in_the_time_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By hand, of a pass forward of 1 s, and of 3 s with its way back: FAB has 918 of the first and 900 of the others."""
+    """By hand, of passes of 1 s, and 3 s with their way back: FAB has 918 of the first and 900 of the others."""
     monkeypatch.syspath_prepend(ROOT / "tools")
     from bench_passes import as_standard
 
