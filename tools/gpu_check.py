@@ -39,7 +39,8 @@ STEP_VARIANTS = ("plain", "kap", "noise", "kap-noise", "norm-first", "norm-first
 
 # What needs more than torch, each command with the seconds that it may take: correctness first, then times.
 GPU_TESTS = "tests/train/test_train_step.py tests/attack/test_attack_precision.py tests/kap"
-GPU_TESTS += " tests/doctor/test_doctor_command.py tests/data/load/test_data_device.py::test_every_byte_is_the_same_float_on_a_gpu"
+GPU_TESTS += " tests/data/load/test_data_device.py::test_every_byte_is_the_same_float_on_a_gpu"
+GPU_TESTS += " tests/doctor/test_doctor_command.py"
 STEP = "tools/bench_step.py --device cuda --batch-size 128 --pixels 160 --variants plain kap noise kap-noise"
 COMMANDS = (
     ("tools/check_kernels.py", 120),
