@@ -11,7 +11,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from kapdist.config.fields import Name, Natural, NonNegative, Section, one_word
 from kapdist.config.file import load_config
-from kapdist.errors import InputError
 
 PREFIX = "cluster."
 Kind = Literal["train", "plan", "shard", "aggregate", "model", "study"]
@@ -228,11 +227,7 @@ def load_cluster(path: Path | None, overrides: Sequence[str] = ()) -> ClusterCon
     Raises:
         InputError: as `load_config`.
     """
-    try:
-        return load_config(ClusterConfig, path, overrides)
-    except InputError as error:
-        error.args = (re.sub(r"^(override ['\"]?)", rf"\1{PREFIX}", str(error)),)  # as it was typed
-        raise
+    return load_config(ClusterConfig, path, overrides, prefix=PREFIX)
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:

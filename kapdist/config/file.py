@@ -45,6 +45,8 @@ class Stated(NamedTuple):
     overrides: list[str]
     values: dict[str, Any]
     """By all of them together, interpolations resolved."""
+    prefix: str
+    """What the overrides were typed with."""
 
 
 def load_config(
@@ -52,17 +54,19 @@ def load_config(
     path: Path | None,
     overrides: Sequence[str] = (),
     values: Mapping[str, Any] | None = None,
+    prefix: str = "",
 ) -> AnySection:
     """Read a config: defaults, then the file on its base if there are any, then the overrides.
 
     Args:
         values: what a program says, nested as in a file, over the file's.
+        prefix: what the overrides were typed with, where the caller took it off.
 
     Raises:
         InputError: for an unreadable file, bases that lead back, a duplicate or unknown key (names the nearest), a
             bad value (names the bound and the file that states it).
     """
-    return config_of(model, path, read_stated(model, path, overrides, values))
+    return config_of(model, path, read_stated(model, path, overrides, values, prefix))
 
 
 def read_stated(
@@ -70,6 +74,7 @@ def read_stated(
     path: Path | None,
     overrides: Sequence[str] = (),
     values: Mapping[str, Any] | None = None,
+    prefix: str = "",
 ) -> Stated:
     """Read what is written of a config; arguments and errors as of `load_config`."""
     layers = [] if path is None else read_layers(path)
@@ -78,9 +83,9 @@ def read_stated(
     layers = [in_sections(layer, model) for layer in layers]
     overrides = [in_full(word, model) for word in overrides]
     container = merged(layers)
-    for word in unique(overrides):
-        container = merge(container, parse_override(word, model))
-    return Stated(layers, overrides, resolved(container, path or DEFAULTS))
+    for word in unique(overrides, prefix):
+        container = merge(container, parse_override(word, model, prefix))
+    return Stated(layers, overrides, resolved(container, path or DEFAULTS), prefix)
 
 
 def config_of(model: type[AnySection], path: Path | None, stated: Stated) -> AnySection:
@@ -90,7 +95,7 @@ def config_of(model: type[AnySection], path: Path | None, stated: Stated) -> Any
         return model.model_validate(named | stated.values)
     except ValidationError as error:
         check_kind(model, stated)
-        raise InputError(*describe(error, model, stated.layers, stated.overrides)) from None
+        raise InputError(*describe(error, model, stated)) from None
 
 
 def dump_config(config: Section) -> str:
@@ -226,11 +231,11 @@ def names_a_file(word: str) -> bool:
     return not equals or os.sep in key or (word.endswith((".yaml", ".yml")) and os.path.isfile(word))
 
 
-def unique(overrides: Sequence[str]) -> Sequence[str]:
+def unique(overrides: Sequence[str], prefix: str) -> Sequence[str]:
     keys = [word.partition("=")[0] for word in overrides]
     for key in keys:
         if keys.count(key) > 1:
-            raise InputError(f"override {key}", "one value", f"{keys.count(key)} values")
+            raise InputError(f"override {prefix}{key}", "one value", f"{keys.count(key)} values")
     return overrides
 
 
@@ -243,8 +248,8 @@ def in_full(word: str, model: type[Section]) -> str:
     return f"{key}.{section.stands_for}={text}"
 
 
-def parse_override(word: str, model: type[Section]) -> dict[str, Any]:
-    place = f"override {shown(word)}"
+def parse_override(word: str, model: type[Section], prefix: str = "") -> dict[str, Any]:
+    place = f"override {shown(prefix + word)}"
     key, equals, text = word.partition("=")
     if not equals or not key:
         raise InputError(place, "section.key=value", "no '='")
@@ -301,19 +306,17 @@ def check_kind(model: type[Section], stated: Stated) -> None:
         raise InputError(stated.layers[-1].path, f"a config of kind {asked}", f"one of kind {found}")
 
 
-def describe(
-    error: ValidationError, model: type[Section], layers: Sequence[Layer], overrides: Sequence[str]
-) -> tuple[str, str, str]:
+def describe(error: ValidationError, model: type[Section], stated: Stated) -> tuple[str, str, str]:
     """Say the first of pydantic's findings as (place, expected, found), and how many more there are.
 
     What is missing comes last: another key may be a misspelt one.
     """
     first, *others = sorted(error.errors(), key=lambda found: found["type"] == "missing")
     key = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and not part.startswith("function-"))
-    override = next((word for word in overrides if word.partition("=")[0] == key), None)
-    path = stated_in(layers, key)
+    override = next((word for word in stated.overrides if word.partition("=")[0] == key), None)
+    path = stated_in(stated.layers, key)
     place = (
-        f"override {shown(override)}"
+        f"override {shown(stated.prefix + override)}"
         if override
         else f"{path}: {key if len(key) < 100 else shown(key)}"
         if key
