@@ -28,6 +28,7 @@ import kapdist.attack.stock as stock
 from kapdist.attack.chunk import ChunkOutcome, attack_chunk
 from kapdist.attack.devices import tensor_float_32
 from kapdist.attack.forms import Forms
+from kapdist.attack.watch import passes_of_a_run
 from kapdist.kap import fold
 from kapdist.models import MODELS
 from kapdist.records.attack_plan import AttackPlan
@@ -142,10 +143,30 @@ def as_standard(rates: dict[str, float], forward: float, both: float) -> float:
         rates: of the bare rate; apgd-t passes as apgd-ce does.
         forward, both: seconds of a bare pass, and with its way back.
     """
-    passes = {"apgd-ce": (0, 101), "apgd-t": (0, 9 * 101), "fab-t": (9 * 102, 9 * 100), "square": (5001, 0)}
-    alone = {attack: forwards * forward + backs * both for attack, (forwards, backs) in passes.items()}
+    alone = {
+        attack: (forwards - backwards) * forward + backwards * both
+        for attack, (forwards, backwards) in passes_of_standard().items()
+    }
     rates = rates | {"apgd-t": rates["apgd-ce"]}
     return sum(alone.values()) / sum(seconds / rates[attack] for attack, seconds in alone.items())
+
+
+def passes_of_standard() -> dict[str, tuple[int, int]]:
+    """Return the passes of an image, forward and back, of each attack of the library's standard."""
+    library = AutoAttack(nn.Identity(), norm="Linf", eps=8 / 255, version="standard", device="cpu")
+
+    def of(attack: Any, targets: int) -> tuple[int, int]:
+        forwards, backwards = passes_of_a_run(attack, targets + 1)
+        return targets * attack.n_restarts * forwards, targets * attack.n_restarts * backwards
+
+    targeted, fab = library.apgd_targeted, library.fab
+    fab.targeted = True  # as the library sets it when it comes to fab-t
+    return {
+        "apgd-ce": of(library.apgd, 1),
+        "apgd-t": of(targeted, targeted.n_target_classes),
+        "fab-t": of(fab, fab.n_target_classes),
+        "square": (library.square.n_queries + 1, 0),
+    }
 
 
 def passes_of(outcome: ChunkOutcome) -> tuple[int, int]:

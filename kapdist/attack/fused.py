@@ -8,7 +8,7 @@ is used. (Cutting off below zero there as well would make 0 of what is not a num
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from kapdist.kap.left_out import traced
+from kapdist.kap.normed import HOOKS
 
 ADDITIONS = operator.add, torch.add
 NOTHING = nn.Identity, nn.Dropout  # in evaluation mode
@@ -36,14 +37,14 @@ def fused(network: nn.Module) -> Fused:
     Args:
         network: frozen, in evaluation mode, on a CPU, of kapdist's own layers alone, without randomness.
     """
-    state = tuple(map(state_of, network.parameters()))
+    state = tuple(map(version_of, network.parameters()))
     known = _FORMS.get(network)
     if known is None or known[0] != state:
         known = _FORMS[network] = state, Fused(fused_form(network))
     return known[1]
 
 
-def state_of(parameter: Tensor) -> tuple[int, int]:
+def version_of(parameter: Tensor) -> tuple[int, int]:
     return parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version
 
 
@@ -71,10 +72,12 @@ class Fused:
         return self.form
 
 
-def is_same(form: nn.Module, network: nn.Module, images: Tensor) -> bool:
+def is_same(one: Callable[..., Tensor], other: Callable[..., Tensor], *given: Tensor) -> bool:
+    """Return whether two give the same bits of the same tensors, (rows, ...): of all their rows, and of few."""
     try:
-        return all(torch.equal(form(images[rows]), network(images[rows])) for rows in TRIED)
-    except Exception:  # of whatever was read wrongly
+        parts = [[tensor[rows] for tensor in given] for rows in TRIED]
+        return all(torch.equal(one(*part), other(*part)) for part in parts)
+    except Exception:  # what oneDNN does not take, or a graph has wrong: whatever it is, it is not used
         return False
 
 
@@ -86,7 +89,7 @@ def fused_form(network: nn.Module) -> nn.Module | None:
     except ValueError:
         return None
     convolutions = {node: module for node, module in modules.items() if isinstance(module, nn.Conv2d)}
-    if not convolutions or not all(map(is_plain, convolutions.values())) or any(hooks_of(network)):
+    if not convolutions or not all(map(is_plain, convolutions.values())) or has_hooks(network):
         return None
     form = fx.GraphModule(network, graph)
     for number, (node, conv) in enumerate(convolutions.items()):
@@ -101,9 +104,8 @@ def is_plain(conv: nn.Conv2d) -> bool:
     return plain and conv.weight.dtype == torch.float32
 
 
-def hooks_of(network: nn.Module) -> Iterator[Any]:
-    for module in network.modules():
-        yield from (module._forward_hooks, module._forward_pre_hooks)
+def has_hooks(network: nn.Module) -> bool:
+    return any(getattr(module, hooks) for module in network.modules() for hooks in HOOKS)
 
 
 def fuse(form: fx.GraphModule, node: fx.Node, conv: nn.Conv2d, name: str) -> None:
@@ -129,13 +131,11 @@ def sole_user(form: fx.GraphModule, node: fx.Node) -> fx.Node | None:
 
 def other_term(form: fx.GraphModule, addition: fx.Node, node: fx.Node) -> fx.Node | None:
     """Return what a sum adds to what a node computes; None where it is no sum of two tensors."""
+    if addition.target not in ADDITIONS or addition.kwargs:
+        return None
     terms = [term for term in addition.args if isinstance(term, fx.Node)]
     others = [term for term in terms if before(form, term) is not node]
-    return (
-        others[0]
-        if addition.target in ADDITIONS and not addition.kwargs and len(others) == 1 < len(terms)
-        else None
-    )
+    return others[0] if len(others) == 1 < len(terms) else None
 
 
 def before(form: fx.GraphModule, node: fx.Node) -> fx.Node:
@@ -162,30 +162,16 @@ class Convolution(nn.Module):
         """The weights as oneDNN reads them for batches of the size of the first."""
         self.fits: bool | None = None
 
-    def forward(self, images: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        if len(images) < FEWEST:
-            return self.one_by_one(images, shortcut)
+    def forward(self, *given: Tensor) -> Tensor:
         if self.fits is None:
-            self.fits = self.try_out(images, shortcut)
-        return self.in_one(images, shortcut) if self.fits else self.one_by_one(images, shortcut)
+            self.fits = is_same(self.in_one, self.one_by_one, *given)
+        return self.in_one(*given) if self.fits else self.one_by_one(*given)
 
-    def try_out(self, images: Tensor, shortcut: Tensor | None) -> bool:
-        if shortcut is not None and (not isinstance(shortcut, Tensor) or shortcut.dim() != images.dim()):
-            return False
-        for rows in TRIED:
-            some = images[rows], None if shortcut is None else shortcut[rows]
-            try:
-                if not torch.equal(self.in_one(*some), self.one_by_one(*some)):
-                    return False
-            except RuntimeError:  # what oneDNN does not take
-                return False
-        return True
-
-    def one_by_one(self, images: Tensor, shortcut: Tensor | None) -> Tensor:
+    def one_by_one(self, images: Tensor, shortcut: Tensor | None = None) -> Tensor:
         sums: Tensor = self.conv(images)
         return sums if shortcut is None else sums + shortcut
 
-    def in_one(self, images: Tensor, shortcut: Tensor | None) -> Tensor:
+    def in_one(self, images: Tensor, shortcut: Tensor | None = None) -> Tensor:
         conv, operators = self.conv, torch.ops.mkldnn._convolution_pointwise
         geometry: tuple[Any, ...] = conv.padding, conv.stride, conv.dilation, conv.groups
         if self.packed is None:
